@@ -1,0 +1,176 @@
+"""Typed records, and the one validator of records in LLaVA format and of box records."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mg_llava.tokens import IMAGE_PLACEHOLDER
+
+Role = Literal["human", "gpt"]
+
+_ROLES = ("human", "gpt")
+_OWN_KEYS = ("id", "image", "conversations")
+_OTHER_MEDIA = ("video", "videos", "audio", "audios", "frames", "images", "pictures", "point_cloud", "pcd")
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; the message names file and record and says what to do."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class LLaVARecord:
+    """One sample: a conversation about no, one or several pictures.
+
+    ``images`` holds paths relative to the image folder, in the order of the placeholders.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class BoxRecord:
+    """The boxes of one picture: (n, 4) float64 xyxy in original pixels, (n,) scores and n labels, parallel.
+
+    Build it with ``make_box_record``, which checks.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+NO_BOXES = BoxRecord(np.zeros((0, 4)), np.zeros(0), ())
+"""A picture without boxes."""
+
+
+def make_box_record(
+    boxes: Any, scores: Sequence[float] | None = None, labels: Sequence[str] | None = None, owner: str = "boxes"
+) -> BoxRecord:
+    """Check and pack the boxes of one picture.
+
+    Args:
+        boxes: n boxes, xyxy in original pixels.
+        scores: n scores; 1 for every box where None.
+        labels: n labels; empty strings where None.
+        owner: Whose boxes they are, for messages.
+
+    Raises:
+        RecordError: Lists of unequal length, values that are not finite numbers, or x2 < x1 or y2 < y1.
+    """
+    try:
+        array = np.array(boxes, dtype=np.float64).reshape(-1, 4) if len(boxes) else np.zeros((0, 4))
+        score_array = np.ones(len(array)) if scores is None else np.array(scores, dtype=np.float64).reshape(-1)
+        label_tuple = ("",) * len(array) if labels is None else tuple(str(label) for label in labels)
+        counts = (len(boxes), len(score_array), len(label_tuple))
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{owner}: boxes must be lists of four numbers, scores numbers ({error})") from error
+    if len(set(counts)) != 1 or counts[0] != len(array):
+        raise RecordError(
+            f"{owner}: found {counts[0]} boxes, {counts[1]} scores, {counts[2]} labels; they are parallel"
+        )
+    if not (np.isfinite(array).all() and np.isfinite(score_array).all()):
+        raise RecordError(f"{owner}: boxes and scores must be finite numbers")
+    inverted = np.flatnonzero((array[:, 2:] < array[:, :2]).any(axis=1))
+    if len(inverted):
+        raise RecordError(
+            f"{owner}: box {inverted[0]} is {array[inverted[0]].tolist()}; boxes are [x1, y1, x2, y2] in pixels of "
+            "the original picture, with x1 <= x2 and y1 <= y2"
+        )
+    return BoxRecord(array, score_array, label_tuple)
+
+
+def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecord:
+    """Check one record in LLaVA format.
+
+    Args:
+        raw: ``{"id": str | int, "image": str | list (optional), "conversations": [{"from", "value"}, ...]}``. Other
+            keys are metadata and ignored, unless they name other media or look like a misspelled key.
+        source: The file, for messages.
+        index: Place of the record in the file, for messages.
+
+    Raises:
+        RecordError: The record is of an unknown kind or malformed, or its placeholders do not match its pictures.
+    """
+    where = f"{source}, record {index}"
+    if not isinstance(raw, Mapping):
+        raise RecordError(f"{where}: found a {type(raw).__name__}; a record is an object with id and conversations")
+    if not isinstance(raw.get("id"), str | int) or isinstance(raw.get("id"), bool):
+        raise RecordError(f"{where}: id is {raw.get('id')!r}; every record needs an id, a string or an integer")
+    record_id = str(raw["id"])
+    where = f"{where} (id {record_id!r})"
+    _check_kind(raw, where)
+    record = LLaVARecord(record_id, _parse_images(raw.get("image"), where), _parse_turns(raw["conversations"], where))
+    _check_placeholders(record, where)
+    return record
+
+
+def answered_turns(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns that are encoded: from the first human turn to the last answer."""
+    start = next((i for i, turn in enumerate(turns) if turn.role == "human"), len(turns))
+    end = next((i for i in range(len(turns), 0, -1) if turns[i - 1].role == "gpt"), 0)
+    return list(turns[start:end])
+
+
+def _check_kind(raw: Mapping[str, Any], where: str) -> None:
+    unused = [key for key in raw if key not in _OWN_KEYS]
+    for key in unused:
+        if key in _OTHER_MEDIA and raw[key] not in (None, "", []):
+            hint = "; 'image' may be a list" if key in ("images", "pictures") else ""
+            raise RecordError(f"{where}: unknown kind of record, with key {key!r}; text and 'image' are known{hint}")
+        if isinstance(key, str) and key not in _OTHER_MEDIA:
+            meant = difflib.get_close_matches(key.lower(), [k for k in _OWN_KEYS if k not in raw], 1, 0.8)
+            if meant:
+                raise RecordError(f"{where}: unknown key {key!r}; is {meant[0]!r} meant?")
+    if "conversations" not in raw:
+        raise RecordError(
+            f"{where}: unknown kind of record, with keys {sorted(map(str, raw))}; 'conversations' is needed"
+        )
+
+
+def _parse_images(value: Any, where: str) -> tuple[str, ...]:
+    images = [value] if isinstance(value, str) else value
+    if value is None or value == "":
+        images = []
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        raise RecordError(f"{where}: image is {value!r}; it must be a path or a list of paths")
+    return tuple(images)
+
+
+def _parse_turns(value: Any, where: str) -> tuple[Turn, ...]:
+    if not isinstance(value, list):
+        raise RecordError(f"{where}: conversations is a {type(value).__name__}; it must be a list of turns")
+    turns = []
+    for number, turn in enumerate(value):
+        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
+        if role not in _ROLES or not isinstance(text, str):
+            raise RecordError(
+                f"{where}: turn {number} is {str(turn)[:80]}; a turn is {{'from': 'human' or 'gpt', 'value': text}}"
+            )
+        turns.append(Turn(role, text))
+    return tuple(turns)
+
+
+def _check_placeholders(record: LLaVARecord, where: str) -> None:
+    turns = answered_turns(record.turns)
+    found = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
+    if found != len(record.images) and turns:
+        raise RecordError(
+            f"{where}: {found} {IMAGE_PLACEHOLDER} in the questions, {len(record.images)} pictures; write one "
+            f"{IMAGE_PLACEHOLDER} per picture into the human turns that have an answer"
+        )
