@@ -1,0 +1,176 @@
+"""One token per box: exact mean-RoIAlign over the stages of the high-resolution encoder, then an MLP.
+
+The published model upsamples all stages to the finest one, concatenates them, takes RoIAlign with 56 x 56 bins and
+averages the bins (MG-LLaVA, eq. 4). Every step of that is linear in the features and separable in x and y, so that
+
+    feature_s[c] = sum_ij wy[i] * stage_s[c, i, j] * wx[j]
+
+with two short weight vectors per box and stage. Neither the upsampled map nor the bins are ever made.
+
+Shapes: B pictures, n boxes, stage s of C_s channels on a grid H_s x W_s, S the side of the canvas in pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mg_llava.models.projectors import build_mlp
+from mg_llava.registry import MODELS
+
+MAX_INTERMEDIATE_ELEMENTS = 1 << 24
+"""Boxes are pooled in slices, so that an intermediate tensor holds at most this many float32 (64 MiB)."""
+
+
+def axis_weights(start: Tensor, end: Tensor, scale: float, side: int, bins: int) -> Tensor:
+    """Weights that average one axis of RoIAlign (``aligned=False``, adaptive sampling) over its bins.
+
+    Args:
+        start: ``(n,)`` float32 lower edges in canvas pixels.
+        end: ``(n,)`` float32 upper edges in canvas pixels.
+        scale: Cells per canvas pixel on the finest grid.
+        side: Cells of the finest grid along this axis.
+        bins: Output bins of RoIAlign along this axis.
+
+    Returns:
+        ``(n, side)`` float32. Rows sum to the share of samples that lie within one cell of the grid.
+    """
+    # The order of the float32 operations follows RoIAlign's, so that samples on the border fall on the same side.
+    low_edge = start * scale
+    extent = (end * scale - low_edge).clamp(min=1.0)
+    bin_size = extent / bins
+    per_bin = torch.ceil(extent / bins)  # samples per bin
+    most = int(per_bin.max().item()) * bins if len(start) else bins
+    k = torch.arange(most, device=start.device, dtype=torch.float32)
+    bin_index = torch.floor(k / per_bin[:, None])  # (n, K)
+    in_bin = k - bin_index * per_bin[:, None]
+    at = low_edge[:, None] + bin_index * bin_size[:, None] + (in_bin + 0.5) * (bin_size / per_bin)[:, None]
+    valid = (bin_index < bins) & (at >= -1.0) & (at <= side)
+    at = at.clamp(min=0.0, max=side - 1)
+    low = at.floor()
+    share = at - low
+    weight = valid / (per_bin[:, None] * bins)
+    weights = torch.zeros(len(start), side, device=start.device)
+    weights.scatter_add_(1, low.long(), (1 - share) * weight)
+    weights.scatter_add_(1, (low.long() + 1).clamp(max=side - 1), share * weight)
+    return weights
+
+
+def fold_upsampling(weights: Tensor, side: int) -> Tensor:
+    """Move weights on the finest grid to a coarser one that is upsampled to it bilinearly (align_corners false).
+
+    Args:
+        weights: ``(n, fine)``.
+        side: Cells of the coarser grid.
+
+    Returns:
+        ``(n, side)``.
+    """
+    fine = weights.shape[1]
+    if side == fine:
+        return weights
+    identity = torch.eye(side, device=weights.device)[None]  # (1, side, side)
+    upsample = F.interpolate(identity, size=fine, mode="linear", align_corners=False)[0]  # (side, fine)
+    return weights @ upsample.T
+
+
+def pool_boxes(
+    stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int | tuple[int, int], bins: int = 56
+) -> list[Tensor]:
+    """Mean of RoIAlign over the upsampled and concatenated stages, for every box of every picture.
+
+    Equal to ``roi_align(cat(upsample(stages)), boxes, bins, scale, sampling_ratio=-1, aligned=False).mean((2, 3))``
+    up to float32 rounding, degenerate boxes included.
+
+    Args:
+        stages: Maps ``(B, C_s, H_s, W_s)``; all are read on the grid of the largest one.
+        boxes: For each of the B pictures ``(n_i, 4)`` xyxy in canvas pixels; n_i may be 0.
+        canvas_size: Side of the canvas in pixels, or (height, width).
+        bins: Bins of RoIAlign along each axis.
+
+    Returns:
+        For each picture ``(n_i, sum C_s)`` float32.
+
+    Raises:
+        ValueError: If the number of pictures and of box lists differ, or boxes are not ``(n, 4)``.
+    """
+    pictures = stages[0].shape[0]
+    if len(boxes) != pictures:
+        raise ValueError(f"{pictures} pictures but {len(boxes)} lists of boxes; give one list, maybe empty, for each")
+    for index, item in enumerate(boxes):
+        if item.ndim != 2 or item.shape[1] != 4:
+            raise ValueError(f"boxes of picture {index} have shape {tuple(item.shape)}; expected (n, 4) xyxy")
+    counts = [len(item) for item in boxes]
+    height, width = (canvas_size, canvas_size) if isinstance(canvas_size, int) else canvas_size
+    fine_h = max(stage.shape[2] for stage in stages)
+    fine_w = max(stage.shape[3] for stage in stages)
+    flat = torch.cat(list(boxes)).to(device=stages[0].device, dtype=torch.float32)  # (n, 4)
+    owner = torch.repeat_interleave(torch.arange(pictures), torch.tensor(counts, dtype=torch.long))
+    weights_y = axis_weights(flat[:, 1], flat[:, 3], fine_h / height, fine_h, bins)
+    weights_x = axis_weights(flat[:, 0], flat[:, 2], fine_w / width, fine_w, bins)
+    features = [_pool_stage(stage, weights_y, weights_x, owner.tolist(), counts) for stage in stages]
+    return list(torch.cat(features, dim=1).split(counts))
+
+
+def _pool_stage(stage: Tensor, weights_y: Tensor, weights_x: Tensor, owner: list[int], counts: list[int]) -> Tensor:
+    """Contract one stage ``(B, C, H, W)`` with the weights ``(n, fine)`` of all boxes to ``(n, C)`` float32."""
+    _, channels, height, width = stage.shape
+    wy = fold_upsampling(weights_y, height)  # (n, H)
+    wx = fold_upsampling(weights_x, width)  # (n, W)
+    step = max(1, MAX_INTERMEDIATE_ELEMENTS // (width * channels))
+    pooled = []
+    first = 0
+    for picture, count in enumerate(counts):
+        # (H, W * C): a view where the encoder works channels-last, as ConvNeXt does
+        rows = stage[picture].permute(1, 2, 0).reshape(height, width * channels).float() if count else None
+        for begin in range(first, first + count, step):
+            end = min(begin + step, first + count)
+            lines = (wy[begin:end] @ rows).unflatten(1, (width, channels))  # (m, W, C)
+            pooled.append(torch.bmm(wx[begin:end, None, :], lines).squeeze(1))  # (m, C)
+        first += count
+    return torch.cat(pooled) if pooled else stage.new_zeros(0, channels, dtype=torch.float32)
+
+
+@MODELS.register_module()
+class RoIAlignBoxProjector(nn.Module):
+    """Pools every box from all stages and projects it to one token of the LLM.
+
+    Args:
+        stage_channels: Channels of the encoder's stages, in order.
+        out_channels: Hidden size of the LLM.
+        depth: Linear layers of the MLP.
+        bins: Bins of RoIAlign along each axis; slightly changes the mean, published weights need 56.
+        stages: Indices of the stages to read; ``None`` reads all.
+    """
+
+    def __init__(
+        self,
+        stage_channels: Sequence[int],
+        out_channels: int,
+        depth: int = 2,
+        bins: int = 56,
+        stages: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.bins = bins
+        self.stages = list(range(len(stage_channels))) if stages is None else list(stages)
+        self.in_channels = sum(stage_channels[index] for index in self.stages)
+        self.model = build_mlp(self.in_channels, out_channels, depth)
+
+    def forward(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> list[Tensor]:
+        """Tokens of all boxes.
+
+        Args:
+            stages: Stage maps ``(B, C_s, H_s, W_s)``.
+            boxes: For each picture ``(n_i, 4)`` xyxy in canvas pixels.
+            canvas_size: Side of the canvas in pixels.
+
+        Returns:
+            For each picture ``(n_i, out_channels)``.
+        """
+        features = pool_boxes([stages[index] for index in self.stages], boxes, canvas_size, self.bins)
+        counts = [len(item) for item in features]
+        # one call for the whole batch: sharded parameters are gathered once, and by every process alike
+        tokens = self.model(torch.cat(features).to(self.model[0].weight.dtype))
+        return list(tokens.split(counts))

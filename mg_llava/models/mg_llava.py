@@ -1,0 +1,347 @@
+"""MG-LLaVA: encode -> fuse -> pool boxes -> splice -> LLM.
+
+Shapes: B rows (one per sample, always), T text ids, N pictures in the batch, S side of the canvas in pixels, P visual
+tokens a picture, n_i boxes of picture i, D hidden size of the LLM, L merged length.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mg_llava.models.checkpoint import PARTS, load_parts, saved_state_dict, trained_keys
+from mg_llava.models.splice import Spliced, splice
+from mg_llava.models.views import low_resolution_view, normalize
+from mg_llava.registry import MODELS
+from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+ModuleOrConfig = nn.Module | dict[str, Any]
+
+
+class Vision(NamedTuple):
+    """Tokens of the pictures of a batch."""
+
+    visual: Tensor
+    """``(N, P, D)``"""
+    boxes: list[Tensor] | None
+    """N tensors ``(n_i, D)``; ``None`` when the model has no object branch."""
+
+
+@MODELS.register_module()
+class MGLLaVA(BaseModel):
+    """A multimodal LLM that sees a picture at low resolution, at high resolution, and object by object.
+
+    Leaving out ``fusion``, ``box_projector`` or both gives the ablation's variants; without either the
+    high-resolution encoder may be left out too. Encoders are always frozen. Parts can be given built or as configs;
+    sizes that one part needs from another are filled in.
+
+    Args:
+        llm: Causal LM, e.g. ``dict(type=build_language_model, path=..., tuning="full")``.
+        low_res_encoder: Gives ``(N, P, C)`` tokens of the low-resolution view.
+        high_res_encoder: Gives stage maps of the canvas.
+        fusion: Merges the last stage into the low-resolution tokens.
+        box_projector: Gives one token for each box from all stages.
+        projector: Projects visual tokens to D.
+        pretrained_pth: Checkpoint to start from; it must hold fusion and projectors, and may hold the LLM.
+        data_preprocessor: As in mmengine; moves a batch to the device.
+
+    Raises:
+        ValueError: With every impossible combination of parts in one message, before the LLM is loaded.
+    """
+
+    def __init__(
+        self,
+        llm: ModuleOrConfig,
+        low_res_encoder: ModuleOrConfig,
+        projector: ModuleOrConfig,
+        high_res_encoder: ModuleOrConfig | None = None,
+        fusion: ModuleOrConfig | None = None,
+        box_projector: ModuleOrConfig | None = None,
+        pretrained_pth: str | None = None,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        if high_res_encoder is None and (fusion is not None or box_projector is not None):
+            raise ValueError("fusion and box_projector read the high-resolution encoder: give high_res_encoder too")
+        self.visual_encoder = _build(low_res_encoder)
+        self.visual_encoder_aux = _build(high_res_encoder)
+        low = self.visual_encoder
+        high = self.visual_encoder_aux
+        if fusion is not None:
+            fusion = _build(fusion, low_channels=low.hidden_size, high_channels=high.stage_channels[-1])
+        self._check_parts(fusion)
+        self.llm = _build(llm)
+        hidden_size = self.llm.config.hidden_size
+        self.fuse_module = fusion
+        visual_channels = low.hidden_size if fusion is None else fusion.out_channels
+        self.projector = _build(projector, in_channels=visual_channels, out_channels=hidden_size)
+        self.bbox_projector = _build(
+            box_projector, stage_channels=high.stage_channels if high else (), out_channels=hidden_size
+        )
+        self.monitor: dict[str, Tensor] = {}
+        """Detached scalars of the last training step: mean gate, mean norms of low, high, box and text tokens."""
+        self.register_load_state_dict_post_hook(_forget_frozen)
+        if pretrained_pth is not None:
+            self.load_pretrained(pretrained_pth)
+        self._log_trained()
+
+    def _check_parts(self, fusion: nn.Module | None) -> None:
+        low, high = self.visual_encoder, self.visual_encoder_aux
+        problems = []
+        if high is not None and low.image_size > high.image_size:
+            problems.append(
+                f"the low-resolution view ({low.image_size} px) is larger than the canvas ({high.image_size} px)"
+            )
+        strict = getattr(fusion, "unequal_grids", "error") == "error"
+        if fusion is not None and low.grid != high.grid and strict:
+            problems.append(
+                f"the low-resolution encoder has a {low.grid} x {low.grid} grid ({low.image_size} px), the "
+                f"high-resolution encoder {high.grid} x {high.grid} ({high.image_size} px at stride "
+                f"{high.stage_strides[-1]}); use image_size={low.grid * high.stage_strides[-1]} for the "
+                "high-resolution encoder, or unequal_grids='interpolate' in the fusion"
+            )
+        if problems:
+            raise ValueError("these parts do not go together: " + "; ".join(problems))
+
+    def _log_trained(self) -> None:
+        for part in (*PARTS, "visual_encoder", "visual_encoder_aux"):
+            module = getattr(self, part, None)
+            if module is not None:
+                sizes = [(_numel(p), p.requires_grad) for p in module.parameters()]
+                trained = sum(size for size, on in sizes if on)
+                print_log(f"{part}: {trained:,} of {sum(s for s, _ in sizes):,} parameters trained", logger="current")
+
+    @property
+    def high_res_size(self) -> int:
+        """Side of the canvas that workers send, in pixels."""
+        return (self.visual_encoder_aux or self.visual_encoder).image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the projector, where batches go."""
+        return next(self.projector.parameters()).device
+
+    # -- forward ------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        data: dict[str, Any],
+        data_samples: Any = None,
+        mode: Literal["loss", "predict", "tensor"] = "loss",
+    ) -> Any:
+        """Run the model on one batch, as :func:`mg_llava.data.collate` makes it.
+
+        Args:
+            data: ``input_ids`` (B, T) int64 with ``IMAGE_TOKEN_INDEX`` where a picture goes; ``attention_mask``
+                (B, T) bool; ``labels`` (B, T) int64; ``images`` (N, 3, S, S) uint8 and ``boxes``, N tensors
+                (n_i, 4) float32 xyxy in canvas pixels, both absent in a batch without pictures.
+            data_samples: Not used.
+            mode: ``"loss"`` gives ``{"loss": scalar}``; ``"tensor"`` gives logits (B, L, vocabulary) with the
+                :class:`Spliced` inputs they belong to; ``"predict"`` gives the generated ids of each row.
+
+        Raises:
+            ValueError: For an unknown mode, or when placeholders and pictures differ in number.
+        """
+        if mode == "predict":
+            return self.generate(data)
+        if mode not in ("loss", "tensor"):
+            raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found {mode!r}")
+        inputs = self.merge(data)
+        logits = self.llm(
+            inputs_embeds=inputs.inputs_embeds,
+            attention_mask=inputs.attention_mask,
+            position_ids=inputs.position_ids,
+            use_cache=False,
+        ).logits
+        if mode == "tensor":
+            return {"logits": logits, "inputs": inputs}
+        return {"loss": token_loss(logits, inputs.labels)}
+
+    def merge(self, data: dict[str, Any], padding_side: Literal["left", "right"] = "right") -> Spliced:
+        """Encode the pictures of a batch and put their tokens into the text; arguments as for :meth:`forward`."""
+        input_ids = data["input_ids"]
+        text_embeds = self.llm.get_input_embeddings()(input_ids.clamp(min=0))  # placeholders are replaced below
+        images = data.get("images")
+        vision = None if images is None or len(images) == 0 else self.encode(images, data["boxes"])
+        inputs = splice(
+            input_ids,
+            text_embeds,
+            None if vision is None else vision.visual,
+            None if vision is None else vision.boxes,
+            labels=data.get("labels"),
+            attention_mask=data.get("attention_mask"),
+            padding_side=padding_side,
+        )
+        if self.training:
+            anchor = self._zero_weight(vision)
+            inputs = inputs._replace(inputs_embeds=inputs.inputs_embeds + anchor.to(text_embeds.dtype))
+            self._observe("text", text_embeds[data["input_ids"] != IMAGE_TOKEN_INDEX])
+        return inputs
+
+    def encode(self, images: Tensor, boxes: Sequence[Tensor]) -> Vision:
+        """Tokens of the pictures of a batch.
+
+        Args:
+            images: ``(N, 3, S, S)`` uint8, or floating and normalized.
+            boxes: N tensors ``(n_i, 4)`` xyxy in canvas pixels.
+        """
+        low_encoder, high_encoder = self.visual_encoder, self.visual_encoder_aux
+        canvas = normalize(images, low_encoder.image_mean, low_encoder.image_std)
+        low = low_encoder(low_resolution_view(canvas, low_encoder.image_size))  # (N, P, C)
+        dtype = next(self.projector.parameters()).dtype
+        tokens = low.to(dtype)
+        self._observe("low", tokens)
+        stages: list[Tensor] = []
+        if self.fuse_module is not None or self.bbox_projector is not None:
+            stages = high_encoder(self._high_view(images, canvas))
+        if self.fuse_module is not None:
+            tokens = self.fuse_module(tokens, stages[-1].to(dtype))
+            self._observe("high", stages[-1].flatten(2).transpose(1, 2))
+            self.monitor["gate"] = getattr(self.fuse_module, "last_gate", tokens.new_zeros(1)).float().mean()
+        visual = self.projector(tokens)
+        box_tokens = None
+        if self.bbox_projector is not None:
+            box_tokens = self.bbox_projector(stages, boxes, images.shape[-1])
+            self._observe("box", torch.cat(box_tokens))
+        return Vision(visual, box_tokens)
+
+    def _high_view(self, images: Tensor, canvas: Tensor) -> Tensor:
+        low, high = self.visual_encoder, self.visual_encoder_aux
+        same = tuple(low.image_mean) == tuple(high.image_mean) and tuple(low.image_std) == tuple(high.image_std)
+        return canvas if same else normalize(images, high.image_mean, high.image_std)
+
+    def _zero_weight(self, vision: Vision | None) -> Tensor:
+        """A zero that depends on every trained part outside the LLM, so that all processes reduce the same gradients.
+
+        In a batch without pictures the parts run on zeros; where parameters are split over processes the encoders
+        must run too, because every process has to take part in gathering them.
+        """
+        if vision is None:
+            vision = self._run_on_nothing()
+        total = vision.visual.float().sum()
+        for tokens in vision.boxes or ():
+            total = total + tokens.float().sum()
+        return 0.0 * total
+
+    def _run_on_nothing(self) -> Vision:
+        parameter = next(self.projector.parameters())
+        nothing = parameter.new_zeros
+        if hasattr(next(self.visual_encoder.parameters()), "ds_id"):
+            size = self.high_res_size
+            images = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=parameter.device)
+            return self.encode(images, [torch.zeros(1, 4, device=parameter.device)])
+        low, high = self.visual_encoder, self.visual_encoder_aux
+        tokens = nothing(1, low.grid**2, low.hidden_size)
+        if self.fuse_module is not None:
+            tokens = self.fuse_module(tokens, nothing(1, high.stage_channels[-1], high.grid, high.grid))
+        boxes = None
+        if self.bbox_projector is not None:
+            stages = [nothing(1, channels, 1, 1) for channels in high.stage_channels]
+            boxes = self.bbox_projector(stages, [torch.zeros(1, 4, device=parameter.device)], high.image_size)
+        return Vision(self.projector(tokens), boxes)
+
+    @torch.no_grad()
+    def _observe(self, name: str, tokens: Tensor) -> None:
+        if self.training and tokens.numel():
+            self.monitor[f"{name}_norm"] = tokens.detach().float().norm(dim=-1).mean()
+
+    # -- generation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, data: dict[str, Any], **kwargs: Any) -> list[Tensor]:
+        """Answer every row of a batch; shorter rows are padded on the left.
+
+        Args:
+            data: As for :meth:`forward`; ``labels`` is not used.
+            **kwargs: Passed to ``llm.generate``; greedy unless they say otherwise.
+
+        Returns:
+            For each row the new ids, 1-D int64 on the CPU, without what follows an end token.
+        """
+        training = self.training
+        self.eval()
+        try:
+            inputs = self.merge({**data, "labels": None}, padding_side="left")
+            settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 100, "use_cache": True} | kwargs
+            if settings.get("pad_token_id") is None:
+                eos = settings.get("eos_token_id", self.llm.generation_config.eos_token_id)
+                settings["pad_token_id"] = eos[0] if isinstance(eos, list | tuple) else eos
+            output = self.llm.generate(
+                inputs_embeds=inputs.inputs_embeds, attention_mask=inputs.attention_mask.long(), **settings
+            )
+        finally:
+            self.train(training)
+        ends = settings.get("eos_token_id", self.llm.generation_config.eos_token_id)
+        return [_until_end(row.cpu(), ends) for row in output]
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What a checkpoint of this stage holds; see :mod:`mg_llava.models.checkpoint`."""
+        state = super().state_dict(*args, **kwargs)
+        return state if kwargs.get("prefix") or len(args) > 1 else saved_state_dict(self, state)
+
+    def load_pretrained(self, path: str, whole: bool = False) -> None:
+        """Load a checkpoint of this project or of the reference.
+
+        Args:
+            path: mmengine ``.pth``, DeepSpeed folder or safetensors file.
+            whole: Whether everything that this model trains must be in it (to evaluate), or only fusion and
+                projectors (to start stage 2 from stage 1).
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint at ``path``.
+            ValueError: If it is of another kind or does not fit.
+        """
+        from mg_llava.models.checkpoint_io import load_training_checkpoint
+
+        vision = [part for part in PARTS if part != "llm" and getattr(self, part, None) is not None]
+        load_parts(self, load_training_checkpoint(path), path, require=None if whole else vision)
+
+
+def token_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+    """Next-token cross-entropy in float32 over the positions that carry a label.
+
+    Args:
+        logits: ``(B, L, vocabulary)``.
+        labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
+        reduction: ``"mean"`` over all labeled tokens of the batch, or ``"none"`` for the mean of each row ``(B,)``.
+
+    Returns:
+        Zero, with a graph, where there is no label.
+    """
+    targets = labels[:, 1:]
+    labeled = targets != IGNORE_INDEX
+    losses = F.cross_entropy(logits[:, :-1][labeled].float(), targets[labeled], reduction="none")  # (labeled,)
+    if reduction == "mean":
+        return losses.mean() if len(losses) else 0.0 * logits.sum()
+    rows = labeled.nonzero()[:, 0]
+    sums = losses.new_zeros(len(labels)).index_add(0, rows, losses)
+    return sums / labeled.sum(dim=1).clamp(min=1)
+
+
+def _build(part: ModuleOrConfig | None, **sizes: Any) -> Any:
+    """Build a part from its config, with sizes that follow from other parts; modules and ``None`` pass."""
+    return MODELS.build({**sizes, **part}) if isinstance(part, dict) else part
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _until_end(ids: Tensor, ends: int | Sequence[int] | None) -> Tensor:
+    """Cut a row before its first end token; what follows is padding."""
+    if ends is None:
+        return ids
+    stop = torch.isin(ids, torch.tensor([ends] if isinstance(ends, int) else list(ends))).nonzero().flatten()
+    return ids[: stop[0]] if len(stop) else ids
+
+
+def _forget_frozen(model: MGLLaVA, incompatible: Any) -> None:
+    """Keep weights that come from their own folders, not from checkpoints, out of the list of missing keys."""
+    trained = trained_keys(model)
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key in trained]

@@ -1,0 +1,166 @@
+"""Reading weights that come from elsewhere: safely, and with every key accounted for."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+
+NOT_TRUNK = {
+    "text tower": ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "attn_mask"),
+    "projection head": ("visual.head.",),
+    "trunk norm and head": ("visual.trunk.head.", "visual.trunk.norm.", "visual.trunk.norm_pre."),
+    "logit scale": ("logit_scale", "logit_bias"),
+}
+"""Parts of an open_clip model beside the trunk's stem and stages, by prefix of their keys."""
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Torch dtype of a config's name; ``"auto"`` is bfloat16 where CUDA can do it, else float32.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in names:
+        raise ValueError(f"unknown dtype {dtype!r}; known: auto, {', '.join(names)}")
+    return names[dtype]
+
+
+def require_folder(path: str | Path, file: str, what: str, allow_hub: bool = True) -> None:
+    """Raise one clear error when a local folder is absent or lacks ``file``.
+
+    With ``allow_hub`` a path of the form ORGANIZATION/NAME passes unless a folder ORGANIZATION exists here.
+
+    Raises:
+        FileNotFoundError: With what was found and what is expected.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / file).is_file():
+            found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+            raise FileNotFoundError(f"{folder} has no {file}; expected {what}, found: {found}")
+    elif folder.is_file():
+        raise FileNotFoundError(f"{folder} is a file; expected {what}")
+    elif not allow_hub or folder.is_absolute() or len(folder.parts) != 2 or Path(folder.parts[0]).exists():
+        raise FileNotFoundError(f"{folder} does not exist; expected {what}. Check the path in the config")
+
+
+def find_weights(folder: Path, stems: Sequence[str]) -> Path:
+    """The first existing ``STEM.safetensors`` or ``STEM.bin``; safetensors win.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    candidates = [folder / f"{stem}{suffix}" for suffix in (".safetensors", ".bin") for stem in stems]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(file.name for file in candidates)}")
+
+
+def read_weights(file: Path) -> StateDict:
+    """Tensors of a safetensors file or of a pickle, which is read with ``weights_only=True``.
+
+    Raises:
+        ValueError: If the file is truncated, holds code, or holds no tensors.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each reader has exceptions of its own for a damaged file
+        raise ValueError(f"{file} cannot be read as weights ({type(error).__name__}: {error})") from error
+    state = state.get("state_dict", state)
+    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{file} holds no tensors")
+    return state
+
+
+def split_trunk(state: StateDict, file: Path) -> tuple[StateDict, Counter[str]]:
+    """Keep ``visual.trunk.{stem,stages}`` of an open_clip model, and count what is dropped knowingly.
+
+    Returns:
+        The trunk's tensors without the ``visual.trunk.`` prefix, and the number of dropped tensors by part.
+
+    Raises:
+        ValueError: If there is no trunk.
+    """
+    trunk: StateDict = {}
+    dropped: Counter[str] = Counter()
+    for key, value in state.items():
+        part = next((name for name, prefixes in NOT_TRUNK.items() if key.startswith(prefixes)), None)
+        if part is not None:
+            dropped[part] += 1
+        elif key.startswith("visual.trunk."):
+            trunk[key.removeprefix("visual.trunk.")] = value
+        else:
+            dropped[f"unknown part {key.split('.')[0]}"] += 1
+    if not trunk:
+        raise ValueError(
+            f"{file} has no visual.trunk.* keys (first key: {next(iter(state))}); expected an open_clip ConvNeXt"
+        )
+    return trunk, dropped
+
+
+def infer_convnext_kwargs(trunk: StateDict) -> dict[str, Any]:
+    """Depths, widths and block options of a timm ConvNeXt from the names and shapes of its weights."""
+    blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight", key) for key in trunk]
+    depths: dict[int, int] = {}
+    for match in filter(None, blocks):
+        stage, block = int(match[1]), int(match[2])
+        depths[stage] = max(depths.get(stage, 0), block + 1)
+    if not depths:
+        return {}
+    first = [trunk[f"stages.{stage}.blocks.0.conv_dw.weight"] for stage in sorted(depths)]
+    kwargs: dict[str, Any] = {
+        "depths": tuple(depths[stage] for stage in sorted(depths)),
+        "dims": tuple(weight.shape[0] for weight in first),
+        "kernel_sizes": tuple(weight.shape[-1] for weight in first),
+    }
+    if "stages.0.blocks.0.mlp.fc1.weight" in trunk:
+        kwargs["conv_mlp"] = trunk["stages.0.blocks.0.mlp.fc1.weight"].ndim == 4
+    if not any(key.endswith(".gamma") for key in trunk):
+        kwargs["ls_init_value"] = None
+    if any(".mlp.grn." in key for key in trunk):
+        kwargs["use_grn"] = True
+    return kwargs
+
+
+def load_exactly(module: nn.Module, state: StateDict, file: Path, ignore: Sequence[str] = ()) -> None:
+    """Load ``state`` into ``module``; every key must fit, but for keys of the module with a prefix in ``ignore``.
+
+    Raises:
+        ValueError: Naming the file and the missing, unexpected or misshapen keys.
+    """
+    own = module.state_dict()
+    shapes = [
+        f"{key} {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        for key in state.keys() & own.keys()
+        if state[key].shape != own[key].shape
+    ]
+    missing = [key for key in own if key not in state and not key.startswith(tuple(ignore))]
+    unexpected = [key for key in state if key not in own and not key.startswith(tuple(ignore))]
+    problems = [
+        f"{len(keys)} {name}, e.g. {keys[0]}"
+        for name, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
+        if keys
+    ]
+    if problems:
+        raise ValueError(f"{file} does not fit {type(module).__name__}: " + "; ".join(problems))
+    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)

@@ -1,0 +1,50 @@
+"""Package metadata, pins and extras of mg_llava."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mg_llava" / "__init__.py").read_text()).group(1)
+
+# XTuner 0.2.0 pins transformers 4.48.0, mmengine 0.10.6 and bitsandbytes 0.45.0 itself; torch 2.5.1 is the release
+# that those were made for (bitsandbytes 0.45.0 does not import beside newer ones).
+INSTALL = [
+    "torch==2.5.1",
+    "torchvision==0.20.1",
+    "xtuner==0.2.0",
+    "mmengine==0.10.6",
+    "transformers==4.48.0",
+    "open_clip_torch==3.3.0",
+    "timm==1.0.31",
+    "peft==0.21.2",
+    "safetensors",
+    "setuptools<81",  # mmengine still imports pkg_resources
+]
+
+EXTRAS = {
+    "deepspeed": ["deepspeed==0.16.2"],
+    "quantization": ["bitsandbytes==0.45.0"],
+    "flash": ["flash-attn"],
+    "gguf": ["gguf"],
+    "video": ["av"],
+    "detect": ["scikit-image", "scipy"],
+    "demo": ["scikit-image", "scikit-learn", "scipy"],
+    "eval": ["scikit-image", "scipy", "openpyxl"],
+    "dev": ["pytest", "hypothesis", "ruff", "mypy"],
+}
+
+setup(
+    name="mg_llava",
+    version=VERSION,
+    description="MG-LLaVA (arXiv 2406.17770) as plug-in modules for stock XTuner",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["mg_llava", "mg_llava.*"]),
+    package_data={"mg_llava": ["py.typed"]},
+    python_requires=">=3.10,<3.13",
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+)
