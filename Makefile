@@ -1,0 +1,39 @@
+# Every target sets up .venv itself; needs Python 3.10-3.12 and git only.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# xtuner starts `python` from PATH
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help demo test lint format clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.installed: setup.py .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --progress-bar off -c .ci/constraints.txt "setuptools<81" wheel
+	$(PIP) install -q --progress-bar off -c .ci/constraints.txt torch torchvision
+	# deepspeed is a source package that looks for torch while it is built
+	$(PIP) install -q --progress-bar off -c .ci/constraints.txt --no-build-isolation -e ".[deepspeed,demo,dev]"
+	$(PIP) check
+	touch $@
+
+demo: $(VENV)/.installed ## Train both stages on the embedded default, evaluate, answer a question about a picture
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/.installed ## Run all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what runs have made (not .venv)
+	rm -rf work_dirs data/nano/generated .pytest_cache .ruff_cache .mypy_cache .hypothesis

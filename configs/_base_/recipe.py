@@ -1,0 +1,182 @@
+"""Builder functions of the two stages: the only place where the parts of a training run are wired.
+
+A leaf config calls one of them with its settings. Plain inheritance would be unsafe: nested dicts of a base are
+copied, so that changing ``llm`` in a leaf would leave the old one in ``model`` and in the dataset.
+"""
+
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR, OptimWrapper
+from torch.optim import AdamW
+from transformers import AutoTokenizer
+
+from mg_llava.data import LengthGroupedSampler, LLaVADataset, PictureProcessor, collate
+from mg_llava.engine import (
+    DataReportHook,
+    GateMonitorHook,
+    RandomStateHook,
+    SampleGenerationHook,
+    ThroughputHook,
+    TrainLoop,
+)
+from mg_llava.models import ConvGateFusion, MGLLaVA, MLPProjector, RoIAlignBoxProjector, build_language_model
+
+
+def pretrain(*, batch_size, lr=1e-3, tuning="frozen", **settings):
+    """Stage 1: captions train the fusion and both projectors; LLM and encoders are frozen."""
+    sampler = dict(type=DefaultSampler, shuffle=True)
+    return _stage(batch_size=batch_size, lr=lr, tuning=tuning, sampler=sampler, pretrained_pth=None, **settings)
+
+
+def instruct(*, batch_size, pretrained_pth, lr=2e-5, tuning="full", accumulative_counts=1, **settings):
+    """Stage 2: instructions train the LLM as well; starts from the checkpoint of stage 1."""
+    sampler = dict(type=LengthGroupedSampler, per_device_batch_size=batch_size * accumulative_counts)
+    return _stage(
+        batch_size=batch_size,
+        lr=lr,
+        tuning=tuning,
+        sampler=sampler,
+        pretrained_pth=pretrained_pth,
+        accumulative_counts=accumulative_counts,
+        **settings,
+    )
+
+
+def _stage(
+    *,
+    llm_name_or_path,
+    prompt_template,
+    vision,
+    data,
+    batch_size,
+    lr,
+    tuning,
+    sampler,
+    pretrained_pth,
+    context_length=2048,
+    accumulative_counts=1,
+    dataloader_num_workers=4,
+    max_epochs=1,
+    weight_decay=0,
+    betas=(0.9, 0.999),
+    max_norm=1,
+    warmup_ratio=0.03,
+    save_steps=500,
+    save_total_limit=2,
+    evaluation_freq=500,
+    evaluation_samples=(),
+    precision="bfloat16",
+    llm=None,
+    fusion="conv_gate",
+    box_projector="roi_align",
+    picture=None,
+    dataset=None,
+    log_interval=10,
+    seed=None,
+):
+    """All keys of a run. ``fusion=None`` and ``box_projector=None`` leave a branch out; dicts replace one."""
+    tokenizer = dict(
+        type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path=llm_name_or_path, padding_side="right"
+    )
+    picture_processor = dict(type=PictureProcessor, image_size=vision["image_size"])
+    picture_processor.update(picture or {})
+    branches = dict(conv_gate=dict(type=ConvGateFusion), roi_align=dict(type=RoIAlignBoxProjector))
+    model = dict(
+        type=MGLLaVA,
+        llm=dict(type=build_language_model, path=llm_name_or_path, tuning=tuning),
+        low_res_encoder=dict(vision["low_res_encoder"]),
+        high_res_encoder=dict(vision["high_res_encoder"]),
+        fusion=branches[fusion] if isinstance(fusion, str) else fusion,
+        box_projector=branches[box_projector] if isinstance(box_projector, str) else box_projector,
+        projector=dict(type=MLPProjector),
+        pretrained_pth=pretrained_pth,
+    )
+    if model["fusion"] is None and model["box_projector"] is None:
+        model["high_res_encoder"] = None
+    model["llm"].update(llm or {})
+    for part in ("llm", "low_res_encoder", "high_res_encoder"):
+        if model[part] is not None:
+            model[part].setdefault("dtype", "auto" if precision == "bfloat16" else precision)
+
+    train_dataset = dict(
+        type=LLaVADataset,
+        tokenizer=tokenizer,
+        template=prompt_template,
+        picture_processor=picture_processor,
+        max_length=context_length - vision["visual_tokens"],
+        **data,
+    )
+    train_dataset.update(dataset or {})
+    train_dataloader = dict(
+        batch_size=batch_size,
+        num_workers=dataloader_num_workers,
+        pin_memory=True,
+        persistent_workers=dataloader_num_workers > 0,
+        dataset=train_dataset,
+        sampler=sampler,
+        collate_fn=dict(type=collate),
+    )
+
+    optim_wrapper = dict(
+        type=OptimWrapper if precision == "float32" else AmpOptimWrapper,
+        optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+        clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
+        accumulative_counts=accumulative_counts,
+    )
+    if precision != "float32":
+        optim_wrapper.update(dtype=precision, loss_scale="dynamic" if precision == "float16" else 1.0)
+    warmup = warmup_ratio * max_epochs
+    param_scheduler = [
+        dict(type=LinearLR, start_factor=1e-5, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
+        dict(
+            type=CosineAnnealingLR,
+            eta_min=0.0,
+            by_epoch=True,
+            begin=warmup,
+            end=max_epochs,
+            convert_to_iter_based=True,
+        ),
+    ]
+
+    custom_hooks = [
+        dict(type=GateMonitorHook, interval=log_interval),
+        dict(type=ThroughputHook),
+        dict(type=DataReportHook),
+    ]
+    if evaluation_samples:
+        custom_hooks.append(
+            dict(
+                type=SampleGenerationHook,
+                tokenizer=tokenizer,
+                template=prompt_template,
+                picture_processor=picture_processor,
+                samples=list(evaluation_samples),
+                every_n_iters=evaluation_freq,
+            )
+        )
+    default_hooks = dict(
+        timer=dict(type=IterTimerHook),
+        logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=log_interval),
+        param_scheduler=dict(type=ParamSchedulerHook),
+        checkpoint=dict(
+            type=CheckpointHook,
+            by_epoch=False,
+            interval=save_steps,
+            max_keep_ckpts=save_total_limit,
+            save_optimizer=True,
+        ),
+        sampler_seed=dict(type=DistSamplerSeedHook),
+    )
+    return dict(
+        prompt_template=prompt_template,
+        tokenizer=tokenizer,
+        picture_processor=picture_processor,
+        model=model,
+        train_dataloader=train_dataloader,
+        optim_wrapper=optim_wrapper,
+        param_scheduler=param_scheduler,
+        train_cfg=dict(type=TrainLoop, max_epochs=max_epochs),
+        custom_hooks=custom_hooks,
+        default_hooks=default_hooks,
+        randomness=dict(seed=seed, deterministic=False),
+    )

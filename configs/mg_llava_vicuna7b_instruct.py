@@ -1,0 +1,25 @@
+# MG-LLaVA Vicuna-7B, stage 2: 1.38M instructions, batch 128 on 8 GPUs (the paper's schedule).
+#   NPROC_PER_NODE=8 xtuner train configs/mg_llava_vicuna7b_instruct.py --deepspeed deepspeed_zero2 --seed 2024
+from mmengine.config import read_base
+
+with read_base():
+    from ._base_.data import stage2
+    from ._base_.llms import vicuna_7b
+    from ._base_.recipe import instruct
+    from ._base_.runtime import *
+    from ._base_.vision import clip_l_336_convnext_l_768
+
+globals().update(
+    instruct(
+        llm_name_or_path=vicuna_7b["path"],
+        prompt_template=vicuna_7b["template"],
+        vision=clip_l_336_convnext_l_768,
+        data=stage2,
+        pretrained_pth="./work_dirs/mg_llava_vicuna7b_pretrain",
+        batch_size=16,  # per device
+        lr=2e-5,
+        save_steps=1000,
+        save_total_limit=1,
+    )
+)
+del stage2, vicuna_7b, instruct, clip_l_336_convnext_l_768
