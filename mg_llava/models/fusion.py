@@ -80,6 +80,7 @@ class ConvGateFusion(nn.Module):
         for proj in (self.slow_proj, self.fast_proj):
             nn.init.zeros_(proj.weight)
         for module in (self.slow_conv, self.fast_conv, self.slow_proj, self.fast_proj):
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
