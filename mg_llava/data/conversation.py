@@ -263,14 +263,15 @@ def _shorten(exchanges: list[list[_Segment]], max_length: int) -> EncodedConvers
     answers = [segment for segment in segments if segment.kind == "answer"]
     texts = [segment for segment in segments if segment.kind == "text"]
     frames = [segment for segment in segments if segment.kind == "frame"]
-    steps = [(answers, max(1, max_length // (4 * len(kept)))), (texts, 0), (answers, 1), (frames, 0), (answers[1:], 0)]
+    share = max(1, max_length // (4 * len(kept)))
+    steps = [(answers, share), (texts, 0), (answers, 1), (frames, 0), (answers[1:], 0)]
     for group, floor in steps:
         _shrink(group, floor, sum(len(segment.ids) for segment in segments) - max_length)
     return _join([segments], truncated=True)
 
 
 def _shrink(segments: list[_Segment], floor: int, excess: int) -> None:
-    """Cut the longest of these segments from the right to one common length, at least ``floor``, to lose ``excess``."""
+    """Cut the longest of these segments from the right to one length, at least ``floor``, to lose ``excess``."""
     level = max((len(segment.ids) for segment in segments), default=0)
     low, high = floor, level
     while excess > 0 and low < high:

@@ -24,8 +24,8 @@ def build_tokenizer(spec: Any) -> Any:
     """Make a tokenizer.
 
     Args:
-        spec: A transformers tokenizer (returned as it is); a folder or hub name; or a dict with ``type``, a callable or
-            its dotted path such as ``AutoTokenizer.from_pretrained``, and its arguments.
+        spec: A transformers tokenizer (returned as it is); a folder or hub name; or a dict with ``type``, a
+            callable or its dotted path such as ``AutoTokenizer.from_pretrained``, and its arguments.
 
     Raises:
         TokenizerError: The folder does not exist, holds no tokenizer files, or they cannot be loaded.

@@ -24,7 +24,7 @@ class Qwen2TokenizerFast(PreTrainedTokenizerFast):
 
 
 def train_tokenizer(kind):
-    """``bytes``: BPE on bytes as in Llama 3; ``words``: word-start marks as in SentencePiece; ``no_bos``: as in Qwen."""
+    """``bytes``: as in Llama 3; ``words``: word-start marks as in SentencePiece; ``no_bos``: as in Qwen."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     alphabet = []
     if kind == "words":

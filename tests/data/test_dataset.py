@@ -1,0 +1,313 @@
+"""Samples: contents, determinism, faults and policies; batches; samplers; one pass through mmengine's loader."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import ConcatDataset, DataLoader
+
+from mg_llava.data import LengthGroupedSampler, LLaVADataset, PictureProcessor, collate
+from mg_llava.data.conversation import NoLabelError, Template, encode_conversation
+from mg_llava.data.pictures import PictureError, open_picture
+from mg_llava.data.schema import RecordError
+from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from tests.data.conftest import turns_of
+
+
+def make(files, tokenizer, **changes):
+    arguments = dict(
+        data_path=files / "data.json",
+        image_folder=files / "images",
+        tokenizer=tokenizer,
+        template="vicuna",
+        picture_processor=PictureProcessor(32),
+        box_path=files / "boxes.json",
+    )
+    return LLaVADataset(**{**arguments, **changes})
+
+
+def write_records(files, records):
+    (files / "data.json").write_text(json.dumps(records))
+
+
+def same(first, second):
+    return all(
+        all(torch.equal(a, b) for a, b in zip(first[key], second[key], strict=True))
+        if key in ("images", "boxes")
+        else first[key] == second[key]
+        for key in first
+    )
+
+
+def test_samples(files, tokenizer):
+    dataset = make(files, tokenizer)
+    assert [dataset[i]["id"] for i in range(4)] == ["text", "1", "two", "3"]
+    assert [len(dataset[i]["images"]) for i in range(4)] == [0, 1, 2, 1]
+    assert [[len(boxes) for boxes in dataset[i]["boxes"]] for i in range(4)] == [[], [2], [1, 1], [1]]
+    for i in range(4):
+        item, record = dataset[i], dataset.record(i)
+        encoded = encode_conversation(record.turns, tokenizer, Template.build("vicuna"))
+        assert (item["input_ids"], item["labels"]) == (encoded.input_ids, encoded.labels)
+        for image in item["images"]:
+            assert image.dtype == torch.uint8 and image.shape == (3, 32, 32)
+    picture = open_picture(files / "images" / "a.png")
+    expected = PictureProcessor(32)(picture, dataset.box_store.get(1))
+    assert torch.equal(dataset[1]["images"][0], expected.pixels)
+    assert torch.equal(dataset[1]["boxes"][0], expected.boxes)
+
+
+def test_json_lines_and_text_alone(files, tokenizer):
+    records = json.loads((files / "data.json").read_text())
+    (files / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    first, second = make(files, tokenizer), make(files, tokenizer, data_path=files / "data.jsonl")
+    assert all(same(first[i], second[i]) for i in range(4))
+    write_records(files, records[:1])
+    alone = make(files, tokenizer, image_folder=None, picture_processor=None, box_path=None)
+    assert alone[0]["images"] == [] and alone.modality_length[0] < 0
+
+
+def test_an_item_depends_on_index_and_seed_alone(files, tokenizer):
+    first, second = (make(files, tokenizer, shuffle_boxes=True, seed=3) for _ in range(2))
+    order = [3, 1, 0, 2, 1]
+    items = {i: second[i] for i in order}
+    assert all(same(first[i], items[i]) for i in range(4))
+    assert all(same(pickle.loads(pickle.dumps(first))[i], items[i]) for i in range(4))
+    plain = make(files, tokenizer)
+    orders = {
+        tuple(map(tuple, make(files, tokenizer, shuffle_boxes=True, seed=s)[1]["boxes"][0].tolist())) for s in range(9)
+    }
+    assert len(orders) == 2 and tuple(map(tuple, plain[1]["boxes"][0].tolist())) in orders
+
+
+def test_max_dataset_length(files, tokenizer):
+    ids = [[make(files, tokenizer, max_dataset_length=2, seed=s)[i]["id"] for i in range(2)] for s in (0, 0, 1, 2, 3)]
+    assert ids[0] == ids[1] and len({tuple(pair) for pair in ids}) > 1
+    assert len(make(files, tokenizer, max_dataset_length=9)) == 4
+
+
+def test_modality_length(files, tokenizer):
+    dataset = make(files, tokenizer)
+    exact = [len(dataset[i]["input_ids"]) for i in range(4)]
+    assert [length < 0 for length in dataset.modality_length] == [True, False, False, False]
+    assert all(0.4 * n < abs(m) < 2.5 * n for n, m in zip(exact, dataset.modality_length, strict=True))
+    longer = make(files, tokenizer, tokens_per_image=100).modality_length
+    assert [b - a for a, b in zip(dataset.modality_length, longer, strict=True)] == [0, 100, 200, 100]
+
+
+def test_long_text_limits_the_boxes(files, tokenizer):
+    boxes = [
+        {"id": 1, "boxes": [[i, 0, i + 1, 1] for i in range(0, 9, 3)], "scores": [0.3, 0.9, 0.5], "labels": ["x"] * 3}
+    ]
+    (files / "boxes.json").write_text(json.dumps(boxes))
+    options = dict(missing_box="empty", max_length=60)
+    assert [len(make(files, tokenizer, **options, long_text_margin=m)[1]["boxes"][0]) for m in (50, 1, None)] == [
+        1,
+        3,
+        3,
+    ]
+
+
+def test_placeholder_mismatch_is_an_error_at_the_start(files, tokenizer):
+    records = json.loads((files / "data.json").read_text())
+    write_records(files, [*records, {"id": "odd", "image": "a.png", "conversations": turns_of("What?", "A.")}])
+    with pytest.raises(
+        RecordError, match=r"data\.json, record 4 \(id 'odd'\): 0 <image> in the questions, 1 pictures"
+    ):
+        make(files, tokenizer)
+
+
+def test_missing_boxes(files, tokenizer):
+    (files / "boxes.json").write_text(json.dumps({"1": {"boxes": [[0, 0, 5, 5]], "scores": [1], "labels": ["x"]}}))
+    with pytest.raises(RecordError, match=r"boxes\.json has no boxes for 3 pictures, such as id 'two#0'"):
+        make(files, tokenizer)
+    dataset = make(files, tokenizer, missing_box="empty")
+    assert dataset.missing_boxes == 3 and dataset[3]["boxes"][0].tolist() == [[0, 0, 0, 0]]
+    none = make(
+        files,
+        tokenizer,
+        box_path=None,
+        picture_processor=dict(type="mg_llava.PictureProcessor", image_size=8, empty_box="none"),
+    )
+    assert none[3]["boxes"][0].shape == (0, 4)
+
+
+def test_bad_pictures(files, tokenizer):
+    (files / "images" / "b.png").write_bytes(b"not a picture")
+    dataset = make(files, tokenizer)
+    with pytest.raises(PictureError, match=r"b\.png of record 'two' of .*data\.json cannot be read"):
+        dataset[2]
+    skipping = make(files, tokenizer, bad_image="skip")
+    assert same(skipping[2], dataset[3]) and same(skipping[2], dataset[3]) and skipping.bad_samples == 1
+    (files / "images" / "c.jpg").unlink()
+    assert same(skipping[3], dataset[0]) and skipping.bad_samples == 2
+    with pytest.raises(RuntimeError, match=r"more than max_bad_samples=0; .*b\.png"):
+        make(files, tokenizer, bad_image="skip", max_bad_samples=0)[2]
+    (files / "images" / "a.png").unlink()
+    write_records(files, json.loads((files / "data.json").read_text())[1:])
+    with pytest.raises(RuntimeError, match="none of the 3 samples"):
+        make(files, tokenizer, bad_image="skip")[0]
+
+
+def test_workers_share_the_count_of_bad_samples(files, tokenizer):
+    (files / "images" / "b.png").write_bytes(b"")
+    dataset = make(files, tokenizer, bad_image="skip")
+    ids = [batch["data"]["ids"] for batch in DataLoader(dataset, 2, num_workers=2, collate_fn=collate)]
+    assert ids == [["text", "1"], ["3", "3"]] and dataset.bad_samples == 1
+    with pytest.raises(PictureError, match=r"b\.png"):
+        list(DataLoader(make(files, tokenizer), 2, num_workers=1, collate_fn=collate))
+
+
+def test_samples_without_labels(files, tokenizer):
+    records = json.loads((files / "data.json").read_text())
+    records.insert(0, {"id": "mute", "conversations": turns_of("Anyone?")})
+    records.append({"id": "silent", "conversations": turns_of("Anyone?", "")})
+    write_records(files, records)
+    dataset = make(files, tokenizer)
+    assert len(dataset) == 5
+    assert [label for label in dataset[4]["labels"] if label != IGNORE_INDEX] == [tokenizer.eos_token_id]
+    tight = make(files, tokenizer, max_length=2)
+    assert tight[2]["id"] == "3" and tight.bad_samples == 1
+    with pytest.raises(NoLabelError, match=r"record 'two' of .*2 pictures .*max_length 2"):
+        make(files, tokenizer, max_length=2, no_label="error")[2]
+    write_records(files, records[:1])
+    with pytest.raises(RecordError, match="none of the 1 records has a question with an answer"):
+        make(files, tokenizer)
+
+
+def test_wrong_settings(files, tokenizer):
+    with pytest.raises(FileNotFoundError, match=r"image_folder .* does not exist"):
+        make(files, tokenizer, image_folder=files / "nowhere")
+    with pytest.raises(ValueError, match="set image_folder and picture_processor"):
+        make(files, tokenizer, image_folder=None)
+    with pytest.raises(ValueError, match="bad_image is 'ignore'; allowed: 'error', 'skip'"):
+        make(files, tokenizer, bad_image="ignore")
+    with pytest.raises(FileNotFoundError, match=r"none\.json does not exist"):
+        make(files, tokenizer, data_path=files / "none.json")
+
+
+def test_collate_contract(files, tokenizer):
+    dataset = make(files, tokenizer)
+    items = [dataset[i] for i in (2, 0, 1)]
+    batch = collate(items)
+    data = batch["data"]
+    assert batch["data_samples"] is None and data["ids"] == ["two", "text", "1"]
+    lengths = [len(item["input_ids"]) for item in items]
+    assert data["input_ids"].shape == data["labels"].shape == data["attention_mask"].shape == (3, max(lengths))
+    assert data["attention_mask"].dtype == torch.bool and data["attention_mask"].sum(1).tolist() == lengths
+    for row, item in enumerate(items):
+        n = lengths[row]
+        assert data["attention_mask"][row, :n].all()
+        assert data["input_ids"][row, :n].tolist() == item["input_ids"] and not data["input_ids"][row, n:].any()
+        assert data["labels"][row, :n].tolist() == item["labels"]
+        assert (data["labels"][row, n:] == IGNORE_INDEX).all()
+    assert data["images"].shape == (3, 3, 32, 32) and data["images"].dtype == torch.uint8
+    assert [len(boxes) for boxes in data["boxes"]] == [1, 1, 2] and data["boxes"][0].dtype == torch.float32
+    assert torch.equal(data["images"][2], items[2]["images"][0])
+
+
+def test_collate_text_alone_and_faults(files, tokenizer):
+    dataset = make(files, tokenizer)
+    data = collate([dataset[0], dataset[0]])["data"]
+    assert len(data["input_ids"]) == 2 and "images" not in data and "boxes" not in data
+    with pytest.raises(ValueError, match="'1' has 1 placeholders, 0 pictures"):
+        collate([{**dataset[1], "images": []}])
+    with pytest.raises(ValueError, match="different sizes"):
+        collate([dataset[1], make(files, tokenizer, picture_processor=PictureProcessor(16))[1]])
+    with pytest.raises(ValueError, match="no samples"):
+        collate([])
+    prompt = {key: value for key, value in dataset[0].items() if key != "labels"}
+    assert "labels" not in collate([prompt])["data"]
+
+
+class Lengths:
+    def __init__(self, lengths):
+        self.modality_length = lengths
+
+    def __len__(self):
+        return len(self.modality_length)
+
+
+@given(st.lists(st.integers(-90, 90), min_size=1, max_size=60), st.integers(1, 5), st.integers(1, 4), st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_sampler_with_any_mix_and_any_number_of_processes(monkeypatch, lengths, batch, world, round_up):
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr("mg_llava.data.samplers.get_dist_info", lambda rank=rank: (rank, world))
+        sampler = LengthGroupedSampler(Lengths(lengths), batch, seed=5, round_up=round_up)
+        parts.append(list(sampler))
+        assert len(sampler) == len(parts[-1]) and list(sampler) == parts[-1]
+    assert {index for part in parts for index in part} == set(range(len(lengths)))
+    if round_up:
+        assert {len(part) for part in parts} == {-(-len(lengths) // (batch * world)) * batch}
+    else:
+        assert sum(map(len, parts)) == len(lengths)
+
+
+def test_sampler_equals_xtuner(monkeypatch):
+    from xtuner.dataset.samplers import LengthGroupedSampler as XTunerSampler
+
+    lengths = [(-1) ** (i % 3) * (1 + i * 7 % 40) for i in range(203)]
+    dataset = ConcatDataset([Lengths(lengths[:100]), Lengths(lengths[100:])])
+    for epoch in (0, 1):
+        ours = LengthGroupedSampler(dataset, 4, seed=1)
+        theirs = XTunerSampler(dataset, 4, length_property="modality_length", seed=1)
+        ours.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        assert list(ours) == list(theirs)
+    nested = ConcatDataset([dataset, Lengths([5])])
+    assert len(list(LengthGroupedSampler(nested, 4, seed=1))) == 204
+
+
+def test_sampler_groups_by_modality_and_epoch():
+    lengths = [5] * 40 + [-9] * 40
+    sampler = LengthGroupedSampler(Lengths(lengths), 4, seed=0)
+    order = list(sampler)
+    mixed = [len({lengths[i] for i in order[k : k + 4]}) for k in range(0, 80, 4)]
+    assert sum(mixed) <= len(mixed) + 1
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+    sampler.set_epoch(0)
+    assert list(sampler) == order
+
+
+def test_sampler_faults():
+    with pytest.raises(TypeError, match="list has no 'modality_length'"):
+        LengthGroupedSampler([1, 2], 1, seed=0)
+    with pytest.raises(ValueError, match="0 samples and 0 lengths"):
+        LengthGroupedSampler(Lengths([]), 1, seed=0)
+
+
+def test_mmengine_builds_the_loader(files, tokenizer):
+    from mmengine.runner import Runner
+
+    tokenizer.save_pretrained(files / "llm")
+    loader = Runner.build_dataloader(
+        dict(
+            batch_size=2,
+            num_workers=0,
+            dataset=dict(
+                type="mg_llava.LLaVADataset",
+                data_path=str(files / "data.json"),
+                image_folder=str(files / "images"),
+                tokenizer=dict(type="transformers.AutoTokenizer", pretrained_model_name_or_path=str(files / "llm")),
+                template=dict(INSTRUCTION="Q: {input} A:", SEP="\n"),
+                picture_processor=dict(type="mg_llava.PictureProcessor", image_size=16),
+                box_path=str(files / "boxes.json"),
+            ),
+            sampler=dict(type="mg_llava.LengthGroupedSampler", per_device_batch_size=2),
+            collate_fn=dict(type="mg_llava.collate"),
+        ),
+        seed=0,
+    )
+    batches = list(loader)
+    assert sorted(i for batch in batches for i in batch["data"]["ids"]) == ["1", "3", "text", "two"]
+    assert all(
+        (batch["data"]["input_ids"] == IMAGE_TOKEN_INDEX).sum() == len(batch["data"].get("boxes", []))
+        for batch in batches
+    )
+    assert DATASETS.get("mg_llava.LLaVADataset") is LLaVADataset
+    assert DATA_SAMPLERS.get("mg_llava.LengthGroupedSampler") is LengthGroupedSampler
