@@ -40,14 +40,22 @@ def axis_weights(start: Tensor, end: Tensor, scale: float, side: int, bins: int)
     low_edge = start * scale
     extent = (end * scale - low_edge).clamp(min=1.0)
     bin_size = extent / bins
-    per_bin = torch.ceil(extent / bins)  # samples per bin
-    most = int(per_bin.max().item()) * bins if len(start) else bins
-    k = torch.arange(most, device=start.device, dtype=torch.float32)
-    bin_index = torch.floor(k / per_bin[:, None])  # (n, K)
-    in_bin = k - bin_index * per_bin[:, None]
-    at = low_edge[:, None] + bin_index * bin_size[:, None] + (in_bin + 0.5) * (bin_size / per_bin)[:, None]
+    per_bin = torch.ceil(bin_size)  # samples per bin
+    # Samples lie in order and at least half a cell apart, or there is one per bin: few of them can touch the grid,
+    # however large the box is, and only those are made.
+    step = (bin_size / per_bin).double()
+    skipped = torch.floor((-1.0 - low_edge) / step - 2).clamp(min=0)  # (n,)
+    window = torch.arange(max(bins, 2 * (side + 3)), device=start.device)
+    k = skipped[:, None] + window  # (n, K)
+    bin_index = torch.floor(k / per_bin[:, None])
+    in_bin = (k - bin_index * per_bin[:, None]).float()
+    at = (
+        low_edge[:, None]
+        + bin_index.float() * bin_size[:, None]
+        + (in_bin + 0.5) * bin_size[:, None] / per_bin[:, None]
+    )
     valid = (bin_index < bins) & (at >= -1.0) & (at <= side)
-    at = at.clamp(min=0.0, max=side - 1)
+    at = torch.where(valid, at, 0).clamp(min=0.0, max=side - 1)
     low = at.floor()
     share = at - low
     weight = valid / (per_bin[:, None] * bins)
@@ -93,7 +101,7 @@ def pool_boxes(
         For each picture ``(n_i, sum C_s)`` float32.
 
     Raises:
-        ValueError: If the number of pictures and of box lists differ, or boxes are not ``(n, 4)``.
+        ValueError: If the number of pictures and of box lists differ, boxes are not ``(n, 4)`` or not finite.
     """
     pictures = stages[0].shape[0]
     if len(boxes) != pictures:
@@ -106,14 +114,18 @@ def pool_boxes(
     fine_h = max(stage.shape[2] for stage in stages)
     fine_w = max(stage.shape[3] for stage in stages)
     flat = torch.cat(list(boxes)).to(device=stages[0].device, dtype=torch.float32)  # (n, 4)
-    owner = torch.repeat_interleave(torch.arange(pictures), torch.tensor(counts, dtype=torch.long))
-    weights_y = axis_weights(flat[:, 1], flat[:, 3], fine_h / height, fine_h, bins)
-    weights_x = axis_weights(flat[:, 0], flat[:, 2], fine_w / width, fine_w, bins)
-    features = [_pool_stage(stage, weights_y, weights_x, owner.tolist(), counts) for stage in stages]
+    owner = [picture for picture, count in enumerate(counts) for _ in range(count)]
+    if not flat.isfinite().all():
+        bad = int((~flat.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"box {flat[bad].tolist()} of picture {owner[bad]} is not finite")
+    with torch.autocast(flat.device.type, enabled=False):  # float32 also where the trainer runs in half precision
+        weights_y = axis_weights(flat[:, 1], flat[:, 3], fine_h / height, fine_h, bins)
+        weights_x = axis_weights(flat[:, 0], flat[:, 2], fine_w / width, fine_w, bins)
+        features = [_pool_stage(stage, weights_y, weights_x, counts) for stage in stages]
     return list(torch.cat(features, dim=1).split(counts))
 
 
-def _pool_stage(stage: Tensor, weights_y: Tensor, weights_x: Tensor, owner: list[int], counts: list[int]) -> Tensor:
+def _pool_stage(stage: Tensor, weights_y: Tensor, weights_x: Tensor, counts: list[int]) -> Tensor:
     """Contract one stage ``(B, C, H, W)`` with the weights ``(n, fine)`` of all boxes to ``(n, C)`` float32."""
     _, channels, height, width = stage.shape
     wy = fold_upsampling(weights_y, height)  # (n, H)
@@ -122,8 +134,10 @@ def _pool_stage(stage: Tensor, weights_y: Tensor, weights_x: Tensor, owner: list
     pooled = []
     first = 0
     for picture, count in enumerate(counts):
+        if not count:
+            continue
         # (H, W * C): a view where the encoder works channels-last, as ConvNeXt does
-        rows = stage[picture].permute(1, 2, 0).reshape(height, width * channels).float() if count else None
+        rows = stage[picture].permute(1, 2, 0).reshape(height, width * channels).float()
         for begin in range(first, first + count, step):
             end = min(begin + step, first + count)
             lines = (wy[begin:end] @ rows).unflatten(1, (width, channels))  # (m, W, C)
@@ -142,6 +156,9 @@ class RoIAlignBoxProjector(nn.Module):
         depth: Linear layers of the MLP.
         bins: Bins of RoIAlign along each axis; slightly changes the mean, published weights need 56.
         stages: Indices of the stages to read; ``None`` reads all.
+
+    Raises:
+        ValueError: If ``stages`` names a stage that the encoder does not have, or ``depth`` is below 1.
     """
 
     def __init__(
@@ -155,6 +172,10 @@ class RoIAlignBoxProjector(nn.Module):
         super().__init__()
         self.bins = bins
         self.stages = list(range(len(stage_channels))) if stages is None else list(stages)
+        if not self.stages or not all(0 <= index < len(stage_channels) for index in self.stages):
+            raise ValueError(
+                f"stages={self.stages} must be indices into the encoder's {len(stage_channels)} stages, at least one"
+            )
         self.in_channels = sum(stage_channels[index] for index in self.stages)
         self.model = build_mlp(self.in_channels, out_channels, depth)
 
