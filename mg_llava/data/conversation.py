@@ -88,7 +88,7 @@ class _Segment:
 def encode_conversation(
     turns: Sequence[Turn],
     tokenizer: Any,
-    template: Template,
+    template: Template | str | Mapping[str, Any],
     max_length: int | None = None,
     system: str = "",
 ) -> EncodedConversation:
@@ -102,14 +102,14 @@ def encode_conversation(
     Args:
         turns: The messages.
         tokenizer: A transformers tokenizer.
-        template: The LLM's template.
+        template: The LLM's template, or what ``Template.build`` takes.
         max_length: Largest number of ids, a picture counting as one; None for no limit.
         system: System text before the first question, if any.
 
     Raises:
         NoLabelError: No token carries loss: no question is answered, or ``max_length`` is too small.
     """
-    exchanges = _encode_exchanges(_pair(answered_turns(turns)), tokenizer, template, system)
+    exchanges = _encode_exchanges(_pair(answered_turns(turns)), tokenizer, Template.build(template), system)
     full = _join(exchanges)
     if not _has_labels(full):
         raise NoLabelError("the conversation has no answer that could carry loss; it needs a human and a gpt turn")
@@ -126,7 +126,9 @@ def encode_conversation(
     return cut
 
 
-def encode_prompt(turns: Sequence[Turn], tokenizer: Any, template: Template, system: str = "") -> list[int]:
+def encode_prompt(
+    turns: Sequence[Turn], tokenizer: Any, template: Template | str | Mapping[str, Any], system: str = ""
+) -> list[int]:
     """Encode a conversation that waits for an answer, up to and including the header of that answer.
 
     The ids equal the beginning of the training ids of the same conversation with any answer.
@@ -137,7 +139,8 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: Any, template: Template, sys
     if not turns or turns[-1].role != "human":
         raise ValueError("a prompt ends with a human turn; add the question")
     start = next(i for i, turn in enumerate(turns) if turn.role == "human")
-    return _join(_encode_exchanges(_pair(turns[start:]), tokenizer, template, system)).input_ids
+    exchanges = _encode_exchanges(_pair(turns[start:]), tokenizer, Template.build(template), system)
+    return _join(exchanges).input_ids
 
 
 def place_placeholder(question: str) -> str:

@@ -178,11 +178,13 @@ def test_special_ids_equal_xtuner(tokenizers):
         assert special_ids(tokenizer) == get_bos_eos_token_ids(tokenizer)
 
 
-def test_templates():
+def test_templates(tokenizer):
     assert Template.build("phi3_chat_published").instruction.startswith("<|user|>{input}")
     assert Template.build("llama3_chat").stop_words == ("<|eot_id|>",)
     assert Template.build({"INSTRUCTION": "Q: {input} A:"}) == Template("Q: {input} A:")
     assert Template.build("vicuna") is not None
+    turns = [Turn("human", "How many?")]
+    assert encode_prompt(turns, tokenizer, "vicuna") == encode_prompt(turns, tokenizer, Template.build("vicuna"))
     with pytest.raises(ValueError, match=r"'vicunna' is unknown; known: .*vicuna"):
         Template.build("vicunna")
     with pytest.raises(ValueError, match="INSTRUCTION"):

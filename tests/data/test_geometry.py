@@ -187,7 +187,7 @@ def test_a_marked_rectangle_is_where_its_box_says(width, height):
     rows, columns = np.where(out.pixels[0].numpy() > 127)
     if len(rows):
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        np.testing.assert_allclose(found, out.boxes[0].numpy(), atol=0.75)
+        np.testing.assert_allclose(found, out.boxes[0].numpy(), atol=1.75)  # bicubic blur
     else:
         assert (out.boxes[0, 2:] - out.boxes[0, :2]).min() < 1.5
 
