@@ -6,7 +6,7 @@ copied, so that changing ``llm`` in a leaf would leave the old one in ``model`` 
 
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
-from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 from transformers import AutoTokenizer
 
@@ -18,6 +18,7 @@ from mg_llava.engine import (
     SampleGenerationHook,
     ThroughputHook,
     TrainLoop,
+    WarmupLR,
 )
 from mg_llava.models import ConvGateFusion, MGLLaVA, MLPProjector, RoIAlignBoxProjector, build_language_model
 
@@ -127,7 +128,7 @@ def _stage(
         optim_wrapper.update(dtype=precision, loss_scale="dynamic" if precision == "float16" else 1.0)
     warmup = warmup_ratio * max_epochs
     param_scheduler = [
-        dict(type=LinearLR, start_factor=1e-5, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
+        dict(type=WarmupLR, start_factor=1e-5, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
         dict(
             type=CosineAnnealingLR,
             eta_min=0.0,

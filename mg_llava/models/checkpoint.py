@@ -27,20 +27,23 @@ def trained_keys(model: nn.Module) -> set[str]:
 
 
 def saved_state_dict(model: nn.Module, state: StateDict) -> StateDict:
-    """Keep what belongs into a checkpoint: every part of which something is trained.
+    """Keep what belongs into a checkpoint: every part of which something is trained; ``state`` is changed.
 
     Of an LLM with adapters only the adapters are kept, as PEFT names them.
     """
     trained = trained_keys(model)
     parts = {name.split(".", 1)[0] for name in trained}
     with_adapters = hasattr(getattr(model, "llm", None), "peft_config")
-    return {
-        key: value
-        for key, value in state.items()
-        if (part := key.split(".", 1)[0]) in parts
-        and part in PARTS
-        and (key in trained or not (part == "llm" and with_adapters))
-    }
+    unwanted = [
+        key
+        for key in state
+        if (part := key.split(".", 1)[0]) not in parts
+        or part not in PARTS
+        or (part == "llm" and with_adapters and key not in trained)
+    ]
+    for key in unwanted:
+        del state[key]
+    return state
 
 
 @dataclass
