@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -134,13 +135,19 @@ def _check_kind(raw: Mapping[str, Any], where: str) -> None:
             hint = "; 'image' may be a list" if key in ("images", "pictures") else ""
             raise RecordError(f"{where}: unknown kind of record, with key {key!r}; text and 'image' are known{hint}")
         if isinstance(key, str) and key not in _OTHER_MEDIA:
-            meant = difflib.get_close_matches(key.lower(), [k for k in _OWN_KEYS if k not in raw], 1, 0.8)
-            if meant:
-                raise RecordError(f"{where}: unknown key {key!r}; is {meant[0]!r} meant?")
+            meant = _similar_key(key)
+            if meant is not None and meant not in raw:
+                raise RecordError(f"{where}: unknown key {key!r}; is {meant!r} meant?")
     if "conversations" not in raw:
         raise RecordError(
             f"{where}: unknown kind of record, with keys {sorted(map(str, raw))}; 'conversations' is needed"
         )
+
+
+@lru_cache(maxsize=1024)
+def _similar_key(key: str) -> str | None:
+    """The key of ours that ``key`` looks like, if any."""
+    return next(iter(difflib.get_close_matches(key.lower(), _OWN_KEYS, 1, 0.8)), None)
 
 
 def _parse_images(value: Any, where: str) -> tuple[str, ...]:
