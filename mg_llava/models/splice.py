@@ -51,17 +51,17 @@ def splice(
         One row for each row of ``input_ids``.
 
     Raises:
-        ValueError: If the number of placeholders is not the number of pictures.
+        ValueError: If the numbers of placeholders, pictures and lists of boxes differ, or another negative id stands
+            in ``input_ids``.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
     attention_mask = attention_mask.bool()
     if labels is None:
         labels = torch.full_like(input_ids, IGNORE_INDEX)
-    pictures = 0 if visual_tokens is None else len(visual_tokens)
-    placeholders = int(((input_ids == IMAGE_TOKEN_INDEX) & attention_mask).sum())
-    if placeholders != pictures:
-        raise ValueError(f"{placeholders} picture placeholders in input_ids but {pictures} pictures in the batch")
+    if visual_tokens is None:
+        visual_tokens = text_embeds.new_zeros(0, 0, text_embeds.shape[-1])
+    _check_counts(input_ids[attention_mask], len(visual_tokens), box_tokens)
 
     rows, row_labels = [], []
     picture = 0
@@ -83,6 +83,24 @@ def splice(
         rows.append(torch.cat([piece.to(text_embeds.dtype) for piece in pieces]))
         row_labels.append(torch.cat(piece_labels))
     return _pad(rows, row_labels, padding_side)
+
+
+def _check_counts(ids: Tensor, pictures: int, box_tokens: Sequence[Tensor] | None) -> None:
+    """Raise when the ``ids`` of all rows together do not fit the tokens at hand."""
+    placeholders = ids == IMAGE_TOKEN_INDEX
+    count = int(placeholders.sum())
+    if count != pictures:
+        raise ValueError(f"{count} picture placeholders in input_ids but {pictures} pictures in the batch")
+    if box_tokens is not None and len(box_tokens) != pictures:
+        raise ValueError(
+            f"{pictures} pictures but {len(box_tokens)} lists of box tokens; give one, maybe empty, for each"
+        )
+    unknown = ids[(ids < 0) & ~placeholders]
+    if len(unknown):
+        raise ValueError(
+            f"input_ids holds {int(unknown[0])}; the only negative id that stands for something is "
+            f"{IMAGE_TOKEN_INDEX}, a picture"
+        )
 
 
 def _pad(rows: list[Tensor], row_labels: list[Tensor], padding_side: Literal["left", "right"]) -> Spliced:
