@@ -200,3 +200,42 @@ def make_batch(
             }
         )
     return instances
+
+
+def write_data(folder: Path, records: int = 16, seed: int = 0) -> dict[str, str]:
+    """Pictures, records in LLaVA format and a box file; every fourth record is text, one has two pictures.
+
+    Returns:
+        ``data_path``, ``image_folder`` and ``box_path``, as the data set takes them.
+    """
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    pictures = folder / "images"
+    pictures.mkdir(parents=True, exist_ok=True)
+    rows, boxes = [], []
+    for number in range(records):
+        row: dict = {"id": f"toy_{number}"}
+        names = [] if number % 4 == 3 else [f"{number}_{k}.png" for k in range(2 if number == 1 else 1)]
+        for name in names:
+            width, height = (int(side) for side in generator.integers(40, 90, 2))
+            Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(pictures / name)
+        for k in range(len(names)):
+            key = row["id"] if len(names) == 1 else f"{row['id']}#{k}"
+            boxes.append(
+                {"id": key, "boxes": [[4, 6, 20, 30], [10, 10, 38, 34]], "scores": [0.9, 0.4], "labels": ["a", "b"]}
+            )
+        if names:
+            row["image"] = names[0] if len(names) == 1 else names
+        question = "<image>\n" * len(names) + "what is there?"
+        answer = f"{'one two three four'.split()[number % 4]} digits"
+        row["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        rows.append(row)
+    (folder / "records.json").write_text(json.dumps(rows))
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    return {
+        "data_path": str(folder / "records.json"),
+        "image_folder": str(pictures),
+        "box_path": str(folder / "boxes.json"),
+    }

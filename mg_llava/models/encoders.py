@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from mg_llava.models.views import CLIP_MEAN, CLIP_STD
 from mg_llava.models.weights import (
+    create_timm_model,
     find_weights,
     infer_convnext_kwargs,
     load_exactly,
+    load_feature_weights,
+    load_hugging_face,
     read_weights,
     require_folder,
     resolve_dtype,
@@ -74,10 +77,7 @@ class CLIPEncoder(FrozenEncoder):
             raise ValueError(
                 f"{path} holds a {config.model_type!r} model; the low-resolution encoder takes clip, siglip"
             )
-        model, report = classes[family].from_pretrained(path, torch_dtype=torch.float32, output_loading_info=True)
-        missing = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
-        if missing:
-            raise ValueError(f"{path}: {len(missing)} vision weights are missing, e.g. {missing[0]}")
+        model = load_hugging_face(classes[family], path, torch_dtype=torch.float32)
         vision = model.vision_model
         depth = len(vision.encoder.layers)
         keep = layer if layer >= 0 else depth + 1 + layer
@@ -91,7 +91,7 @@ class CLIPEncoder(FrozenEncoder):
         self.image_size: int = model.config.image_size
         self.patch_size: int = model.config.patch_size
         self.hidden_size: int = model.config.hidden_size
-        self.image_mean, self.image_std = _read_normalization(path)
+        self.image_mean, self.image_std = _read_normalization(path, family)
         self.freeze(dtype)
 
     @property
@@ -192,11 +192,11 @@ class OpenCLIPConvNeXtEncoder(StageEncoder):
         self.stage_strides = [info["reduction"] for info in trunk.feature_info]
         self._check_size(str(path))
         self.freeze(dtype)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.parameters():  # convolutions work channels-last
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def _from_folder(self, folder: Path) -> nn.Module:
-        import timm
-
         require_folder(
             folder, "open_clip_config.json", "an open_clip folder (open_clip_config.json and weights)", False
         )
@@ -214,7 +214,7 @@ class OpenCLIPConvNeXtEncoder(StageEncoder):
         weights_file = find_weights(folder, ("open_clip_model", "open_clip_pytorch_model"))
         trunk_weights, dropped = split_trunk(read_weights(weights_file), weights_file)
         kwargs = infer_convnext_kwargs(trunk_weights) | dict(vision.get("timm_model_kwargs") or {})
-        trunk = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
+        trunk = create_timm_model(name, str(folder / "open_clip_config.json"), num_classes=0, **kwargs)
         load_exactly(trunk, trunk_weights, weights_file, ignore=("norm_pre.", "head."))
         print_log(
             f"high-resolution encoder: {len(trunk_weights)} tensors from {weights_file}; not needed and dropped: "
@@ -223,8 +223,7 @@ class OpenCLIPConvNeXtEncoder(StageEncoder):
         )
         return trunk
 
-    @staticmethod
-    def _from_tag(name: str, pretrained: str | None) -> nn.Module:
+    def _from_tag(self, name: str, pretrained: str | None) -> nn.Module:
         import open_clip
 
         if not name.startswith("hf-hub:") and name not in open_clip.list_models():
@@ -234,7 +233,10 @@ class OpenCLIPConvNeXtEncoder(StageEncoder):
             raise ValueError(
                 f"{name!r} is neither an open_clip folder nor a model that open_clip knows; nearest names: {near}"
             )
-        return open_clip.create_model(name, pretrained=pretrained).visual.trunk
+        visual = open_clip.create_model(name, pretrained=pretrained).visual
+        self.image_mean = tuple(getattr(visual, "image_mean", None) or CLIP_MEAN)
+        self.image_std = tuple(getattr(visual, "image_std", None) or CLIP_STD)
+        return getattr(visual, "trunk", visual)
 
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """See :meth:`StageEncoder.stages`."""
@@ -253,11 +255,15 @@ class TimmEncoder(StageEncoder):
     Args:
         name: timm model name.
         image_size: Side S of the canvas in pixels.
-        checkpoint: Weights file (safetensors, or a tensors-only pickle); ``None`` for random weights.
+        checkpoint: Weights file of the whole model as timm saves it (safetensors, or a tensors-only pickle);
+            ``None`` for random weights.
         pretrained: Take timm's own weights from the hub.
         out_indices: Stages to return; ``None`` for timm's default.
         dtype: As in :class:`OpenCLIPConvNeXtEncoder`.
         **kwargs: Passed to ``timm.create_model``.
+
+    Raises:
+        ValueError: If timm does not know the model, its weights do not fit, or the size is no multiple of the stride.
     """
 
     def __init__(
@@ -272,15 +278,20 @@ class TimmEncoder(StageEncoder):
     ) -> None:
         super().__init__()
         import timm
+        from timm.layers import Format
 
         if out_indices is not None:
             kwargs["out_indices"] = tuple(out_indices)
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if cfg is not None and cfg.fixed_input_size:
+            kwargs.setdefault("img_size", image_size)
         self.image_size = image_size
-        self.backbone = timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
+        self.backbone = create_timm_model(name, "TimmEncoder", pretrained=pretrained, features_only=True, **kwargs)
         if checkpoint is not None:
-            load_exactly(self.backbone, read_weights(Path(checkpoint)), Path(checkpoint), ignore=("head.", "norm"))
+            load_feature_weights(self.backbone, read_weights(Path(checkpoint)), Path(checkpoint))
         self.stage_channels = list(self.backbone.feature_info.channels())
         self.stage_strides = list(self.backbone.feature_info.reduction())
+        self.channels_last = getattr(self.backbone, "output_fmt", None) == Format.NHWC
         data = timm.data.resolve_model_data_config(self.backbone)
         self.image_mean, self.image_std = tuple(data["mean"]), tuple(data["std"])
         self._check_size(name)
@@ -290,18 +301,20 @@ class TimmEncoder(StageEncoder):
         """See :meth:`StageEncoder.stages`."""
         maps = self.backbone(pixels)
         # some backbones (Swin) give (N, H, W, C)
-        return [
-            item if item.shape[1] == channels else item.permute(0, 3, 1, 2)
-            for item, channels in zip(maps, self.stage_channels, strict=True)
-        ]
+        return [item.permute(0, 3, 1, 2) for item in maps] if self.channels_last else list(maps)
 
 
 def _looks_like_folder(path: str) -> bool:
     return Path(path).exists() or ("/" in path and not path.startswith("hf-hub:"))
 
 
-def _read_normalization(path: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std of a Hugging Face folder's processor; CLIP's where it says none."""
-    file = Path(path) / "preprocessor_config.json"
-    config = json.loads(file.read_text()) if file.exists() else {}
-    return tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
+def _read_normalization(path: str, family: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std of a Hugging Face model's processor; those of its family where it says none."""
+    from transformers.image_processing_utils import ImageProcessingMixin
+
+    defaults = (CLIP_MEAN, CLIP_STD) if family == "clip" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    try:
+        config, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except OSError:
+        return defaults
+    return tuple(config.get("image_mean", defaults[0])), tuple(config.get("image_std", defaults[1]))

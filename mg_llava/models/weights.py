@@ -3,10 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
@@ -55,6 +57,42 @@ def require_folder(path: str | Path, file: str, what: str, allow_hub: bool = Tru
         raise FileNotFoundError(f"{folder} does not exist; expected {what}. Check the path in the config")
 
 
+def load_hugging_face(model_class: Any, path: str, **kwargs: Any) -> Any:
+    """``model_class.from_pretrained`` with every weight accounted for.
+
+    Args:
+        model_class: A model or auto class of transformers.
+        path: Folder or hub name.
+        **kwargs: Passed on.
+
+    Raises:
+        FileNotFoundError: If the folder has no weights.
+        ValueError: If they are damaged, of other shapes than the configuration says, or incomplete; transformers
+            would fill in random ones.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(path)
+    kinds = ("model*.safetensors", "pytorch_model*.bin")
+    if folder.is_dir() and not any(file for kind in kinds for file in folder.glob(kind)):
+        raise FileNotFoundError(f"{folder} has no weights; expected {' or '.join(kinds)}")
+    try:
+        model, report = model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the weights in {path} cannot be read, a file is damaged or truncated: {error}") from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise ValueError(f"the weights in {path} have other shapes than its config.json says: {error}") from error
+    missing = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} weights of {type(model).__name__} are missing, e.g. {missing[0]}; the folder is "
+            "incomplete or holds another kind of model"
+        )
+    return model
+
+
 def find_weights(folder: Path, stems: Sequence[str]) -> Path:
     """The first existing ``STEM.safetensors`` or ``STEM.bin``; safetensors win.
 
@@ -84,7 +122,12 @@ def read_weights(file: Path) -> StateDict:
     except FileNotFoundError:
         raise
     except Exception as error:  # each reader has exceptions of its own for a damaged file
-        raise ValueError(f"{file} cannot be read as weights ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{file} ({file.stat().st_size} bytes) cannot be read as weights: it is truncated, holds objects other "
+            f"than tensors, or is another kind of file ({type(error).__name__})"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds no state dict but a {type(state).__name__}")
     state = state.get("state_dict", state)
     state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     if not state:
@@ -135,11 +178,52 @@ def infer_convnext_kwargs(trunk: StateDict) -> dict[str, Any]:
     }
     if "stages.0.blocks.0.mlp.fc1.weight" in trunk:
         kwargs["conv_mlp"] = trunk["stages.0.blocks.0.mlp.fc1.weight"].ndim == 4
-    if not any(key.endswith(".gamma") for key in trunk):
-        kwargs["ls_init_value"] = None
-    if any(".mlp.grn." in key for key in trunk):
-        kwargs["use_grn"] = True
+    kwargs["ls_init_value"] = 1.0 if any(key.endswith(".gamma") for key in trunk) else None  # a value that is replaced
+    kwargs["use_grn"] = any(".mlp.grn." in key for key in trunk)
     return kwargs
+
+
+def create_timm_model(name: str, source: str, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` with one kind of error.
+
+    Args:
+        name: timm model name.
+        source: Where the name comes from, for messages.
+        **kwargs: Passed on.
+
+    Raises:
+        ValueError: If timm does not know the model, or the model does not take the arguments.
+    """
+    import timm
+
+    try:
+        return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{source}: timm's {name!r} does not take these arguments: {error}") from error
+    except RuntimeError as error:
+        if timm.is_model(name):
+            raise
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"{source}: timm knows no model {name!r}; nearest names: {near}") from error
+
+
+def load_feature_weights(module: nn.Module, state: StateDict, file: Path) -> None:
+    """Load a whole timm model's weights into its ``features_only`` form, which names its first modules differently.
+
+    Raises:
+        ValueError: If a key that the module has is missing or of another shape.
+    """
+    own = module.state_dict()
+    state = {
+        key if key in own else re.sub(r"^([^.]+)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()
+    }
+    dropped = Counter(key.split(".")[0] for key in state if key not in own)
+    load_exactly(module, {key: value for key, value in state.items() if key in own}, file)
+    print_log(
+        f"{len(own)} tensors from {file}; not needed and dropped: "
+        + (", ".join(f"{count} of {part}" for part, count in dropped.items()) or "none"),
+        logger="current",
+    )
 
 
 def load_exactly(module: nn.Module, state: StateDict, file: Path, ignore: Sequence[str] = ()) -> None:

@@ -1,0 +1,151 @@
+"""Both stages through the real `xtuner train`: one process, two processes, DeepSpeed, resume, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mg_llava.models.checkpoint_io import load_training_checkpoint
+
+from .conftest import Project, read_log, read_losses
+
+pytestmark = pytest.mark.slow
+
+STAGE_1 = {"fuse_module", "projector", "bbox_projector"}
+
+
+@pytest.fixture(scope="module")
+def stage1(project: Project) -> Path:
+    """Work directory of stage 1: four steps of four samples."""
+    work_dir, output = project.train(project.config("stage1", "pretrain", batch_size=4, seed=0))
+    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
+    return work_dir
+
+
+@pytest.fixture(scope="module")
+def stage2(project: Project, stage1: Path) -> Path:
+    """Work directory of stage 2, which starts from stage 1."""
+    config = project.config("stage2", "instruct", batch_size=4, seed=0, pretrained_pth=str(stage1))
+    work_dir, output = project.train(config)
+    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
+    return work_dir
+
+
+def parts(state: dict[str, torch.Tensor]) -> set[str]:
+    """Parts of the model that a checkpoint has."""
+    return {key.split(".", 1)[0] for key in state}
+
+
+def evaluation_loss(project: Project, checkpoint: Path, config: str = "stage2") -> float:
+    """Mean loss of a checkpoint over the toy data, in float32 on one process."""
+    from mmengine.config import Config
+
+    from mg_llava.data import collate
+    from mg_llava.registry import DATASETS, MODELS
+
+    cfg = Config.fromfile(project.folder / "configs" / f"{config}.py")
+    model = MODELS.build({**cfg.model, "pretrained_pth": None})
+    model.load_pretrained(str(checkpoint), whole=True)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    model.eval()
+    with torch.no_grad():
+        return float(model(collate([dataset[index] for index in range(8)])["data"])["loss"])
+
+
+def test_stage_1_saves_what_it_trains(stage1: Path) -> None:
+    state = load_training_checkpoint(stage1 / "iter_4.pth")
+    assert parts(state) == STAGE_1
+    # both projections of the Conv-Gate start at zero and have to come alive
+    assert state["fuse_module.slow_proj.weight"].abs().max() > 0
+    assert state["fuse_module.fast_proj.weight"].abs().max() > 0
+
+
+def test_stage_2_starts_from_stage_1_and_saves_the_llm(stage1: Path, stage2: Path, project: Project) -> None:
+    state = load_training_checkpoint(stage2 / "iter_4.pth")
+    assert parts(state) == STAGE_1 | {"llm"}
+    log = next(stage2.glob("*/*.log")).read_text()
+    assert f"checkpoint {stage1}" in log and "projector: 4 tensors loaded" in log
+    assert evaluation_loss(project, stage2 / "iter_4.pth") > 0
+
+
+def test_log_has_monitors(stage1: Path) -> None:
+    last = read_log(stage1)[-1]
+    assert {"gate", "low_norm", "high_norm", "box_norm", "text_norm", "samples_per_s", "tokens_per_s"} <= set(last)
+    assert last["grad_projector"] > 0
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_resumed_run_has_the_losses_of_the_whole_one(
+    stage: str, project: Project, request: pytest.FixtureRequest
+) -> None:
+    whole = request.getfixturevalue(stage)
+    config = project.folder / "configs" / f"{stage}.py"
+    work_dir, output = project.train(config, "--resume", str(whole / "iter_2.pth"), name=f"{stage}_resumed")
+    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
+    losses = read_losses(whole)
+    assert read_losses(work_dir) == {step: losses[step] for step in (3, 4)}
+    first, second = (load_training_checkpoint(folder / "iter_4.pth") for folder in (whole, work_dir))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("mode", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_two_processes_with_deepspeed_reach_the_loss_of_one(mode: str, project: Project, stage1: Path) -> None:
+    pytest.importorskip("deepspeed")
+    settings = {"seed": 0, "pretrained_pth": str(stage1)}
+    name = "together"
+    reference = project.folder / "work_dirs" / name
+    if not reference.exists():  # shared by both modes
+        project.train(project.config(name, "instruct", batch_size=4, **settings))
+    config = project.config(f"split_{mode}", "instruct", batch_size=2, **settings)
+    work_dir, output = project.train(config, "--deepspeed", mode, processes=2)
+    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
+    before = evaluation_loss(project, stage1_with_llm(project, stage1), name)
+    alone = evaluation_loss(project, reference / "iter_4.pth", name)
+    split = evaluation_loss(project, work_dir / "iter_4.pth", name)
+    assert alone < before  # training moved the loss, and both by the same amount
+    assert split == pytest.approx(alone, rel=2e-2)
+
+
+def stage1_with_llm(project: Project, stage1: Path) -> Path:
+    """Stage 1's checkpoint with the untouched LLM added, to measure the loss before stage 2."""
+    from transformers import AutoModelForCausalLM
+
+    file = project.folder / "before.pth"
+    llm = AutoModelForCausalLM.from_pretrained(project.paths["llm"])
+    state = load_training_checkpoint(stage1 / "iter_4.pth")
+    torch.save({**state, **{f"llm.{key}": value for key, value in llm.state_dict().items()}}, file)
+    return file
+
+
+class TestBadInput:
+    """Each gives one clear message that names what is wrong, and the run ends."""
+
+    def fail(self, project: Project, config: Path, *arguments: str) -> str:
+        work_dir, output = project.train(config, *arguments, name=f"bad_{config.stem}")
+        assert not list(work_dir.glob("iter_*.pth"))
+        return output
+
+    def test_wrong_checkpoint_kind(self, project: Project) -> None:
+        config = project.config("bad_checkpoint", "instruct", batch_size=4, pretrained_pth=project.paths["clip"])
+        assert "is a model folder in Hugging Face format" in self.fail(project, config)
+
+    def test_llm_without_tokenizer(self, project: Project, tmp_path: Path) -> None:
+        folder = tmp_path / "llm"
+        shutil.copytree(project.paths["llm"], folder, ignore=shutil.ignore_patterns("*token*"))
+        bad = Project(project.folder, {**project.paths, "llm": str(folder)}, project.data)
+        output = self.fail(bad, bad.config("bad_llm", "pretrain", batch_size=4))
+        assert str(folder) in output and "tokenizer" in output
+
+    def test_unreadable_picture_and_sample_without_boxes(self, project: Project, tmp_path: Path) -> None:
+        shutil.copytree(project.folder / "data", tmp_path / "data")
+        data = {key: value.replace(str(project.folder), str(tmp_path)) for key, value in project.data.items()}
+        (tmp_path / "data" / "images" / "4_0.png").write_bytes(b"not a picture")
+        bad = Project(project.folder, project.paths, data)
+        output = self.fail(bad, bad.config("bad_picture", "pretrain", batch_size=4))
+        assert "4_0.png" in output and "toy_4" in output
+        boxes = json.loads(Path(data["box_path"]).read_text())
+        Path(data["box_path"]).write_text(json.dumps([box for box in boxes if box["id"] != "toy_2"]))
+        output = self.fail(bad, bad.config("bad_boxes", "pretrain", batch_size=4))
+        assert "toy_2" in output and "boxes.json" in output
