@@ -1,0 +1,51 @@
+"""Several processes on a machine without a GPU: closes the gaps that mmengine, XTuner and DeepSpeed leave there."""
+
+import importlib.util
+import os
+
+import torch
+import torch.distributed as dist
+from mmengine.device import get_device
+
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
+
+
+def is_torchrun_process() -> bool:
+    """Tell whether this process was started by ``torchrun`` (or sets the same environment variables)."""
+    return all(name in os.environ for name in LAUNCHER_VARIABLES)
+
+
+def prepare_cpu_launch() -> bool:
+    """Make ``xtuner train --launcher pytorch [--deepspeed ...]`` work with the gloo backend where there is no GPU.
+
+    Does nothing on a machine with an accelerator and in a process not started by ``torchrun``. It has to run before
+    the runner is built and before XTuner chooses the precision of DeepSpeed, that is while the config is being read.
+
+    Returns:
+        Whether something was prepared.
+    """
+    if get_device() != "cpu" or not is_torchrun_process():
+        return False
+    _declare_bf16_support()
+    _disable_deepspeed_shared_memory()
+    # mmengine's pytorch launcher calls torch.cuda.set_device whatever the backend; a process group that exists already
+    # makes it skip that, and makes DeepSpeed adopt the group instead of starting its own.
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return True
+
+
+def _declare_bf16_support() -> None:
+    """Add the ``torch.cpu.is_bf16_supported`` XTuner asks for, so that it picks bf16 (fp16 is refused on CPU)."""
+    if not hasattr(torch.cpu, "is_bf16_supported"):
+        torch.cpu.is_bf16_supported = lambda: True  # type: ignore[attr-defined]
+
+
+def _disable_deepspeed_shared_memory() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives, which needs a C++ compiler; gloo does the work."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False

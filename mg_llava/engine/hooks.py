@@ -1,0 +1,220 @@
+"""What a run tells about itself while it trains: branches and gradients, speed, skipped data."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from mg_llava.registry import HOOKS
+
+BRANCHES = ("gate", "low_norm", "high_norm", "box_norm", "text_norm")
+"""Keys a model may put into its ``monitor`` dict; an absent key means that it has no such branch."""
+
+PARTS = ("fuse_module", "projector", "bbox_projector", "llm")
+"""Modules of the model whose gradients are watched, where they are there and trained."""
+
+
+def unwrap_model(model: Any) -> nn.Module:
+    """Return the model itself, without the wrapper of DistributedDataParallel or DeepSpeed."""
+    return model.module if is_model_wrapper(model) else model
+
+
+@HOOKS.register_module()
+class GateMonitorHook(Hook):
+    """Logs the model's branches and the gradient norm of each trained part, and warns when one stays dead.
+
+    A fusion whose projections start at zero passes nothing of the high-resolution view at first; this shows whether it
+    comes to life. Logged as ``gate``, ``high_norm``, ``grad_projector`` and so on, as means over processes. A gradient
+    norm is that of one micro-batch's gradient, before averaging and clipping, taken with tensor hooks that exist in
+    the watched iterations alone; so it is the same with and without DeepSpeed.
+
+    Args:
+        interval: Iterations between two measurements; best that of the ``LoggerHook``.
+        patience: Measurements in a row at or below ``threshold`` before the warning.
+        threshold: Absolute value up to which a gate, norm or gradient norm counts as dead.
+        parts: Modules of the model whose gradients are watched.
+
+    Raises:
+        ValueError: If ``interval`` or ``patience`` is not positive.
+    """
+
+    priority = "NORMAL"  # before LoggerHook (BELOW_NORMAL), which writes the values
+
+    def __init__(
+        self, interval: int = 10, patience: int = 5, threshold: float = 1e-9, parts: Sequence[str] = PARTS
+    ) -> None:
+        if interval < 1 or patience < 1:
+            raise ValueError(f"interval and patience must be at least 1, found {interval} and {patience}.")
+        self.interval = interval
+        self.patience = patience
+        self.threshold = threshold
+        self.parts = tuple(parts)
+        self._handles: list[Any] = []
+        self._squares: dict[str, Tensor] = {}
+        self._dead: dict[str, int] = defaultdict(int)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Start to watch gradients, in a watched iteration."""
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        model = unwrap_model(runner.model)
+        model.monitor.clear()  # what this iteration does not refresh is not reported
+        for part in self._trained_parts(model):
+            for parameter in getattr(model, part).parameters():
+                if parameter.requires_grad:
+                    self._handles.append(parameter.register_hook(self._adder(part)))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Gather, log and judge, in a watched iteration."""
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        model = unwrap_model(runner.model)
+        for name, value in self._measure(model, _loss_scale(runner)).items():
+            runner.message_hub.update_scalar(f"train/{name}", value)
+            self._judge(name, value, runner.iter + 1)
+        self._squares.clear()
+
+    def _trained_parts(self, model: nn.Module) -> Iterator[str]:
+        for part in self.parts:
+            module = getattr(model, part, None)
+            if module is not None and any(p.requires_grad for p in module.parameters()):
+                yield part
+
+    def _adder(self, part: str) -> Any:
+        def add(gradient: Tensor) -> None:
+            square = gradient.detach().float().square().sum()
+            self._squares[part] = self._squares[part] + square if part in self._squares else square
+
+        return add
+
+    def _measure(self, model: nn.Module, loss_scale: float) -> dict[str, float]:
+        """Mean over processes of every value that at least one of them has; one reduction."""
+        parts = list(self._trained_parts(model))
+        names = [*BRANCHES, *(f"grad_{part}" for part in parts)]
+        found: dict[str, Any] = {name: model.monitor.get(name) for name in BRANCHES}
+        found |= {f"grad_{part}": _root(self._squares.get(part)) / loss_scale for part in parts}
+        device = next(model.parameters()).device
+        table = torch.zeros(2, len(names), device=device)  # sums, counts
+        for column, name in enumerate(names):
+            if (value := found.get(name)) is not None:
+                table[0, column] = torch.as_tensor(value, device=device)
+                table[1, column] = 1
+        all_reduce(table)
+        sums, counts = table.tolist()
+        return {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
+
+    def _judge(self, name: str, value: float, iteration: int) -> None:
+        self._dead[name] = self._dead[name] + 1 if abs(value) <= self.threshold else 0
+        if self._dead[name] == self.patience:
+            print_log(
+                f"{name} has stayed at {value:.1e} for {self.patience * self.interval} iterations (now {iteration}): "
+                "this branch is dead. Check that its modules are trained, that its learning rate is not 0 and that "
+                "the data has pictures and boxes.",
+                logger="current",
+                level=logging.WARNING,
+            )
+
+
+def _root(square: Tensor | None) -> Any:
+    return 0.0 if square is None else square.sqrt()
+
+
+def _loss_scale(runner: Any) -> float:
+    """Factor by which fp16 training multiplies the loss; 1 otherwise."""
+    scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
+    if scaler is not None:
+        return float(scaler.get_scale())
+    return float(getattr(getattr(runner.model, "optimizer", None), "loss_scale", 1.0))
+
+
+@HOOKS.register_module()
+class ThroughputHook(Hook):
+    """Logs samples/s and tokens/s of all processes together, loading of data included, as means over an interval.
+
+    Tokens are those the LLM sees: text without padding, plus the tokens of pictures and boxes. (XTuner's hook of this
+    name takes the padded length of the first tensor it finds and knows no pictures.)
+
+    Args:
+        interval: Iterations between two values; best that of the ``LoggerHook``.
+        tokens_per_picture: Visual tokens of one picture, boxes apart. None: from the model's low-resolution encoder.
+    """
+
+    priority = "NORMAL"  # before LoggerHook (BELOW_NORMAL), which writes the values
+
+    def __init__(self, interval: int = 10, tokens_per_picture: int | None = None) -> None:
+        self.interval = interval
+        self.tokens_per_picture = tokens_per_picture
+        self._start: float | None = None
+        self._counts = [0, 0]  # samples, tokens
+
+    def before_train(self, runner: Any) -> None:
+        """Learn the number of tokens of a picture."""
+        if self.tokens_per_picture is None:
+            grid = getattr(getattr(unwrap_model(runner.model), "visual_encoder", None), "grid", 0)
+            self.tokens_per_picture = grid**2
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Count a batch; report at the end of an interval. The first iteration only starts the clock."""
+        if self._start is None:
+            self._start = time.perf_counter()
+            return
+        self._counts[0] += len(data_batch["data"]["input_ids"])
+        self._counts[1] += count_tokens(data_batch["data"], self.tokens_per_picture or 0)
+        if self.every_n_train_iters(runner, self.interval):
+            self._report(runner)
+
+    def _report(self, runner: Any) -> None:
+        device = next(unwrap_model(runner.model).parameters()).device
+        counts = torch.tensor(self._counts, dtype=torch.float64, device=device)
+        all_reduce(counts)
+        samples, tokens = counts.tolist()  # waits for the device, so that the clock is read after the work
+        now = time.perf_counter()
+        assert self._start is not None
+        elapsed = max(now - self._start, 1e-9)
+        runner.message_hub.update_scalar("train/samples_per_s", samples / elapsed)
+        runner.message_hub.update_scalar("train/tokens_per_s", tokens / elapsed)
+        self._start, self._counts = now, [0, 0]
+
+
+def count_tokens(data: Mapping[str, Any], tokens_per_picture: int) -> int:
+    """Tokens the LLM sees of a batch as ``collate`` makes it: a placeholder gives way to its picture and boxes."""
+    images = data.get("images")
+    pictures = 0 if images is None else len(images)
+    boxes = sum(len(b) for b in data.get("boxes") or ()) if pictures else 0
+    return int(data["attention_mask"].sum()) + pictures * (tokens_per_picture - 1) + boxes
+
+
+@HOOKS.register_module()
+class DataReportHook(Hook):
+    """Logs, after training, what the dataset skipped: its ``report()``, or else its number of ``bad_samples``."""
+
+    priority = "VERY_LOW"
+
+    def after_train(self, runner: Any) -> None:
+        """Gather the reports of all processes and log them."""
+        texts = all_gather_object(_report_of(runner.train_dataloader.dataset))
+        for rank, text in enumerate(texts):
+            if text:
+                where = f" (process {rank})" if get_world_size() > 1 else ""
+                print_log(f"Data{where}: {text}", logger="current")
+
+
+def _report_of(dataset: Any) -> str:
+    """Text about a dataset, or about each one of a concatenation; empty where there is nothing to say."""
+    if hasattr(dataset, "report"):
+        return str(dataset.report() or "")
+    if hasattr(dataset, "datasets"):
+        return "; ".join(filter(None, map(_report_of, dataset.datasets)))
+    bad = getattr(dataset, "bad_samples", 0)
+    return f"{bad} samples of {getattr(dataset, 'data_path', 'the data set')} were skipped" if bad else ""

@@ -1,0 +1,182 @@
+"""Exact resume: a killed run that goes on from its checkpoint gives the losses of a run that was never interrupted.
+
+mmengine restores weights, optimizer, schedulers and the iteration, but not the random states, and finds its place in
+the data by loading everything before it once more.
+"""
+
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import all_gather_object, get_rank
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
+from torch.utils.data import BatchSampler, DataLoader
+from xtuner.engine.runner import TrainLoop as XTunerTrainLoop
+
+from mg_llava.registry import HOOKS
+
+STATES_KEY = "random_states"
+
+
+def get_random_state() -> dict[str, Any]:
+    """Return the states of all global random generators of this process, in plain Python and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`get_random_state` returned."""
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+@HOOKS.register_module()
+class RandomStateHook(Hook):
+    """Keeps the random states of all processes in the checkpoint, for :class:`TrainLoop` to put back.
+
+    They travel in the message hub, which is stored by Runner and by DeepSpeed's FlexibleRunner alike.
+    """
+
+    priority = "LOW"  # before CheckpointHook (VERY_LOW)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Take the states when a checkpoint is due in this iteration."""
+        if any(_is_due(hook, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook)):
+            runner.message_hub.update_info(STATES_KEY, all_gather_object(get_random_state()))
+
+
+def _is_due(hook: CheckpointHook, runner: Any) -> bool:
+    if hook.by_epoch:
+        return False
+    last = hook.save_last and hook.is_last_train_iter(runner)
+    return last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+
+
+class TrainLoop(XTunerTrainLoop):
+    """XTuner's loop, which goes on exactly where a checkpoint was written, without loading the data before it.
+
+    Building it draws no random numbers, so that the initial weights of a seed are the same with and without DeepSpeed
+    (whose runner builds the model after the loop, the other one before).
+
+    Exact are samplers that yield the same order for the same seed and epoch, and datasets that draw no random numbers
+    in worker processes. With gradient accumulation the checkpoint interval must be a multiple of the counts.
+    """
+
+    dataloader_iterator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with torch.random.fork_rng(devices=[]):
+            super().__init__(*args, **kwargs)
+
+    def run(self) -> Any:
+        """Launch training."""
+        if self._iter > 0 and _can_skip(self.dataloader):
+            self.dataloader_iterator = _ResumedIterator(self.dataloader_iterator, self._iter, self._saved_state())
+        return super().run()
+
+    def _saved_state(self) -> dict[str, Any] | None:
+        states = self.runner.message_hub.runtime_info.get(STATES_KEY)
+        if states is None or get_rank() >= len(states):
+            print_log(
+                "The checkpoint has no random state for this process (written without RandomStateHook, or by fewer "
+                "processes): dropout and the like will differ from an uninterrupted run.",
+                logger="current",
+                level=logging.WARNING,
+            )
+            return None
+        return states[get_rank()]
+
+
+def _can_skip(dataloader: DataLoader) -> bool:
+    """Tell whether the batches come from one sampler of indices; else mmengine's slow way is taken."""
+    return type(dataloader.batch_sampler) is BatchSampler
+
+
+class _ResumedIterator:
+    """Iterator over batches of a loop that resumes after ``steps`` of them.
+
+    The first ``steps`` calls, mmengine's way to skip, return None at no cost; the next one opens the data at its place
+    and sets the random state.
+
+    Args:
+        inner: mmengine's endless iterator over the loader, which is set to the right place.
+        steps: Number of batches that were consumed.
+        state: Random state after them, or None.
+    """
+
+    def __init__(self, inner: Any, steps: int, state: dict[str, Any] | None) -> None:
+        self._inner = inner
+        self._steps = steps
+        self._left = steps
+        self._state = state
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self._left > 0:
+            self._left -= 1
+            return None
+        if self._steps:
+            self._open()
+            self._steps = 0
+        return next(self._inner)
+
+    def _open(self) -> None:
+        loader = self._inner._dataloader
+        sampler = loader.batch_sampler.sampler
+        epoch, batches = divmod(self._steps, len(loader))
+        if isinstance(sampler, InfiniteSampler):
+            epoch, batches = 0, self._steps
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        # Opening a loader draws one random number: in an uninterrupted run that was before the state was saved, unless
+        # the checkpoint was written at the very end of an epoch.
+        if batches == 0:
+            self._restore()
+        loader.batch_sampler.sampler = _SkipOnce(sampler, batches * loader.batch_sampler.batch_size)
+        self._inner._epoch = epoch
+        self._inner._iterator = iter(loader)
+        if batches:
+            self._restore()
+
+    def _restore(self) -> None:
+        if self._state is not None:
+            set_random_state(self._state)
+
+
+class _SkipOnce:
+    """A sampler whose first pass leaves out the first ``count`` indices."""
+
+    def __init__(self, sampler: Any, count: int) -> None:
+        self._sampler = sampler
+        self._count = count
+
+    def __iter__(self) -> Iterator[int]:
+        indices = iter(self._sampler)
+        for _ in range(self._count):
+            next(indices, None)
+        self._count = 0
+        yield from indices
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)

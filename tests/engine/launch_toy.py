@@ -1,0 +1,86 @@
+"""A tiny model and data set that look like the real ones to loops, hooks and DeepSpeed; used by launch_config.py."""
+
+import random
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from torch import nn
+from torch.utils.data import Dataset
+
+WIDTH = 8
+
+
+class ToyModel(BaseModel):
+    """Gated sum of two branches of the same input; ``fuse_module`` starts at zero and the encoder is frozen."""
+
+    def __init__(self, dropout=0.0, dead=False):
+        super().__init__()
+        self.visual_encoder = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.fuse_module = nn.Linear(WIDTH, WIDTH)
+        nn.init.zeros_(self.fuse_module.weight)
+        nn.init.zeros_(self.fuse_module.bias)
+        self.projector = nn.Linear(WIDTH, WIDTH)
+        self.llm = nn.Linear(WIDTH, 1)
+        self.register_buffer("scale", torch.ones(1))
+        self.dropout = dropout
+        self.dead = dead
+        self.monitor = {}
+
+    def forward(self, data, data_samples=None, mode="loss"):
+        """``data['x']`` is (B, WIDTH)."""
+        x = self.visual_encoder(data["x"].to(self.projector.weight.dtype)) * self.scale
+        high = self.fuse_module(x) * (0.0 if self.dead else 1.0)
+        visual = nn.functional.dropout(torch.tanh(self.projector(x) + high), self.dropout, self.training)
+        self.monitor["gate"] = high.detach().float().abs().mean()
+        self.monitor["low_norm"] = x.detach().float().norm(dim=-1).mean()
+        return {"loss": ((self.llm(visual).float() - 1) ** 2).mean()}
+
+    def generate(self, data, max_new_tokens):
+        """One id per row: the rounded output, which a change of the weights changes."""
+        value = self.llm(torch.tanh(self.projector(data["x"].to(self.projector.weight.dtype))))
+        return [torch.tensor([int(v * 1000)] * max_new_tokens) for v in value]
+
+
+class ToyData(Dataset):
+    """Rows of noise, the same for every process."""
+
+    def __init__(self, length=12):
+        self.x = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index]
+
+    def report(self):
+        """As a data set that skips something reports it."""
+        return "2 pictures could not be read"
+
+
+def toy_collate(rows):
+    """Rows to a batch with the keys hooks read."""
+    x = torch.stack(rows)
+    mask = torch.ones(len(rows), 3, dtype=torch.bool)
+    return {"data": {"x": x, "input_ids": mask.long(), "attention_mask": mask}, "data_samples": None}
+
+
+def scramble_random_state():
+    """Bring all generators into a state no run reaches by itself."""
+    random.seed(99)
+    torch.manual_seed(99)
+
+
+class Killed(Exception):
+    """The toy run was killed."""
+
+
+class KillHook(Hook):
+    """Ends training in the middle of an iteration, as a killed process does."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3:
+            raise Killed

@@ -1,0 +1,109 @@
+"""The real `xtuner train` on two CPU processes, plain and with DeepSpeed, against one process; and what it leaves."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mg_llava.engine import distributed
+from mg_llava.models.checkpoint_io import load_training_checkpoint
+
+from .conftest import launch, read_log, read_losses
+
+MODES = {
+    "ddp": [],
+    "zero2": ["--deepspeed", "deepspeed_zero2"],
+    "zero3": ["--deepspeed", "deepspeed_zero3"],
+}
+TRAINED = {f"{part}.{kind}" for part in ("fuse_module", "projector", "llm") for kind in ("weight", "bias")}
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Work directory and output of one run in each mode."""
+    folder = tmp_path_factory.mktemp("launched")
+    return {mode: (folder / mode, launch(folder / mode, *arguments)) for mode, arguments in MODES.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_equal_one(launched, runs, mode):
+    """Two processes with two samples each take the steps of one process with four."""
+    work_dir, output = launched[mode]
+    assert (work_dir / "iter_5.pth").exists(), output[-3000:]
+    runner, _ = runs.train(**{"train_dataloader.batch_size": 4})
+    expected = runner.model.state_dict()
+    found = load_training_checkpoint(work_dir / "iter_5.pth")
+    assert set(found) >= TRAINED
+    tolerance = 1e-5 if mode == "ddp" else 2e-2
+    for name in TRAINED:
+        torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.slow
+def test_deepspeed_checkpoints(launched):
+    folder = launched["zero2"][0]
+    second = load_training_checkpoint(folder / "iter_5.pth")
+    third = load_training_checkpoint(launched["zero3"][0] / "iter_5.pth")
+    assert set(second) == set(third) == TRAINED | {"scale"}  # without the frozen encoder
+    assert all(torch.equal(second[name], third[name]) for name in second)
+    with pytest.raises(ValueError, match="one shard of a DeepSpeed checkpoint"):
+        load_training_checkpoint(folder / "iter_5.pth" / "mp_rank_00_model_states.pt")
+    with pytest.raises(ValueError, match=r"Give the checkpoint in it: .*iter_5.pth"):
+        load_training_checkpoint(folder)
+
+
+@pytest.mark.slow
+def test_deepspeed_consolidation_agrees(launched):
+    zero_to_fp32 = pytest.importorskip("deepspeed.utils.zero_to_fp32")
+    for mode in ("zero2", "zero3"):
+        theirs = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(launched[mode][0]), tag="iter_5.pth")
+        ours = load_training_checkpoint(launched[mode][0] / "iter_5.pth")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_hooks_report_in_every_mode(launched, mode):
+    last = read_log(launched[mode][0])[-1]
+    assert {"gate", "low_norm", "grad_fuse_module", "grad_projector", "grad_llm"} <= set(last)
+    assert last["grad_projector"] > 0 and last["samples_per_s"] > 0 and last["tokens_per_s"] > 0
+    assert "Data (process 1): 2 pictures could not be read" in launched[mode][1]
+
+
+@pytest.mark.slow
+def test_monitor_agrees_between_modes(launched):
+    first = {mode: read_log(launched[mode][0])[0] for mode in MODES}
+    for key in ("low_norm", "grad_projector", "grad_llm", "loss"):
+        assert first["zero2"][key] == pytest.approx(first["zero3"][key], rel=1e-3)
+        assert first["zero2"][key] == pytest.approx(first["ddp"][key], rel=3e-2)
+
+
+@pytest.mark.slow
+def test_resume_with_deepspeed(launched, tmp_path):
+    work_dir, _ = launched["zero3"]
+    output = launch(tmp_path / "resumed", *MODES["zero3"], "--resume", str(work_dir / "iter_2.pth"))
+    assert (tmp_path / "resumed" / "iter_5.pth").exists(), output[-3000:]
+    whole = read_losses(work_dir)
+    assert read_losses(tmp_path / "resumed") == {step: whole[step] for step in (3, 4, 5)}
+
+
+@pytest.mark.slow
+def test_dumped_config_prepares_too(launched):
+    """A flattened config has lost the import statement; there mmengine reads ``custom_imports``."""
+    text = (launched["ddp"][0] / "launch_config.py").read_text()
+    assert "mg_llava.cpu_launch" in text
+    assert Config.fromfile(launched["ddp"][0] / "launch_config.py").custom_imports.imports == ["mg_llava.cpu_launch"]
+
+
+def test_nothing_is_prepared_without_torchrun(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(distributed, "get_device", lambda: "cpu")
+    assert not distributed.prepare_cpu_launch()
+
+
+def test_nothing_is_prepared_with_a_gpu(monkeypatch):
+    for name in distributed.LAUNCHER_VARIABLES:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(distributed, "get_device", lambda: "cuda")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *a, **k: pytest.fail("must not be called"))
+    assert not distributed.prepare_cpu_launch()
