@@ -7,4 +7,5 @@ nano_settings = dict(
     save_steps=100000,
     save_total_limit=1,
     weight_decay=0,
+    dataset=dict(long_text_margin=None),
 )

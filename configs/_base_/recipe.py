@@ -105,6 +105,7 @@ def _stage(
         template=prompt_template,
         picture_processor=picture_processor,
         max_length=context_length - vision["visual_tokens"],
+        tokens_per_image=vision["visual_tokens"],
         **data,
     )
     train_dataset.update(dataset or {})
@@ -140,8 +141,9 @@ def _stage(
     ]
 
     custom_hooks = [
+        dict(type=RandomStateHook),
         dict(type=GateMonitorHook, interval=log_interval),
-        dict(type=ThroughputHook),
+        dict(type=ThroughputHook, interval=log_interval),
         dict(type=DataReportHook),
     ]
     if evaluation_samples:

@@ -36,7 +36,7 @@ def load_training_checkpoint(path: str | Path, dtype: torch.dtype | None = torch
     """Load the weights of a training checkpoint.
 
     Args:
-        path: File or DeepSpeed folder.
+        path: File, DeepSpeed folder, or the work directory of a run, which stands for its newest checkpoint.
         dtype: Type the floating-point tensors are converted to; None keeps the stored ones.
 
     Returns:
@@ -46,11 +46,21 @@ def load_training_checkpoint(path: str | Path, dtype: torch.dtype | None = torch
         FileNotFoundError: Nothing at ``path``.
         CheckpointError: Another kind of file or folder, or a damaged one.
     """
-    path = Path(path)
+    path = newest_checkpoint(Path(path))
     if not path.exists():
         raise FileNotFoundError(_missing_message(path))
     state_dict = _load_deepspeed_folder(path) if path.is_dir() else _load_file(path)
     return {name: _convert(tensor, dtype) for name, tensor in state_dict.items()}
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The checkpoint that a work directory's ``last_checkpoint`` names; any other path as it is."""
+    pointer = path / "last_checkpoint"
+    if not pointer.is_file():
+        return path
+    named = Path(pointer.read_text().strip())
+    moved = path / named.name  # the work directory may have been moved since
+    return moved if moved.exists() else named
 
 
 def _convert(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -189,9 +199,6 @@ def _by_rank(files: Any) -> list[Path]:
 
 
 def _wrong_folder_message(folder: Path) -> str:
-    last = folder / "last_checkpoint"
-    if last.is_file():
-        return f"{folder} is a work directory. Give the checkpoint in it: {last.read_text().strip()}."
     inside = sorted(file.name for file in folder.iterdir())
     checkpoints = [name for name in inside if name.endswith(".pth")]
     if checkpoints:

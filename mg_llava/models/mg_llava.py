@@ -289,7 +289,7 @@ class MGLLaVA(BaseModel):
         """Load a checkpoint of this project or of the reference.
 
         Args:
-            path: mmengine ``.pth``, DeepSpeed folder or safetensors file.
+            path: mmengine ``.pth``, DeepSpeed folder, safetensors file, or a work directory with one of them.
             whole: Whether everything that this model trains must be in it (to evaluate), or only fusion and
                 projectors (to start stage 2 from stage 1).
 
@@ -300,7 +300,8 @@ class MGLLaVA(BaseModel):
         from mg_llava.models.checkpoint_io import load_training_checkpoint
 
         vision = [part for part in PARTS if part != "llm" and getattr(self, part, None) is not None]
-        load_parts(self, load_training_checkpoint(path), path, require=None if whole else vision)
+        state = load_training_checkpoint(path, dtype=None)
+        load_parts(self, state, path, require=None if whole else vision)
 
 
 def token_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:

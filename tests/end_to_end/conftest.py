@@ -1,4 +1,4 @@
-"""A toy of the real thing: leaf configs over the repository's own builder functions, run by the real `xtuner train`."""
+"""A toy of the real thing: leaf configs over the repository's builder functions, run by the real `xtuner train`."""
 
 import json
 import os

@@ -200,7 +200,6 @@ def make_truncated_safetensors(path):
     ("name", "make", "message"),
     [
         ("hf", make_hugging_face_folder, "a model folder in Hugging Face format"),
-        ("work", make_work_dir, "is a work directory. Give the checkpoint in it: /some/iter_7.pth"),
         ("work", make_work_dir_without_note, "Give one of its checkpoints: iter_7.pth"),
         ("empty", lambda path: path.mkdir(), r"a folder without a checkpoint \(it is empty\)"),
         ("cut.pth", make_truncated, "truncated or another kind of file"),
@@ -219,3 +218,11 @@ def test_wrong_kinds_are_told_apart(tmp_path, name, make, message):
     make(tmp_path / name)
     with pytest.raises(CheckpointError, match=message):
         load_training_checkpoint(tmp_path / name)
+
+
+def test_work_directory_stands_for_its_newest_checkpoint(tmp_path):
+    make_work_dir(tmp_path / "work")
+    with pytest.raises(FileNotFoundError, match=r"/some/iter_7\.pth does not exist"):
+        load_training_checkpoint(tmp_path / "work")
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "work" / "iter_7.pth")  # also where the folder was moved
+    assert set(load_training_checkpoint(tmp_path / "work")) == set(WEIGHTS)
