@@ -33,7 +33,7 @@ def saved_state_dict(model: nn.Module, state: StateDict) -> StateDict:
     """
     trained = trained_keys(model)
     parts = {name.split(".", 1)[0] for name in trained}
-    with_adapters = hasattr(getattr(model, "llm", None), "peft_config")
+    with_adapters = _has_adapters(model)
     unwanted = [
         key
         for key in state
@@ -78,14 +78,15 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
         model: A model with the attributes of :data:`PARTS`.
         state: The checkpoint's tensors; ``module.`` prefixes are dropped.
         source: Path of the checkpoint, for messages.
-        require: Parts that must be there completely; ``None`` requires every part of which something is trained.
+        require: Parts that must be there; ``None`` requires every part of which something is trained. A part that is
+            there must be complete in any case.
 
     Returns:
         The report, which is logged too.
 
     Raises:
-        ValueError: If a required part is absent or incomplete, a shape differs, or nothing fits at all. The model is
-            unchanged then.
+        ValueError: If a required part is absent, a part is incomplete, a shape differs, or nothing of a part fits. The
+            model is unchanged then.
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
     own = {name: tensor for name, tensor in _all_tensors(model) if name.split(".", 1)[0] not in ENCODERS}
@@ -104,15 +105,27 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
             fitting[key] = value
             part = key.split(".", 1)[0]
             report.loaded[part] = report.loaded.get(part, 0) + 1
-    needed = (name for name in own if name.split(".", 1)[0] in require)
-    report.missing = sorted(
-        name for name in needed if name not in state and (name in trained or not name.startswith("llm."))
-    )
-    _raise_on_misfit(report, state, source, require)
+    needed = _needed_keys(model, trained, {*require, *report.loaded})
+    report.missing = [name for name in needed if name not in state]
+    _raise_on_misfit(report, state, source, require, {name.split(".", 1)[0] for name in own})
     _assign(model, fitting)
     level = logging.WARNING if report.unexpected else logging.INFO
     print_log(f"checkpoint {source}\n{report}", logger="current", level=level)
     return report
+
+
+def _needed_keys(model: nn.Module, trained: set[str], parts: Collection[str]) -> list[str]:
+    """Parameters of ``parts`` that a checkpoint must hold: adapters alone where there are, the first of tied ones."""
+    with_adapters = _has_adapters(model)
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if (part := name.split(".", 1)[0]) in parts and (name in trained or not (part == "llm" and with_adapters))
+    ]
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "llm", None), "peft_config")
 
 
 def _all_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -126,7 +139,9 @@ def _full_shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
-def _raise_on_misfit(report: LoadReport, state: StateDict, source: str, require: Collection[str]) -> None:
+def _raise_on_misfit(
+    report: LoadReport, state: StateDict, source: str, require: Collection[str], own_parts: Collection[str]
+) -> None:
     problems = []
     absent = [part for part in sorted(require) if not any(key.startswith(part + ".") for key in state)]
     if absent:
@@ -137,6 +152,14 @@ def _raise_on_misfit(report: LoadReport, state: StateDict, source: str, require:
         problems.append(f"{len(keys)} keys are missing, e.g. {keys[0]}")
     if report.misshapen:
         problems.append(f"{len(report.misshapen)} shapes differ, e.g. {report.misshapen[0]}")
+    strange = {key.split(".", 1)[0] for key in report.unexpected} & (
+        set(own_parts) - set(report.loaded) - set(require)
+    )
+    if strange and not report.misshapen:
+        problems.append(
+            f"nothing of its {', '.join(sorted(strange))} fits; build the model as it was trained, with or without "
+            "LoRA"
+        )
     if not problems and not report.loaded:
         problems.append("none of its keys belongs to this model")
     if problems:
