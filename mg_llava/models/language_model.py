@@ -1,6 +1,7 @@
 """Builds the LLM: any Hugging Face causal LM, frozen, fully tuned, or with LoRA / QLoRA adapters."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from mg_llava.models.weights import require_folder, resolve_dtype
+from mg_llava.models.weights import load_hugging_face, require_folder, resolve_dtype
 from mg_llava.registry import MODELS
 
 Tuning = Literal["frozen", "full", "lora", "qlora"]
@@ -52,8 +53,9 @@ def build_language_model(
         The model; parameters that are not to be trained have ``requires_grad=False``.
 
     Raises:
-        FileNotFoundError: If ``path`` is a folder without ``config.json``.
-        ValueError: For an unknown ``tuning`` or an impossible combination.
+        FileNotFoundError: If ``path`` is a folder without ``config.json`` or weights.
+        ValueError: For an unknown ``tuning``, an impossible combination, a folder with another kind of model, or
+            weights that are damaged or incomplete.
         RuntimeError: If ``"qlora"`` is asked for without CUDA.
     """
     if tuning not in TUNINGS:
@@ -64,6 +66,7 @@ def build_language_model(
     kwargs: dict[str, Any] = {"torch_dtype": resolve_dtype(dtype), "trust_remote_code": trust_remote_code}
     if tuning == "qlora":
         kwargs["quantization_config"] = _nf4(kwargs["torch_dtype"])
+    llm: Any
     llm, attention_used = _load(path, attention_candidates() if attention == "auto" else [attention], **kwargs)
     llm.config.use_cache = False  # no cache while training; generation asks for it
     if gradient_checkpointing:
@@ -87,12 +90,18 @@ def _load(path: str, candidates: list[str], **kwargs: Any) -> tuple[nn.Module, s
     """Load with the first attention backend that the architecture supports."""
     from transformers import AutoModelForCausalLM
 
-    for attention in candidates[:-1]:
+    for attention in candidates:
         try:
-            return AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, **kwargs), attention
-        except (ValueError, ImportError) as error:  # raised before weights are read
+            llm = load_hugging_face(AutoModelForCausalLM, path, attn_implementation=attention, **kwargs)
+            return llm, attention
+        except (ValueError, ImportError) as error:
+            if "Unrecognized configuration class" in str(error):
+                raise ValueError(f"{path} does not hold a causal LM: {str(error).splitlines()[0]}") from error
+            unsupported = re.search(r"attention implementation|Flash ?Attention", str(error))
+            if not unsupported or attention == candidates[-1]:
+                raise
             print_log(f"attention {attention} is not available for {path}: {error}", logger="current")
-    return AutoModelForCausalLM.from_pretrained(path, attn_implementation=candidates[-1], **kwargs), candidates[-1]
+    raise AssertionError("there is always a candidate")
 
 
 def _nf4(compute_dtype: torch.dtype) -> Any:
@@ -110,11 +119,11 @@ def _nf4(compute_dtype: torch.dtype) -> Any:
     )
 
 
-def _add_lora(llm: nn.Module, settings: dict[str, Any], quantized: bool) -> nn.Module:
+def _add_lora(llm: Any, settings: dict[str, Any], quantized: bool) -> nn.Module:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
         # checkpointing is switched on by the caller, non-reentrant
         llm = prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)
-    defaults = {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "bias": "none", "target_modules": "all-linear"}
-    return get_peft_model(llm, LoraConfig(task_type="CAUSAL_LM", **(defaults | settings)))
+    options: dict[str, Any] = {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
+    return get_peft_model(llm, LoraConfig(task_type="CAUSAL_LM", **(options | settings)))

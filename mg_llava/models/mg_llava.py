@@ -65,23 +65,24 @@ class MGLLaVA(BaseModel):
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
-        if high_res_encoder is None and (fusion is not None or box_projector is not None):
-            raise ValueError("fusion and box_projector read the high-resolution encoder: give high_res_encoder too")
-        self.visual_encoder = _build(low_res_encoder)
-        self.visual_encoder_aux = _build(high_res_encoder)
-        low = self.visual_encoder
-        high = self.visual_encoder_aux
-        if fusion is not None:
-            fusion = _build(fusion, low_channels=low.hidden_size, high_channels=high.stage_channels[-1])
-        self._check_parts(fusion)
+        if high_res_encoder is None:
+            readers = {"fusion": fusion, "box_projector": box_projector}
+            found = [name for name, part in readers.items() if part is not None]
+            if found:
+                raise ValueError(
+                    f"high_res_encoder is None, but {' and '.join(found)} would read it; give one or leave these out"
+                )
+        self.visual_encoder = low = _build(low_res_encoder)
+        self.visual_encoder_aux = high = _build(high_res_encoder)
+        stage_channels = list(high.stage_channels) if high is not None else []
+        fusion_sizes = {"low_channels": low.hidden_size, "high_channels": stage_channels[-1] if stage_channels else 0}
+        self._check_parts(fusion, fusion_sizes, box_projector, {"stage_channels": stage_channels})
+        self.fuse_module = _build(fusion, **fusion_sizes)
+        visual_channels = low.hidden_size if self.fuse_module is None else self.fuse_module.out_channels
         self.llm = _build(llm)
-        hidden_size = self.llm.config.hidden_size
-        self.fuse_module = fusion
-        visual_channels = low.hidden_size if fusion is None else fusion.out_channels
+        hidden_size = self.llm.get_input_embeddings().embedding_dim
         self.projector = _build(projector, in_channels=visual_channels, out_channels=hidden_size)
-        self.bbox_projector = _build(
-            box_projector, stage_channels=high.stage_channels if high else (), out_channels=hidden_size
-        )
+        self.bbox_projector = _build(box_projector, stage_channels=stage_channels, out_channels=hidden_size)
         self.monitor: dict[str, Tensor] = {}
         """Detached scalars of the last training step: mean gate, mean norms of low, high, box and text tokens."""
         self.register_load_state_dict_post_hook(_forget_frozen)
@@ -89,15 +90,24 @@ class MGLLaVA(BaseModel):
             self.load_pretrained(pretrained_pth)
         self._log_trained()
 
-    def _check_parts(self, fusion: nn.Module | None) -> None:
+    def _check_parts(
+        self,
+        fusion: ModuleOrConfig | None,
+        fusion_sizes: dict[str, int],
+        box_projector: ModuleOrConfig | None,
+        box_sizes: dict[str, list[int]],
+    ) -> None:
         low, high = self.visual_encoder, self.visual_encoder_aux
-        problems = []
+        problems = [
+            *_conflicts("fusion", fusion, fusion_sizes),
+            *_conflicts("box_projector", box_projector, box_sizes),
+        ]
         if high is not None and low.image_size > high.image_size:
             problems.append(
                 f"the low-resolution view ({low.image_size} px) is larger than the canvas ({high.image_size} px)"
             )
-        strict = getattr(fusion, "unequal_grids", "error") == "error"
-        if fusion is not None and low.grid != high.grid and strict:
+        policy = fusion.get("unequal_grids") if isinstance(fusion, dict) else getattr(fusion, "unequal_grids", None)
+        if fusion is not None and low.grid != high.grid and policy != "interpolate":
             problems.append(
                 f"the low-resolution encoder has a {low.grid} x {low.grid} grid ({low.image_size} px), the "
                 f"high-resolution encoder {high.grid} x {high.grid} ({high.image_size} px at stride "
@@ -166,7 +176,7 @@ class MGLLaVA(BaseModel):
         input_ids = data["input_ids"]
         text_embeds = self.llm.get_input_embeddings()(input_ids.clamp(min=0))  # placeholders are replaced below
         images = data.get("images")
-        vision = None if images is None or len(images) == 0 else self.encode(images, data["boxes"])
+        vision = None if images is None or len(images) == 0 else self.encode(images, data.get("boxes", ()))
         inputs = splice(
             input_ids,
             text_embeds,
@@ -179,7 +189,10 @@ class MGLLaVA(BaseModel):
         if self.training:
             anchor = self._zero_weight(vision)
             inputs = inputs._replace(inputs_embeds=inputs.inputs_embeds + anchor.to(text_embeds.dtype))
-            self._observe("text", text_embeds[data["input_ids"] != IMAGE_TOKEN_INDEX])
+            is_text = input_ids != IMAGE_TOKEN_INDEX
+            if data.get("attention_mask") is not None:
+                is_text = is_text & data["attention_mask"].bool()
+            self._observe("text", text_embeds[is_text])
         return inputs
 
     def encode(self, images: Tensor, boxes: Sequence[Tensor]) -> Vision:
@@ -328,6 +341,17 @@ def token_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "none"
 def _build(part: ModuleOrConfig | None, **sizes: Any) -> Any:
     """Build a part from its config, with sizes that follow from other parts; modules and ``None`` pass."""
     return MODELS.build({**sizes, **part}) if isinstance(part, dict) else part
+
+
+def _conflicts(name: str, part: ModuleOrConfig | None, sizes: dict[str, Any]) -> list[str]:
+    """Sizes that the config of a part states otherwise than the encoders have them."""
+    stated = part if isinstance(part, dict) else {}
+    wrong = [key for key, size in sizes.items() if key in stated and _plain(stated[key]) != _plain(size)]
+    return [f"{name} has {key}={stated[key]}, but the encoders give {sizes[key]}; leave it out" for key in wrong]
+
+
+def _plain(size: int | Sequence[int]) -> int | list[int]:
+    return size if isinstance(size, int) else list(size)
 
 
 def _numel(parameter: nn.Parameter) -> int:
