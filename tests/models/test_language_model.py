@@ -192,9 +192,7 @@ def test_qlora_loads_in_four_bits(toy_paths: dict[str, str], monkeypatch: pytest
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match="vicuna does not exist; expected a Hugging Face folder of
-    ):
+    with pytest.raises(FileNotFoundError, match="vicuna does not exist; expected a Hugging Face folder of"):
         build_language_model(str(tmp_path / "vicuna"))
 
 
