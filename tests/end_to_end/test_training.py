@@ -124,7 +124,7 @@ class TestBadInput:
 
     def fail(self, project: Project, config: Path, *arguments: str) -> str:
         work_dir, output = project.train(config, *arguments, name=f"bad_{config.stem}")
-        assert not list(work_dir.glob("iter_*.pth"))
+        assert not (work_dir / "iter_4.pth").exists()
         return output
 
     def test_wrong_checkpoint_kind(self, project: Project) -> None:
