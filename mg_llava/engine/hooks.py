@@ -103,7 +103,10 @@ class GateMonitorHook(Hook):
         parts = list(self._trained_parts(model))
         names = [*BRANCHES, *(f"grad_{part}" for part in parts)]
         found: dict[str, Any] = {name: model.monitor.get(name) for name in BRANCHES}
-        found |= {f"grad_{part}": _root(self._squares.get(part)) / loss_scale for part in parts}
+        seen = "low_norm" in model.monitor  # a batch without pictures says nothing about what works on pictures
+        found |= {
+            f"grad_{part}": _root(self._squares.get(part)) / loss_scale for part in parts if seen or part == "llm"
+        }
         device = next(model.parameters()).device
         table = torch.zeros(2, len(names), device=device)  # sums, counts
         for column, name in enumerate(names):

@@ -14,7 +14,7 @@ WIDTH = 8
 class ToyModel(BaseModel):
     """Gated sum of two branches of the same input; ``fuse_module`` starts at zero and the encoder is frozen."""
 
-    def __init__(self, dropout=0.0, dead=False):
+    def __init__(self, dropout=0.0, dead=False, text_only=False):
         super().__init__()
         self.visual_encoder = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.fuse_module = nn.Linear(WIDTH, WIDTH)
@@ -25,6 +25,7 @@ class ToyModel(BaseModel):
         self.register_buffer("scale", torch.ones(1))
         self.dropout = dropout
         self.dead = dead
+        self.text_only = text_only
         self.monitor = {}
 
     def forward(self, data, data_samples=None, mode="loss"):
@@ -33,7 +34,8 @@ class ToyModel(BaseModel):
         high = self.fuse_module(x) * (0.0 if self.dead else 1.0)
         visual = nn.functional.dropout(torch.tanh(self.projector(x) + high), self.dropout, self.training)
         self.monitor["gate"] = high.detach().float().abs().mean()
-        self.monitor["low_norm"] = x.detach().float().norm(dim=-1).mean()
+        if not self.text_only:
+            self.monitor["low_norm"] = x.detach().float().norm(dim=-1).mean()
         return {"loss": ((self.llm(visual).float() - 1) ** 2).mean()}
 
     def generate(self, data, max_new_tokens):

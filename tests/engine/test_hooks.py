@@ -63,6 +63,12 @@ def test_monitor_warns_of_a_dead_branch_once(runs):
     assert "grad_projector has stayed" not in text
 
 
+def test_monitor_does_not_judge_parts_by_batches_without_pictures(runs):
+    runs.train(**monitor(interval=1, patience=2), **{"model.dead": True, "model.text_only": True})
+    assert "grad_fuse_module" not in read_log(runs.work_dir)[-1] and "grad_llm" in read_log(runs.work_dir)[-1]
+    assert "grad_fuse_module has stayed" not in log_text(runs.work_dir)
+
+
 def test_monitor_is_silent_about_a_branch_that_wakes_up(runs):
     runs.train(**monitor(interval=1, patience=2))
     assert "has stayed" not in log_text(runs.work_dir)
