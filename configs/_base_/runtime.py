@@ -7,17 +7,12 @@ __import__("mg_llava.cpu_launch")
 model_wrapper_cfg = dict(
     type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False, find_unused_parameters=False
 )
-__import__("mg_llava.cpu_launch")  # mmengine reads custom_imports in flattened configs only
 
 default_scope = "mmengine"
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
-)
-# device_ids=None: one device per process, CPU or GPU, where the model already is
-model_wrapper_cfg = dict(
-    type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False, find_unused_parameters=False
 )
 visualizer = None
 log_level = "INFO"
