@@ -179,8 +179,11 @@ class RoIAlignBoxProjector(nn.Module):
         self.in_channels = sum(stage_channels[index] for index in self.stages)
         self.model = build_mlp(self.in_channels, out_channels, depth)
 
-    def forward(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> list[Tensor]:
-        """Tokens of all boxes.
+    def forward(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> Tensor:
+        """Tokens of all boxes, in one tensor.
+
+        DeepSpeed hangs a backward hook on each tensor that a module returns; one per picture would let processes whose
+        batches hold different numbers of pictures gather their shards of ZeRO-3 in different orders.
 
         Args:
             stages: Stage maps ``(B, C_s, H_s, W_s)``.
@@ -188,10 +191,7 @@ class RoIAlignBoxProjector(nn.Module):
             canvas_size: Side of the canvas in pixels.
 
         Returns:
-            For each picture ``(n_i, out_channels)``.
+            ``(sum n_i, out_channels)``, picture by picture.
         """
         features = pool_boxes([stages[index] for index in self.stages], boxes, canvas_size, self.bins)
-        counts = [len(item) for item in features]
-        # one call for the whole batch: sharded parameters are gathered once, and by every process alike
-        tokens = self.model(torch.cat(features).to(self.model[0].weight.dtype))
-        return list(tokens.split(counts))
+        return self.model(torch.cat(features).to(self.model[0].weight.dtype))

@@ -71,6 +71,8 @@ class ConvGateFusion(nn.Module):
         self.gate = nn.Sequential(nn.Linear(2 * low_channels, gate_channels), nn.GELU(), nn.Linear(gate_channels, 1))
         self.last_gate: Tensor | None = None
         """Gate of the last forward, ``(B,)``, detached; for monitoring."""
+        self.last_high_norm: Tensor | None = None
+        """Mean norm over tokens of what the last forward added from the high-resolution map, detached; 0 at first."""
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -103,7 +105,9 @@ class ConvGateFusion(nn.Module):
         low_tokens = low + self.fast_proj(F.gelu(self.fast_conv(low_map))).flatten(2).transpose(1, 2)
         gate = torch.tanh(self.gate(torch.cat([low_tokens, high_tokens], dim=-1).mean(dim=1)))  # (B, 1)
         self.last_gate = gate.detach().squeeze(-1)
-        return low_tokens + gate.unsqueeze(1) * high_tokens
+        added = gate.unsqueeze(1) * high_tokens
+        self.last_high_norm = added.detach().float().norm(dim=-1).mean()
+        return low_tokens + added
 
     def _match_grid(self, high: Tensor, side: int) -> Tensor:
         if high.shape[-2:] == (side, side):

@@ -84,7 +84,8 @@ class MGLLaVA(BaseModel):
         self.projector = _build(projector, in_channels=visual_channels, out_channels=hidden_size)
         self.bbox_projector = _build(box_projector, stage_channels=stage_channels, out_channels=hidden_size)
         self.monitor: dict[str, Tensor] = {}
-        """Detached scalars of the last training step: mean gate, mean norms of low, high, box and text tokens."""
+        """Detached scalars of the last training step: mean gate, mean norms of low-resolution, box and text tokens and
+        of what the fusion adds from the high-resolution map."""
         self.register_load_state_dict_post_hook(_forget_frozen)
         if pretrained_pth is not None:
             self.load_pretrained(pretrained_pth)
@@ -213,13 +214,13 @@ class MGLLaVA(BaseModel):
             stages = high_encoder(self._high_view(images, canvas))
         if self.fuse_module is not None:
             tokens = self.fuse_module(tokens, stages[-1].to(dtype))
-            self._observe("high", stages[-1].flatten(2).transpose(1, 2))
-            self.monitor["gate"] = getattr(self.fuse_module, "last_gate", tokens.new_zeros(1)).float().mean()
+            self._observe_fusion()
         visual = self.projector(tokens)
         box_tokens = None
         if self.bbox_projector is not None:
-            box_tokens = self.bbox_projector(stages, boxes, images.shape[-1])
-            self._observe("box", torch.cat(box_tokens))
+            objects = self.bbox_projector(stages, boxes, images.shape[-1])  # (sum n_i, D)
+            self._observe("box", objects)
+            box_tokens = list(objects.split([len(item) for item in boxes]))
         return Vision(visual, box_tokens)
 
     def _high_view(self, images: Tensor, canvas: Tensor) -> Tensor:
@@ -236,8 +237,8 @@ class MGLLaVA(BaseModel):
         if vision is None:
             vision = self._run_on_nothing()
         total = vision.visual.float().sum()
-        for tokens in vision.boxes or ():
-            total = total + tokens.float().sum()
+        if vision.boxes is not None:
+            total = total + torch.cat(vision.boxes).float().sum()
         return 0.0 * total
 
     def _run_on_nothing(self) -> Vision:
@@ -254,13 +255,19 @@ class MGLLaVA(BaseModel):
         boxes = None
         if self.bbox_projector is not None:
             stages = [nothing(1, channels, 1, 1) for channels in high.stage_channels]
-            boxes = self.bbox_projector(stages, [torch.zeros(1, 4, device=parameter.device)], high.image_size)
+            boxes = [self.bbox_projector(stages, [torch.zeros(1, 4, device=parameter.device)], high.image_size)]
         return Vision(self.projector(tokens), boxes)
 
     @torch.no_grad()
     def _observe(self, name: str, tokens: Tensor) -> None:
         if self.training and tokens.numel():
             self.monitor[f"{name}_norm"] = tokens.detach().float().norm(dim=-1).mean()
+
+    def _observe_fusion(self) -> None:
+        for name, attribute in (("gate", "last_gate"), ("high_norm", "last_high_norm")):
+            value = getattr(self.fuse_module, attribute, None)
+            if self.training and value is not None:
+                self.monitor[name] = value.float().mean()
 
     # -- generation ---------------------------------------------------------------------------------------------
 
