@@ -6,6 +6,8 @@ nano_settings = dict(
     precision="float32",
     save_steps=100000,
     save_total_limit=1,
-    weight_decay=0,
+    betas=(0.9, 0.98),
+    warmup_ratio=0.05,
+    llm=dict(gradient_checkpointing=False),
     dataset=dict(long_text_margin=None),
 )
