@@ -8,6 +8,6 @@ nano_settings = dict(
     save_total_limit=1,
     betas=(0.9, 0.98),
     warmup_ratio=0.05,
-    llm=dict(gradient_checkpointing=False),
+    gradient_checkpointing=False,
     dataset=dict(long_text_margin=None),
 )

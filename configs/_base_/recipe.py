@@ -67,6 +67,7 @@ def _stage(
     evaluation_freq=500,
     evaluation_samples=(),
     precision="bfloat16",
+    gradient_checkpointing=True,
     llm=None,
     fusion="conv_gate",
     box_projector="roi_align",
@@ -84,7 +85,12 @@ def _stage(
     branches = dict(conv_gate=dict(type=ConvGateFusion), roi_align=dict(type=RoIAlignBoxProjector))
     model = dict(
         type=MGLLaVA,
-        llm=dict(type=build_language_model, path=llm_name_or_path, tuning=tuning),
+        llm=dict(
+            type=build_language_model,
+            path=llm_name_or_path,
+            tuning=tuning,
+            gradient_checkpointing=gradient_checkpointing,
+        ),
         low_res_encoder=dict(vision["low_res_encoder"]),
         high_res_encoder=dict(vision["high_res_encoder"]),
         fusion=branches[fusion] if isinstance(fusion, str) else fusion,
