@@ -1,7 +1,7 @@
 """What every run has in common."""
 
-# Several processes on a machine without CUDA; does nothing elsewhere. mmengine reads `custom_imports` in a dumped config
-# only, and too late for a launch in this one.
+# Several processes on a machine without CUDA; does nothing elsewhere. mmengine reads `custom_imports` in dumped
+# configs alone, and the line below it in this one.
 custom_imports = dict(imports=["mg_llava.cpu_launch"], allow_failed_imports=False)
 __import__("mg_llava.cpu_launch")
 model_wrapper_cfg = dict(

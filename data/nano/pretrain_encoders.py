@@ -58,6 +58,15 @@ class LowPath(nn.Module):
         """(B, 64, C)."""
         return self.encoder(batch.low, output_hidden_states=True).hidden_states[-2][:, 1:]
 
+    def output_layers(self) -> tuple[list[Tensor], Tensor]:
+        """What the scale of the cell features is proportional to, and the bias that is added to them last."""
+        model = self.encoder.vision_model
+        scaled = [model.pre_layrnorm.weight, model.pre_layrnorm.bias]
+        for layer in model.encoder.layers:
+            for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
+                scaled += [linear.weight, linear.bias]
+        return scaled, model.encoder.layers[-2].mlp.fc2.bias
+
     def loss(self, batch: readout.Batch) -> Tensor:
         """Loss of the cell task."""
         return self.cells.loss(self.cell_features(batch), batch)
@@ -90,6 +99,18 @@ class HighPath(nn.Module):
             maps.append(x)
         return maps
 
+    def cell_features(self, batch: readout.Batch) -> Tensor:
+        """(B, 64, C)."""
+        return self.stages(batch)[-1].flatten(2).transpose(1, 2)
+
+    def output_layers(self) -> tuple[list[Tensor], Tensor]:
+        """What the scale of the cell features is proportional to, and the bias that is added to them last."""
+        stage = self.encoder.stages[-1]
+        scaled = [stage.downsample[1].weight, stage.downsample[1].bias]
+        for block in stage.blocks:
+            scaled += [block.conv_dw.bias, block.mlp.fc2.weight, block.mlp.fc2.bias]
+        return scaled, stage.blocks[-1].mlp.fc2.bias
+
     def loss(self, batch: readout.Batch) -> Tensor:
         """Loss of the cell task and of the box task."""
         stages = self.stages(batch)
@@ -107,6 +128,21 @@ def train(path: LowPath | HighPath, data: Iterator[readout.Batch], steps: int, l
         average += (loss.item() - average) * max(0.01, 1 / (step + 1))
         if step % 200 == 0 or step == steps - 1:
             print(f"{name}: step {step + 1}/{steps}  loss {average:.3f}  {time.time() - start:.0f} s", flush=True)
+
+
+@torch.no_grad()
+def standardize(path: LowPath | HighPath, seed: int) -> None:
+    """Give the cell features mean zero per channel and unit variance over all, without changing what they say.
+
+    Layer normalization inside the encoder hides the scale of the residual stream, so scaling every layer that writes
+    to it scales the features. A fusion gate that is fed the mean of raw features saturates in its first steps.
+    """
+    scaled, last_bias = path.output_layers()
+    features = torch.cat([path.cell_features(batch) for batch in readout.batches(seed, "train", 16, 8, dense=0.0)])
+    deviation = (features - features.mean(dim=(0, 1))).pow(2).mean().sqrt()
+    for tensor in scaled:
+        tensor.div_(deviation)
+    last_bias.sub_(features.mean(dim=(0, 1)) / deviation)
 
 
 def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -168,7 +204,8 @@ def main() -> None:
             path = kind()
             data = readout.batches(arguments.seed, "train", steps, arguments.batch_size, dense=0.75)
             train(path, data, steps, arguments.lr, name)
-            save(path.eval(), arguments.out / name)
+            standardize(path.eval(), arguments.seed + 1)
+            save(path, arguments.out / name)
 
 
 if __name__ == "__main__":

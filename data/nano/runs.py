@@ -23,6 +23,7 @@ NANO = Path(__file__).resolve().parent
 GENERATED = NANO / "generated"
 WEIGHTS = ("clip", "convnext", "llm")
 PROGRESS = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*? loss: (\S+)")
+ANSWERED = re.compile(r"^\d+/\d+$", re.MULTILINE)
 STAGES = {"stage1": "pretrain", "stage2": "instruct"}
 
 
@@ -138,7 +139,7 @@ def train_and_evaluate(variant: Variant, seed: int, settings: Settings, note: No
         command = [sys.executable, NANO / "evaluate.py", variant.config("stage2"), "--checkpoint", checkpoint]
         command += ["--boxes", settings.boxes, "--out", out]
         log = folder / "evaluation.log"
-        run_logged(command, log, settings.threads, lambda text: note(f"evaluation {last_line(text)}"))
+        run_logged(command, log, settings.threads, lambda text: note(f"evaluation {answered(text)}"))
         result = read_json(out) | {"fingerprint": wanted, "seconds": round(time.monotonic() - begin, 1)}
         write_json(out, result)
     note(f"done, {100 * result['overall']['accuracy']:.1f} % right")
@@ -176,9 +177,10 @@ def progress_of(text: str) -> str:
     return "{}/{}, loss {}".format(*found[-1]) if found else "is loading"
 
 
-def last_line(text: str) -> str:
-    """The last line of a text, empty for none."""
-    return text.splitlines()[-1] if text else "is loading"
+def answered(text: str) -> str:
+    """How far an evaluation is, from the end of its log."""
+    found = ANSWERED.findall(text)
+    return found[-1] if found else "is loading"
 
 
 def xtuner() -> Path:
