@@ -15,7 +15,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +44,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def ask(checkpoint: Path, picture: Path, question: str, out: Path) -> str:
     """Ask the full model one question, with boxes found in the picture, and draw the answer."""
-    warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     MMLogger.get_instance("demo", log_level="WARNING")
     from mg_llava.detection import ConnectedComponentProposals
