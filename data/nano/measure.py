@@ -73,7 +73,7 @@ def load_entries(results: Path) -> list[Entry]:
     return list(read_json(results))
 
 
-def report(entries: Sequence[Entry]) -> str:
+def report(entries: Sequence[Entry], cfg_options: Sequence[str] = ()) -> str:
     """Mean and spread in percent by kind of question, as Markdown; only runs of one kind of boxes."""
     names = [name for name in VARIANTS if any(entry["variant"] == name for entry in entries)]
     groups = {name: [entry for entry in entries if entry["variant"] == name] for name in names}
@@ -92,7 +92,8 @@ def report(entries: Sequence[Entry]) -> str:
     cells = [f"**{_spread([entry['all'] for entry in groups[name]])}**" for name in names]
     lines.append(f"| **all** | {100 * first['chance_all']:.1f} | {' | '.join(cells)} |")
     lines += ["", *_differences(groups), "", *_runs(entries)]
-    lines += ["", f"Measured with `python data/nano/measure.py` on {_machine()}."]
+    command = " ".join(["python data/nano/measure.py", *(["--cfg-options", *cfg_options] if cfg_options else [])])
+    lines += ["", f"Measured with `{command}` on {_machine()}."]
     return "\n".join(lines)
 
 
@@ -182,10 +183,16 @@ def main() -> None:
                     tasks[name] = partial(measure_one, variant, seed, settings, arguments.results)
         print(f"{len(tasks)} of {len(arguments.seeds) * len(arguments.variants)} runs to do")
         run_all(tasks, arguments.jobs)
-    entries = [entry for entry in load_entries(arguments.results) if entry["boxes"] == settings.boxes]
+    every = [entry for entry in load_entries(arguments.results) if entry["boxes"] == settings.boxes]
+    entries = [entry for entry in every if is_finished([entry], VARIANTS[entry["variant"]], entry["seed"], settings)]
     if not entries:
-        sys.exit(f"{arguments.results} has no runs with boxes={settings.boxes} yet")
-    text = report(entries)
+        sys.exit(
+            f"{arguments.results} has no runs of the present configs, data, weights and options (boxes: "
+            f"{settings.boxes}); {len(every)} of others"
+        )
+    if len(entries) < len(every):
+        print(f"{len(every) - len(entries)} runs of other configs, data, weights or options are left out")
+    text = report(entries, settings.cfg_options)
     write_report(arguments.report, text)
     print(f"{text}\n\nwrote {arguments.report}")
 
