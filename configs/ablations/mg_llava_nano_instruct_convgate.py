@@ -19,7 +19,7 @@ globals().update(
         pretrained_pth="./work_dirs/mg_llava_nano_pretrain_convgate",
         batch_size=16,
         lr=1e-3,
-        max_epochs=3,
+        max_epochs=2,
         box_projector=None,
         **nano_settings,
     )
