@@ -23,7 +23,7 @@ def modules():
 
 
 def make(out, *options):
-    sizes = ["--stage1", "6", "--stage2", "80", "--heldout", "4", "--out", str(out)]
+    sizes = ["--stage1", "6", "--stage2", "90", "--heldout", "4", "--out", str(out)]
     command = [sys.executable, str(NANO / "make_data.py"), *sizes, *options]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
