@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -31,18 +33,41 @@ PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 BEFORE, AFTER, SEPARATOR = "USER: ", " ASSISTANT:", "\n"
 IGNORE = -100
 VOCABULARY = 512
-SHARES = [0.16, 0.08, 0.08, 0.08, 0.24, 0.2, 0.16]
-"""How often each of ``language.KINDS`` is asked; kinds that take longer to learn are asked more often."""
-
-FIRST_SHARES = [0.05, 0.0, 0.0, 0.0, 0.55, 0.4, 0.0]
-FIRST_STEPS = 220
-"""The first steps ask almost only for what needs a digit of the question to be found in the scene."""
 HELD_SHARE = 0.4
 """In this first share of the steps the planted head is held in place, until the rest has learnt to use it."""
 MATCH, PREFER = 1.2, 2.0
 """Strength of the two parts of the planted head; PREFER lies between MATCH and twice MATCH."""
-SPARSE_SHARE = 0.6
-"""In this first share of the steps most empty map tokens are left out: shorter sequences, more steps."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training.
+
+    Attributes:
+        until: Where it ends, as a share of all steps.
+        shares: How often each of ``language.KINDS`` is asked.
+        captions: How often the first question about a scene is one for a caption.
+        text_only: How often a question without a scene comes last.
+        keep_empty: Share of the empty map tokens that are rendered.
+        noise: How scenes are spoiled.
+    """
+
+    until: float
+    shares: Sequence[float]
+    captions: float
+    text_only: float
+    keep_empty: float
+    noise: rendering.Noise
+
+
+SHARES = (0.1, 0.1, 0.12, 0.1, 0.25, 0.2, 0.13)
+PHASES = (
+    Phase(0.4, SHARES, 0.35, 0.0, 0.0, rendering.Noise(0, 0, 0.6, 0, 0)),
+    Phase(0.7, SHARES, 0.35, 0.4, 0.25, rendering.Noise()),
+    Phase(1.0, SHARES, 0.35, 0.4, 1.0, rendering.Noise()),
+)
+"""From easy to hard: with noise, object tokens and empty cells from the start, "which digit is at the top" stays at a
+guess among the digits for over a thousand steps."""
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -114,50 +139,44 @@ class Writer:
 class Sampler:
     """Draws training conversations about scenes: word bags of the scene, text ids, labels."""
 
-    def __init__(self, writer: Writer, renderer: rendering.Renderer, noise: rendering.Noise, turns: int):
-        self.writer, self.renderer, self.noise, self.turns = writer, renderer, noise, turns
-        self.shares, self.extras = SHARES, True
+    def __init__(self, writer: Writer, renderer: rendering.Renderer, turns: int, phase: Phase):
+        self.writer, self.renderer, self.turns, self.phase = writer, renderer, turns, phase
 
-    def questions(self, rng: np.random.Generator, layout: language.Layout) -> list[tuple[str, str]]:
-        """Questions and answers about one layout, in random order; sometimes a caption comes first."""
-        kinds = rng.choice(language.KINDS, self.turns, p=self.shares)
-        pairs = []
-        for kind in kinds:
-            question = language.ask(rng, layout, str(kind))
-            pairs.append((question.question, question.answer))
-        if not self.extras:
-            return pairs
-        if rng.random() < 0.15:
-            pairs[0] = (language.caption_prompt(rng), language.caption(layout))
-        if rng.random() < 0.3:
-            question = language.ask_text_only(rng)
-            pairs.append((question.question, question.answer))
-        return pairs
+    def questions(self, rng: np.random.Generator, layout: language.Layout) -> list[language.Question]:
+        """Questions and answers about one layout, in random order; often a caption comes first."""
+        kinds = rng.choice(language.KINDS, self.turns, p=self.phase.shares)
+        asked = [language.ask(rng, layout, str(kind)) for kind in kinds]
+        if rng.random() < self.phase.captions:
+            asked[0] = language.Question("caption", language.caption_prompt(rng), language.caption(layout))
+        if rng.random() < self.phase.text_only:
+            asked.append(language.ask_text_only(rng))
+        return asked
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[int], list[int], int]:
-        """Word ids, weights, text ids, labels, and the position of the scene in the text."""
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[int], list[int], int, list[str]]:
+        """Word ids, weights, text ids, labels, the position of the scene in the text, and the kinds of questions."""
         layout = rendering.random_layout(rng)
-        words, weights = self.renderer.words(rng, layout, self.noise)
+        words, weights = self.renderer.words(rng, layout, self.phase.noise, self.phase.keep_empty)
         ids: list[int] = []
         labels: list[int] = []
         place = 0
-        for turn, (question, answer) in enumerate(self.questions(rng, layout)):
+        asked = self.questions(rng, layout)
+        for turn, question in enumerate(asked):
             if turn == 0:
-                before, after = self.writer.first(question)
+                before, after = self.writer.first(question.question)
                 place, prompt = len(before), before + after
             else:
-                prompt = [*self.writer.encode(SEPARATOR), *self.writer.later(question)]
-            target = self.writer.answer(answer)
+                prompt = [*self.writer.encode(SEPARATOR), *self.writer.later(question.question)]
+            target = self.writer.answer(question.answer)
             ids += prompt + target
             labels += [IGNORE] * len(prompt) + target
-        return words, weights, ids, labels, place
+        return words, weights, ids, labels, place, [question.kind for question in asked]
 
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T, d) and labels (B, T), right-padded."""
+    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Embeddings (B, T, d) and labels (B, T), right-padded, and the kind of each answer in order."""
         drawn = [self.draw(rng) for _ in range(size)]
         words = torch.from_numpy(np.concatenate([item[0] for item in drawn]))
         weights = torch.from_numpy(np.concatenate([item[1] for item in drawn]))
-        scene = self.renderer.embed(words, weights, self.noise.gaussian)
+        scene = self.renderer.embed(words, weights, self.phase.noise.gaussian)
         text = self.renderer.embedding(torch.tensor([i for item in drawn for i in item[2]]))
         rows, row_labels, s, t = [], [], 0, 0
         for item in drawn:
@@ -166,7 +185,8 @@ class Sampler:
             row_labels.append(torch.tensor(item[3][:place] + [IGNORE] * n + item[3][place:]))
             s, t = s + n, t + length
         pad = nn.utils.rnn.pad_sequence
-        return pad(rows, batch_first=True), pad(row_labels, batch_first=True, padding_value=IGNORE)
+        kinds = [kind for item in drawn for kind in item[5]]
+        return pad(rows, batch_first=True), pad(row_labels, batch_first=True, padding_value=IGNORE), kinds
 
 
 def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -219,44 +239,51 @@ def labelled_logits(llm: LlamaForCausalLM, embeddings: Tensor, labels: Tensor) -
     return llm.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted]
 
 
-def answer_weights(labels: Tensor, eos: int) -> Tensor:
-    """Weight of every labelled token, flat: an answer of n tokens weighs sqrt(n) in all, whatever its length."""
-    flat = labels[:, 1:][labels[:, 1:] != IGNORE]
-    ends = flat == eos
-    answer = ends.cumsum(0) - ends.long()
-    return torch.bincount(answer)[answer].float().rsqrt()
+def answer_of(labels: Tensor, eos: int) -> Tensor:
+    """Number of the answer that each labelled token belongs to, flat; answers end with EOS."""
+    ends = labels == eos
+    return ends.cumsum(0) - ends.long()
+
+
+class Progress:
+    """Running share of wholly right answers by kind of question, with the right tokens before each fed in."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, float] = {}
+
+    def add(self, wrong: Tensor, answers: Tensor, kinds: list[str]) -> None:
+        """``wrong`` and ``answers`` are by token, ``kinds`` by answer."""
+        faults = torch.bincount(answers, wrong.float(), minlength=len(kinds)).tolist()
+        for kind, count in zip(kinds, faults, strict=True):
+            old = self.shares.get(kind, 0.0)
+            self.shares[kind] = old + 0.01 * (float(count == 0) - old)
+
+    def __str__(self) -> str:
+        order = [*language.KINDS, "caption", "sum", "larger"]
+        return "  ".join(f"{kind} {100 * self.shares[kind]:.0f}" for kind in order if kind in self.shares)
 
 
 def train(llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace) -> None:
-    """AdamW with warm-up and cosine; every batch is new."""
+    """Muon and AdamW with warm-up and cosine; every batch is new."""
     rng = np.random.default_rng(arguments.seed)
     matrices = [parameter for parameter in llm.model.layers.parameters() if parameter.ndim == 2]
-    optimizer = Optimizer(llm, matrices, arguments.steps, arguments.lr, matrix_lr=0.02)
-    watched = {"yes/no": ("Yes", "No"), "letter": tuple(language.LETTERS)}
-    ids = {name: torch.tensor([sampler.writer.encode(w)[0] for w in words]) for name, words in watched.items()}
-    hits = dict.fromkeys(watched, 0.0)
-    start, average, right = time.time(), 0.0, 0.0
+    optimizer = Optimizer(llm, matrices, arguments.steps, arguments.lr, matrix_lr=arguments.matrix_lr)
+    progress, start, average = Progress(), time.time(), 0.0
     for step in range(arguments.steps):
-        sampler.extras = step >= FIRST_STEPS
-        sampler.shares = SHARES if sampler.extras else FIRST_SHARES
-        sampler.renderer.keep_empty = 0.25 if step < SPARSE_SHARE * arguments.steps else 1.0
-        embeddings, labels = sampler.batch(rng, arguments.batch_size)
-        weights = answer_weights(labels, llm.config.eos_token_id)
+        sampler.phase = next(phase for phase in PHASES if step < phase.until * arguments.steps)
+        embeddings, labels, kinds = sampler.batch(rng, arguments.batch_size)
         logits, labels = labelled_logits(llm, embeddings, labels)
+        answers = answer_of(labels, llm.config.eos_token_id)
+        weights = torch.bincount(answers)[answers].float().rsqrt()  # an answer of n tokens weighs sqrt(n)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
         optimizer.step(loss)
         if step < HELD_SHARE * arguments.steps:
             _plant_matching_head(llm, sampler.writer.tokenizer)
-        rate = max(0.02, 1 / (step + 1))
-        for name, answers in ids.items():
-            chosen = torch.isin(labels, answers)
-            hits[name] += ((logits[chosen].argmax(-1) == labels[chosen]).float().mean().item() - hits[name]) * rate
-        average += (loss.item() - average) * rate
-        right += ((logits.argmax(-1) == labels).float().mean().item() - right) * rate
+        average += (loss.item() - average) * max(0.02, 1 / (step + 1))
+        progress.add(logits.argmax(-1) != labels, answers, kinds)
         if step % 50 == 0 or step == arguments.steps - 1:
             spent = time.time() - start
-            parts = "  ".join(f"{name} {value:.3f}" for name, value in {"tokens right": right, **hits}.items())
-            print(f"step {step + 1}/{arguments.steps}  loss {average:.3f}  {parts}  {spent:.0f} s", flush=True)
+            print(f"step {step + 1}/{arguments.steps}  loss {average:.3f}  {progress}  {spent:.0f} s", flush=True)
             if step % 200 == 0:
                 save(llm, sampler.writer.tokenizer, arguments.out)
 
@@ -273,10 +300,11 @@ def save(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1800, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=2000, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, help="scenes per step (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=6, help="questions per scene (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="default: %(default)s")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: %(default)s)")
+    parser.add_argument("--matrix-lr", type=float, default=0.02, help="of Muon (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=HERE / "llm", help="default: data/nano/llm")
     arguments = parser.parse_args()
@@ -284,7 +312,7 @@ def main() -> None:
     tokenizer = build_tokenizer(arguments.seed)
     llm = build_llm(tokenizer)
     renderer = rendering.Renderer(llm.model.embed_tokens, tokenizer)
-    train(llm, Sampler(Writer(tokenizer), renderer, rendering.Noise(), arguments.turns), arguments)
+    train(llm, Sampler(Writer(tokenizer), renderer, arguments.turns, PHASES[0]), arguments)
     save(llm, tokenizer, arguments.out)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import language
@@ -122,21 +123,20 @@ def answers_right(llm: LlamaForCausalLM, sampler: pretrain_llm.Sampler, kind: st
     Greedy decoding gives the right answer exactly when, with the right answer fed in, every token is the best one.
     """
     rng = np.random.default_rng(seed)
-    sampler.questions = lambda rng, layout: [_pair(rng, layout, kind)]  # type: ignore[method-assign]
+    sampler.questions = lambda rng, layout: [_question(rng, layout, kind)]  # type: ignore[method-assign]
     right = 0
     for _ in range(count // 50):
-        embeddings, labels = sampler.batch(rng, 50)
+        embeddings, labels, _ = sampler.batch(rng, 50)
         guess = llm(inputs_embeds=embeddings).logits.argmax(-1)[:, :-1]
         wanted = labels[:, 1:]
         right += ((guess == wanted) | (wanted == pretrain_llm.IGNORE)).all(dim=1).sum().item()
     return 100 * right / (count // 50 * 50)
 
 
-def _pair(rng: np.random.Generator, layout: language.Layout, kind: str) -> tuple[str, str]:
+def _question(rng: np.random.Generator, layout: language.Layout, kind: str) -> language.Question:
     if kind == "caption":
-        return language.caption_prompt(rng), language.caption(layout)
-    question = language.ask_text_only(rng) if kind == "text-only" else language.ask(rng, layout, kind)
-    return question.question, question.answer
+        return language.Question(kind, language.caption_prompt(rng), language.caption(layout))
+    return language.ask_text_only(rng) if kind == "text-only" else language.ask(rng, layout, kind)
 
 
 def probe_llm(folder: Path, count: int) -> None:
@@ -146,7 +146,8 @@ def probe_llm(folder: Path, count: int) -> None:
     renderer = rendering.Renderer(llm.model.embed_tokens, tokenizer)
     for title, no_objects in (("map and objects", 0.0), ("map alone", 1.0)):
         noise = rendering.Noise(0.0, 0.0, no_objects, 0.0, 0.0)
-        sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), renderer, noise, 1)
+        phase = replace(pretrain_llm.PHASES[-1], noise=noise)
+        sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), renderer, 1, phase)
         scores = {
             kind: answers_right(llm, sampler, kind, count, 7) for kind in (*language.KINDS, "caption", "text-only")
         }

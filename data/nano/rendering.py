@@ -1,8 +1,10 @@
 """A scene as text, in exactly the shape in which the model sees a picture: 64 map tokens, then object tokens.
 
-Every token is a bag of words, and its embedding is the sum of the word embeddings of the LLM: a map token says what
-its cell holds (a digit, a distractor, nothing), how large it is, its row and its column; an object token says what the
-object is and how large, without coordinates. So the LLM can be taught the task before it has ever seen a picture.
+Every token is a weighted bag of words, and its embedding is the weighted sum of the word embeddings of the LLM: a map
+token says what its cell holds (a digit, a distractor, nothing), how large it is and where it is; an object token says
+what the object is and how large, without coordinates. Place and size lie on scales: the third of eight columns is 5/7
+``<left>`` and 2/7 ``<right>``, a medium mark is half ``<small>`` and half ``<large>``; so a projector has few
+directions to find. This teaches the LLM the task before it has ever seen a picture.
 """
 
 from __future__ import annotations
@@ -18,13 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 SHAPE, EMPTY, UNKNOWN, OBJECT = "<shape>", "<empty>", "<unknown>", "<object>"
-ROWS = [f"<row{i}>" for i in range(scenes.GRID)]
-COLUMNS = [f"<column{i}>" for i in range(scenes.GRID)]
-SIZES = [f"<{level}>" for level in scenes.LEVELS]
-SCENE_WORDS = [SHAPE, EMPTY, UNKNOWN, OBJECT, *ROWS, *COLUMNS, *SIZES]
+SIZES, ROWS, COLUMNS = ("<small>", "<large>"), ("<top>", "<bottom>"), ("<left>", "<right>")
+SCENE_WORDS = [SHAPE, EMPTY, UNKNOWN, OBJECT, *SIZES, *ROWS, *COLUMNS]
 CELLS = scenes.GRID**2
-SLOTS = 5
-"""Words per token at most: content, size, row (or the mark of an object), column, confusion."""
+CONTENT, CONFUSION, SIZE, ROW, COLUMN, SLOTS = 0, 1, slice(2, 4), slice(4, 6), slice(6, 8), 8
+"""Places of the words in a token; the mark of an object stands in the place of a row."""
 
 
 @dataclass(frozen=True)
@@ -55,56 +55,54 @@ def random_layout(rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
 
 
 class Renderer(nn.Module):
-    """Turns layouts into embeddings with the word embeddings of an LLM.
-
-    ``keep_empty`` is the share of the empty map tokens that is rendered at all.
-    """
+    """Turns layouts into embeddings with the word embeddings of an LLM."""
 
     def __init__(self, embedding: nn.Embedding, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
         self.embedding = embedding
         self.digits = [_single(tokenizer, str(digit)) for digit in range(10)]
-        self.keep_empty = 1.0
         self.word = {word: tokenizer.convert_tokens_to_ids(word) for word in SCENE_WORDS}
 
     def content(self, digit: int) -> int:
         """Word of a digit, or of a distractor for -1."""
         return self.digits[digit] if digit >= 0 else self.word[SHAPE]
 
-    def words(self, rng: np.random.Generator, layout: language.Layout, noise: Noise) -> tuple[np.ndarray, np.ndarray]:
-        """Word ids (64 + n, SLOTS) and their weights; weight 0 where a slot is unused."""
+    def words(
+        self, rng: np.random.Generator, layout: language.Layout, noise: Noise, keep_empty: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Word ids (64 + n, SLOTS) and their weights; a share ``keep_empty`` of the empty map tokens is rendered."""
         objects = [item for item in layout if rng.random() >= noise.missing_object]
         rng.shuffle(objects)
         if rng.random() < noise.no_objects:
             objects = []
         ids = np.zeros((CELLS + len(objects), SLOTS), np.int64)
         weights = np.zeros(ids.shape, np.float32)
+        ids[:, CONTENT], weights[:, CONTENT] = self.word[EMPTY], 1
+        for slot, scale in ((SIZE, SIZES), (ROW, ROWS), (COLUMN, COLUMNS)):
+            ids[:, slot] = [self.word[word] for word in scale]
         cells = np.arange(CELLS)
-        ids[:CELLS, 0] = self.word[EMPTY]
-        ids[:CELLS, 2] = [self.word[ROWS[i // scenes.GRID]] for i in cells]
-        ids[:CELLS, 3] = [self.word[COLUMNS[i % scenes.GRID]] for i in cells]
-        weights[:CELLS, (0, 2, 3)] = 1
+        weights[:CELLS, ROW] = _between(cells // scenes.GRID, scenes.GRID)
+        weights[:CELLS, COLUMN] = _between(cells % scenes.GRID, scenes.GRID)
         unknown = rng.random() < noise.unknown_map
-        for digit, row, column, level in layout:
-            cell = row * scenes.GRID + column
-            hidden = unknown and digit >= 0
-            ids[cell, :2] = self.word[UNKNOWN] if hidden else self.content(digit), self.word[SIZES[level]]
-            weights[cell, 1] = 1
-        for place, (digit, _, _, level) in enumerate(objects, start=CELLS):
-            ids[place, :3] = self.content(digit), self.word[SIZES[level]], self.word[OBJECT]
-            weights[place, :3] = 1
+        marks = [(row * scenes.GRID + column, digit, level) for digit, row, column, level in layout]
+        marks += [(place, item[0], item[3]) for place, item in enumerate(objects, start=CELLS)]
+        for place, digit, level in marks:
+            hidden = unknown and digit >= 0 and place < CELLS
+            ids[place, CONTENT] = self.word[UNKNOWN] if hidden else self.content(digit)
+            weights[place, SIZE] = _between(np.array(level), len(scenes.LEVELS))
+        ids[CELLS:, ROW.start], weights[CELLS:, ROW.start] = self.word[OBJECT], 1
         self._mix_up(rng, ids, weights, noise)
-        if self.keep_empty < 1:
-            kept = (ids[:, 0] != self.word[EMPTY]) | (rng.random(len(ids)) < self.keep_empty)
+        if keep_empty < 1:
+            kept = (ids[:, CONTENT] != self.word[EMPTY]) | (rng.random(len(ids)) < keep_empty)
             ids, weights = ids[kept], weights[kept]
         return ids, weights
 
     def _mix_up(self, rng: np.random.Generator, ids: np.ndarray, weights: np.ndarray, noise: Noise) -> None:
-        marked = np.flatnonzero((weights[:, 1] > 0) & np.isin(ids[:, 0], self.digits))
+        marked = np.flatnonzero(np.isin(ids[:, CONTENT], self.digits))
         for place in marked[rng.random(len(marked)) < 0.3] if noise.mix else ():
             share = rng.uniform(0, noise.mix)
-            ids[place, SLOTS - 1] = self.digits[rng.integers(10)]
-            weights[place, 0], weights[place, SLOTS - 1] = 1 - share, share
+            ids[place, CONFUSION] = self.digits[rng.integers(10)]
+            weights[place, CONTENT], weights[place, CONFUSION] = 1 - share, share
 
     def embed(self, ids: Tensor, weights: Tensor, gaussian: float) -> Tensor:
         """Sum of word embeddings: (N, SLOTS) ids and weights to (N, d)."""
@@ -113,6 +111,12 @@ class Renderer(nn.Module):
         if gaussian:
             vectors = vectors + torch.randn_like(vectors) * vectors.detach().std() * gaussian * torch.rand(len(ids), 1)
         return vectors
+
+
+def _between(step: np.ndarray, steps: int) -> np.ndarray:
+    """Weights (..., 2) of the two ends of a scale at one of its steps."""
+    share = step / (steps - 1)
+    return np.stack((1 - share, share), axis=-1)
 
 
 def _single(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
