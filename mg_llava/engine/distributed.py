@@ -1,7 +1,10 @@
 """Several processes on a machine without a GPU: closes the gaps that mmengine, XTuner and DeepSpeed leave there."""
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +31,9 @@ def prepare_cpu_launch() -> bool:
     if get_device() != "cpu" or not is_torchrun_process():
         return False
     _declare_bf16_support()
-    _disable_deepspeed_shared_memory()
+    if importlib.util.find_spec("deepspeed") is not None:
+        _disable_deepspeed_shared_memory()
+        _complete_deepspeed_gathers()
     # mmengine's pytorch launcher calls torch.cuda.set_device whatever the backend; a process group that exists already
     # makes it skip that, and makes DeepSpeed adopt the group instead of starting its own.
     if not dist.is_initialized():
@@ -44,8 +49,32 @@ def _declare_bf16_support() -> None:
 
 def _disable_deepspeed_shared_memory() -> None:
     """Keep DeepSpeed from compiling its shared-memory collectives, which needs a C++ compiler; gloo does the work."""
-    if importlib.util.find_spec("deepspeed") is None:
-        return
     import deepspeed
 
     deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+
+
+def _complete_deepspeed_gathers() -> None:
+    """Let DeepSpeed's asynchronous gathers return only when they are done.
+
+    Where ZeRO-3 loads weights it starts one gather per parameter and waits for the last alone: enough on a CUDA
+    stream, which keeps the order, but gloo's threads may write a gathered buffer after the weights were loaded into it.
+    """
+    from deepspeed.comm.torch import TorchBackend
+
+    for name in ("all_gather_into_tensor", "all_gather"):
+        method = getattr(TorchBackend, name)
+        if not hasattr(method, "completes"):  # once per process
+            setattr(TorchBackend, name, _completing(method))
+
+
+def _completing(gather: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(gather)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        work = gather(*args, **kwargs)
+        if work is not None:
+            work.wait()
+        return work
+
+    run.completes = True  # type: ignore[attr-defined]
+    return run

@@ -79,7 +79,8 @@ class Predictor:
         self.picture_processor: PictureProcessor = (
             TRANSFORMS.build(picture_processor) if is_config else picture_processor
         )
-        if self.picture_processor.image_size != model.high_res_size:
+        # the low-resolution view is sampled from a canvas of any size
+        if model.visual_encoder_aux is not None and self.picture_processor.image_size != model.high_res_size:
             print_log(
                 f"pictures are made for {self.picture_processor.image_size} px, the model reads {model.high_res_size}",
                 logger="current",

@@ -107,3 +107,17 @@ def test_nothing_is_prepared_with_a_gpu(monkeypatch):
     monkeypatch.setattr(distributed, "get_device", lambda: "cuda")
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *a, **k: pytest.fail("must not be called"))
     assert not distributed.prepare_cpu_launch()
+
+
+def test_gathers_are_done_when_they_return():
+    """ZeRO-3 waits for the last of many gathers alone, and gloo finishes them in any order."""
+    waited = []
+
+    class Work:
+        def wait(self):
+            waited.append(self)
+
+    work = Work()
+    assert distributed._completing(lambda *tensors, async_op: work)(1, 2, async_op=True) is work
+    assert waited == [work]
+    assert distributed._completing(lambda: None)() is None  # a synchronous gather has nothing to wait for
