@@ -58,7 +58,7 @@ def _complete_deepspeed_gathers() -> None:
     """Let DeepSpeed's asynchronous gathers return only when they are done.
 
     Where ZeRO-3 loads weights it starts one gather per parameter and waits for the last alone: enough on a CUDA
-    stream, which keeps the order, but gloo's threads may write a gathered buffer after the weights were loaded into it.
+    stream, which keeps the order, but gloo's threads may write a buffer after the weights were loaded into it.
     """
     from deepspeed.comm.torch import TorchBackend
 
