@@ -1,131 +1,174 @@
-"""Boxes by record id, from a box file in the reference's layout (a list of records, or a dict keyed by id)."""
+"""Boxes by record id or by picture: of box files in the reference's layout, or of stores converted from them once.
+
+Small ``.json`` and ``.jsonl`` files are read into memory. Large ones are converted with ``tools/convert_boxes.py``
+to a store, a file that opens at once and is shared by all workers (see ``boxes.table`` for its layout).
+"""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
+from PIL import Image
 
-from .records import read_json
-from .schema import NO_BOXES, BoxRecord, RecordError, make_box_record
+from . import pictures
+from .boxes.convert import BadRecord, read_table
+from .boxes.policy import MissingBox, MissingBoxes, Picture, advice
+from .boxes.table import BoxTable
+from .schema import BoxRecord, RecordError
 
-MissingBox = Literal["error", "empty"]
-BadRecord = Literal["error", "drop"]
+__all__ = ["BadRecord", "BoxStore", "MissingBox", "open_box_store", "picture_keys"]
 
 _SHOWN = 5
+_LARGE = 100 << 20
+_JSON = (".json", ".jsonl")
 
 
 class BoxStore:
-    """Boxes in original pixels by id; ids are strings, so that 17 and ``"17"`` are one key. Kept in flat arrays.
+    """Boxes in original pixels by id; ids are strings, so that 17 and ``"17"`` are one key.
+
+    Made by ``open_box_store``.
 
     Args:
-        records: Pairs of id and boxes, without duplicates.
+        table: The boxes.
         source: Name of the file, for messages.
-        missing: What ``get`` does for an unknown id: ``error`` or ``empty`` (no boxes, so that the picture
-            processor's policy for "no box" applies).
+        missing: What unknown pictures get; a name of a policy, or the policy.
     """
 
-    def __init__(
-        self, records: Iterable[tuple[str, BoxRecord]], source: str = "boxes", missing: MissingBox = "error"
-    ) -> None:
-        if missing not in ("error", "empty"):
-            raise ValueError(f"missing is {missing!r}; allowed: 'error', 'empty'")
+    def __init__(self, table: BoxTable, source: str = "boxes", missing: MissingBox | MissingBoxes = "error") -> None:
         self.source = source
-        self.missing = missing
-        self._rows: dict[str, int] = {}
-        vocabulary: dict[str, int] = {}
-        boxes, scores, labels, ends = [NO_BOXES.boxes], [NO_BOXES.scores], [], [0]
-        for record_id, record in records:
-            self._rows[record_id] = len(self._rows)
-            boxes.append(record.boxes)
-            scores.append(record.scores)
-            labels += [vocabulary.setdefault(label, len(vocabulary)) for label in record.labels]
-            ends.append(ends[-1] + len(record))
-        self._ends = np.array(ends, dtype=np.int64)
-        self._boxes = np.concatenate(boxes)
-        self._scores = np.concatenate(scores)
-        self._labels = np.array(labels, dtype=np.int32)
-        self._vocabulary = list(vocabulary)
-        for array in (self._boxes, self._scores):
-            array.setflags(write=False)
+        self._table = table
+        self._missing = missing if isinstance(missing, MissingBoxes) else MissingBoxes(missing)
 
     @classmethod
     def from_json(cls, path: str | Path, missing: MissingBox = "error", bad_record: BadRecord = "error") -> "BoxStore":
-        """Read a box file.
+        """Another name of ``open_box_store``."""
+        return open_box_store(path, missing, bad_record)
 
-        Args:
-            path: A list of ``{"id", "boxes", "scores", "labels"}``, or a dict of such records keyed by id.
-            missing: See the class.
-            bad_record: ``error`` refuses the file when a record is malformed (unequal lengths, values that are not
-                finite, inverted boxes) or an id comes twice with different boxes. ``drop`` leaves malformed records
-                out, takes the last of several, and logs how many.
+    @property
+    def missing(self) -> MissingBox:
+        """Name of the policy for unknown pictures."""
+        return self._missing.policy
 
-        Raises:
-            FileNotFoundError: There is no such file.
-            RecordError: The file is broken, or holds bad records; the message names the first ids.
-        """
-        records: dict[str, BoxRecord] = {}
-        problems: list[str] = []
-        for record_id, raw in _iterate(read_json(path), path):
-            try:
-                record = _parse_box_record(raw, f"id {record_id!r}")
-            except RecordError as error:
-                problems.append(str(error))
-                continue
-            if record_id in records and not _same(records[record_id], record):
-                problems.append(f"id {record_id!r}: found twice, with different boxes")
-            records[record_id] = record
-        if problems:
-            message = f"{path}: {len(problems)} bad box records: {'; '.join(problems[:_SHOWN])}"
-            if bad_record == "error":
-                raise RecordError(f"{message}; correct the file or leave them out with bad_box_record='drop'")
-            print_log(f"{message}; left out", logger="current", level=logging.WARNING)
-        return cls(records.items(), source=str(path), missing=missing)
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """``detector``, ``settings`` and ``image_size`` of the box run, ``sources`` with their checksums, counts."""
+        return self._table.metadata
+
+    @property
+    def missed(self) -> int:
+        """Number of times that ``get`` fell back on the policy so far, in all workers."""
+        return self._missing.count
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table)
 
-    def __contains__(self, record_id: object) -> bool:
-        return str(record_id) in self._rows
+    def __contains__(self, key: object) -> bool:
+        return self._table.find(str(key)) is not None
 
-    def get(self, record_id: str | int) -> BoxRecord:
+    def keys(self) -> Iterator[str]:
+        """All keys, in the order of the file."""
+        return self._table.keys()
+
+    def find(self, key: str | int) -> BoxRecord | None:
+        """The boxes of one picture in original pixels, or None; no policy is applied."""
+        row = self._table.find(str(key))
+        return None if row is None else self._table.record(row)
+
+    def image_size(self, key: str | int) -> tuple[int, int] | None:
+        """Width and height of the picture that the boxes were made on, where the box file says it."""
+        row = self._table.find(str(key))
+        return None if row is None else self._table.image_size(row)
+
+    def counts(self, keys: Iterable[str]) -> np.ndarray:
+        """Numbers of boxes of many pictures, fast: (n,) int64, 0 for unknown keys."""
+        return self._table.counts(self._table.rows(keys))
+
+    def get(self, key: str | int | None, picture: Picture | None = None) -> BoxRecord:
         """The boxes of one picture, in original pixels.
 
-        Raises:
-            RecordError: The id is unknown and ``missing`` is ``error``.
-        """
-        row = self._rows.get(str(record_id))
-        if row is None:
-            if self.missing == "empty":
-                return NO_BOXES
-            raise RecordError(f"{self.source} has no boxes for id {str(record_id)!r}; {self._advice()}")
-        part = slice(self._ends[row], self._ends[row + 1])
-        labels = tuple(self._vocabulary[label] for label in self._labels[part])
-        return BoxRecord(self._boxes[part], self._scores[part], labels)
+        Args:
+            key: Record id; None to look the picture up by content alone.
+            picture: The picture as ``open_picture`` gives it, or a function that opens it. Used where the id is
+                unknown: to look it up by its pixels if the store has content hashes, and by the policy ``detect``.
 
-    def check(self, record_ids: Iterable[str]) -> int:
-        """Count the ids without boxes, and log or refuse as ``missing`` says.
+        Raises:
+            RecordError: The picture is unknown and the policy is ``error``.
+        """
+        row = None if key is None else self._table.find(str(key))
+        if row is None and picture is not None and self._table.has_pictures:
+            picture = picture if isinstance(picture, Image.Image) else picture()
+            row = self._table.find_picture(pictures.content_hash(picture))
+        if row is not None:
+            return self._table.record(row)
+        wanted = "this picture" if key is None else f"id {str(key)!r}"
+        return self._missing(f"{self.source} has no boxes for {wanted}", picture)
+
+    def check(self, keys: Iterable[str]) -> int:
+        """Count the keys without boxes, and log or refuse as the policy says.
+
+        A store with content hashes may know such pictures by their content, so that they are not refused here.
 
         Returns:
-            The number of ids without boxes.
+            The number of keys without boxes.
 
         Raises:
-            RecordError: An id is unknown and ``missing`` is ``error``.
+            RecordError: A key is unknown, the policy is ``error`` and there are no content hashes.
         """
-        unknown = [record_id for record_id in record_ids if record_id not in self]
+        keys = list(keys)
+        rows = self._table.rows(keys).tolist()
+        unknown = [key for key, row in zip(keys, rows, strict=True) if row < 0]
         if unknown:
             ids = ", ".join(map(repr, unknown[:_SHOWN]))
             message = f"{self.source} has no boxes for {len(unknown)} pictures, such as id {ids}"
-            if self.missing == "error":
-                raise RecordError(f"{message}; {self._advice()}")
-            print_log(f"{message}; they are used without boxes", logger="current", level=logging.WARNING)
+            if self._table.has_pictures:
+                message += "; they are looked up by their content"
+            elif self.missing == "error":
+                raise RecordError(f"{message}; {advice()}")
+            else:
+                message += f"; {self._missing.meaning}"
+            print_log(message, logger="current", level=logging.WARNING)
         return len(unknown)
 
-    @staticmethod
-    def _advice() -> str:
-        return "make boxes for it, or use such pictures without boxes with missing_box='empty'"
+
+def open_box_store(
+    path: str | Path,
+    missing: MissingBox = "error",
+    bad: BadRecord = "error",
+    *,
+    proposer: Any = None,
+    to_frame: Callable[[Image.Image], Image.Image] | None = None,
+    detector: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> BoxStore:
+    """Open a store, or read a small box file into memory.
+
+    Args:
+        path: A store of ``tools/convert_boxes.py``; or a ``.json`` or ``.jsonl`` file with a list of
+            ``{"id", "boxes", "scores", "labels"}``, or an object of such records by id.
+        missing: What pictures without a record get; see ``boxes.policy.MissingBoxes``.
+        bad: For ``.json`` and ``.jsonl``: ``error`` refuses the file if a record is malformed (unequal lengths, values
+            that are not finite, inverted boxes) or an id comes again with different boxes. ``drop`` leaves malformed
+            records out, takes the last of several, and logs how many.
+        proposer: For ``missing="detect"``; see ``boxes.policy.MissingBoxes``.
+        to_frame: For ``missing="detect"``; see ``boxes.policy.MissingBoxes``.
+        detector: What must have found the boxes; None for anything.
+        settings: The settings that the detector must have had; None for any.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        RecordError: The file is broken, holds bad records, or the boxes are of another detector or other settings.
+        ValueError: An unknown policy.
+    """
+    policy = MissingBoxes(missing, proposer, to_frame)
+    table = _read_json(path, bad) if Path(path).suffix in _JSON else BoxTable.open(path)
+    for name, wanted in (("detector", detector), ("settings", settings)):
+        found = table.metadata.get(name)
+        if wanted is not None and found != wanted:
+            raise RecordError(f"{path} was made with {name} {found!r}, not {wanted!r}; use boxes made alike")
+    return BoxStore(table, str(path), policy)
 
 
 def picture_keys(record_id: str, count: int) -> list[str]:
@@ -133,27 +176,13 @@ def picture_keys(record_id: str, count: int) -> list[str]:
     return [record_id] if count == 1 else [f"{record_id}#{number}" for number in range(count)]
 
 
-def _iterate(content: Any, path: str | Path) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        yield from ((str(key), value) for key, value in content.items())
-    elif isinstance(content, list):
-        for number, raw in enumerate(content):
-            if not isinstance(raw, Mapping) or not isinstance(raw.get("id"), str | int):
-                raise RecordError(f"{path}, record {number}: found {str(raw)[:80]}; every box record needs an id")
-            yield str(raw["id"]), raw
-    else:
-        raise RecordError(f"{path} holds a {type(content).__name__}; a list of box records or a dict by id is needed")
-
-
-def _parse_box_record(raw: Any, owner: str) -> BoxRecord:
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("boxes"), list):
-        raise RecordError(f"{owner}: found {str(raw)[:80]}; a box record has boxes, scores and labels")
-    return make_box_record(raw["boxes"], raw.get("scores"), raw.get("labels"), owner)
-
-
-def _same(first: BoxRecord, second: BoxRecord) -> bool:
-    return (
-        np.array_equal(first.boxes, second.boxes)
-        and np.array_equal(first.scores, second.scores)
-        and first.labels == second.labels
-    )
+def _read_json(path: str | Path, bad: BadRecord) -> BoxTable:
+    if bad not in ("error", "drop"):
+        raise ValueError(f"bad_box_record is {bad!r}; allowed: 'error', 'drop'")
+    if Path(path).is_file() and Path(path).stat().st_size > _LARGE:
+        message = f"{path} is large; convert it once with tools/convert_boxes.py, then it opens at once"
+        print_log(message, logger="current", level=logging.WARNING)
+    table, problems = read_table(path, bad)
+    if problems:
+        print_log(f"{path}: {problems}; left out", logger="current", level=logging.WARNING)
+    return table

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -121,11 +121,82 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     return record
 
 
+class Measure(NamedTuple):
+    """What a data set knows of a record without keeping it."""
+
+    id: str
+    characters: int
+    """Of the turns that are encoded, plus one; 0 where no question has an answer."""
+    pictures: int
+    is_silent: bool
+    """Whether an answer is empty."""
+
+
+def measure_record(raw: Any, source: str = "record", index: int = 0) -> Measure:
+    """Check one record and measure it: ``parse_record`` in a third of the time, for the start of a run.
+
+    Raises:
+        RecordError: As ``parse_record``.
+    """
+    measure = _measure_plain(raw)
+    if measure is None:
+        record = parse_record(raw, source, index)
+        turns = answered_turns(record.turns)
+        characters = sum(len(turn.text) for turn in turns) + 1 if turns else 0
+        is_silent = any(turn.role == "gpt" and not turn.text.strip() for turn in turns)
+        measure = Measure(record.id, characters, len(record.images), is_silent)
+    return measure
+
+
 def answered_turns(turns: Sequence[Turn]) -> list[Turn]:
     """The turns that are encoded: from the first human turn to the last answer."""
     start = next((i for i, turn in enumerate(turns) if turn.role == "human"), len(turns))
     end = next((i for i in range(len(turns), 0, -1) if turns[i - 1].role == "gpt"), 0)
     return list(turns[start:end])
+
+
+def _measure_plain(raw: Any) -> Measure | None:
+    """Measure a record that is well-formed and plain; None leaves it to ``parse_record``."""
+    if type(raw) is not dict or not _are_plain(tuple(raw)):
+        return None
+    record_id, image, turns = raw["id"], raw.get("image"), raw["conversations"]
+    if type(record_id) not in (str, int) or not (image is None or type(image) is str) or type(turns) is not list:
+        return None
+    # Turns up to the last answer count; those after it wait for the next answer.
+    characters = placeholders = waiting = waiting_placeholders = 0
+    asked = answered = is_silent = False
+    for turn in turns:
+        if type(turn) is not dict:
+            return None
+        role, text = turn.get("from"), turn.get("value")
+        if type(text) is not str:
+            return None
+        if role == "human":
+            asked = True
+            waiting += len(text)
+            waiting_placeholders += text.count(IMAGE_PLACEHOLDER)
+        elif role == "gpt":
+            if asked:
+                answered = True
+                is_silent = is_silent or not text or text.isspace()
+                characters += waiting + len(text)
+                placeholders += waiting_placeholders
+                waiting = waiting_placeholders = 0
+        else:
+            return None
+    pictures = 1 if image else 0
+    if answered and placeholders != pictures:
+        return None
+    return Measure(str(record_id), characters + 1 if answered else 0, pictures, is_silent)
+
+
+@lru_cache(maxsize=1024)
+def _are_plain(keys: tuple[Any, ...]) -> bool:
+    """Whether a record with these keys needs no closer look at them."""
+    others = [key for key in keys if key not in _OWN_KEYS]
+    if not {"id", "conversations"} <= set(keys):
+        return False
+    return not any(key in _OTHER_MEDIA or (isinstance(key, str) and _similar_key(key)) for key in others)
 
 
 def _check_kind(raw: Mapping[str, Any], where: str) -> None:

@@ -1,13 +1,10 @@
 """Records in LLaVA format: what is taken, what is refused, and in which words."""
 
-import json
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mg_llava.data.records import PackedRecords, read_record_list
-from mg_llava.data.schema import RecordError, Turn, answered_turns, parse_record
+from mg_llava.data.schema import Measure, RecordError, Turn, answered_turns, measure_record, parse_record
 from tests.data.conftest import turns_of
 
 TALK = turns_of("Hello?", "Hello.")
@@ -62,34 +59,38 @@ def test_answered_turns():
     assert answered_turns(turns[:2]) == [] and answered_turns([]) == []
 
 
-def test_broken_record_files(tmp_path):
-    path = tmp_path / "train.json"
-    for text, message in [
-        ('[{"id": 1, "conver', r"train\.json is truncated or not JSON: .*line 1"),
-        ('{"id": 1}', "a list of records is needed"),
-        ("[]", "holds no records"),
-        ('{"id": 1}\n{"id": 2}', r"must end in \.jsonl"),
-    ]:
-        path.write_text(text)
-        with pytest.raises(RecordError, match=message):
-            read_record_list(path)
-    lines = tmp_path / "train.jsonl"
-    lines.write_text('{"id": 1}\n\n{"id": 2}\n{"id": ')
-    with pytest.raises(RecordError, match=r"train\.jsonl.*line 4 of the file"):
-        read_record_list(lines)
-    lines.write_text('{"id": 1}\n\n{"id": "a\u2028b"}\n')
-    assert read_record_list(lines) == [{"id": 1}, {"id": "a\u2028b"}]
-
-
-json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.text(st.characters())),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)),
-    max_leaves=6,
+texts = st.text(st.sampled_from("a é\n"), max_size=3)
+turns = st.fixed_dictionaries(
+    {
+        "from": st.sampled_from(["human", "human", "gpt", "gpt", "gpt", "system"]),
+        "value": st.one_of(st.builds(lambda a, p, b: a + p + b, texts, st.sampled_from(["", "<image>"]), texts)),
+    }
+)
+raw_records = st.fixed_dictionaries(
+    {"id": st.one_of(st.integers(0, 9), texts, st.booleans(), st.none())},
+    optional={
+        "conversations": st.one_of(st.lists(st.one_of(turns, turns, turns, texts), max_size=5), st.none()),
+        "image": st.one_of(st.none(), st.sampled_from(["", "a.jpg", ["a", "b"], ["a"], [], 7, [""]])),
+        "model": st.just(""),
+        "Image": st.just("a"),
+        "video": st.sampled_from(["", "a.mp4"]),
+    },
 )
 
 
-@given(st.lists(json_values, max_size=6))
-@settings(max_examples=60, deadline=None)
-def test_packed_records(values):
-    packed = PackedRecords(values)
-    assert [packed[i] for i in range(len(packed))] == json.loads(json.dumps(values))
+@given(raw_records)
+@example({"id": 1, "image": "a", "conversations": turns_of("<image>", "b")})
+@example({"id": 1, "image": ["a", "b"], "conversations": turns_of("<image><image>", "b", "c", " ")})
+@settings(max_examples=300, deadline=None)
+def test_measuring_checks_the_same_as_parsing(raw):
+    try:
+        record = parse_record(raw, "train.json", 3)
+    except RecordError as error:
+        with pytest.raises(RecordError) as other:
+            measure_record(raw, "train.json", 3)
+        assert str(other.value) == str(error)
+        return
+    turns = answered_turns(record.turns)
+    characters = sum(len(turn.text) for turn in turns) + 1 if turns else 0
+    silent = any(turn.role == "gpt" and not turn.text.strip() for turn in turns)
+    assert measure_record(raw) == Measure(record.id, characters, len(record.images), silent)

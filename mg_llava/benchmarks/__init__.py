@@ -1,0 +1,4 @@
+"""What ``tools/benchmark.py`` measures, one module each: ``HELP``, ``add_arguments(parser)``, ``run(args) -> dict``.
+
+``run`` prints its readable table itself; the tool prints what it returns.
+"""

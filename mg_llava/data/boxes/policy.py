@@ -1,0 +1,130 @@
+"""What a picture without a box record gets: an error, a stand-in, or boxes that are found now."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+from mg_llava.registry import TRANSFORMS
+
+from ..pictures import to_rgb
+from ..schema import NO_BOXES, BoxRecord, RecordError, make_box_record
+
+MissingBox = Literal["error", "empty", "picture", "corner", "detect"]
+Picture = Image.Image | Callable[[], Image.Image]
+
+_SLOTS = 64
+_EMPTY_BOX = {"empty": "none", "picture": "picture", "corner": "corner"}
+_MEANING = {
+    "empty": "they get no box tokens",
+    "picture": "they get one box around the whole picture",
+    "corner": "they get the corner box",
+    "detect": "their boxes are found when they are used",
+}
+
+
+@dataclass(frozen=True)
+class StandIn(BoxRecord):
+    """No boxes, with the stand-in that ``PictureProcessor`` is to take in place of its own ``empty_box``."""
+
+    empty_box: Literal["none", "picture", "corner"] | None = None
+
+
+class MissingBoxes:
+    """The policy for pictures without a box record; counts over all worker processes.
+
+    Args:
+        policy: ``error``; ``empty``, no box tokens; ``picture``, one box around the whole picture; ``corner``, the
+            reference's corner box; ``detect``, let the proposer find boxes now.
+        proposer: For ``detect``: takes an RGB picture and gives boxes in its pixels, scores and labels; or a dict to
+            build it from, such as ``dict(type="mg_llava.ConnectedComponentProposals")``. Built when it is first
+            needed, in each process.
+        to_frame: For ``detect``: brings an opened picture into the frame that boxes are in; None for
+            ``pictures.to_rgb``.
+
+    Raises:
+        ValueError: The policy is unknown, or ``detect`` has no proposer.
+        KeyError: The proposer's type is not registered.
+    """
+
+    def __init__(
+        self,
+        policy: MissingBox,
+        proposer: Any = None,
+        to_frame: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> None:
+        if policy not in get_args(MissingBox):
+            raise ValueError(f"missing is {policy!r}; allowed: {', '.join(map(repr, get_args(MissingBox)))}")
+        if policy == "detect" and proposer is None:
+            raise ValueError(
+                "missing='detect' needs a proposer, such as proposer=dict(type='mg_llava.ConnectedComponentProposals')"
+            )
+        if isinstance(proposer, Mapping):
+            _check_type(proposer)
+        self.policy = policy
+        self._proposer = proposer
+        self._to_frame = to_frame or to_rgb
+        self._warned = False
+        # A slot per worker, so that none writes where another does; shared by the processes.
+        self._counts = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
+
+    @property
+    def count(self) -> int:
+        """Number of times that the policy was applied so far, by all workers."""
+        return int(self._counts.sum())
+
+    @property
+    def meaning(self) -> str:
+        """What the policy does, for the log."""
+        return _MEANING[self.policy]
+
+    def __call__(self, owner: str, picture: Picture | None = None) -> BoxRecord:
+        """The boxes of a picture that has no record.
+
+        Args:
+            owner: Which picture it is, for messages.
+            picture: The opened picture, or a function that opens it; needed by ``detect``.
+
+        Raises:
+            RecordError: The policy is ``error``, or the proposer's boxes are wrong.
+            ValueError: The policy is ``detect`` and there is no picture.
+        """
+        if self.policy == "error":
+            raise RecordError(f"{owner}; {advice()}")
+        worker = get_worker_info()
+        self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1)] += 1
+        if not self._warned:
+            self._warned = True
+            message = f"{owner}; such pictures are counted, {self.meaning}"
+            print_log(message, logger="current", level=logging.WARNING)
+        if self.policy == "detect":
+            return self._detect(owner, picture)
+        return StandIn(NO_BOXES.boxes, NO_BOXES.scores, (), _EMPTY_BOX[self.policy])  # type: ignore[arg-type]
+
+    def _detect(self, owner: str, picture: Picture | None) -> BoxRecord:
+        if picture is None:
+            raise ValueError(f"{owner}; missing='detect' needs the picture, which was not given")
+        if isinstance(self._proposer, Mapping):
+            self._proposer = TRANSFORMS.build(dict(self._proposer))
+        image = self._to_frame(picture if isinstance(picture, Image.Image) else picture())
+        boxes, scores, labels = self._proposer(image)
+        return make_box_record(np.asarray(boxes), scores, labels, f"{owner}; proposals")
+
+
+def advice() -> str:
+    """How to go on without a box record."""
+    return "make boxes for it, or use such pictures without boxes with missing_box='empty'"
+
+
+def _check_type(proposer: Mapping[str, Any]) -> None:
+    """Find a misspelled type at the start and not in the middle of training."""
+    kind = proposer.get("type")
+    if kind is None or (isinstance(kind, str) and TRANSFORMS.get(kind) is None):
+        known = ", ".join(sorted(TRANSFORMS.module_dict))
+        raise KeyError(f"proposer has type {kind!r}, which is not registered in {TRANSFORMS.name!r}; known: {known}")
