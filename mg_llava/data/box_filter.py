@@ -1,12 +1,18 @@
-"""Which boxes of a picture become tokens, and in which order: class-aware NMS and caps, one function for all uses."""
+"""Which boxes of a picture become tokens, and in which order: class-aware NMS and caps, one function for all uses.
+
+Equal scores are ordered as in the box file, everywhere, so that results depend on the boxes alone.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
 Cap = Literal["per_category", "per_image"]
+Reason = Literal["kept", "nms", "cap", "outside", "too small"]
+"""What became of a box: a token, or why it did not (``outside`` and ``too small`` come from its place)."""
 
 _PER_LABEL = 20
 _PER_LABEL_SMALL = 5
@@ -15,8 +21,35 @@ _LONG_TEXT_PER_LABEL = 1
 _LONG_TEXT_PER_IMAGE = 20
 
 
+@dataclass(frozen=True)
+class Filtered:
+    """What each step of the filter left.
+
+    Attributes:
+        count: Number n of boxes that went in.
+        survivors: (m,) int64 indices of the boxes that NMS left, best score first.
+        kept: (k,) int64 indices of the boxes that the cap left of those, in the order of their tokens.
+    """
+
+    count: int
+    survivors: np.ndarray
+    kept: np.ndarray
+
+    def reasons(self) -> list[Reason]:
+        """What became of each of the n boxes: ``kept``, ``nms`` or ``cap``."""
+        reasons: list[Reason] = ["nms"] * self.count
+        for index in self.survivors.tolist():
+            reasons[index] = "cap"
+        for index in self.kept.tolist():
+            reasons[index] = "kept"
+        return reasons
+
+
 def nms(boxes: np.ndarray, scores: np.ndarray, labels: Sequence[str], iou: float) -> np.ndarray:
     """Class-aware non-maximum suppression.
+
+    On boxes in whole pixels the same as torchvision's ``batched_nms``, which moves the boxes of each label to a place
+    of their own: that loses digits of fractions, and boxes with negative coordinates can still meet other labels.
 
     Args:
         boxes: (n, 4) xyxy in any one frame.
@@ -27,19 +60,23 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: Sequence[str], iou: float
     Returns:
         (k,) int64 indices of the boxes kept, best score first over all labels.
     """
-    from torchvision.ops import batched_nms
+    from torchvision.ops import nms as suppress
 
-    if len(boxes) == 0:
-        return np.zeros(0, dtype=np.int64)
-    # Sorted, so that nothing depends on the hash seed.
-    label_ids = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
-    keep = batched_nms(
-        torch.as_tensor(boxes, dtype=torch.float32),
-        torch.as_tensor(scores, dtype=torch.float32),
-        torch.as_tensor(label_ids, dtype=torch.int64),
-        iou,
-    )
-    return keep.numpy()
+    order = _by_score(scores)
+    numbers: dict[str, int] = {}
+    groups = np.array([numbers.setdefault(labels[index], len(numbers)) for index in order.tolist()], dtype=np.int64)
+    by_label = np.argsort(groups, kind="stable")  # places in `order`, one label after the other
+    ends = np.bincount(groups).cumsum().tolist()
+    # float32 as in the reference: an overlap of exactly `iou` may fall to either side.
+    sorted_boxes = torch.from_numpy(np.asarray(boxes, dtype=np.float32)[order[by_label]])
+    ranks = torch.arange(len(order), 0, -1, dtype=torch.float32)  # in place of scores, so that none are equal
+    kept = np.ones(len(order), dtype=bool)
+    for start, end in zip([0, *ends], ends, strict=False):
+        if end - start > 1:
+            left = suppress(sorted_boxes[start:end], ranks[start:end], iou)
+            kept[by_label[start:end]] = False
+            kept[by_label[start:end][left.numpy()]] = True
+    return order[kept]
 
 
 def cap_boxes(
@@ -77,6 +114,25 @@ def cap_boxes(
     return _best_per_label(labels, _PER_LABEL_SMALL if max_boxes < _SMALL_LIMIT else _PER_LABEL)
 
 
+def trace_boxes(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: Sequence[str],
+    nms_iou: float | None = 0.2,
+    max_boxes: int | None = 100,
+    cap: Cap = "per_category",
+    text_is_long: bool = False,
+    room: int | None = None,
+) -> Filtered:
+    """NMS and cap in one go, with what each step left; arguments as for ``filter_boxes``."""
+    survivors = _by_score(scores) if nms_iou is None else nms(boxes, scores, labels, nms_iou)
+    chosen = cap_boxes([labels[i] for i in survivors], max_boxes, cap, text_is_long)
+    if room is not None and len(chosen) > room:
+        # Places among the survivors are ranks: the best stay, in their order.
+        chosen = chosen[np.isin(chosen, np.sort(chosen)[:room])]
+    return Filtered(len(labels), survivors, survivors[chosen])
+
+
 def filter_boxes(
     boxes: np.ndarray,
     scores: np.ndarray,
@@ -85,6 +141,7 @@ def filter_boxes(
     max_boxes: int | None = 100,
     cap: Cap = "per_category",
     text_is_long: bool = False,
+    room: int | None = None,
 ) -> np.ndarray:
     """NMS and cap in one go; see ``nms`` and ``cap_boxes``. Index boxes, scores and labels alike with the result.
 
@@ -96,15 +153,31 @@ def filter_boxes(
         max_boxes: Limit of ``cap_boxes``; None for no limit.
         cap: Rule of ``cap_boxes``.
         text_is_long: Whether the text nearly fills the context.
+        room: Never keep more boxes than this, whatever the rule; None for no such limit.
 
     Returns:
         (k,) int64 indices of the boxes kept, in the order of their tokens.
     """
-    if nms_iou is None:
-        order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    else:
-        order = nms(boxes, scores, labels, nms_iou)
-    return order[cap_boxes([labels[i] for i in order], max_boxes, cap, text_is_long)]
+    return trace_boxes(boxes, scores, labels, nms_iou, max_boxes, cap, text_is_long, room).kept
+
+
+def explain_boxes(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: Sequence[str],
+    nms_iou: float | None = 0.2,
+    max_boxes: int | None = 100,
+    cap: Cap = "per_category",
+    text_is_long: bool = False,
+    room: int | None = None,
+) -> list[Reason]:
+    """What ``filter_boxes`` makes of each of the n boxes: ``kept``, ``nms`` or ``cap``; its arguments."""
+    return trace_boxes(boxes, scores, labels, nms_iou, max_boxes, cap, text_is_long, room).reasons()
+
+
+def _by_score(scores: np.ndarray) -> np.ndarray:
+    """(n,) int64 indices, best score first; equal scores in their order."""
+    return np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
 
 
 def _best_per_label(labels: Sequence[str], count: int) -> np.ndarray:

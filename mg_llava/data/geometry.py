@@ -5,6 +5,7 @@ original (W x H, as decoded), padded (the centered square around the original, o
 and canvas (S x S, what the encoders see). Shapes: ``n`` boxes, ``S`` canvas side.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +93,12 @@ class Canvas:
         """Map (n, 4) boxes from canvas to original pixels: the inverse of ``to_canvas``."""
         return (boxes + np.tile(self.crop_offset, 2)) / self._scale() - np.tile(self.pad_offset, 2)
 
+    def misses(self, boxes: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of (n, 4) boxes in original pixels have no part of the picture that the canvas shows."""
+        left, top, right, bottom = self.to_original(self.picture_box[None])[0]
+        shown = np.clip([left, top, right, bottom], 0, [self.width, self.height] * 2)
+        return (boxes[:, 2:] <= shown[:2]).any(axis=1) | (boxes[:, :2] >= shown[2:]).any(axis=1)
+
     def _scale(self) -> np.ndarray:
         """(4,) resized pixels per padded pixel, for x, y, x, y."""
         return np.tile(np.array(self.resized_size, dtype=np.float64) / np.array(self.padded_size), 2)
@@ -120,12 +127,42 @@ def picture_to_canvas(image: Image.Image, canvas: Canvas, pad_color: tuple[int, 
             f"{(canvas.width, canvas.height)}: convert with mg_llava.data.pictures.to_rgb first"
         )
     if image.size != canvas.padded_size:
-        square = Image.new("RGB", canvas.padded_size, pad_color)
-        square.paste(image, canvas.pad_offset)
-        image = square
-    left, top = canvas.crop_offset
+        return _pad_and_resize(image, canvas, pad_color)
     resized = image.resize(canvas.resized_size, Image.Resampling.BICUBIC)
-    return np.array(resized.crop((left, top, left + canvas.size, top + canvas.size)), dtype=np.uint8)
+    if resized.size != (canvas.size, canvas.size):
+        left, top = canvas.crop_offset
+        resized = resized.crop((left, top, left + canvas.size, top + canvas.size))
+    return np.array(resized, dtype=np.uint8)
+
+
+def _pad_and_resize(image: Image.Image, canvas: Canvas, pad_color: tuple[int, int, int]) -> np.ndarray:
+    """(S, S, 3) uint8: the padded square, resized; only the band that the picture reaches is computed.
+
+    Pillow resizes a square by columns first and by rows then, and a ``box`` of whole pixels with the weights of the
+    whole; so the values are the same.
+    """
+    size, side, offset = canvas.size, max(image.size), max(canvas.pad_offset)
+    scale = side / size
+    reach = 2 * max(scale, 1.0) + 1  # of the bicubic kernel, in padded pixels, and a pixel more
+    step = size // math.gcd(side, size)  # so many canvas pixels are a whole number of padded ones
+    first = max(0, math.floor((offset - reach) / scale / step) * step)
+    last = min(size, math.ceil((offset + min(image.size) + reach) / scale / step) * step)
+    start = max(0, math.floor(first * scale - reach))
+    stop = min(side, math.ceil(last * scale + reach))
+    low, high = first * side // size - start, last * side // size - start
+    bicubic = Image.Resampling.BICUBIC
+    pixels = np.empty((size, size, 3), dtype=np.uint8)
+    pixels[:] = pad_color
+    if image.width > image.height:
+        strip = Image.new("RGB", (size, stop - start), pad_color)
+        strip.paste(image.resize((size, image.height), bicubic), (0, offset - start))
+        pixels[first:last] = np.asarray(strip.resize((size, last - first), bicubic, (0, low, size, high)))
+    else:
+        strip = Image.new("RGB", (stop - start, side), pad_color)
+        strip.paste(image, (offset - start, 0))
+        columns = strip.resize((last - first, side), bicubic, (low, 0, high, side))
+        pixels[:, first:last] = np.asarray(columns.resize((last - first, size), bicubic))
+    return pixels
 
 
 def place_boxes_reference(boxes: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ from PIL import Image
 
 from mg_llava.registry import TRANSFORMS
 
-from .box_filter import Cap, filter_boxes
+from .box_filter import Cap, Filtered, Reason, trace_boxes
+from .boxes.policy import StandIn
 from .geometry import PAD_COLOR, BoxMode, Canvas, Resize, picture_to_canvas, place_boxes
 from .pictures import to_rgb
 from .schema import NO_BOXES, BoxRecord
@@ -35,6 +36,32 @@ class ProcessedPicture:
     scores: list[float]
     canvas: Canvas
     is_empty: bool
+
+
+@dataclass(frozen=True)
+class BoxFate:
+    """What became of one box of a picture.
+
+    Attributes:
+        label: Its label.
+        score: Its score.
+        box: xyxy, original pixels.
+        place: xyxy, canvas pixels: where its token looks, or would; not clipped where ``reason`` speaks of the place.
+        reason: ``kept``, or why it is no token: ``nms``, ``cap``, ``outside``, ``too small``.
+        token: Its number among the box tokens of the picture; None where it was dropped.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, ...]
+    place: tuple[float, ...]
+    reason: Reason
+    token: int | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the box is a token."""
+        return self.reason == "kept"
 
 
 @TRANSFORMS.register_module()
@@ -90,7 +117,11 @@ class PictureProcessor:
             raise ValueError(f"{type(self).__name__}: {'; '.join(wrong)}")
 
     def __call__(
-        self, image: Image.Image, boxes: BoxRecord | None = None, text_is_long: bool = False
+        self,
+        image: Image.Image,
+        boxes: BoxRecord | None = None,
+        text_is_long: bool = False,
+        room: int | None = None,
     ) -> ProcessedPicture:
         """Process one picture.
 
@@ -98,15 +129,16 @@ class PictureProcessor:
             image: The picture, in any color mode.
             boxes: Its boxes in original pixels, or None.
             text_is_long: Whether the text nearly fills the context, which limits the boxes further.
+            room: Number of box tokens that the context has room for, the stand-in included; None for no limit.
         """
         image = to_rgb(image, self.mode, self.apply_exif)
-        canvas = Canvas(image.width, image.height, self.image_size, self.pad_to_square, self.resize)
+        canvas = self.canvas_of(image.size)
         pixels = torch.from_numpy(picture_to_canvas(image, canvas, self.pad_color))
         record = boxes if boxes is not None else NO_BOXES
-        placed, index = self.place(record, canvas, text_is_long)
+        placed, index = self.place(record, canvas, text_is_long, room)
         is_empty = len(index) == 0
         if is_empty:
-            placed = self._stand_in(canvas)
+            placed = self.stand_in(canvas, record)[:room]
         blank = len(placed) if is_empty else 0
         return ProcessedPicture(
             pixels=pixels.permute(2, 0, 1).contiguous(),  # (S, S, 3) -> (3, S, S)
@@ -117,35 +149,92 @@ class PictureProcessor:
             is_empty=is_empty,
         )
 
-    def place(self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def canvas_of(self, image_size: tuple[int, int]) -> Canvas:
+        """Where a picture of this width and height (after ``to_rgb``) lies on the canvas."""
+        return Canvas(*image_size, self.image_size, self.pad_to_square, self.resize)
+
+    def place(
+        self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False, room: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Filter and place boxes.
 
         Args:
             record: Boxes in original pixels.
             canvas: The frame to place them on.
             text_is_long: Whether the text nearly fills the context.
+            room: Number of box tokens that the context has room for; None for no limit.
 
         Returns:
             (k, 4) float64 canvas pixels and (k,) int64 indices into ``record``, both in the order of the tokens.
         """
-        if self.mode == "reference":
-            chosen = self._filter(canvas.to_padded(record.boxes), record, np.arange(len(record)), text_is_long)
-            placed, kept = place_boxes(record.boxes[chosen], canvas, self.mode)
-            return placed, chosen[kept]
-        placed, kept = place_boxes(record.boxes, canvas, self.mode, self.min_box_area)
-        chosen = self._filter(placed, record, kept, text_is_long)
-        return placed[chosen], kept[chosen]
+        placed, index, _ = self._place(record, canvas, text_is_long, room)
+        return placed, index
 
-    def _filter(self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, text_is_long: bool) -> np.ndarray:
+    def explain(
+        self, image_size: tuple[int, int], record: BoxRecord, text_is_long: bool = False, room: int | None = None
+    ) -> list[BoxFate]:
+        """What ``__call__`` and ``place`` make of each box of ``record``, in its order.
+
+        Args:
+            image_size: Width and height of the picture, after ``to_rgb``.
+            record: Boxes in original pixels.
+            text_is_long: As for ``place``.
+            room: As for ``place``.
+        """
+        canvas = self.canvas_of(image_size)
+        placed, index, reasons = self._place(record, canvas, text_is_long, room)
+        everywhere = canvas.to_canvas(record.boxes)
+        drawn, inside = place_boxes(record.boxes, canvas, self.mode, self.min_box_area)
+        everywhere[inside] = drawn
+        everywhere[index] = placed
+        tokens = {box: token for token, box in enumerate(index.tolist())}
+        return [
+            BoxFate(label, float(score), tuple(box.tolist()), tuple(place.tolist()), reason, tokens.get(number))
+            for number, (label, score, box, place, reason) in enumerate(
+                zip(record.labels, record.scores, record.boxes, everywhere, reasons, strict=True)
+            )
+        ]
+
+    def _place(
+        self, record: BoxRecord, canvas: Canvas, text_is_long: bool, room: int | None
+    ) -> tuple[np.ndarray, np.ndarray, list[Reason]]:
+        """What ``place`` returns, and what became of each of the n boxes of ``record``."""
+        if self.mode == "reference":
+            everything = np.arange(len(record))
+            found = self._filter(canvas.to_padded(record.boxes), record, everything, text_is_long, room)
+            placed, left = place_boxes(record.boxes[found.kept], canvas, self.mode)
+            reasons = found.reasons()
+            for index in np.delete(found.kept, left).tolist():
+                reasons[index] = "outside"
+            return placed, found.kept[left], reasons
+        placed, left = place_boxes(record.boxes, canvas, self.mode, self.min_box_area)
+        found = self._filter(placed, record, left, text_is_long, room)
+        reasons = ["outside" if missed else "too small" for missed in canvas.misses(record.boxes).tolist()]
+        for index, reason in zip(left.tolist(), found.reasons(), strict=True):
+            reasons[index] = reason
+        return placed[found.kept], left[found.kept], reasons
+
+    def _filter(
+        self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, text_is_long: bool, room: int | None
+    ) -> Filtered:
         """Which of (n, 4) ``boxes``, which are the boxes ``index`` of ``record`` in another frame, stay."""
         labels = [record.labels[i] for i in index]
-        return filter_boxes(boxes, record.scores[index], labels, self.nms_iou, self.max_boxes, self.cap, text_is_long)
+        scores = record.scores[index]
+        return trace_boxes(boxes, scores, labels, self.nms_iou, self.max_boxes, self.cap, text_is_long, room)
 
-    def _stand_in(self, canvas: Canvas) -> np.ndarray:
-        """(0 or 1, 4) canvas pixels, what stands for "no box"."""
-        if self.empty_box == "none":
+    def stand_in(self, canvas: Canvas, record: BoxRecord = NO_BOXES) -> np.ndarray:
+        """(0 or 1, 4) canvas pixels, what stands for "no box": as ``record`` says, else as ``empty_box``."""
+        kind = self._stand_in_kind(record)
+        if kind == "none":
             return np.zeros((0, 4))
-        return np.zeros((1, 4)) if self.empty_box == "corner" else canvas.picture_box[None]
+        return np.zeros((1, 4)) if kind == "corner" else canvas.picture_box[None]
+
+    def stand_in_tokens(self, record: BoxRecord = NO_BOXES) -> int:
+        """Number of box tokens of a picture that has no box left."""
+        return 0 if self._stand_in_kind(record) == "none" else 1
+
+    def _stand_in_kind(self, record: BoxRecord) -> str:
+        return (record.empty_box if isinstance(record, StandIn) else None) or self.empty_box
 
     def to_dict(self) -> dict:
         """The arguments this processor was built with, for files that keep them."""

@@ -1,19 +1,19 @@
 """A picture with its boxes, the question and the answer, as one picture; needs no screen and no font file."""
 
-import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from mg_llava.inference.lettering import Font, line_height, load_font, wrap
+from mg_llava.inference.marks import Mark, draw_marks
 from mg_llava.inference.requests import Answer, PictureLike, list_pictures, load_picture
 
 COLORS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#fabed4", "#469990")
 PAPER, INK, ANSWER_INK = "#ffffff", "#222222", "#0b5d1e"
 MARGIN = 12
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_answer(
@@ -89,63 +89,19 @@ def draw_boxes(
     scale = min(max(1.0, min_side / longer), max_side / longer)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     sheet = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(sheet)
-    line = max(2, round(max(size) / 320))
-    face = load_font(max(12, round(max(size) / 45)), font)
-    placed = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
-    colors = [_color(labels[number] if labels else "", number) for number in range(len(placed))]
-    for box, color in zip(placed, colors, strict=True):
-        draw.rectangle(_outer(box, line), outline=color, width=line)
-    for number, (box, color) in enumerate(zip(placed, colors, strict=True)):
-        _draw_tag(draw, size, box, _caption(number, labels, scores), color, face)
+    placed = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale).tolist()
+    marks = [
+        Mark(tuple(box), _color(labels[number] if labels else "", number), _caption(number, labels, scores))
+        for number, box in enumerate(placed)
+    ]
+    draw_marks(sheet, marks, max(2, round(max(size) / 320)), load_font(max(12, round(max(size) / 45)), font))
     return sheet
-
-
-def load_font(size: int, path: str | Path | None = None) -> Font:
-    """PIL's own font in some size, or a font file.
-
-    Raises:
-        OSError: If the font file cannot be read.
-    """
-    if path is not None:
-        return ImageFont.truetype(str(path), size)
-    try:
-        return ImageFont.load_default(size)
-    except (ImportError, OSError):  # PIL without FreeType has one small font
-        return ImageFont.load_default()
-
-
-def wrap(text: str, width: float, face: Font) -> list[str]:
-    """Break a text into lines of at most ``width`` pixels; words that are longer are broken too."""
-    lines = []
-    for paragraph in text.split("\n"):
-        line = ""
-        for word in paragraph.split(" "):
-            joined = f"{line} {word}" if line else word
-            if face.getlength(joined) <= width:
-                line = joined
-                continue
-            if line:
-                lines.append(line)
-            *full, line = _break(word, width, face)
-            lines += full
-        lines.append(line)
-    return lines
-
-
-def _break(word: str, width: float, face: Font) -> list[str]:
-    pieces = [""]
-    for letter in word:
-        if pieces[-1] and face.getlength(pieces[-1] + letter) > width:
-            pieces.append("")
-        pieces[-1] += letter
-    return pieces
 
 
 def _draw_text(paragraphs: Sequence[tuple[str, str]], width: int, face: Font) -> Image.Image:
     """A strip of text, ``width`` wide; each paragraph has its color."""
     lines = [(line, color) for text, color in paragraphs for line in wrap(text, width - 2 * MARGIN, face)]
-    step = _line_height(face)
+    step = line_height(face)
     strip = Image.new("RGB", (width, step * len(lines) + 2 * MARGIN), PAPER)
     draw = ImageDraw.Draw(strip)
     for number, (line, color) in enumerate(lines):
@@ -153,37 +109,9 @@ def _draw_text(paragraphs: Sequence[tuple[str, str]], width: int, face: Font) ->
     return strip
 
 
-def _line_height(face: Font) -> int:
-    _, top, _, bottom = face.getbbox("Ägjy|")
-    return math.ceil(1.25 * (bottom - min(top, 0)))
-
-
-def _outer(box: np.ndarray, line: int) -> list[float]:
-    """The box moved outward by the width of its line, so that what it holds stays visible."""
-    x1, y1, x2, y2 = box.tolist()
-    return [x1 - line, y1 - line, x2 + line, y2 + line]
-
-
 def _caption(number: int, labels: Sequence[str], scores: Sequence[float]) -> str:
     parts = [labels[number] if labels else "", f"{scores[number]:.2f}" if scores else ""]
     return " ".join(part for part in parts if part)
-
-
-def _draw_tag(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: np.ndarray, text: str, color: str, face: Font
-) -> None:
-    """The caption of a box above it, or below where there is no room; always inside the picture."""
-    if not text:
-        return
-    x1, y1, _, y2 = box.tolist()
-    wide, high = math.ceil(face.getlength(text)) + 6, _line_height(face)
-    left = min(max(x1, 0), max(0, size[0] - wide))
-    top = y1 - high - 3 if y1 - high - 3 >= 0 else y2 + 3
-    top = min(max(top, 0), max(0, size[1] - high))
-    draw.rectangle([left, top, left + wide, top + high], fill=color)
-    red, green, blue = ImageColor.getrgb(color)[:3]
-    ink = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 128 else "white"
-    draw.text((left + 3, top + 1), text, fill=ink, font=face)
 
 
 def _color(label: str, number: int) -> str:

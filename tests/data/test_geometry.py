@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data.geometry import Canvas, picture_to_canvas, place_boxes
+from mg_llava.data.geometry import PAD_COLOR, Canvas, picture_to_canvas, place_boxes
 from mg_llava.data.processor import PictureProcessor
 from mg_llava.data.schema import NO_BOXES, make_box_record
 
@@ -220,3 +220,14 @@ def test_processor_builds_from_the_registry():
 
     processor = TRANSFORMS.build(dict(type="mg_llava.PictureProcessor", image_size=9, pad_color=[1, 2, 3]))
     assert processor(Image.new("RGB", (9, 1))).pixels[:, 0, 0].tolist() == [1, 2, 3]
+
+
+@given(st.integers(1, 260), st.integers(1, 260), st.sampled_from([1, 32, 96, 100, 333, 768]))
+@settings(max_examples=120, deadline=None)
+def test_the_band_of_the_picture_has_the_values_of_the_whole_square(width, height, size):
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture, canvas = Image.fromarray(pixels), Canvas(width, height, size)
+    square = Image.new("RGB", canvas.padded_size, PAD_COLOR)
+    square.paste(picture, canvas.pad_offset)
+    expected = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(picture_to_canvas(picture, canvas), expected)

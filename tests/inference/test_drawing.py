@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from mg_llava.data.geometry import Canvas
-from mg_llava.inference.drawing import COLORS, draw_answer, draw_boxes, load_font, wrap
+from mg_llava.inference.drawing import COLORS, draw_answer, draw_boxes
+from mg_llava.inference.lettering import load_font, wrap
+from mg_llava.inference.marks import Mark, draw_marks, place_tags
 from mg_llava.inference.requests import Answer, SeenPicture
 
 GRAY = (90, 90, 90)
@@ -82,3 +84,24 @@ def test_wrap() -> None:
     assert "".join(lines).replace(" ", "") == text.replace(" ", "").replace("\n", "")
     assert lines[-1] == "next 二 line"
     assert wrap("", 50, face) == [""]
+
+
+def test_tags_stay_inside_and_off_each_other() -> None:
+    face = load_font(14)
+    marks = [Mark((100 + k, 100 + k, 140, 140), "#00aa00", f"{k} digit") for k in range(5)]
+    places = place_tags([*marks, Mark((-50, -50, -10, -10), "#00aa00", "far")], (300, 300), 2, face)
+    for number, (x1, y1, x2, y2) in enumerate(places):
+        assert 0 <= x1 < x2 <= 300 and 0 <= y1 < y2 <= 300
+        for left, top, right, bottom in places[:number]:
+            shared = max(0, min(x2, right) - max(x1, left)) * max(0, min(y2, bottom) - max(y1, top))
+            assert shared < 0.1 * (x2 - x1) * (y2 - y1)
+
+
+@pytest.mark.parametrize("dashed", [False, True])
+def test_lines_lie_outside_the_box(dashed: bool) -> None:
+    sheet = gray(100, 100)
+    draw_marks(sheet, [Mark((30, 30, 60, 70), "#ff0000", dashed=dashed)], 3, load_font(12))
+    drawn = np.asarray(sheet)
+    assert (drawn[30:70, 30:60] == GRAY).all()
+    share = (drawn[28, 27:64] == (255, 0, 0)).all(axis=1).mean()
+    assert 0.3 < share < 0.8 if dashed else share == 1
