@@ -3,7 +3,7 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data import stage2
+    from ._base_.data.paper import stage2
     from ._base_.llms import vicuna_7b
     from ._base_.recipe import instruct
     from ._base_.runtime import *

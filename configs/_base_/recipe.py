@@ -10,7 +10,7 @@ from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 from transformers import AutoTokenizer
 
-from mg_llava.data import LengthGroupedSampler, LLaVADataset, PictureProcessor, collate
+from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, PictureProcessor, collate
 from mg_llava.engine import (
     DataReportHook,
     GateMonitorHook,
@@ -76,7 +76,10 @@ def _stage(
     log_interval=10,
     seed=None,
 ):
-    """All keys of a run. ``fusion=None`` and ``box_projector=None`` leave a branch out; dicts replace one."""
+    """All keys of a run. ``fusion=None`` and ``box_projector=None`` leave a branch out; dicts replace one.
+
+    ``data`` is one source, or ``dict(sources=[...])`` with what all of them share; ``dataset`` changes settings of it.
+    """
     tokenizer = dict(
         type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path=llm_name_or_path, padding_side="right"
     )
@@ -106,11 +109,12 @@ def _stage(
             model[part].setdefault("dtype", "auto" if precision == "bfloat16" else precision)
 
     train_dataset = dict(
-        type=LLaVADataset,
+        type=MixtureDataset if "sources" in data else LLaVADataset,
         tokenizer=tokenizer,
         template=prompt_template,
         picture_processor=picture_processor,
         max_length=context_length - vision["visual_tokens"],
+        context_length=context_length,
         tokens_per_image=vision["visual_tokens"],
         **data,
     )

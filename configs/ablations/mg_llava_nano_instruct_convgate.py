@@ -3,7 +3,7 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.data import nano_stage2
+    from .._base_.data.nano import nano_stage2
     from .._base_.llms import nano as nano_llm
     from .._base_.nano import nano_settings
     from .._base_.recipe import instruct

@@ -1,30 +1,29 @@
 """Conversations about pictures, in LLaVA format, with boxes from a box file; tokenized and decoded in the workers."""
 
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
-from mg_llava.registry import DATASETS, TRANSFORMS
+from mg_llava.registry import DATASETS
 
-from .box_store import BadRecord, BoxStore, MissingBox, picture_keys
+from .box_store import BadRecord, BoxStore, MissingBox
+from .budget import BudgetError, TokenBudget
+from .catalog import RecordCatalog
 from .conversation import EncodedConversation, NoLabelError, Template, encode_conversation
-from .pictures import PictureError, open_picture
+from .lengths import estimate_boxes, estimate_texts, signed_lengths, spread
+from .loading import BoxAugmentation, PictureLoader
+from .pictures import PictureError
 from .processor import PictureProcessor
-from .records import PackedRecords, read_record_list
-from .schema import LLaVARecord, RecordError, answered_turns, parse_record
+from .schema import LLaVARecord
+from .settings import build_transform, open_boxes, resolve_paths
+from .skipped import BadSample, SkippedSamples
+from .token_cache import TokenCache, cache_key
 from .tokenizer import build_tokenizer
-
-BadSample = Literal["error", "skip"]
-
-_SHOWN = 5
-_CALIBRATION = 64
 
 
 @DATASETS.register_module()
@@ -32,29 +31,49 @@ class LLaVADataset(Dataset):
     """Samples for training. What an index gives depends on the index and ``seed`` alone, so that a run can resume.
 
     All records are checked at the start: unknown kinds, malformed turns, placeholders that do not match the pictures,
-    pictures without boxes. Picture files are opened when their sample is asked for.
+    pictures without boxes. Records and pictures are read, and texts tokenized, when their sample is asked for.
 
     Args:
-        data_path: ``.json`` (a list) or ``.jsonl`` file of records ``{"id", "image" (optional), "conversations"}``;
-            ``image`` is a path or a list of paths, one per placeholder.
+        data_path: File of records ``{"id", "image" (optional), "conversations"}``: ``.json`` (a list), ``.jsonl`` or
+            ``.parquet``. ``image`` is a path or a list of paths, one per placeholder.
         image_folder: Folder the paths of ``image`` are relative to; None for text alone.
         tokenizer: The LLM's tokenizer, its folder, or a dict to build it from.
         template: Name of an XTuner prompt template, or such a template.
         picture_processor: A ``PictureProcessor``, or a dict to build it from; None for text alone.
-        box_path: Box file, keyed by record id (several pictures: see ``box_store.picture_keys``); None for no boxes.
+        box_path: Box file, keyed by record id (several pictures: see ``box_store.picture_keys``), or an open
+            ``BoxStore``; None for no boxes.
+        data_root: Folder that the three paths are relative to; None for the working directory.
+        name: What messages and counts call the data; the name of the record file where None.
+        repeat: Times that each record comes in an epoch; 0.5 takes half of the records, drawn with ``seed``.
+        max_dataset_length: Keep this many records, drawn with ``seed``; None for all.
         max_length: Largest number of ids of a sample, a picture counting as one; None for no limit.
-        long_text_margin: Texts within this many ids of ``max_length`` get fewer boxes (see ``box_filter.cap_boxes``);
+        context_length: Largest number of tokens that the LLM sees of a sample, text, pictures and boxes together (see
+            ``budget``); None for no limit.
+        tokens_per_image: Visual tokens of a picture.
+        long_text_margin: Texts within this many ids of their limit get fewer boxes (see ``box_filter.cap_boxes``);
             None for no such rule.
-        missing_box: ``error`` or ``empty``: what to do about pictures without a box record.
+        box_augmentation: Changes the boxes of a picture before they are filtered, or a dict to build it from.
+        shuffle_boxes: Shuffle the boxes of each picture.
+        missing_box: What to do about pictures without a box record (see ``box_store.open_box_store``).
+        proposer: Finds boxes for ``missing_box="detect"``, or a dict to build it from.
         bad_box_record: ``error`` or ``drop``: what to do about malformed box records.
         bad_image: ``error`` or ``skip``: what to do about pictures that cannot be read. ``skip`` takes the next sample
             that works in place of the whole sample.
+        max_pixels: Largest number of pixels of a picture that is read (see ``pictures.open_picture``).
         no_label: The same for samples in which truncation leaves no token with loss.
-        max_bad_samples: Number of different samples that may be skipped before the run stops with an error.
-        max_dataset_length: Keep this many records, drawn with ``seed``; None for all.
-        shuffle_boxes: Shuffle the boxes of each picture, with ``seed`` and the index.
-        seed: For the two above.
-        tokens_per_image: Length of a picture in ``modality_length``; matters where records hold different numbers.
+        over_budget: The same for samples whose pictures alone exceed ``context_length``.
+        max_bad_samples: Number of different records that may be skipped, in each process, before the run stops with an
+            error.
+        token_cache: Folder that keeps token ids (see ``token_cache``) and what was learned of the records; None for no
+            cache.
+        count_boxes: Whether boxes count in ``modality_length``.
+        seed: Of everything that is drawn.
+
+    Raises:
+        BudgetError: The pictures of a record exceed the context, and ``over_budget`` is ``error``.
+        FileNotFoundError: A file or the image folder does not exist.
+        RecordError: A record or box record is malformed, or a picture has no boxes.
+        ValueError: The settings do not fit each other.
     """
 
     def __init__(
@@ -64,7 +83,7 @@ class LLaVADataset(Dataset):
         tokenizer: Any,
         template: Template | str | Mapping[str, Any],
         picture_processor: PictureProcessor | dict | None,
-        box_path: str | Path | None = None,
+        box_path: str | Path | BoxStore | None = None,
         max_length: int | None = None,
         long_text_margin: int | None = 50,
         missing_box: MissingBox = "error",
@@ -76,38 +95,51 @@ class LLaVADataset(Dataset):
         shuffle_boxes: bool = False,
         seed: int = 0,
         tokens_per_image: int = 0,
+        context_length: int | None = None,
+        over_budget: BadSample = "error",
+        data_root: str | Path | None = None,
+        name: str | None = None,
+        repeat: float = 1.0,
+        box_augmentation: BoxAugmentation | dict | None = None,
+        token_cache: str | Path | None = None,
+        count_boxes: bool = True,
+        proposer: Any = None,
+        max_pixels: int | None = None,
     ) -> None:
-        for name, value in (("bad_image", bad_image), ("no_label", no_label)):
-            if value not in ("error", "skip"):
-                raise ValueError(f"{name} is {value!r}; allowed: 'error', 'skip'")
-        self.data_path = str(data_path)
-        self.image_folder = None if image_folder is None else os.fspath(image_folder)
+        named = {"data_path": data_path, "image_folder": image_folder, "box_path": box_path}
+        paths = resolve_paths({"data_root": data_root, **named})
+        self.data_path: str = paths["data_path"]
+        self.image_folder: str | None = paths["image_folder"]
+        self.name = Path(data_path).stem if name is None else name
         self.tokenizer = build_tokenizer(tokenizer)
         self.template = Template.build(template)
-        self.picture_processor = (
-            TRANSFORMS.build(picture_processor) if isinstance(picture_processor, dict) else picture_processor
-        )
+        self.picture_processor: PictureProcessor | None = build_transform(picture_processor)
+        self.box_augmentation: BoxAugmentation | None = build_transform(box_augmentation)
         self.max_length = max_length
+        self.tokens_per_image = tokens_per_image
+        self.budget = TokenBudget(context_length, tokens_per_image, max_length)
         self.long_text_margin = long_text_margin
-        self.max_bad_samples = max_bad_samples
+        self.missing_box = missing_box
+        self.max_pixels = max_pixels
+        self.count_boxes = count_boxes
         self.shuffle_boxes = shuffle_boxes
         self.seed = seed
-        self.tokens_per_image = tokens_per_image
-        self._policies: dict[type[ValueError], BadSample] = {PictureError: bad_image, NoLabelError: no_label}
-
-        raw, sizes, keys = _check_records(read_record_list(data_path), self.data_path, max_dataset_length, seed)
-        self._records = PackedRecords(raw)
-        # (N, 2): characters of text, pictures
-        self._sizes = np.array(sizes, dtype=np.int64)
-        self._check_picture_settings()
-        self.box_store = None if box_path is None else BoxStore.from_json(box_path, missing_box, bad_box_record)
+        self._catalog = RecordCatalog(self.data_path, max_dataset_length, repeat, seed, token_cache)
+        self._skipped = SkippedSamples(
+            len(self._catalog.survey.rows),
+            {"bad_image": bad_image, "no_label": no_label, "over_budget": over_budget},
+            max_bad_samples,
+            self.data_path,
+        )
+        self._check_pictures(over_budget)
+        self.token_cache = None if token_cache is None else self._open_token_cache(token_cache)
+        self.box_store = open_boxes(paths["box_path"], missing_box, bad_box_record, proposer, self.picture_processor)
+        keys = self._catalog.survey.box_keys()
         self.missing_boxes = 0 if self.box_store is None else self.box_store.check(keys)
-        # Shared by the worker processes.
-        self._bad = torch.zeros(len(self._records), dtype=torch.uint8).share_memory_()
-        self._lengths: list[int] | None = None
+        self._lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._catalog)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample ``index``, or the next one that can be used where the policies say so.
@@ -119,63 +151,27 @@ class LLaVADataset(Dataset):
         Raises:
             PictureError: A picture cannot be read, and ``bad_image`` is ``error``.
             NoLabelError: No token carries loss, and ``no_label`` is ``error``.
-            RuntimeError: More samples than ``max_bad_samples`` cannot be used.
+            BudgetError: The pictures exceed the context, and ``over_budget`` is ``error``.
+            RuntimeError: More records than ``max_bad_samples`` cannot be used.
         """
         for candidate in self._candidates(index):
             try:
-                return self._load(candidate)
-            except (PictureError, NoLabelError) as error:
-                if self._policies[type(error)] == "error":
-                    raise
-                self._count_bad(candidate, error)
+                return self.load(candidate)
+            except (PictureError, NoLabelError, BudgetError) as error:
+                self._skipped.add(int(self._catalog.positions[candidate]), error)
         raise RuntimeError(f"{self.data_path}: none of the {len(self)} samples can be used")
 
-    def record(self, index: int) -> LLaVARecord:
-        """Record ``index``, without its pictures."""
-        return parse_record(self._records[index], self.data_path, index)
+    def load(self, index: int) -> dict[str, Any]:
+        """Sample ``index`` itself, whatever the policies say; see ``__getitem__``.
 
-    @property
-    def modality_length(self) -> list[int]:
-        """Approximate length of each sample, for samplers: positive with pictures, negative without.
-
-        Text is counted in characters and scaled to tokens by a few samples; nothing else is tokenized.
+        Raises:
+            PictureError: A picture cannot be read.
+            NoLabelError: No token carries loss.
+            BudgetError: The pictures exceed the context.
         """
-        if self._lengths is None:
-            ratio = self._tokens_per_character()
-            texts = np.maximum(1, np.ceil(self._sizes[:, 0] * ratio)).astype(np.int64)
-            if self.max_length is not None:
-                texts = np.minimum(texts, self.max_length)
-            pictures = self._sizes[:, 1]
-            lengths = np.where(pictures > 0, texts + self.tokens_per_image * pictures, -texts)
-            self._lengths = lengths.tolist()
-        return self._lengths
-
-    @property
-    def bad_samples(self) -> int:
-        """Number of different samples skipped so far, by all workers."""
-        return int(self._bad.sum())
-
-    def _candidates(self, index: int) -> Iterator[int]:
-        """``index`` and its successors, without those known to be bad."""
-        for step in range(len(self)):
-            candidate = (index + step) % len(self)
-            if not self._bad[candidate]:
-                yield candidate
-
-    def _load(self, index: int) -> dict[str, Any]:
         record = self.record(index)
-        owner = f"record {record.id!r} of {self.data_path}"
-        encoded = self._encode(record, owner)
-        text_is_long = self._is_long(len(encoded.input_ids))
-        images: list[torch.Tensor] = []
-        boxes: list[torch.Tensor] = []
-        for name, key in zip(record.images, picture_keys(record.id, len(record.images)), strict=True):
-            assert self.picture_processor is not None and self.image_folder is not None
-            image = open_picture(os.path.join(self.image_folder, name), owner)
-            found = None if self.box_store is None else self.box_store.get(key)
-            processed = self.picture_processor(image, found, text_is_long)
-            images.append(processed.pixels)
-            boxes.append(self._shuffle(processed.boxes, index, len(boxes)))
+        encoded = self._encode(index, record)
+        images, boxes = self._load_pictures(record, index, len(encoded.input_ids)) if record.images else ([], [])
         return {
             "id": record.id,
             "input_ids": encoded.input_ids,
@@ -184,86 +180,125 @@ class LLaVADataset(Dataset):
             "boxes": boxes,
         }
 
-    def _encode(self, record: LLaVARecord, owner: str) -> EncodedConversation:
+    def record(self, index: int) -> LLaVARecord:
+        """Record of sample ``index``."""
+        return self._catalog.record(index)
+
+    def row(self, index: int) -> int:
+        """Place in the record file of the record of sample ``index``; the same for each of its repetitions."""
+        return self._catalog.row(index)
+
+    def encode(self, index: int) -> EncodedConversation:
+        """Text of sample ``index``, cut to its limit.
+
+        Raises:
+            NoLabelError: No token carries loss.
+            BudgetError: The pictures exceed the context.
+        """
+        return self._encode(index, self.record(index))
+
+    @property
+    def modality_length(self) -> list[int]:
+        """Length of each sample, for samplers: positive with pictures, negative without.
+
+        Counted are text, ``tokens_per_image`` for each picture and, with ``count_boxes``, boxes. Texts are exact where
+        the token cache was filled, else characters scaled to tokens by a few samples; so are boxes, from the box file
+        to what the filter leaves.
+        """
+        if self._lengths is None:
+            self._lengths = self._find_lengths()
+        return self._lengths[self._catalog.positions].tolist()
+
+    @property
+    def bad_samples(self) -> int:
+        """Number of different records skipped so far, by all workers of this process."""
+        return len(self._skipped)
+
+    def report(self) -> dict[str, Any]:
+        """What there is, and what all workers of this process skipped so far."""
+        return {
+            "name": self.name,
+            "data_path": self.data_path,
+            "records": len(self._catalog.survey.rows),
+            "samples": len(self),
+            "missing_boxes": self.missing_boxes,
+            "skipped": self._skipped.counts(),
+        }
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """``index`` and its successors, without those known to be bad."""
+        for step in range(len(self)):
+            candidate = (index + step) % len(self)
+            if int(self._catalog.positions[candidate]) not in self._skipped:
+                yield candidate
+
+    def _load_pictures(
+        self, record: LLaVARecord, index: int, ids: int
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Pixels and boxes of each picture, beside ``ids`` ids of text."""
+        assert self.picture_processor is not None and self.image_folder is not None
+        loader = PictureLoader(
+            folder=self.image_folder,
+            max_pixels=self.max_pixels,
+            processor=self.picture_processor,
+            store=self.box_store,
+            budget=self.budget,
+            long_text_margin=self.long_text_margin,
+            augmentation=self.box_augmentation,
+            shuffle=self.shuffle_boxes,
+            seed=self.seed,
+        )
+        return loader.load(record, index, ids, self._owner(record))
+
+    def _encode(self, index: int, record: LLaVARecord) -> EncodedConversation:
+        row = self.row(index)
+        encoded = None if self.token_cache is None else self.token_cache.get(row)
+        if encoded is not None:
+            return encoded
         try:
-            return encode_conversation(record.turns, self.tokenizer, self.template, self.max_length)
-        except NoLabelError as error:
-            raise NoLabelError(f"{owner}: {error}") from error
+            limit = self.budget.text_limit(len(record.images))
+            encoded = encode_conversation(record.turns, self.tokenizer, self.template, limit)
+        except (NoLabelError, BudgetError) as error:
+            raise type(error)(f"{self._owner(record)}: {error}") from error
+        if self.token_cache is not None:
+            self.token_cache.put(row, encoded)
+        return encoded
 
-    def _is_long(self, length: int) -> bool:
-        if self.max_length is None or self.long_text_margin is None:
-            return False
-        return length >= self.max_length - self.long_text_margin
+    def _owner(self, record: LLaVARecord) -> str:
+        return f"record {record.id!r} of {self.data_path}"
 
-    def _shuffle(self, boxes: torch.Tensor, index: int, picture: int) -> torch.Tensor:
-        if not self.shuffle_boxes:
-            return boxes
-        order = np.random.default_rng([self.seed, index, picture]).permutation(len(boxes))
-        return boxes[torch.from_numpy(order)]
-
-    def _count_bad(self, index: int, error: ValueError) -> None:
-        self._bad[index] = 1
-        message = f"skipped {self.bad_samples} samples so far, now: {error}"
-        if self.bad_samples > self.max_bad_samples:
-            raise RuntimeError(
-                f"{self.data_path}: more than max_bad_samples={self.max_bad_samples}; {message}"
-            ) from error
-        print_log(message, logger="current", level=logging.WARNING)
-
-    def _check_picture_settings(self) -> None:
-        if not self._sizes[:, 1].any():
+    def _check_pictures(self, over_budget: BadSample) -> None:
+        """Refuse settings that pictures of the records do not fit."""
+        pictures = self._catalog.survey.sizes[:, 1]
+        if not pictures.any():
             return
         if self.picture_processor is None or self.image_folder is None:
             raise ValueError(f"{self.data_path} has records with pictures; set image_folder and picture_processor")
         if not os.path.isdir(self.image_folder):
             raise FileNotFoundError(f"image_folder {self.image_folder} does not exist; check the path in the config")
+        if self.budget.context_length is not None and self.budget.tokens_per_image < 1:
+            raise ValueError(f"{self.data_path} has records with pictures; context_length needs tokens_per_image")
+        if over_budget == "error":
+            worst = int(pictures.argmax())
+            try:
+                self.budget.text_limit(int(pictures[worst]))
+            except BudgetError as error:
+                raise BudgetError(f"{self._owner(self._catalog.at(worst))}: {error}") from error
 
-    def _tokens_per_character(self) -> float:
-        """Measured on records spread evenly over the data set."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), _CALIBRATION)).astype(int))
-        characters = int(self._sizes[chosen, 0].sum())
-        tokens = 0
-        for index in chosen.tolist():
-            tokens += len(encode_conversation(self.record(index).turns, self.tokenizer, self.template).input_ids)
-        return tokens / max(1, characters)
+    def _open_token_cache(self, folder: str | Path) -> TokenCache:
+        assert self._catalog.fingerprint is not None
+        key = cache_key(self.tokenizer, self.template, self.budget, self._catalog.fingerprint)
+        return TokenCache(folder, key, self._catalog.file_rows)
 
-
-def _check_records(
-    raw: list[Any], source: str, max_length: int | None, seed: int
-) -> tuple[list[Any], list[tuple[int, int]], list[str]]:
-    """Validate all records and drop those without an answer.
-
-    Returns:
-        The records left, their sizes (characters, pictures), and the box ids of all their pictures.
-    """
-    kept, sizes, keys, problems, unanswered, silent = [], [], [], [], 0, 0
-    for index in _draw(len(raw), max_length, seed):
-        try:
-            record = parse_record(raw[index], source, index)
-        except RecordError as error:
-            problems.append(str(error))
-            continue
-        turns = answered_turns(record.turns)
-        if not turns:
-            unanswered += 1
-            continue
-        silent += any(turn.role == "gpt" and not turn.text.strip() for turn in turns)
-        kept.append(raw[index])
-        sizes.append((sum(len(turn.text) for turn in turns) + 1, len(record.images)))
-        keys += picture_keys(record.id, len(record.images))
-    if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise RecordError("; ".join(problems[:_SHOWN]) + more)
-    if not kept:
-        raise RecordError(f"{source}: none of the {len(raw)} records has a question with an answer")
-    for count, what in ((unanswered, "records without an answered question, left out"), (silent, "empty answers")):
-        if count:
-            print_log(f"{source}: {count} {what}", logger="current", level=logging.WARNING)
-    return kept, sizes, keys
-
-
-def _draw(count: int, limit: int | None, seed: int) -> Sequence[int]:
-    """Indices of at most ``limit`` of ``count`` records, ascending."""
-    if limit is None or limit >= count:
-        return range(count)
-    return sorted(np.random.default_rng(seed).choice(count, limit, replace=False).tolist())
+    def _find_lengths(self) -> np.ndarray:
+        """(N,) int32 signed lengths of the records."""
+        survey, few = self._catalog.survey, spread(len(self._catalog.survey.rows))
+        records = [self._catalog.at(position) for position in few]
+        texts = None if self.token_cache is None else self.token_cache.lengths_of(survey.rows)
+        if texts is None:
+            texts = estimate_texts(survey.sizes[:, 0], few, records, self.tokenizer, self.template)
+        boxes = np.zeros(len(texts), dtype=np.int64)
+        if self.count_boxes and self.picture_processor is not None:
+            processor, keys = self.picture_processor, survey.box_keys()
+            boxes = estimate_boxes(survey.sizes[:, 1], keys, records, self.box_store, processor)
+        return signed_lengths(texts, survey.sizes[:, 1], boxes, self.budget)

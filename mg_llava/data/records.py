@@ -1,71 +1,87 @@
-"""Record files (JSON, JSON Lines), and a container that keeps many records in one flat array."""
+"""Record files: JSON, JSON Lines, Parquet; their content never lies in memory as Python objects."""
 
-import json
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .schema import RecordError
+from .text_records import JsonLinesRecords, JsonRecords
+
+_CHUNK = 1 << 20
+_ROWS = 1024
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a ``.json`` file, or a ``.jsonl`` file into a list.
+def open_records(path: str | Path) -> Sequence[Any]:
+    """Open a file of records: ``.jsonl``, ``.parquet``, or a ``.json`` file that holds a list.
+
+    The first pass over all records also learns where they lie (a length or an index asked for before makes such a
+    pass), so pass over them once before anything else. Faults of the file are errors then; those of records are not
+    looked for.
 
     Raises:
         FileNotFoundError: There is no such file.
-        RecordError: The file is truncated or not JSON; the message names file and line.
+        ImportError: The file is Parquet and pyarrow is not installed.
+        RecordError: A Parquet file is broken.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"record file {path} does not exist; check data_path and box_path in the config")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".jsonl":
-            return json.loads(text)
-        # Not splitlines, which also splits at separators that JSON strings may hold.
-        return [_parse_line(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        hint = "" if path.suffix == ".jsonl" else "; JSON Lines files must end in .jsonl"
-        raise RecordError(f"{path} is truncated or not JSON: {error}{hint}") from error
+        raise FileNotFoundError(f"record file {path} does not exist; check data_path, data_root and box_path")
+    if path.suffix == ".parquet":
+        return ParquetRecords(path)
+    return JsonLinesRecords(path) if path.suffix == ".jsonl" else JsonRecords(path)
 
 
-def read_record_list(path: str | Path) -> list[Any]:
-    """Read a file of records in LLaVA format.
-
-    Raises:
-        RecordError: The file is broken, holds no list, or the list is empty.
-    """
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise RecordError(f"{path} holds a {type(records).__name__}; a list of records is needed")
-    if not records:
-        raise RecordError(f"{path} holds no records")
-    return records
+def fingerprint(path: str | Path) -> str:
+    """Short hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-class PackedRecords:
-    """A list of JSON values in one array of bytes.
+class ParquetRecords(Sequence[Any]):
+    """Rows of a Parquet file as records; columns that are null in a row are absent from its record.
 
-    Worker processes share it without copying, as no reference counts live in it.
+    The table is decompressed into Arrow's memory, which forked workers share; for files that are larger than the
+    memory, use JSON Lines.
     """
 
-    def __init__(self, records: Iterable[Any]) -> None:
-        chunks = [json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") for record in records]
-        self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(chunks), dtype=np.uint8)
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._table = _read_parquet(self.path)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._table.num_rows
 
-    def __getitem__(self, index: int) -> Any:
-        start = 0 if index == 0 else self._ends[index - 1]
-        return json.loads(self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogatepass"))
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._table.to_batches(max_chunksize=_ROWS):
+            yield from map(_present, batch.to_pylist())
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        return _present(self._table.slice(row, 1).to_pylist()[0])
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.path,)
 
 
-def _parse_line(line: str, number: int) -> Any:
+def _present(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _read_parquet(path: Path) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise json.JSONDecodeError(f"line {number} of the file: {error.msg}", error.doc, error.pos) from error
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a Parquet file, which needs pyarrow: pip install 'mg_llava[parquet]', or convert it to .jsonl"
+        ) from error
+    try:
+        return pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RecordError(f"{path} is truncated or not Parquet: {error}") from error

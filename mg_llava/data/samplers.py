@@ -1,9 +1,11 @@
 """Samplers: batches of similar length and, as far as can be, of one modality."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator
 from typing import Any
 
-from mmengine.dist import get_dist_info, sync_random_seed
+import numpy as np
+from mmengine.dist import all_gather_object, get_dist_info, sync_random_seed
 from torch.utils.data import ConcatDataset, Sampler
 
 from mg_llava.registry import DATA_SAMPLERS
@@ -27,8 +29,9 @@ class LengthGroupedSampler(Sampler):
         round_up: Repeat samples so that every process gets equally many.
 
     Raises:
-        ValueError: The data set is empty or lists another number of lengths than it has samples.
+        RuntimeError: The processes see different lengths.
         TypeError: The data set has no such attribute.
+        ValueError: The data set is empty or lists another number of lengths than it has samples.
     """
 
     def __init__(
@@ -44,15 +47,18 @@ class LengthGroupedSampler(Sampler):
         self.seed = sync_random_seed() if seed is None else seed
         self.epoch = 0
         self.round_up = round_up
-        self.lengths = [length or 1 for length in _lengths_of(dataset, length_property)]
-        if not self.lengths or len(self.lengths) != len(dataset):
-            raise ValueError(f"the data set has {len(dataset)} samples and {len(self.lengths)} lengths; it needs some")
+        self.lengths = _lengths_of(dataset, length_property)
+        count = len(self.lengths)
+        if not count or count != len(dataset):
+            raise ValueError(f"the data set has {len(dataset)} samples and {count} lengths; it needs some")
+        self.lengths[self.lengths == 0] = 1
+        self._check_all_see_the_same()
         total_batch = per_device_batch_size * self.world_size
         if mega_batch_mult is None:
-            mega_batch_mult = max(1, min(len(self.lengths) // (total_batch * 4), 50))
+            mega_batch_mult = max(1, min(count // (total_batch * 4), 50))
         self.group_size = mega_batch_mult * total_batch
-        steps = -(-len(self.lengths) // total_batch)
-        self.total_size = steps * total_batch if round_up else len(self.lengths)
+        steps = -(-count // total_batch)
+        self.total_size = steps * total_batch if round_up else count
 
     def __iter__(self) -> Iterator[int]:
         """Indices for this process in this epoch."""
@@ -74,14 +80,25 @@ class LengthGroupedSampler(Sampler):
 
         generator = torch.Generator()
         generator.manual_seed(self.seed + self.epoch)
-        return get_length_grouped_indices(self.lengths, self.group_size, generator=generator)
+        return get_length_grouped_indices(self.lengths.tolist(), self.group_size, generator=generator)
+
+    def _check_all_see_the_same(self) -> None:
+        """Processes that order other lengths would train some samples twice and others never."""
+        digests = all_gather_object(hashlib.blake2b(self.lengths.tobytes(), digest_size=8).hexdigest())
+        if len(set(digests)) > 1:
+            other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+            raise RuntimeError(
+                f"process {other} sees other lengths of the samples than process 0; give all nodes the same data "
+                "files and one token_cache folder that all of them see"
+            )
 
 
-def _lengths_of(dataset: Any, length_property: str) -> Sequence[int]:
+def _lengths_of(dataset: Any, length_property: str) -> np.ndarray:
+    """(N,) int64 lengths."""
     if isinstance(dataset, ConcatDataset):
-        return [length for part in dataset.datasets for length in _lengths_of(part, length_property)]
+        return np.concatenate([_lengths_of(part, length_property) for part in dataset.datasets])
     if not hasattr(dataset, length_property):
         raise TypeError(
             f"{type(dataset).__name__} has no {length_property!r}; grouping by length needs the lengths there"
         )
-    return list(getattr(dataset, length_property))
+    return np.array(getattr(dataset, length_property), dtype=np.int64)

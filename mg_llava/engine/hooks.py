@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -200,24 +200,68 @@ def count_tokens(data: Mapping[str, Any], tokens_per_picture: int) -> int:
 
 @HOOKS.register_module()
 class DataReportHook(Hook):
-    """Logs, after training, what the dataset skipped: its ``report()``, or else its number of ``bad_samples``."""
+    """Logs what the data set skipped, for each source and all processes together: as it grows, and after training.
+
+    Asks the data set for its ``report()``, text or what ``LLaVADataset`` and ``MixtureDataset`` say, or else for its
+    number of ``bad_samples``.
+
+    Args:
+        interval: Iterations between two looks during training; each is a small exchange between all processes.
+
+    Raises:
+        ValueError: If ``interval`` is not positive.
+    """
 
     priority = "VERY_LOW"
 
+    def __init__(self, interval: int = 500) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1, found {interval}")
+        self.interval = interval
+        self._logged: list[str] = []
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Log what was skipped since the last look."""
+        if self.every_n_train_iters(runner, self.interval):
+            lines = _report_lines(runner.train_dataloader.dataset)
+            self._log([line for line in lines if line not in self._logged])
+            self._logged = lines
+
     def after_train(self, runner: Any) -> None:
-        """Gather the reports of all processes and log them."""
-        texts = all_gather_object(_report_of(runner.train_dataloader.dataset))
-        for rank, text in enumerate(texts):
-            if text:
-                where = f" (process {rank})" if get_world_size() > 1 else ""
-                print_log(f"Data{where}: {text}", logger="current")
+        """Log all that was skipped."""
+        self._log(_report_lines(runner.train_dataloader.dataset))
+
+    def _log(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            print_log(line, logger="current")
 
 
-def _report_of(dataset: Any) -> str:
-    """Text about a dataset, or about each one of a concatenation; empty where there is nothing to say."""
+def _report_lines(dataset: Any) -> list[str]:
+    """Lines about what all processes skipped of a data set; none where there is nothing to say."""
+    lines: list[str] = []
+    sources: dict[str, Counter[str]] = {}
+    records: dict[str, int] = {}
+    for rank, reports in enumerate(all_gather_object(_reports_of(dataset))):
+        where = f" (process {rank})" if get_world_size() > 1 else ""
+        for report in reports:
+            if isinstance(report, Mapping):
+                sources.setdefault(report["name"], Counter()).update(report["skipped"])
+                records[report["name"]] = report["records"]
+            elif report:
+                lines.append(f"Data{where}: {report}")
+    for name, skipped in sources.items():
+        if skipped.total():
+            kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items() if count)
+            lines.append(f"Data: {skipped.total()} of {records[name]} records of {name} were skipped ({kinds})")
+    return lines
+
+
+def _reports_of(dataset: Any) -> list[Any]:
+    """Reports about the parts of a data set: text, or what a source says of itself."""
     if hasattr(dataset, "report"):
-        return str(dataset.report() or "")
+        report = dataset.report()
+        return list(report.get("sources", [report])) if isinstance(report, Mapping) else [str(report or "")]
     if hasattr(dataset, "datasets"):
-        return "; ".join(filter(None, map(_report_of, dataset.datasets)))
+        return [report for part in dataset.datasets for report in _reports_of(part)]
     bad = getattr(dataset, "bad_samples", 0)
-    return f"{bad} samples of {getattr(dataset, 'data_path', 'the data set')} were skipped" if bad else ""
+    return [f"{bad} samples of {getattr(dataset, 'data_path', 'the data set')} were skipped"] if bad else []

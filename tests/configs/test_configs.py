@@ -1,9 +1,15 @@
 """Every leaf config loads, dumps, loads again and says the same; settings reach all the places that need them."""
 
+import json
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from PIL import Image
+
+from mg_llava.data import LLaVADataset, MixtureDataset
+from mg_llava.registry import DATASETS
+from tests import toy
 
 ROOT = Path(__file__).parents[2]
 LEAVES = sorted(
@@ -15,7 +21,8 @@ SWAPPED = """
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data import nano_stage1
+    from ._base_.data.nano import nano_stage1
+    from ._base_.data.paper import stage1, stage1_merged, stage2, stage2_merged
     from ._base_.recipe import pretrain
     from ._base_.vision import nano as nano_vision
 
@@ -24,12 +31,12 @@ globals().update(
         llm_name_or_path="another/llm",
         prompt_template="qwen_chat",
         vision=nano_vision,
-        data=nano_stage1,
+        data={data},
         batch_size=2,
         {settings}
     )
 )
-del pretrain
+del pretrain, stage1, stage1_merged, stage2, stage2_merged
 """
 
 
@@ -38,9 +45,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Loads the text of a leaf that lies beside the repository's ``_base_`` folder."""
     (tmp_path / "_base_").symlink_to(ROOT / "configs" / "_base_")
 
-    def build(settings: str = "") -> Config:
+    def build(settings: str = "", data: str = "nano_stage1") -> Config:
         file = tmp_path / "leaf.py"
-        file.write_text(SWAPPED.format(settings=settings))
+        file.write_text(SWAPPED.format(settings=settings, data=data))
         return Config.fromfile(file)
 
     return build
@@ -115,3 +122,53 @@ def test_samples_during_training_use_the_same_parts(load) -> None:
     hook = config.custom_hooks[-1]
     assert hook.every_n_iters == 7
     assert hook.tokenizer == config.tokenizer and hook.picture_processor == config.picture_processor
+
+
+def write_paper_data(root: Path, dataset: Config) -> None:
+    """One record with a picture and one without for each source, where the config says they are."""
+    boxes: dict[str, dict] = {}
+    for source in dataset.get("sources", [dataset]):
+        name = Path(source.data_path).stem
+        talk = [{"from": "human", "value": "<image>\nwhat is there?"}, {"from": "gpt", "value": "two digits"}]
+        alone = [{"from": "human", "value": "what is there?"}, {"from": "gpt", "value": "a digit"}]
+        records = [{"id": "t", "conversations": alone}, {"id": name, "image": "a.png", "conversations": talk}]
+        for folder in (root / source.image_folder, (root / source.data_path).parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20)).save(root / source.image_folder / "a.png")
+        (root / source.data_path).write_text(json.dumps(records))
+        boxes[name] = {"boxes": [[1, 1, 9, 9]], "scores": [0.5], "labels": ["digit"]}
+        (root / source.box_path).parent.mkdir(parents=True, exist_ok=True)
+        (root / source.box_path).write_text(json.dumps(boxes))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "count"),
+    [
+        ("stage1", MixtureDataset, 3),
+        ("stage2", MixtureDataset, 4),
+        ("stage1_merged", LLaVADataset, 1),
+        ("stage2_merged", LLaVADataset, 1),
+    ],
+)
+def test_the_papers_data_is_found_under_another_root(data: str, kind: type, count: int, load, tmp_path: Path) -> None:
+    config = load(data=data)
+    assert config.train_dataloader.dataset.data_root == "./data/mg_llava/"
+    config.merge_from_dict({"train_dataloader.dataset.data_root": str(tmp_path / "elsewhere")})
+    dataset = config.train_dataloader.dataset
+    write_paper_data(tmp_path / "elsewhere", dataset)
+    dataset.tokenizer = str(toy.write_tokenizer(tmp_path / "llm"))
+    built = DATASETS.build(dataset)
+    assert type(built) is kind and len(built) == 2 * count
+    assert [len(built[i]["boxes"]) for i in range(2)] == [0, 1]
+    sources = built.sources if kind is MixtureDataset else [built]
+    assert len({id(source.box_store) for source in sources}) == 1
+    assert all(source.budget.context_length == 2048 for source in sources)
+
+
+def test_nano_reads_the_data_that_the_miniature_makes() -> None:
+    for stage, name in (("stage1", "pretrain"), ("stage2", "instruct")):
+        dataset = Config.fromfile(ROOT / "configs" / f"mg_llava_nano_{name}.py").train_dataloader.dataset
+        assert dataset.data_path == f"data/nano/generated/{stage}.json"
+        assert dataset.box_path == f"data/nano/generated/{stage}_boxes.json"
+        assert dataset.image_folder == "data/nano/generated/images"
+        assert dataset.context_length == 256 and dataset.max_length == 192

@@ -1,14 +1,12 @@
-"""Samples: contents, determinism, faults and policies; batches; samplers; one pass through mmengine's loader."""
+"""Samples of one source: contents, determinism, faults and policies; batches; one pass through mmengine's loader."""
 
 import json
 import pickle
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import DataLoader
 
 from mg_llava.data import LengthGroupedSampler, LLaVADataset, PictureProcessor, collate
 from mg_llava.data.conversation import NoLabelError, Template, encode_conversation
@@ -90,12 +88,32 @@ def test_max_dataset_length(files, tokenizer):
 
 
 def test_modality_length(files, tokenizer):
-    dataset = make(files, tokenizer)
+    dataset = make(files, tokenizer, count_boxes=False)
     exact = [len(dataset[i]["input_ids"]) for i in range(4)]
     assert [length < 0 for length in dataset.modality_length] == [True, False, False, False]
     assert all(0.4 * n < abs(m) < 2.5 * n for n, m in zip(exact, dataset.modality_length, strict=True))
-    longer = make(files, tokenizer, tokens_per_image=100).modality_length
+    longer = make(files, tokenizer, tokens_per_image=100, count_boxes=False).modality_length
     assert [b - a for a, b in zip(dataset.modality_length, longer, strict=True)] == [0, 100, 200, 100]
+
+
+def test_modality_length_counts_boxes(files, tokenizer):
+    plain = make(files, tokenizer, count_boxes=False).modality_length
+
+    def boxes(**changes):
+        lengths = make(files, tokenizer, **changes).modality_length
+        return [b - a for a, b in zip(plain, lengths, strict=True)]
+
+    # Two boxes; one and the stand-in of the picture without; one.
+    assert boxes() == [0, 2, 2, 1]
+    assert boxes(picture_processor=PictureProcessor(32, empty_box="none")) == [0, 2, 1, 1]
+    assert boxes(box_path=None) == [0, 1, 2, 1]
+    # Eight boxes in one place: the filter leaves one, and fewer are expected than the file has.
+    rows = json.loads((files / "boxes.json").read_text())
+    rows[0].update(boxes=[[1, 1, 20, 20]] * 8, scores=[0.5] * 8, labels=["x"] * 8)
+    (files / "boxes.json").write_text(json.dumps(rows))
+    assert boxes()[1] < 8
+    limits = dict(context_length=12, tokens_per_image=2)
+    assert [abs(length) <= 12 for length in make(files, tokenizer, **limits).modality_length] == [True] * 4
 
 
 def test_long_text_limits_the_boxes(files, tokenizer):
@@ -124,8 +142,13 @@ def test_missing_boxes(files, tokenizer):
     (files / "boxes.json").write_text(json.dumps({"1": {"boxes": [[0, 0, 5, 5]], "scores": [1], "labels": ["x"]}}))
     with pytest.raises(RecordError, match=r"boxes\.json has no boxes for 3 pictures, such as id 'two#0'"):
         make(files, tokenizer)
-    dataset = make(files, tokenizer, missing_box="empty")
-    assert dataset.missing_boxes == 3 and dataset[3]["boxes"][0].tolist() == [[0, 0, 0, 0]]
+    for policy, boxes in (("corner", [[0, 0, 0, 0]]), ("picture", [[0, 0, 32, 32]]), ("empty", [])):
+        dataset = make(files, tokenizer, missing_box=policy)
+        assert dataset.missing_boxes == dataset.report()["missing_boxes"] == 3 and dataset.missing_box == policy
+        assert dataset[3]["boxes"][0].tolist() == boxes
+    proposer = dict(type="mg_llava.ConnectedComponentProposals")
+    found = make(files, tokenizer, missing_box="detect", proposer=proposer)[3]["boxes"][0]
+    assert len(found)
     none = make(
         files,
         tokenizer,
@@ -221,64 +244,6 @@ def test_collate_text_alone_and_faults(files, tokenizer):
         collate([])
     prompt = {key: value for key, value in dataset[0].items() if key != "labels"}
     assert "labels" not in collate([prompt])["data"]
-
-
-class Lengths:
-    def __init__(self, lengths):
-        self.modality_length = lengths
-
-    def __len__(self):
-        return len(self.modality_length)
-
-
-@given(st.lists(st.integers(-90, 90), min_size=1, max_size=60), st.integers(1, 5), st.integers(1, 4), st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_sampler_with_any_mix_and_any_number_of_processes(monkeypatch, lengths, batch, world, round_up):
-    parts = []
-    for rank in range(world):
-        monkeypatch.setattr("mg_llava.data.samplers.get_dist_info", lambda rank=rank: (rank, world))
-        sampler = LengthGroupedSampler(Lengths(lengths), batch, seed=5, round_up=round_up)
-        parts.append(list(sampler))
-        assert len(sampler) == len(parts[-1]) and list(sampler) == parts[-1]
-    assert {index for part in parts for index in part} == set(range(len(lengths)))
-    if round_up:
-        assert {len(part) for part in parts} == {-(-len(lengths) // (batch * world)) * batch}
-    else:
-        assert sum(map(len, parts)) == len(lengths)
-
-
-def test_sampler_equals_xtuner(monkeypatch):
-    from xtuner.dataset.samplers import LengthGroupedSampler as XTunerSampler
-
-    lengths = [(-1) ** (i % 3) * (1 + i * 7 % 40) for i in range(203)]
-    dataset = ConcatDataset([Lengths(lengths[:100]), Lengths(lengths[100:])])
-    for epoch in (0, 1):
-        ours = LengthGroupedSampler(dataset, 4, seed=1)
-        theirs = XTunerSampler(dataset, 4, length_property="modality_length", seed=1)
-        ours.set_epoch(epoch)
-        theirs.set_epoch(epoch)
-        assert list(ours) == list(theirs)
-    nested = ConcatDataset([dataset, Lengths([5])])
-    assert len(list(LengthGroupedSampler(nested, 4, seed=1))) == 204
-
-
-def test_sampler_groups_by_modality_and_epoch():
-    lengths = [5] * 40 + [-9] * 40
-    sampler = LengthGroupedSampler(Lengths(lengths), 4, seed=0)
-    order = list(sampler)
-    mixed = [len({lengths[i] for i in order[k : k + 4]}) for k in range(0, 80, 4)]
-    assert sum(mixed) <= len(mixed) + 1
-    sampler.set_epoch(1)
-    assert list(sampler) != order
-    sampler.set_epoch(0)
-    assert list(sampler) == order
-
-
-def test_sampler_faults():
-    with pytest.raises(TypeError, match="list has no 'modality_length'"):
-        LengthGroupedSampler([1, 2], 1, seed=0)
-    with pytest.raises(ValueError, match="0 samples and 0 lengths"):
-        LengthGroupedSampler(Lengths([]), 1, seed=0)
 
 
 def test_mmengine_builds_the_loader(files, tokenizer):

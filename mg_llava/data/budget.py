@@ -1,0 +1,86 @@
+"""The token budget: text, pictures and boxes of a sample never exceed the context together.
+
+The text comes first and boxes get what is left: text is cut only where text and pictures alone are too long, boxes
+wherever there is too little room for all of them, the worst ones first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class BudgetError(ValueError):
+    """A sample whose pictures alone exceed the context."""
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """How many tokens a sample may have.
+
+    Args:
+        context_length: Tokens of text, pictures and boxes together; None for no such limit.
+        tokens_per_image: Visual tokens of a picture, without boxes.
+        max_length: Ids of the text, a picture counting as one; None for no such limit.
+
+    Raises:
+        ValueError: A limit is below one.
+    """
+
+    context_length: int | None = None
+    tokens_per_image: int = 0
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1, or None for no limit")
+
+    def expanded(self, ids: int, pictures: int, boxes: int = 0) -> int:
+        """Length of the sequence that the LLM sees, for ``ids`` ids of text with their placeholders."""
+        return ids + pictures * (self.tokens_per_image - 1) + boxes
+
+    def text_limit(self, pictures: int) -> int | None:
+        """Largest number of ids beside this many pictures without boxes, placeholders included.
+
+        Raises:
+            BudgetError: Not even the placeholders and one id of an answer fit.
+        """
+        if self.context_length is None:
+            return self.max_length
+        left = self.context_length - pictures * (self.tokens_per_image - 1)
+        if left < pictures + 1:
+            raise BudgetError(
+                f"{pictures} pictures of {self.tokens_per_image} tokens and one token of an answer exceed "
+                f"context_length {self.context_length}; use fewer pictures or a longer context, or leave such samples "
+                "out with over_budget='skip'"
+            )
+        return left if self.max_length is None else min(left, self.max_length)
+
+    def box_room(self, ids: int, pictures: int) -> int | None:
+        """Number of box tokens that fit beside the text and the pictures; None for no limit."""
+        if self.context_length is None:
+            return None
+        return max(0, self.context_length - self.expanded(ids, pictures))
+
+
+def share_room(counts: Sequence[int], room: int) -> list[int]:
+    """Divide the room for boxes among pictures: those with the most boxes lose first, each keeps its best.
+
+    Args:
+        counts: Boxes of each picture.
+        room: Boxes that fit in all.
+
+    Returns:
+        Boxes that each picture may keep, at most its count, ``room`` in all where there are as many. What cannot be
+        divided goes to the first pictures.
+    """
+    level = 0
+    while level < max(counts, default=0) and sum(min(count, level + 1) for count in counts) <= room:
+        level += 1
+    shares = [min(count, level) for count in counts]
+    rest = room - sum(shares)
+    for picture, count in enumerate(counts):
+        if rest > 0 and count > level:
+            shares[picture] += 1
+            rest -= 1
+    return shares

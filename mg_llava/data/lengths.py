@@ -1,0 +1,94 @@
+"""Lengths of samples for samplers, without reading pictures: exact for cached text, else measured on a few samples."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .box_filter import filter_boxes
+from .box_store import BoxStore, picture_keys
+from .budget import TokenBudget
+from .conversation import Template, encode_conversation
+from .processor import PictureProcessor
+from .schema import BoxRecord, LLaVARecord
+
+_CALIBRATION = 64
+
+
+def spread(count: int) -> list[int]:
+    """Indices of a few of ``count`` records, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, _CALIBRATION)).astype(int)).tolist()
+
+
+def estimate_texts(
+    characters: np.ndarray, chosen: Sequence[int], records: Iterable[LLaVARecord], tokenizer: Any, template: Template
+) -> np.ndarray:
+    """Number of ids of N conversations, from their characters and the conversations of a few.
+
+    Args:
+        characters: (N,) characters.
+        chosen: Indices of the ``records``.
+        records: The few.
+        tokenizer: Tokenizes them.
+        template: Their template.
+
+    Returns:
+        (N,) int64, at least 1.
+    """
+    tokens = sum(len(encode_conversation(record.turns, tokenizer, template).input_ids) for record in records)
+    ratio = tokens / max(1, int(characters[list(chosen)].sum()))
+    return np.maximum(1, np.ceil(characters * ratio)).astype(np.int64)
+
+
+def estimate_boxes(
+    pictures: np.ndarray,
+    keys: Iterable[str],
+    records: Iterable[LLaVARecord],
+    store: BoxStore | None,
+    processor: PictureProcessor,
+) -> np.ndarray:
+    """Number of box tokens of N samples, from the boxes in the file and what the filter leaves of a few samples'.
+
+    Args:
+        pictures: (N,) pictures of each sample.
+        keys: Box ids of all pictures.
+        records: A few of the samples.
+        store: Their boxes.
+        processor: Filters them.
+
+    Returns:
+        (N,) int64.
+    """
+    blank = processor.stand_in_tokens()
+    if store is None:
+        return pictures.astype(np.int64) * blank
+    counts = store.counts(keys)
+    found = [store.find(key) for record in records for key in picture_keys(record.id, len(record.images))]
+    few = [record for record in found if record is not None and len(record)]
+    ratio = sum(_left(record, processor) for record in few) / max(1, sum(map(len, few)))
+    tokens = np.where(counts > 0, np.maximum(1, np.ceil(counts * ratio)), blank).astype(np.int64)
+    # (pictures in all,) -> (N,)
+    ends = np.cumsum(pictures)
+    sums = np.concatenate([[0], np.cumsum(tokens)])
+    return sums[ends] - sums[ends - pictures]
+
+
+def signed_lengths(texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, budget: TokenBudget) -> np.ndarray:
+    """Lengths of N samples within the budget: positive with pictures, negative without; (N,) int32."""
+    limits = np.full(len(texts), np.iinfo(np.int32).max, dtype=np.int64)
+    if budget.max_length is not None:
+        limits[:] = budget.max_length
+    if budget.context_length is not None:
+        left = budget.context_length - pictures * (budget.tokens_per_image - 1)
+        limits = np.maximum(1, np.minimum(limits, left))
+    texts = np.minimum(texts, limits)
+    lengths = texts + budget.tokens_per_image * pictures + boxes
+    if budget.context_length is not None:
+        lengths = np.minimum(lengths, budget.context_length)
+    return np.where(pictures > 0, lengths, -lengths).astype(np.int32)
+
+
+def _left(record: BoxRecord, processor: PictureProcessor) -> int:
+    """Number of boxes that the filter leaves; it does not need the picture."""
+    rules = processor.nms_iou, processor.max_boxes, processor.cap
+    return len(filter_boxes(record.boxes, record.scores, record.labels, *rules))
