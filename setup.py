@@ -20,6 +20,7 @@ INSTALL = [
     "timm==1.0.31",
     "peft==0.21.2",
     "safetensors",
+    "tqdm",
     "setuptools<81",  # mmengine still imports pkg_resources
 ]
 
@@ -28,6 +29,7 @@ EXTRAS = {
     "quantization": ["bitsandbytes==0.45.0"],
     "flash": ["flash-attn"],
     "gguf": ["gguf"],
+    "parquet": ["pyarrow"],
     "video": ["av"],
     "detect": ["scikit-image", "scipy"],
     "demo": ["scikit-image", "scikit-learn", "scipy"],

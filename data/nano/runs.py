@@ -166,7 +166,7 @@ def stage_fingerprint(variant: Variant, stage: str, seed: int, settings: Setting
     data = read_json(GENERATED / "meta.json").get("fingerprint")
     digest = hashlib.sha256(f"{seed} {settings.cfg_options} {data} {before}".encode())
     weights = [path for name in WEIGHTS for path in (NANO / name).glob("*") if path.is_file()]
-    for path in [ROOT / variant.config(stage), *sorted((ROOT / "configs" / "_base_").glob("*.py")), *sorted(weights)]:
+    for path in [ROOT / variant.config(stage), *sorted((ROOT / "configs" / "_base_").rglob("*.py")), *sorted(weights)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -1,0 +1,111 @@
+"""The command line of the data doctor: exit status, report, messages, kill and resume."""
+
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.data.broken import write_broken, write_clean
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "check_data.py"
+
+SLOWED = """
+import runpy, sys, time
+from mg_llava.data.doctor import images
+examine = images.examine_picture
+def slowly(*arguments):
+    time.sleep(0.02)
+    return examine(*arguments)
+images.examine_picture = slowly
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def write_config(data, **changes):
+    path = data.folder / "config.py"
+    # Not a named template, so that XTuner need not be imported.
+    settings = data.arguments(template={"INSTRUCTION": "USER: {input} ASSISTANT:", "SEP": "\n"}, **changes)
+    path.write_text(f"train_dataloader = dict(dataset={settings!r})\n")
+    return path
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Run the tool in this process; gives exit status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments), "--quiet", "--workers", "1"])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_clean_data(check, tmp_path):
+    data = write_clean(tmp_path / "data")
+    status, out, _ = check(write_config(data), "--out", tmp_path / "report.json", "--strict")
+    assert status == 0 and "0 errors, 0 warnings: training can start" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert not report["training_would_fail"] and report["config"].endswith("config.py")
+
+
+def test_broken_data(check, tmp_path):
+    data = write_broken(tmp_path / "data", with_refused=False)
+    config = write_config(data)
+    status, out, _ = check(config, "--out", tmp_path / "a.json", "--eval", data.evaluation())
+    assert status == 0 and "training can start" in out and "eval_leak: 1" in out
+    assert check(config, "--out", tmp_path / "a.json", "--strict")[0] == 1
+    options = ["--cfg-options", "train_dataloader.dataset.bad_image=error"]
+    status, out, _ = check(config, "--out", tmp_path / "a.json", *options)
+    assert status == 1 and "training would fail" in out
+
+
+def test_a_missing_path_is_one_clear_message(check, tmp_path):
+    data = write_clean(tmp_path / "data")
+    status, out, _ = check(write_config(data, image_folder="/nowhere/images"), "--out", tmp_path / "a.json")
+    assert status == 1 and out.count("/nowhere/images does not exist") == 1
+    assert "1 error, 0 warnings" in out
+
+
+def test_usage(check, tmp_path):
+    data = write_clean(tmp_path / "data", records=1)
+    config = write_config(data)
+    assert check(tmp_path / "none.py")[0] == 2
+    assert check(config, "--limit", "0")[0] == 2
+    (tmp_path / "other.py").write_text("model = dict()\n")
+    status, _, err = check(tmp_path / "other.py", "--out", tmp_path / "a.json")
+    assert status == 2 and "has no train_dataloader.dataset" in err
+    status, _, err = check(config, "--out", tmp_path / "a.json", "--eval", "/nowhere/eval.tsv")
+    assert status == 1 and "/nowhere/eval.tsv does not exist" in err
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_report(check, tmp_path):
+    data = write_clean(tmp_path / "data", records=160)
+    config = write_config(data)
+    script, out = tmp_path / "slowed.py", tmp_path / "a.json"
+    script.write_text(SLOWED)
+    cache = tmp_path / "a.pictures.jsonl"
+    command = [sys.executable, script, TOOL, config, "--out", out, "--workers", "1", "--quiet"]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < end and not (cache.is_file() and cache.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    printed = process.communicate()[0]
+    known = cache.read_bytes().count(b"\n")
+    assert process.returncode == -signal.SIGKILL and 0 < known < 160 and not out.exists(), printed
+    assert check(config, "--out", out)[0] == 0
+    assert cache.read_bytes().count(b"\n") == 160
+    resumed = json.loads(out.read_text())
+    assert check(config, "--out", out, "--fresh")[0] == 0
+    assert json.loads(out.read_text()) == resumed
