@@ -17,7 +17,8 @@ globals().update(
         vision=nano_vision,
         data=nano_stage1,
         batch_size=16,
-        lr=2e-3,
+        lr=4e-3,
+        max_epochs=2,
         **nano_settings,
     )
 )

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scenes
 
 Layout = Sequence[tuple[int, int, int, int]]
 LETTERS = "ABCD"
 CAPTION_PROMPTS = ("Describe the picture.", "What is in the picture?")
+WHERE_PROMPT = "Where are the digits?"
 PHRASINGS = {
     "count": ("How many digits are in the picture?", "Count the digits."),
     "leftmost": ("Which digit is leftmost?", "What is the leftmost digit?"),
@@ -80,6 +82,16 @@ def caption(layout: Layout) -> str:
         f"There are {len(row)} digits. From left to right: {_join(row)}. "
         f"From top to bottom: {_join(column)}. The largest is {largest(layout)}."
     )
+
+
+def where(layout: Layout) -> str:
+    """Another caption: the quarter of the canvas that each digit is in."""
+    half = scenes.GRID // 2
+    places = [
+        f"{digit} {'top' if row < half else 'bottom'} {'left' if column < half else 'right'}"
+        for digit, row, column, _ in sorted(_digits(layout), key=lambda item: item[2])
+    ]
+    return ", ".join(places)
 
 
 def _presence(rng: np.random.Generator, layout: Layout) -> tuple[int, str]:

@@ -81,13 +81,16 @@ def _turns(pairs: list[tuple[str, str]], picture: bool) -> list[Record]:
 
 
 def make_stage1(out: Path, count: int, seed: int) -> None:
-    """Captions."""
+    """Captions, two per picture."""
     writer = Writer(out, "stage1", "train", seed + 1)
     records = []
     for index in range(count):
         name, scene, layout = writer.picture(index)
         identifier = f"stage1-{index:05d}"
-        pairs = [(language.caption_prompt(writer.rng), language.caption(layout))]
+        pairs = [
+            (language.caption_prompt(writer.rng), language.caption(layout)),
+            (language.WHERE_PROMPT, language.where(layout)),
+        ]
         records.append({"id": identifier, "image": name, "conversations": _turns(pairs, True)})
         writer.add_boxes([identifier], scene)
     _write_part(out, "stage1", records, writer)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Phase:
     Attributes:
         until: Where it ends, as a share of all steps.
         shares: How often each of ``language.KINDS`` is asked.
-        captions: How often the first question about a scene is one for a caption.
+        captions: How often each of the two captions is asked for.
         text_only: How often a question without a scene comes last.
         keep_empty: Share of the empty map tokens that are rendered.
         noise: How scenes are spoiled.
@@ -61,13 +61,19 @@ class Phase:
 
 
 SHARES = (0.1, 0.1, 0.12, 0.1, 0.25, 0.2, 0.13)
+FINDING = (0.05, 0.07, 0.08, 0.07, 0.38, 0.27, 0.08)
+CLEAN = replace(rendering.CLEAN, no_objects=0.6)
+PLACED = rendering.Noise(place=0.0)
 PHASES = (
-    Phase(0.4, SHARES, 0.35, 0.0, 0.0, rendering.Noise(0, 0, 0.6, 0, 0)),
-    Phase(0.7, SHARES, 0.35, 0.4, 0.25, rendering.Noise()),
-    Phase(1.0, SHARES, 0.35, 0.4, 1.0, rendering.Noise()),
+    Phase(0.2, SHARES, 0.35, 0.0, 0.0, CLEAN),
+    Phase(0.3, FINDING, 0.1, 0.0, 0.0, CLEAN),
+    Phase(0.45, SHARES, 0.35, 0.0, 0.0, CLEAN),
+    Phase(0.65, SHARES, 0.35, 0.4, 0.25, PLACED),
+    Phase(0.85, SHARES, 0.4, 0.4, 0.25, rendering.Noise()),
+    Phase(1.0, SHARES, 0.4, 0.4, 1.0, rendering.Noise()),
 )
 """From easy to hard: with noise, object tokens and empty cells from the start, "which digit is at the top" stays at a
-guess among the digits for over a thousand steps."""
+guess among the digits for over a thousand steps. "Is there a 7" needs a while in which it is asked often."""
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -112,6 +118,7 @@ def _corpus(seed: int) -> list[str]:
         asked = [language.ask(rng, layout, kind) for kind in language.KINDS] + [language.ask_text_only(rng)]
         texts += [text for question in asked for text in ("\n" + question.question + AFTER, question.answer)]
         texts += ["\n" + language.caption_prompt(rng) + AFTER, language.caption(layout)]
+        texts += ["\n" + language.WHERE_PROMPT + AFTER, language.where(layout)]
     return texts
 
 
@@ -143,11 +150,15 @@ class Sampler:
         self.writer, self.renderer, self.turns, self.phase = writer, renderer, turns, phase
 
     def questions(self, rng: np.random.Generator, layout: language.Layout) -> list[language.Question]:
-        """Questions and answers about one layout, in random order; often a caption comes first."""
+        """Questions and answers about one layout, in random order, often with captions."""
         kinds = rng.choice(language.KINDS, self.turns, p=self.phase.shares)
         asked = [language.ask(rng, layout, str(kind)) for kind in kinds]
         if rng.random() < self.phase.captions:
             asked[0] = language.Question("caption", language.caption_prompt(rng), language.caption(layout))
+        if rng.random() < self.phase.captions:
+            asked[1] = language.Question("where", language.WHERE_PROMPT, language.where(layout))
+        if rng.random() < 0.5:
+            asked.reverse()
         if rng.random() < self.phase.text_only:
             asked.append(language.ask_text_only(rng))
         return asked
@@ -259,7 +270,7 @@ class Progress:
             self.shares[kind] = old + 0.01 * (float(count == 0) - old)
 
     def __str__(self) -> str:
-        order = [*language.KINDS, "caption", "sum", "larger"]
+        order = [*language.KINDS, "caption", "where", "sum", "larger"]
         return "  ".join(f"{kind} {100 * self.shares[kind]:.0f}" for kind in order if kind in self.shares)
 
 
@@ -300,7 +311,7 @@ def save(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=2400, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, help="scenes per step (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=6, help="questions per scene (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: %(default)s)")

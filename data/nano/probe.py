@@ -136,6 +136,8 @@ def answers_right(llm: LlamaForCausalLM, sampler: pretrain_llm.Sampler, kind: st
 def _question(rng: np.random.Generator, layout: language.Layout, kind: str) -> language.Question:
     if kind == "caption":
         return language.Question(kind, language.caption_prompt(rng), language.caption(layout))
+    if kind == "where":
+        return language.Question(kind, language.WHERE_PROMPT, language.where(layout))
     return language.ask_text_only(rng) if kind == "text-only" else language.ask(rng, layout, kind)
 
 
@@ -145,11 +147,12 @@ def probe_llm(folder: Path, count: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     renderer = rendering.Renderer(llm.model.embed_tokens, tokenizer)
     for title, no_objects in (("map and objects", 0.0), ("map alone", 1.0)):
-        noise = rendering.Noise(0.0, 0.0, no_objects, 0.0, 0.0)
+        noise = replace(rendering.CLEAN, no_objects=no_objects)
         phase = replace(pretrain_llm.PHASES[-1], noise=noise)
         sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), renderer, 1, phase)
         scores = {
-            kind: answers_right(llm, sampler, kind, count, 7) for kind in (*language.KINDS, "caption", "text-only")
+            kind: answers_right(llm, sampler, kind, count, 7)
+            for kind in (*language.KINDS, "caption", "where", "text-only")
         }
         print(f"llm from text, {title}: " + "  ".join(f"{kind} {score:.1f}" for kind, score in scores.items()))
 

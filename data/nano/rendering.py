@@ -37,6 +37,8 @@ class Noise:
         no_objects: chance that a scene has no object tokens.
         missing_object: chance that an object token is missing.
         gaussian: standard deviation of noise on the embeddings, relative to their own.
+        place: standard deviation of noise on rows and columns, in cells; a random share of it in each scene. Order is
+            uncertain then, so that the LLM's attention stays soft and a projector that is still wrong gets a gradient.
     """
 
     mix: float = 0.4
@@ -44,9 +46,10 @@ class Noise:
     no_objects: float = 0.25
     missing_object: float = 0.02
     gaussian: float = 0.3
+    place: float = 2.0
 
 
-CLEAN = Noise(0.0, 0.0, 0.0, 0.0, 0.0)
+CLEAN = Noise(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def random_layout(rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
@@ -90,6 +93,9 @@ class Renderer(nn.Module):
             hidden = unknown and digit >= 0 and place < CELLS
             ids[place, CONTENT] = self.word[UNKNOWN] if hidden else self.content(digit)
             weights[place, SIZE] = _between(np.array(level), len(scenes.LEVELS))
+        moved, spread = [place for place, _, _ in marks if place < CELLS], noise.place * rng.random()
+        for slot, steps in ((ROW, np.divmod(moved, scenes.GRID)[0]), (COLUMN, np.divmod(moved, scenes.GRID)[1])):
+            weights[moved, slot] = _between(steps + rng.normal(0, spread, len(moved)), scenes.GRID)
         ids[CELLS:, ROW.start], weights[CELLS:, ROW.start] = self.word[OBJECT], 1
         self._mix_up(rng, ids, weights, noise)
         if keep_empty < 1:
@@ -114,8 +120,8 @@ class Renderer(nn.Module):
 
 
 def _between(step: np.ndarray, steps: int) -> np.ndarray:
-    """Weights (..., 2) of the two ends of a scale at one of its steps."""
-    share = step / (steps - 1)
+    """Weights (..., 2) of the two ends of a scale at one of its steps, or between them."""
+    share = np.clip(step / (steps - 1), 0, 1)
     return np.stack((1 - share, share), axis=-1)
 
 

@@ -152,15 +152,17 @@ def _pad_and_resize(image: Image.Image, canvas: Canvas, pad_color: tuple[int, in
     low, high = first * side // size - start, last * side // size - start
     bicubic = Image.Resampling.BICUBIC
     pixels = np.empty((size, size, 3), dtype=np.uint8)
-    pixels[:] = pad_color
+    padding = np.tile(np.array(pad_color, dtype=np.uint8), (size, 1))  # (S, 3): whole rows are copied faster
     if image.width > image.height:
         strip = Image.new("RGB", (size, stop - start), pad_color)
         strip.paste(image.resize((size, image.height), bicubic), (0, offset - start))
+        pixels[:first], pixels[last:] = padding, padding
         pixels[first:last] = np.asarray(strip.resize((size, last - first), bicubic, (0, low, size, high)))
     else:
         strip = Image.new("RGB", (stop - start, side), pad_color)
         strip.paste(image, (offset - start, 0))
         columns = strip.resize((last - first, side), bicubic, (low, 0, high, side))
+        pixels[:, :first], pixels[:, last:] = padding[:first], padding[last:]
         pixels[:, first:last] = np.asarray(columns.resize((last - first, size), bicubic))
     return pixels
 

@@ -141,7 +141,7 @@ class PictureProcessor:
             placed = self.stand_in(canvas, record)[:room]
         blank = len(placed) if is_empty else 0
         return ProcessedPicture(
-            pixels=pixels.permute(2, 0, 1).contiguous(),  # (S, S, 3) -> (3, S, S)
+            pixels=pixels.permute(2, 0, 1),  # (S, S, 3) -> (3, S, S), a view; the batch is made contiguous
             boxes=torch.from_numpy(placed.astype(np.float32)),
             labels=[record.labels[i] for i in index] + [""] * blank,
             scores=[float(record.scores[i]) for i in index] + [0.0] * blank,
