@@ -124,7 +124,7 @@ def trace_boxes(
     text_is_long: bool = False,
     room: int | None = None,
 ) -> Filtered:
-    """NMS and cap in one go, with what each step left; arguments as for ``filter_boxes``."""
+    """NMS and cap in one go, with what each step left and why; arguments as for ``filter_boxes``."""
     survivors = _by_score(scores) if nms_iou is None else nms(boxes, scores, labels, nms_iou)
     chosen = cap_boxes([labels[i] for i in survivors], max_boxes, cap, text_is_long)
     if room is not None and len(chosen) > room:
@@ -159,20 +159,6 @@ def filter_boxes(
         (k,) int64 indices of the boxes kept, in the order of their tokens.
     """
     return trace_boxes(boxes, scores, labels, nms_iou, max_boxes, cap, text_is_long, room).kept
-
-
-def explain_boxes(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: Sequence[str],
-    nms_iou: float | None = 0.2,
-    max_boxes: int | None = 100,
-    cap: Cap = "per_category",
-    text_is_long: bool = False,
-    room: int | None = None,
-) -> list[Reason]:
-    """What ``filter_boxes`` makes of each of the n boxes: ``kept``, ``nms`` or ``cap``; its arguments."""
-    return trace_boxes(boxes, scores, labels, nms_iou, max_boxes, cap, text_is_long, room).reasons()
 
 
 def _by_score(scores: np.ndarray) -> np.ndarray:

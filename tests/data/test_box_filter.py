@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mg_llava.data import box_filter
-from mg_llava.data.box_filter import cap_boxes, explain_boxes, filter_boxes, nms
+from mg_llava.data.box_filter import cap_boxes, filter_boxes, nms, trace_boxes
 from mg_llava.data.processor import PictureProcessor
 from mg_llava.data.schema import NO_BOXES, make_box_record
 
@@ -216,6 +216,7 @@ def test_every_reason_has_its_case():
     assert [fate.reason for fate in reference] == ["kept", "nms", "kept", "outside", "kept"]
     assert [fate.token for fate in reference] == [0, None, 1, None, 2]
     assert reference[3].place == (200, 0, 220, 20)
-    assert explain_boxes(record.boxes, record.scores, record.labels, max_boxes=None)[:2] == ["kept", "nms"]
+    traced = trace_boxes(record.boxes, record.scores, record.labels, max_boxes=None)
+    assert traced.reasons()[:2] == ["kept", "nms"]
     assert PictureProcessor(100).explain((100, 100), NO_BOXES) == []
     assert len(PictureProcessor(100)(Image.new("RGB", (9, 9)), NO_BOXES, room=0).boxes) == 0

@@ -56,7 +56,7 @@ def map_and_return(processor: Any, record: BoxRecord, size: tuple[int, int], tex
     """
     canvas: Canvas = processor.canvas_of(size)
     placed, index = processor.place(record, canvas, text_is_long)
-    tokens = len(index) or len(processor.stand_in(canvas))
+    tokens = len(index) or processor.stand_in_tokens(record)
     boxes = record.boxes[index]
     # What hangs over is cut on purpose, in the picture or, where it is cropped, on the canvas.
     target = canvas.to_canvas(boxes)
