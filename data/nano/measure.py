@@ -197,7 +197,7 @@ def main() -> None:
             f"{settings.boxes}); {len(every)} of others"
         )
     if len(entries) < len(every):
-        print(f"{len(every) - len(entries)} runs of other configs, data, weights or options are left out")
+        print(f"{len(every) - len(entries)} runs of other settings, data, weights or options are left out")
     text = report(entries, settings.cfg_options)
     write_report(arguments.report, text)
     print(f"{text}\n\nwrote {arguments.report}")

@@ -1,8 +1,8 @@
 """Runs of the miniature with the real commands: data, both stages with `xtuner train`, evaluation; several at a time.
 
-A finished step leaves a marker with a fingerprint of all it depends on (configs, data, weights, seed, options), and is
-not repeated while the fingerprint stays the same. `xtuner` hides the exit status of the training it starts, so
-success is judged by the checkpoint.
+A finished step leaves a marker with a fingerprint of all it depends on (settings of the config, data, weights, seed,
+options), and is not repeated while the fingerprint stays the same. `xtuner` hides the exit status of the training it
+starts, so success is judged by the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs import ROOT, Note, RunError, explain, run_logged, tail
+from mmengine.config import Config
 
 NANO = Path(__file__).resolve().parent
 GENERATED = NANO / "generated"
 WEIGHTS = ("clip", "convnext", "llm")
+TRAINED_BY = ("model", "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "randomness")
 EVALUATED_BY = ("evaluate.py", "benchmarks.py", "benchmark_files.py")
 PROGRESS = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*? loss: (\S+)")
 ANSWERED = re.compile(r"^\d+/\d+$", re.MULTILINE)
@@ -163,12 +165,13 @@ def run_fingerprint(variant: Variant, seed: int, settings: Settings) -> str:
 
 
 def stage_fingerprint(variant: Variant, stage: str, seed: int, settings: Settings) -> str:
-    """Changes with the config and its building blocks, the data, the embedded weights, the seed, the options."""
+    """Changes with what the config says of training, the data, the embedded weights, the seed, the options."""
     before = stage_fingerprint(variant, "stage1", seed, settings) if stage == "stage2" else ""
     data = read_json(GENERATED / "meta.json").get("fingerprint")
     digest = hashlib.sha256(f"{seed} {settings.cfg_options} {data} {before}".encode())
-    weights = [path for name in WEIGHTS for path in (NANO / name).glob("*") if path.is_file()]
-    for path in [ROOT / variant.config(stage), *sorted((ROOT / "configs" / "_base_").rglob("*.py")), *sorted(weights)]:
+    config = Config.fromfile(str(ROOT / variant.config(stage))).to_dict()  # reads it without importing what it names
+    digest.update(json.dumps({key: config[key] for key in TRAINED_BY}, sort_keys=True).encode())
+    for path in sorted(path for name in WEIGHTS for path in (NANO / name).glob("*") if path.is_file()):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -1,5 +1,6 @@
 """Runs, scores and reports of the miniature, without training anything."""
 
+import shutil
 import sys
 import threading
 import time
@@ -62,6 +63,20 @@ def test_fingerprint_follows_what_matters(tmp_path: Path) -> None:
         runs.run_fingerprint(full, 0, runs.Settings(tmp_path, boxes="none")),
     ]
     assert len({wanted, *others}) == 5
+
+
+def test_fingerprint_follows_settings_and_not_the_text_of_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, settings = runs.VARIANTS["full"], runs.Settings(tmp_path)
+    wanted = runs.stage_fingerprint(full, "stage2", 0, settings)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    leaf, base = tmp_path / full.config("stage1"), tmp_path / "configs" / "_base_" / "nano.py"
+    leaf.write_text(leaf.read_text() + "\n# a remark\n")
+    assert runs.stage_fingerprint(full, "stage2", 0, settings) == wanted
+    base.write_text(base.read_text().replace('"lr": 4e-3', '"lr": 5e-3'))
+    assert runs.stage_fingerprint(full, "stage2", 0, settings) != wanted
 
 
 def test_progress_lines() -> None:
