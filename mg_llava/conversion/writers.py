@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mg_llava.conversion.files import ConversionError, atomic_file
+from mg_llava.conversion.mapped import release_mapped_weights
 from mg_llava.models.stored import SAFETENSORS_DTYPES, StoredTensor, TensorMap
 
 INDEX = "model.safetensors.index.json"
@@ -20,6 +21,8 @@ _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 64
 _LOCAL_HEADER = 30
 """Bytes of a zip entry before its name."""
+_RELEASED = 1 << 18
+"""Bytes of a tensor after which it pays to give back the pages of the files that it was read from."""
 
 Progress = Callable[[str, int], None]
 """Called with the name and the size in bytes of each tensor that was written."""
@@ -114,6 +117,8 @@ def _write_tensor(file: IO[bytes], name: str, stored: StoredTensor) -> None:
             "file changed while it was read"
         )
     file.write(_raw(tensor))
+    if stored.nbytes >= _RELEASED:
+        release_mapped_weights()
 
 
 def _raw(tensor: Tensor) -> memoryview:
