@@ -54,12 +54,11 @@ def dense_box_features(stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas
 class DenseBoxProjector(RoIAlignBoxProjector):
     """The box projector with dense pooling."""
 
-    def forward(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> Tensor:
+    def pool(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> Tensor:
         """As its base."""
         chosen = [stages[index] for index in self.stages]
         with torch.autocast(chosen[0].device.type, enabled=False):
-            features = torch.cat(dense_box_features(chosen, boxes, canvas_size, self.bins))
-        return self.model(features.to(self.model[0].weight.dtype))
+            return torch.cat(dense_box_features(chosen, boxes, canvas_size, self.bins))
 
 
 class CheckpointedCLIP(CLIPEncoder):

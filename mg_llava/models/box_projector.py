@@ -193,5 +193,16 @@ class RoIAlignBoxProjector(nn.Module):
         Returns:
             ``(sum n_i, out_channels)``, picture by picture.
         """
-        features = pool_boxes([stages[index] for index in self.stages], boxes, canvas_size, self.bins)
-        return self.model(torch.cat(features).to(self.model[0].weight.dtype))
+        return self.project(self.pool(stages, boxes, canvas_size))
+
+    def pool(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> Tensor:
+        """The part that has no parameters; arguments as for :meth:`forward`.
+
+        Returns:
+            ``(sum n_i, in_channels)`` float32.
+        """
+        return torch.cat(pool_boxes([stages[index] for index in self.stages], boxes, canvas_size, self.bins))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """The trained part: ``(n, in_channels)`` to ``(n, out_channels)``."""
+        return self.model(pooled.to(self.model[0].weight.dtype))

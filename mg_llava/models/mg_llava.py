@@ -4,7 +4,7 @@ Shapes: B rows (one per sample, always), T text ids, N pictures in the batch, S 
 tokens a picture, n_i boxes of picture i, D hidden size of the LLM, L merged length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -13,12 +13,13 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mg_llava.features import unpack
 from mg_llava.models.checkpoint import PARTS, load_parts, saved_state_dict, trained_keys
+from mg_llava.models.frozen import compare_encoders, describe_encoders, run_encoders
 from mg_llava.models.generation import generate_after, read_prefixes
 from mg_llava.models.loss import decoder_of, hidden_token_loss, splits_logits, token_loss
 from mg_llava.models.packing import check_packing, pack, packed_arguments
 from mg_llava.models.splice import Spliced, splice
-from mg_llava.models.views import low_resolution_view, normalize
 from mg_llava.registry import MODELS
 from mg_llava.tokens import IMAGE_TOKEN_INDEX
 
@@ -101,6 +102,8 @@ class MGLLaVA(BaseModel):
         self.monitor: dict[str, Tensor] = {}
         """Detached scalars of the last training step: mean gate, mean norms of low-resolution, box and text tokens and
         of what the fusion adds from the high-resolution map."""
+        self._accepted: set[str] = set()
+        self._never_encodes = False
         self.register_load_state_dict_post_hook(_forget_frozen)
         if pretrained_pth is not None and not next(self.projector.parameters()).is_meta:
             self.load_pretrained(pretrained_pth)
@@ -201,9 +204,9 @@ class MGLLaVA(BaseModel):
         """
         input_ids = data["input_ids"]
         text_embeds = self.llm.get_input_embeddings()(input_ids.clamp(min=0))  # placeholders are replaced below
-        vision, images = data.get("vision"), data.get("images")
-        if vision is None and images is not None and len(images):
-            vision = self.encode(images, data.get("boxes", ()))
+        vision = data.get("vision")
+        if vision is None:
+            vision = self._see(data)
         inputs = splice(
             input_ids,
             text_embeds,
@@ -222,6 +225,20 @@ class MGLLaVA(BaseModel):
             self._observe("text", text_embeds[is_text])
         return inputs
 
+    def _see(self, data: dict[str, Any]) -> Vision | None:
+        """Tokens of the pictures of a batch, from their pixels, from a feature cache, or some from each."""
+        images, features, boxes = data.get("images"), data.get("features"), data.get("boxes", ())
+        if features is None:
+            return self.encode(images, boxes) if images is not None and len(images) else None
+        if images is None:
+            return self.encode_features(features, boxes)
+        cached = data["cached"].tolist()
+        seen = self.encode(images, [item for item, is_cached in zip(boxes, cached, strict=True) if not is_cached])
+        known = self.encode_features(
+            features, [item for item, is_cached in zip(boxes, cached, strict=True) if is_cached]
+        )
+        return _interleave(seen, known, cached)
+
     def encode(self, images: Tensor, boxes: Sequence[Tensor]) -> Vision:
         """Tokens of the pictures of a batch.
 
@@ -229,30 +246,87 @@ class MGLLaVA(BaseModel):
             images: ``(N, 3, S, S)`` uint8, or floating and normalized.
             boxes: N tensors ``(n_i, 4)`` xyxy in canvas pixels.
         """
-        low_encoder, high_encoder = self.visual_encoder, self.visual_encoder_aux
-        canvas = normalize(images, low_encoder.image_mean, low_encoder.image_std)
-        low = low_encoder(low_resolution_view(canvas, low_encoder.image_size))  # (N, P, C)
+        low, stages = run_encoders(self.visual_encoder, self._high_encoder, images)
+        counts = [len(item) for item in boxes]
+        if self.bbox_projector is None:
+            return self._join(low, stages, None, counts)
+        return self._join(low, stages, lambda: self.bbox_projector(stages, boxes, images.shape[-1]), counts)
+
+    def encode_features(self, features: Mapping[str, Any], boxes: Sequence[Tensor]) -> Vision:
+        """Tokens of pictures that the encoders saw before; the same as :meth:`encode` of them gives.
+
+        Args:
+            features: What a feature cache keeps of N pictures, stacked; see :mod:`mg_llava.features`.
+            boxes: N tensors ``(n_i, 4)``, the boxes that were pooled.
+
+        Raises:
+            ValueError: These features were not compared with the encoders; see :meth:`accept_features`.
+        """
+        if features["source"] not in self._accepted:
+            raise ValueError(
+                "features of a cache were not compared with the model's encoders; add "
+                "dict(type='mg_llava.FeatureCacheHook') to custom_hooks, or call the model's accept_features"
+            )
+        found = unpack(features)
+        high = [found.high] if found.high is not None and self.fuse_module is not None else []
+        counts = [len(item) for item in boxes]
+        if self.bbox_projector is None:
+            return self._join(found.low, high, None, counts)
+        return self._join(found.low, high, lambda: self.bbox_projector.project(found.pooled), counts)
+
+    def _join(
+        self, low: Tensor, stages: Sequence[Tensor], objects: Callable[[], Tensor] | None, counts: list[int]
+    ) -> Vision:
+        """From what the encoders give to tokens of the LLM; ``objects`` gives the ``(sum n_i, D)`` box tokens."""
         dtype = next(self.projector.parameters()).dtype
-        tokens = low.to(dtype)
+        tokens = low.to(dtype)  # (N, P, C)
         self._observe("low", tokens)
-        stages: list[Tensor] = []
-        if self.fuse_module is not None or self.bbox_projector is not None:
-            stages = high_encoder(self._high_view(images, canvas))
         if self.fuse_module is not None:
             tokens = self.fuse_module(tokens, stages[-1].to(dtype))
             self._observe_fusion()
         visual = self.projector(tokens)
-        box_tokens = None
-        if self.bbox_projector is not None:
-            objects = self.bbox_projector(stages, boxes, images.shape[-1])  # (sum n_i, D)
-            self._observe("box", objects)
-            box_tokens = list(objects.split([len(item) for item in boxes]))
-        return Vision(visual, box_tokens)
+        if objects is None:
+            return Vision(visual, None)
+        box_tokens = objects()
+        self._observe("box", box_tokens)
+        return Vision(visual, list(box_tokens.split(counts)))
 
-    def _high_view(self, images: Tensor, canvas: Tensor) -> Tensor:
-        low, high = self.visual_encoder, self.visual_encoder_aux
-        same = tuple(low.image_mean) == tuple(high.image_mean) and tuple(low.image_std) == tuple(high.image_std)
-        return canvas if same else normalize(images, high.image_mean, high.image_std)
+    def accept_features(self, stated: Mapping[str, Any], source: str, alone: bool = True) -> None:
+        """Take features of a cache in place of pictures, after a look at whether they are of these encoders.
+
+        Args:
+            stated: What the cache says of the encoders that filled it, as :func:`describe_encoders` does.
+            source: Name of the cache in batches.
+            alone: Whether all pictures of the training come from caches, so that the encoders never run.
+
+        Raises:
+            ValueError: They are of other encoders, with all that differs in one message; or parameters are split over
+                processes and the encoders run in some of them alone.
+        """
+        own = describe_encoders(self.visual_encoder, self._high_encoder, self.fuse_module, self.bbox_projector)
+        differences = compare_encoders(stated, own)
+        if differences:
+            raise ValueError(
+                f"feature cache {source} was filled with other encoders: {'; '.join(differences)}; fill another "
+                "folder with tools/fill_feature_cache.py"
+            )
+        if not alone and self._is_split:
+            raise ValueError(
+                "ZeRO-3 needs the same modules to run in every process: use a feature cache for all sources with "
+                "pictures and missing_features='error', or ZeRO-2"
+            )
+        self._accepted.add(source)
+        self._never_encodes = alone
+
+    @property
+    def _high_encoder(self) -> Any:
+        """The high-resolution encoder, where a part reads it."""
+        return None if self.fuse_module is None and self.bbox_projector is None else self.visual_encoder_aux
+
+    @property
+    def _is_split(self) -> bool:
+        """Whether parameters are split over processes, so that all must run the same modules to gather them."""
+        return hasattr(next(self.visual_encoder.parameters()), "ds_id")
 
     def _zero_weight(self, vision: Vision | None) -> Tensor:
         """A zero that depends on every trained part outside the LLM, so that all processes reduce the same gradients.
@@ -270,7 +344,7 @@ class MGLLaVA(BaseModel):
     def _run_on_nothing(self) -> Vision:
         parameter = next(self.projector.parameters())
         nothing = parameter.new_zeros
-        if hasattr(next(self.visual_encoder.parameters()), "ds_id"):
+        if self._is_split and not self._never_encodes:
             size = self.high_res_size
             images = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=parameter.device)
             return self.encode(images, [torch.zeros(1, 4, device=parameter.device)])
@@ -411,6 +485,16 @@ def _plain(size: int | Sequence[int]) -> int | list[int]:
 
 def _numel(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _interleave(seen: Vision, known: Vision, cached: Sequence[bool]) -> Vision:
+    """Tokens of pictures in their order; ``cached`` says which of the N come from ``known``."""
+    order = torch.tensor(cached).int().argsort(stable=True).argsort()  # place of each picture in (seen, known)
+    visual = torch.cat([seen.visual, known.visual])[order.to(seen.visual.device)]
+    if seen.boxes is None or known.boxes is None:
+        return Vision(visual, None)
+    boxes = [*seen.boxes, *known.boxes]
+    return Vision(visual, [boxes[place] for place in order.tolist()])
 
 
 def _until_end(ids: Tensor, ends: int | Sequence[int] | None) -> Tensor:
