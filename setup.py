@@ -22,6 +22,7 @@ INSTALL = [
     "safetensors",
     "accelerate",
     "tqdm",
+    "protobuf",  # reads tokenizer.model, which is all that Vicuna's folder has of a tokenizer
     "setuptools<81",  # mmengine still imports pkg_resources
 ]
 

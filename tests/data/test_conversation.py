@@ -201,6 +201,34 @@ def test_build_tokenizer(tmp_path, tokenizer):
     assert build_tokenizer(folder).eos_token_id == tokenizer.eos_token_id
 
 
+def test_sentencepiece_model_alone_is_a_tokenizer(tmp_path):
+    """Vicuna's folder: no tokenizer.json, only what was trained with SentencePiece."""
+    import sentencepiece
+
+    (tmp_path / "corpus.txt").write_text("USER: how many digits are there? ASSISTANT: two\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}'
+    )
+    tokenizer = build_tokenizer(str(tmp_path))
+    encoded = encode_conversation([Turn("human", "<image>\nhow?"), Turn("gpt", "two")], tokenizer, "vicuna")
+    newline = tokenizer.convert_tokens_to_ids("<0x0A>")
+    at = encoded.input_ids.index(IMAGE_TOKEN_INDEX)
+    assert encoded.input_ids[0] == tokenizer.bos_token_id
+    # each half is tokenized alone, so that the second one starts with SentencePiece's mark of a word
+    assert tokenizer.convert_ids_to_tokens(encoded.input_ids[at + 1]) == "▁"
+    assert encoded.input_ids[at + 2] == newline
+    assert tokenizer.eos_token_id in encoded.labels
+
+
 def test_folder_without_tokenizer_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"holds no tokenizer: found config\.json; one of tokenizer\.json"):
