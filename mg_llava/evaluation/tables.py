@@ -190,6 +190,10 @@ class TablePictures:
         self._owner = owner
         self._by_index = {id_key(row["index"]): row for row in reversed(rows) if "index" in row}
 
+    def row(self, index: int | str) -> Row | None:
+        """The row of an index; None if there is none."""
+        return self._by_index.get(id_key(index))
+
     def has_picture(self, row: Row) -> bool:
         """Whether the row has a picture cell or a path."""
         return bool(self._cell(row)) or not is_missing(row.get(PATH_COLUMN))

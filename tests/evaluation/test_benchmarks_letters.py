@@ -43,6 +43,16 @@ def test_mmbench_prompt_and_pictures(tmp_path: Path) -> None:
     assert other.startswith("Hint: Look.\nQuestion: What?\nOptions:\nA. x\nC. z\nPlease select")
 
 
+def test_circular_copies_have_the_boxes_of_their_base_row(tmp_path: Path) -> None:
+    other = picture_base64((0, 0, 255))
+    cells = {3: picture_base64(), 1_000_003: "3", 2_000_003: picture_base64(), 3_000_003: other, 7_000_009: other}
+    rows = [{"index": n, "image": cell, "question": "?", "A": "x", "B": "y"} for n, cell in cells.items()]
+    questions = build("MMBench", write_table(tmp_path / "m.tsv", rows)).questions()
+    assert [question.id for question in questions] == list(cells)
+    # the last two only look like copies: another picture, and no base row
+    assert [question.box_key for question in questions] == [3, 3, 3, 3_000_003, 7_000_009]
+
+
 def test_several_pictures_are_placed_where_the_text_names_them(tmp_path: Path) -> None:
     cell = str([picture_base64((n, 0, 0)) for n in range(2)])
     rows = [

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.scorers.choice_rules import LETTERS
+from mg_llava.evaluation.scorers.multiple_choice import CIRCULAR_STEP
 from mg_llava.evaluation.tables import (
     Row,
     TablePictures,
@@ -84,7 +85,10 @@ class MultipleChoice(Benchmark):
 
 
 def picture_question(row: Row, text: str, pictures: TablePictures, **fields: Any) -> Question:
-    """A question about the pictures of a table's row."""
+    """A question about the pictures of a table's row.
+
+    The boxes are those of the row's index; a circular copy has those of its base row, whose picture it shows.
+    """
     index, opener = plain_id(row["index"]), pictures.opener(row)
     if opener is None:
         return Question(index, text, fields=fields)
@@ -94,10 +98,18 @@ def picture_question(row: Row, text: str, pictures: TablePictures, **fields: Any
         place_pictures(text, count),
         opener,
         pictures.key(row),
-        index,
+        _box_key(row, index, pictures),
         fields,
         frames=count if count > 1 else None,
     )
+
+
+def _box_key(row: Row, index: int | str, pictures: TablePictures) -> int | str:
+    """The base row's index for a circular copy; a large index without base row, or of another picture, is its own."""
+    if not isinstance(index, int) or index < CIRCULAR_STEP:
+        return index
+    base = pictures.row(index % CIRCULAR_STEP)
+    return index if base is None or pictures.key(base) != pictures.key(row) else index % CIRCULAR_STEP
 
 
 @BENCHMARKS.register_module()
