@@ -3,6 +3,8 @@
 Shapes: U prefixes of merged length P at most, B rows of T text ids at most, D hidden size of the LLM.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +40,26 @@ def can_share(llm: Any, settings: dict[str, Any]) -> bool:
     if settings.get("num_beams") not in (None, 1):
         return False
     return set(settings) <= _HARMLESS and set(llm.generation_config.to_diff_dict()) <= _HARMLESS
+
+
+def generation_settings(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``llm.generate``: greedy, with the LLM's own end tokens, unless ``given`` says otherwise."""
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 100, "use_cache": True} | given
+    ends = settings.setdefault("eos_token_id", llm.generation_config.eos_token_id)
+    if settings.get("pad_token_id") is None:
+        settings["pad_token_id"] = ends[0] if isinstance(ends, list | tuple) else ends
+    return settings
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is in eval mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
@@ -84,3 +106,11 @@ def generate_after(
     attention = torch.cat([before, mask], dim=1).long()
     output = llm.generate(input_ids=prompt, attention_mask=attention, past_key_values=cache, **settings)
     return output[:, prompt.shape[1] :]
+
+
+def until_end(ids: Tensor, ends: int | Sequence[int] | None) -> Tensor:
+    """Cut a row before its first end token; what follows is padding."""
+    if ends is None:
+        return ids
+    stop = torch.isin(ids, torch.tensor([ends] if isinstance(ends, int) else list(ends))).nonzero().flatten()
+    return ids[: stop[0]] if len(stop) else ids

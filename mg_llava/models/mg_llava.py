@@ -4,35 +4,23 @@ Shapes: B rows (one per sample, always), T text ids, N pictures in the batch, S 
 tokens a picture, n_i boxes of picture i, D hidden size of the LLM, L merged length.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mg_llava.features import unpack
 from mg_llava.models.checkpoint import PARTS, load_parts, saved_state_dict, trained_keys
 from mg_llava.models.frozen import compare_encoders, describe_encoders, run_encoders
-from mg_llava.models.generation import generate_after, read_prefixes
+from mg_llava.models.generation import evaluating, generate_after, generation_settings, read_prefixes, until_end
 from mg_llava.models.loss import decoder_of, hidden_token_loss, splits_logits, token_loss
 from mg_llava.models.packing import check_packing, pack, packed_arguments
-from mg_llava.models.splice import Spliced, splice
+from mg_llava.models.parts import ModuleOrConfig, build_part, check_parts, check_readers, log_trained
+from mg_llava.models.splice import Spliced, Vision, interleave, splice
 from mg_llava.registry import MODELS
 from mg_llava.tokens import IMAGE_TOKEN_INDEX
-
-ModuleOrConfig = nn.Module | dict[str, Any]
-
-
-class Vision(NamedTuple):
-    """Tokens of the pictures of a batch."""
-
-    visual: Tensor
-    """``(N, P, D)``"""
-    boxes: list[Tensor] | None
-    """N tensors ``(n_i, D)``; ``None`` when the model has no object branch."""
 
 
 @MODELS.register_module()
@@ -79,26 +67,20 @@ class MGLLaVA(BaseModel):
         if packing is not None and packing < 1:
             raise ValueError(f"packing is {packing}; it must be the length of a row, or None")
         self.loss_chunk, self.packing = loss_chunk, packing
-        if high_res_encoder is None:
-            readers = {"fusion": fusion, "box_projector": box_projector}
-            found = [name for name, part in readers.items() if part is not None]
-            if found:
-                raise ValueError(
-                    f"high_res_encoder is None, but {' and '.join(found)} would read it; give one or leave these out"
-                )
-        self.visual_encoder = low = _build(low_res_encoder)
-        self.visual_encoder_aux = high = _build(high_res_encoder)
+        check_readers(high_res_encoder, fusion=fusion, box_projector=box_projector)
+        self.visual_encoder = low = build_part(low_res_encoder)
+        self.visual_encoder_aux = high = build_part(high_res_encoder)
         stage_channels = list(high.stage_channels) if high is not None else []
         fusion_sizes = {"low_channels": low.hidden_size, "high_channels": stage_channels[-1] if stage_channels else 0}
-        self._check_parts(fusion, fusion_sizes, box_projector, {"stage_channels": stage_channels})
-        self.fuse_module = _build(fusion, **fusion_sizes)
+        check_parts(low, high, fusion, fusion_sizes, box_projector, {"stage_channels": stage_channels})
+        self.fuse_module = build_part(fusion, **fusion_sizes)
         visual_channels = low.hidden_size if self.fuse_module is None else self.fuse_module.out_channels
-        self.llm = _build(llm)
+        self.llm = build_part(llm)
         if packing is not None:
             check_packing(self.llm)
         hidden_size = self.llm.get_input_embeddings().embedding_dim
-        self.projector = _build(projector, in_channels=visual_channels, out_channels=hidden_size)
-        self.bbox_projector = _build(box_projector, stage_channels=stage_channels, out_channels=hidden_size)
+        self.projector = build_part(projector, in_channels=visual_channels, out_channels=hidden_size)
+        self.bbox_projector = build_part(box_projector, stage_channels=stage_channels, out_channels=hidden_size)
         self.monitor: dict[str, Tensor] = {}
         """Detached scalars of the last training step: mean gate, mean norms of low-resolution, box and text tokens and
         of what the fusion adds from the high-resolution map."""
@@ -107,42 +89,7 @@ class MGLLaVA(BaseModel):
         self.register_load_state_dict_post_hook(_forget_frozen)
         if pretrained_pth is not None and not next(self.projector.parameters()).is_meta:
             self.load_pretrained(pretrained_pth)
-        self._log_trained()
-
-    def _check_parts(
-        self,
-        fusion: ModuleOrConfig | None,
-        fusion_sizes: dict[str, int],
-        box_projector: ModuleOrConfig | None,
-        box_sizes: dict[str, list[int]],
-    ) -> None:
-        low, high = self.visual_encoder, self.visual_encoder_aux
-        problems = [
-            *_conflicts("fusion", fusion, fusion_sizes),
-            *_conflicts("box_projector", box_projector, box_sizes),
-        ]
-        if high is not None and low.image_size > high.image_size:
-            problems.append(
-                f"the low-resolution view ({low.image_size} px) is larger than the canvas ({high.image_size} px)"
-            )
-        policy = fusion.get("unequal_grids") if isinstance(fusion, dict) else getattr(fusion, "unequal_grids", None)
-        if fusion is not None and low.grid != high.grid and policy != "interpolate":
-            problems.append(
-                f"the low-resolution encoder has a {low.grid} x {low.grid} grid ({low.image_size} px), the "
-                f"high-resolution encoder {high.grid} x {high.grid} ({high.image_size} px at stride "
-                f"{high.stage_strides[-1]}); use image_size={low.grid * high.stage_strides[-1]} for the "
-                "high-resolution encoder, or unequal_grids='interpolate' in the fusion"
-            )
-        if problems:
-            raise ValueError("these parts do not go together: " + "; ".join(problems))
-
-    def _log_trained(self) -> None:
-        for part in (*PARTS, "visual_encoder", "visual_encoder_aux"):
-            module = getattr(self, part, None)
-            if module is not None:
-                sizes = [(_numel(p), p.requires_grad) for p in module.parameters()]
-                trained = sum(size for size, on in sizes if on)
-                print_log(f"{part}: {trained:,} of {sum(s for s, _ in sizes):,} parameters trained", logger="current")
+        log_trained(self)
 
     @property
     def high_res_size(self) -> int:
@@ -237,7 +184,7 @@ class MGLLaVA(BaseModel):
         known = self.encode_features(
             features, [item for item, is_cached in zip(boxes, cached, strict=True) if is_cached]
         )
-        return _interleave(seen, known, cached)
+        return interleave(seen, known, cached)
 
     def encode(self, images: Tensor, boxes: Sequence[Tensor]) -> Vision:
         """Tokens of the pictures of a batch.
@@ -382,13 +329,13 @@ class MGLLaVA(BaseModel):
         Returns:
             For each row the new ids, 1-D int64 on the CPU, without what follows an end token.
         """
-        settings = self._generation_settings(kwargs)
-        with _evaluating(self):
+        settings = generation_settings(self.llm, kwargs)
+        with evaluating(self):
             inputs = self.merge({**data, "labels": None}, padding_side="left")
             output = self.llm.generate(
                 inputs_embeds=inputs.inputs_embeds, attention_mask=inputs.attention_mask.long(), **settings
             )
-        return [_until_end(row.cpu(), settings["eos_token_id"]) for row in output]
+        return [until_end(row.cpu(), settings["eos_token_id"]) for row in output]
 
     @torch.no_grad()
     def generate_after(
@@ -405,20 +352,13 @@ class MGLLaVA(BaseModel):
         Returns:
             As :meth:`generate`.
         """
-        settings = self._generation_settings(kwargs)
-        with _evaluating(self):
+        settings = generation_settings(self.llm, kwargs)
+        with evaluating(self):
             inputs = self.merge({**prefixes, "labels": None}, padding_side="left")
             cache = read_prefixes(self.llm, inputs.inputs_embeds, inputs.attention_mask, inputs.position_ids)
             ids, mask = data["input_ids"], data["attention_mask"]
             output = generate_after(self.llm, cache, inputs.attention_mask, rows, ids, mask, **settings)
-        return [_until_end(row.cpu(), settings["eos_token_id"]) for row in output]
-
-    def _generation_settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 100, "use_cache": True} | given
-        ends = settings.setdefault("eos_token_id", self.llm.generation_config.eos_token_id)
-        if settings.get("pad_token_id") is None:
-            settings["pad_token_id"] = ends[0] if isinstance(ends, list | tuple) else ends
-        return settings
+        return [until_end(row.cpu(), settings["eos_token_id"]) for row in output]
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -450,59 +390,6 @@ class MGLLaVA(BaseModel):
         vision = [part for part in PARTS if part != "llm" and getattr(self, part, None) is not None]
         state = load_training_checkpoint(path, dtype=None)
         load_parts(self, state, path, require=None if whole else vision)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _build(part: ModuleOrConfig | None, **sizes: Any) -> Any:
-    """Build a part from its config, with sizes that follow from other parts; modules and ``None`` pass."""
-    if not isinstance(part, dict):
-        return part
-    kind = part["type"]
-    if isinstance(kind, str) and "." not in kind:
-        kind = MODELS.get(kind) or kind  # a plain name is ours, whatever scope a runner has made the default
-    return MODELS.build({**sizes, **part, "type": kind})
-
-
-def _conflicts(name: str, part: ModuleOrConfig | None, sizes: dict[str, Any]) -> list[str]:
-    """Sizes that the config of a part states otherwise than the encoders have them."""
-    stated = part if isinstance(part, dict) else {}
-    wrong = [key for key, size in sizes.items() if key in stated and _plain(stated[key]) != _plain(size)]
-    return [f"{name} has {key}={stated[key]}, but the encoders give {sizes[key]}; leave it out" for key in wrong]
-
-
-def _plain(size: int | Sequence[int]) -> int | list[int]:
-    return size if isinstance(size, int) else list(size)
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def _interleave(seen: Vision, known: Vision, cached: Sequence[bool]) -> Vision:
-    """Tokens of pictures in their order; ``cached`` says which of the N come from ``known``."""
-    order = torch.tensor(cached).int().argsort(stable=True).argsort()  # place of each picture in (seen, known)
-    visual = torch.cat([seen.visual, known.visual])[order.to(seen.visual.device)]
-    if seen.boxes is None or known.boxes is None:
-        return Vision(visual, None)
-    boxes = [*seen.boxes, *known.boxes]
-    return Vision(visual, [boxes[place] for place in order.tolist()])
-
-
-def _until_end(ids: Tensor, ends: int | Sequence[int] | None) -> Tensor:
-    """Cut a row before its first end token; what follows is padding."""
-    if ends is None:
-        return ids
-    stop = torch.isin(ids, torch.tensor([ends] if isinstance(ends, int) else list(ends))).nonzero().flatten()
-    return ids[: stop[0]] if len(stop) else ids
 
 
 def _forget_frozen(model: MGLLaVA, incompatible: Any) -> None:

@@ -13,6 +13,15 @@ from torch import Tensor
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
+class Vision(NamedTuple):
+    """Tokens of the pictures of a batch."""
+
+    visual: Tensor
+    """``(N, P, D)``"""
+    boxes: list[Tensor] | None
+    """N tensors ``(n_i, D)``; ``None`` when the model has no object branch."""
+
+
 class Spliced(NamedTuple):
     """Inputs of the LLM; padded positions are zero, masked and without label."""
 
@@ -83,6 +92,16 @@ def splice(
         rows.append(torch.cat([piece.to(text_embeds) for piece in pieces]))  # parts may lie on several devices
         row_labels.append(torch.cat(piece_labels))
     return _pad(rows, row_labels, padding_side)
+
+
+def interleave(seen: Vision, known: Vision, cached: Sequence[bool]) -> Vision:
+    """Tokens of pictures in their order; ``cached`` says which of the N come from ``known``."""
+    order = torch.tensor(cached).int().argsort(stable=True).argsort()  # place of each picture in (seen, known)
+    visual = torch.cat([seen.visual, known.visual])[order.to(seen.visual.device)]
+    if seen.boxes is None or known.boxes is None:
+        return Vision(visual, None)
+    boxes = [*seen.boxes, *known.boxes]
+    return Vision(visual, [boxes[place] for place in order.tolist()])
 
 
 def _check_counts(ids: Tensor, pictures: int, box_tokens: Sequence[Tensor] | None) -> None:
