@@ -89,6 +89,9 @@ class MGLLaVA(BaseModel):
         self.register_load_state_dict_post_hook(_forget_frozen)
         if pretrained_pth is not None and not next(self.projector.parameters()).is_meta:
             self.load_pretrained(pretrained_pth)
+        self._log_trained()
+
+    def _log_trained(self) -> None:
         log_trained(self)
 
     @property
