@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, PictureProcessor, collate
 from mg_llava.engine import (
     DataReportHook,
+    FeatureCacheHook,
     GateMonitorHook,
     RandomStateHook,
     SampleGenerationHook,
@@ -168,6 +169,7 @@ def _stage(
         dict(type=GateMonitorHook, interval=log_interval),
         dict(type=ThroughputHook, interval=log_interval),
         dict(type=DataReportHook),
+        dict(type=FeatureCacheHook),
     ]
     if evaluation_samples:
         custom_hooks.append(

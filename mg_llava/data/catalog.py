@@ -57,6 +57,11 @@ class RecordCatalog:
         """Number of records in the file, unused ones included."""
         return len(self._records)
 
+    def picture_positions(self) -> np.ndarray:
+        """Which of the N records have pictures and come in an epoch; int64, ascending."""
+        used = np.unique(self.positions)
+        return used[self.survey.sizes[used, 1] > 0]
+
     def row(self, index: int) -> int:
         """Place in the file of the record of sample ``index``; the same for each of its repetitions."""
         return int(self.survey.rows[self.positions[index]])

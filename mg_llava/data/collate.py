@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from mg_llava.features import stack
 from mg_llava.registry import FUNCTIONS
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX, PAD_TOKEN_ID
 
@@ -20,10 +21,13 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         ``data``: ``input_ids`` (B, T) int64, right-padded; ``attention_mask`` (B, T) bool, true on the first
         ``len(row)`` columns of each row; ``labels`` (B, T) int64; ``ids``, B strings; and, where N > 0, ``images``
-        (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels. ``data_samples`` is None.
+        (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels. Samples from a feature cache
+        have ``features`` for images, arrays of ``mg_llava.features.stack`` and ``source``, the name of the cache; in
+        a batch with both kinds ``cached`` (N,) bool says which pictures are cached. ``data_samples`` is None.
 
     Raises:
-        ValueError: Pictures of different sizes, or other than one picture and one set of boxes per placeholder.
+        ValueError: Pictures of different sizes, other than one picture and one set of boxes per placeholder, or
+            features of different caches.
     """
     if not instances:
         raise ValueError("there are no samples to make a batch of")
@@ -42,15 +46,25 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         labels = [torch.as_tensor(instance["labels"], dtype=torch.int64) for instance in instances]
         data["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
     images = [image for instance in instances for image in instance.get("images") or ()]
+    features = _stack_features(instances)
     if images:
         data["images"] = _stack(images, ids)
+    if features:
+        data["features"] = features
+    if images and features:
+        counts = [(len(instance.get("images") or ()), len(instance.get("features") or ())) for instance in instances]
+        data["cached"] = torch.tensor(
+            [bool(cached) for pair in counts for cached in [False] * pair[0] + [True] * pair[1]]
+        )
+    if images or features:
         data["boxes"] = [boxes.to(torch.float32) for instance in instances for boxes in instance.get("boxes") or ()]
     return {"data": data, "data_samples": None}
 
 
 def _check(instance: dict[str, Any]) -> None:
     placeholders = sum(1 for token in instance["input_ids"] if int(token) == IMAGE_TOKEN_INDEX)
-    images, boxes = len(instance.get("images") or ()), len(instance.get("boxes") or ())
+    images = len(instance.get("images") or ()) + len(instance.get("features") or ())
+    boxes = len(instance.get("boxes") or ())
     if not placeholders == images == boxes:
         raise ValueError(
             f"sample {instance.get('id')!r} has {placeholders} placeholders, {images} pictures and {boxes} sets of "
@@ -71,3 +85,14 @@ def _stack(images: Sequence[torch.Tensor], ids: Sequence[str]) -> torch.Tensor:
             f"pictures of different sizes {sorted(shapes)} in the batch of {list(ids)}; use one image_size"
         )
     return torch.stack(list(images))
+
+
+def _stack_features(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Features of all pictures and the name of their cache; empty where there are none."""
+    pictures = [arrays for instance in instances for arrays in instance.get("features") or ()]
+    sources = {instance["feature_cache"] for instance in instances if instance.get("features")}
+    if len(sources) > 1:
+        raise ValueError(
+            f"features of different caches {sorted(sources)} in one batch; use one folder for all sources"
+        )
+    return {**stack(pictures), "source": sources.pop()} if pictures else {}

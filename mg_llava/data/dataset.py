@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from mg_llava.registry import DATASETS
@@ -15,6 +14,8 @@ from .box_store import BadRecord, BoxStore, MissingBox
 from .budget import BudgetError, TokenBudget
 from .catalog import RecordCatalog
 from .conversation import EncodedConversation, NoLabelError, Template, encode_conversation
+from .feature_cache import FeatureCache, FeatureError, NoPictureError
+from .feature_source import FeatureSource, MissingFeatures
 from .lengths import estimate_boxes, estimate_texts, signed_lengths, spread
 from .loading import BoxAugmentation, PictureLoader
 from .pictures import PictureError
@@ -66,6 +67,9 @@ class LLaVADataset(Dataset):
             error.
         token_cache: Folder that keeps token ids (see ``token_cache``) and what was learned of the records; None for no
             cache.
+        feature_cache: Folder with what the frozen encoders give for each picture (see ``feature_cache``), or an open
+            ``FeatureCache``: samples then hold that in place of pictures. None to open pictures.
+        missing_features: ``error``, or ``picture``: open the pictures of samples that the feature cache lacks.
         count_boxes: Whether boxes count in ``modality_length``.
         seed: Of everything that is drawn.
 
@@ -105,6 +109,8 @@ class LLaVADataset(Dataset):
         count_boxes: bool = True,
         proposer: Any = None,
         max_pixels: int | None = None,
+        feature_cache: str | Path | FeatureCache | None = None,
+        missing_features: MissingFeatures = "error",
     ) -> None:
         named = {"data_path": data_path, "image_folder": image_folder, "box_path": box_path}
         paths = resolve_paths({"data_root": data_root, **named})
@@ -136,6 +142,11 @@ class LLaVADataset(Dataset):
         self.box_store = open_boxes(paths["box_path"], missing_box, bad_box_record, proposer, self.picture_processor)
         keys = self._catalog.survey.box_keys()
         self.missing_boxes = 0 if self.box_store is None else self.box_store.check(keys)
+        self.features: FeatureSource | None = None
+        if feature_cache is not None and self._catalog.survey.sizes[:, 1].any():
+            self.features = FeatureSource(
+                feature_cache, missing_features, self._catalog, self.picture_processor, self.box_augmentation
+            )
         self._lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -146,13 +157,16 @@ class LLaVADataset(Dataset):
 
         Returns:
             ``id``; ``input_ids`` and ``labels``, lists of ints; ``images``, a list of (3, S, S) uint8 tensors; and
-            ``boxes``, as many (n, 4) float32 tensors in canvas pixels.
+            ``boxes``, as many (n, 4) float32 tensors in canvas pixels. From a feature cache in place of the images:
+            ``features``, the arrays of each picture (see ``mg_llava.features``), and ``feature_cache``, its name.
 
         Raises:
             PictureError: A picture cannot be read, and ``bad_image`` is ``error``.
             NoLabelError: No token carries loss, and ``no_label`` is ``error``.
             BudgetError: The pictures exceed the context, and ``over_budget`` is ``error``.
             RuntimeError: More records than ``max_bad_samples`` cannot be used.
+            FeatureError: The feature cache lacks a picture, or holds stale features, and ``missing_features`` is
+                ``error``.
         """
         for candidate in self._candidates(index):
             try:
@@ -171,18 +185,22 @@ class LLaVADataset(Dataset):
         """
         record = self.record(index)
         encoded = self._encode(index, record)
-        images, boxes = self._load_pictures(record, index, len(encoded.input_ids)) if record.images else ([], [])
-        return {
-            "id": record.id,
-            "input_ids": encoded.input_ids,
-            "labels": encoded.labels,
-            "images": images,
-            "boxes": boxes,
-        }
+        sample = {"id": record.id, "input_ids": encoded.input_ids, "labels": encoded.labels, "images": [], "boxes": []}
+        if record.images:
+            sample |= self._load_pictures(record, index, len(encoded.input_ids))
+        return sample
 
     def record(self, index: int) -> LLaVARecord:
         """Record of sample ``index``."""
         return self._catalog.record(index)
+
+    def record_at(self, position: int) -> LLaVARecord:
+        """Record ``position`` of those that can be used, however often it comes."""
+        return self._catalog.at(position)
+
+    def picture_positions(self) -> list[int]:
+        """Positions of the records with pictures that come in an epoch."""
+        return self._catalog.picture_positions().tolist()
 
     def row(self, index: int) -> int:
         """Place in the record file of the record of sample ``index``; the same for each of its repetitions."""
@@ -222,6 +240,7 @@ class LLaVADataset(Dataset):
             "records": len(self._catalog.survey.rows),
             "samples": len(self),
             "missing_boxes": self.missing_boxes,
+            "encoded_anew": 0 if self.features is None else self.features.encoded_anew,
             "skipped": self._skipped.counts(),
         }
 
@@ -232,12 +251,15 @@ class LLaVADataset(Dataset):
             if int(self._catalog.positions[candidate]) not in self._skipped:
                 yield candidate
 
-    def _load_pictures(
-        self, record: LLaVARecord, index: int, ids: int
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Pixels and boxes of each picture, beside ``ids`` ids of text."""
-        assert self.picture_processor is not None and self.image_folder is not None
-        loader = PictureLoader(
+    def picture_loader(self) -> PictureLoader:
+        """What loads the pictures of records.
+
+        Raises:
+            ValueError: The source is text alone.
+        """
+        if self.picture_processor is None or self.image_folder is None:
+            raise ValueError(f"{self.data_path} is read as text alone; set image_folder and picture_processor")
+        return PictureLoader(
             folder=self.image_folder,
             max_pixels=self.max_pixels,
             processor=self.picture_processor,
@@ -248,7 +270,20 @@ class LLaVADataset(Dataset):
             shuffle=self.shuffle_boxes,
             seed=self.seed,
         )
-        return loader.load(record, index, ids, self._owner(record))
+
+    def _load_pictures(self, record: LLaVARecord, index: int, ids: int) -> dict[str, Any]:
+        """Pixels or features, and boxes, of each picture, beside ``ids`` ids of text."""
+        loader, owner = self.picture_loader(), self._owner(record)
+        if self.features is not None:
+            try:
+                features, boxes = loader.load_features(record, index, ids, owner, self.features.cache)
+                return {"features": features, "feature_cache": self.features.cache.name, "boxes": boxes}
+            except NoPictureError:
+                pass  # found again below, for ``bad_image``
+            except FeatureError as error:
+                self.features.miss(owner, error)
+        images, boxes = loader.load(record, index, ids, owner)
+        return {"images": images, "boxes": boxes}
 
     def _encode(self, index: int, record: LLaVARecord) -> EncodedConversation:
         row = self.row(index)

@@ -1,17 +1,20 @@
 """The pictures of a sample with their boxes, from the files to the model's input, within the token budget."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
 from .box_store import BoxStore, picture_keys
+from .boxes.policy import Picture
 from .budget import TokenBudget, share_room
+from .feature_cache import FeatureCache, unique_boxes
 from .pictures import exif_orientation, open_picture
-from .processor import PictureProcessor, ProcessedPicture
+from .processor import PictureProcessor
 from .schema import NO_BOXES, BoxRecord, LLaVARecord
 
 BoxAugmentation = Callable[[BoxRecord, tuple[int, int], np.random.Generator], BoxRecord]
@@ -65,55 +68,104 @@ class PictureLoader:
             PictureError: A picture cannot be read.
         """
         images = [open_picture(os.path.join(self.folder, name), owner, self.max_pixels) for name in record.images]
-        keys = picture_keys(record.id, len(images))
-        boxes = [self._boxes(key, images[k], index, k) for k, key in enumerate(keys)]
-        pictures = self._process(images, boxes, ids)
+        frames = [self.frame_of(image) for image in images]
+        boxes = self._boxes(record, frames, images, index)
+        is_long, rooms = self._limits(frames, boxes, ids)
+        pictures = [
+            self.processor(image, found, is_long, room=room)
+            for image, found, room in zip(images, boxes, rooms, strict=True)
+        ]
         return (
             [picture.pixels for picture in pictures],
             [self._ordered(picture.boxes, index, number) for number, picture in enumerate(pictures)],
         )
 
-    def _boxes(self, key: str, image: Image.Image, index: int, number: int) -> BoxRecord | None:
-        """Boxes of a picture in original pixels."""
-        if self.store is None:
-            return None
-        boxes = self.store.get(key, picture=image)
-        if self.augmentation is None or not len(boxes):
-            return boxes
-        return self.augmentation(boxes, self._size(image), np.random.default_rng([self.seed, index, number, 1]))
+    def load_features(
+        self, record: LLaVARecord, index: int, ids: int, owner: str, cache: FeatureCache
+    ) -> tuple[list[dict[str, torch.Tensor]], list[torch.Tensor]]:
+        """Load what the encoders gave for the pictures of sample ``index``; arguments as for ``load``.
 
-    def _size(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height of the frame that boxes are in."""
+        Returns:
+            For each picture its arrays (see ``mg_llava.features``), and boxes as from ``load``.
+
+        Raises:
+            FeatureError: Features are absent or stale.
+        """
+        paths = [os.path.join(self.folder, name) for name in record.images]
+        known = [cache.find(name, path) for name, path in zip(record.images, paths, strict=True)]
+        frames = [picture.frame for picture in known]
+        openers = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
+        found = self._boxes(record, frames, openers, index)
+        is_long, rooms = self._limits(frames, found, ids)
+        features, boxes = [], []
+        for number, (picture, frame, record_boxes, room) in enumerate(zip(known, frames, found, rooms, strict=True)):
+            canvas = self.processor.canvas_of(frame)
+            placed, _ = self.processor.token_boxes(
+                NO_BOXES if record_boxes is None else record_boxes, canvas, is_long, room
+            )
+            boxes.append(self._ordered(placed, index, number))
+            features.append(cache.read(picture, boxes[-1]))
+        return features, boxes
+
+    def possible_boxes(self, key: str, frame: tuple[int, int], opener: Callable[[], Image.Image]) -> torch.Tensor:
+        """All boxes of a picture that may become tokens, whatever the text beside it and the augmentation leave.
+
+        Args:
+            key: Of the picture, from ``picture_keys``.
+            frame: Width and height of the picture, in the frame of its boxes.
+            opener: Opens the picture.
+
+        Returns:
+            (n, 4) float32 canvas pixels.
+        """
+        record = NO_BOXES if self.store is None else self.store.get(key, picture=opener)
+        canvas = self.processor.canvas_of(frame)
+        placed, _ = self.processor.token_boxes(record, canvas)
+        blank = [
+            torch.from_numpy(self.processor.stand_in(canvas, item).astype(np.float32)) for item in (record, NO_BOXES)
+        ]
+        return unique_boxes(torch.cat([placed, *blank]))
+
+    def frame_of(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height of an opened picture, in the frame that its boxes are in."""
         is_turned = self.processor.apply_exif and exif_orientation(image) >= _TURNED
         return (image.height, image.width) if is_turned else image.size
 
-    def _process(self, images: list[Image.Image], boxes: list[BoxRecord | None], ids: int) -> list[ProcessedPicture]:
-        """Canvases with the boxes that fit beside ``ids`` ids of text."""
-        is_long = self._is_long(ids, len(images))
-        rooms = self._rooms(images, boxes, is_long, self.budget.box_room(ids, len(images)))
-        return [
-            self.processor(image, found, is_long, room=room)
-            for image, found, room in zip(images, boxes, rooms, strict=True)
-        ]
+    def _boxes(
+        self, record: LLaVARecord, frames: Sequence[tuple[int, int]], pictures: Sequence[Picture], index: int
+    ) -> list[BoxRecord | None]:
+        """Boxes of the pictures in original pixels; pictures are opened, or functions that open them."""
+        if self.store is None:
+            return [None] * len(frames)
+        found = []
+        for number, key in enumerate(picture_keys(record.id, len(frames))):
+            boxes = self.store.get(key, picture=pictures[number])
+            if self.augmentation is not None and len(boxes):
+                boxes = self.augmentation(boxes, frames[number], np.random.default_rng([self.seed, index, number, 1]))
+            found.append(boxes)
+        return list(found)
 
-    def _is_long(self, ids: int, pictures: int) -> bool:
-        """Whether the text nearly fills its part of the context."""
-        limit = self.budget.text_limit(pictures)
-        return limit is not None and self.long_text_margin is not None and ids >= limit - self.long_text_margin
+    def _limits(
+        self, frames: Sequence[tuple[int, int]], boxes: Sequence[BoxRecord | None], ids: int
+    ) -> tuple[bool, list[int | None]]:
+        """Whether the text of ``ids`` ids nearly fills its part of the context, and how many box tokens fit beside."""
+        limit = self.budget.text_limit(len(frames))
+        is_long = limit is not None and self.long_text_margin is not None and ids >= limit - self.long_text_margin
+        return is_long, self._rooms(frames, boxes, is_long, self.budget.box_room(ids, len(frames)))
 
     def _rooms(
-        self, images: list[Image.Image], boxes: list[BoxRecord | None], is_long: bool, room: int | None
+        self, frames: Sequence[tuple[int, int]], boxes: Sequence[BoxRecord | None], is_long: bool, room: int | None
     ) -> list[int | None]:
         """Number of box tokens that each picture has room for."""
         records = [NO_BOXES if found is None else found for found in boxes]
         # Before the filter; a picture without boxes may get a stand-in.
         if room is None or sum(max(1, len(record)) for record in records) <= room:
-            return [None] * len(images)
-        if len(images) == 1:
+            return [None] * len(frames)
+        if len(frames) == 1:
             return [room]
         counts = []
-        for image, record in zip(images, records, strict=True):
-            placed, _ = self.processor.place(record, self.processor.canvas_of(self._size(image)), is_long)
+        for frame, record in zip(frames, records, strict=True):
+            placed, _ = self.processor.place(record, self.processor.canvas_of(frame), is_long)
             counts.append(len(placed) or self.processor.stand_in_tokens(record))
         return list(share_room(counts, room))
 

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mg_llava.registry import DATASETS
 from .box_store import BoxStore
 from .conversation import Template
 from .dataset import LLaVADataset
+from .feature_cache import FeatureCache
 from .settings import build_transform, open_boxes, resolve_paths
 from .tokenizer import build_tokenizer
 
@@ -107,6 +109,8 @@ class _Builder:
         for name in ("picture_processor", "box_augmentation"):
             if name in defaults:
                 self._defaults[name] = build_transform(defaults[name])
+        if isinstance(defaults.get("feature_cache"), str | Path):
+            self._defaults["feature_cache"] = FeatureCache(defaults["feature_cache"])
         self._stores: dict[tuple[Any, ...], BoxStore | None] = {}
 
     def build(self, source: Mapping[str, Any] | Dataset) -> Any:

@@ -135,14 +135,12 @@ class PictureProcessor:
         canvas = self.canvas_of(image.size)
         pixels = torch.from_numpy(picture_to_canvas(image, canvas, self.pad_color))
         record = boxes if boxes is not None else NO_BOXES
-        placed, index = self.place(record, canvas, text_is_long, room)
+        placed, index = self.token_boxes(record, canvas, text_is_long, room)
         is_empty = len(index) == 0
-        if is_empty:
-            placed = self.stand_in(canvas, record)[:room]
         blank = len(placed) if is_empty else 0
         return ProcessedPicture(
             pixels=pixels.permute(2, 0, 1),  # (S, S, 3) -> (3, S, S), a view; the batch is made contiguous
-            boxes=torch.from_numpy(placed.astype(np.float32)),
+            boxes=placed,
             labels=[record.labels[i] for i in index] + [""] * blank,
             scores=[float(record.scores[i]) for i in index] + [0.0] * blank,
             canvas=canvas,
@@ -152,6 +150,19 @@ class PictureProcessor:
     def canvas_of(self, image_size: tuple[int, int]) -> Canvas:
         """Where a picture of this width and height (after ``to_rgb``) lies on the canvas."""
         return Canvas(*image_size, self.image_size, self.pad_to_square, self.resize)
+
+    def token_boxes(
+        self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False, room: int | None = None
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Boxes that become tokens; arguments as for ``place``.
+
+        Returns:
+            (k, 4) float32 canvas pixels, the stand-in where no box is left, and indices as from ``place``.
+        """
+        placed, index = self.place(record, canvas, text_is_long, room)
+        if not len(index):
+            placed = self.stand_in(canvas, record)[:room]
+        return torch.from_numpy(placed.astype(np.float32)), index
 
     def place(
         self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False, room: int | None = None

@@ -192,8 +192,8 @@ class ThroughputHook(Hook):
 
 def count_tokens(data: Mapping[str, Any], tokens_per_picture: int) -> int:
     """Tokens the LLM sees of a batch as ``collate`` makes it: a placeholder gives way to its picture and boxes."""
-    images = data.get("images")
-    pictures = 0 if images is None else len(images)
+    images, features = data.get("images"), data.get("features")
+    pictures = (0 if images is None else len(images)) + (0 if features is None else len(features["low"]))
     boxes = sum(len(b) for b in data.get("boxes") or ()) if pictures else 0
     return int(data["attention_mask"].sum()) + pictures * (tokens_per_picture - 1) + boxes
 
@@ -241,18 +241,23 @@ def _report_lines(dataset: Any) -> list[str]:
     lines: list[str] = []
     sources: dict[str, Counter[str]] = {}
     records: dict[str, int] = {}
+    anew: Counter[str] = Counter()
     for rank, reports in enumerate(all_gather_object(_reports_of(dataset))):
         where = f" (process {rank})" if get_world_size() > 1 else ""
         for report in reports:
             if isinstance(report, Mapping):
                 sources.setdefault(report["name"], Counter()).update(report["skipped"])
                 records[report["name"]] = report["records"]
+                anew[report["name"]] += report.get("encoded_anew", 0)
             elif report:
                 lines.append(f"Data{where}: {report}")
     for name, skipped in sources.items():
         if skipped.total():
             kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items() if count)
             lines.append(f"Data: {skipped.total()} of {records[name]} records of {name} were skipped ({kinds})")
+    lines += [
+        f"Data: {count} samples of {name} were not in the feature cache" for name, count in anew.items() if count
+    ]
     return lines
 
 

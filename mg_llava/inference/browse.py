@@ -147,7 +147,7 @@ def view_sample(
     record = source.record(index)
     watcher = _Watcher(source.picture_processor)
     watched: Any = copy.copy(source)
-    watched.picture_processor = watcher
+    watched.picture_processor, watched.features = watcher, None  # pixels, also where training reads features
     sample = watched.load(index)
     pictures = tuple(
         _view_picture(path, made, fates, boxes)

@@ -1,0 +1,46 @@
+"""Before a training reads features from a cache: are they of the model's own encoders?"""
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+
+from mg_llava.engine.hooks import unwrap_model
+from mg_llava.registry import HOOKS
+
+
+@HOOKS.register_module()
+class FeatureCacheHook(Hook):
+    """Compares the feature caches of the training data with the model's encoders, whose weights it reads once.
+
+    Without it the model refuses features. Does nothing where no source has a cache.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        """Let the model accept the caches.
+
+        Raises:
+            ValueError: A cache was filled with other encoders.
+        """
+        sources = list(_sources(runner.train_dataloader.dataset))
+        caches = {source.features.cache.name: source.features for source in sources if _features(source) is not None}
+        # a process with pictures would run encoders that one with features does not
+        alone = all(features.missing == "error" for features in caches.values()) and all(
+            _features(source) is not None or not source.picture_positions() for source in sources
+        )
+        for name, features in caches.items():
+            unwrap_model(runner.model).accept_features(features.cache.about["encoders"], name, alone)
+            rest = "no encoder runs" if alone else "other pictures are encoded"
+            print_log(f"features of pictures from {name} ({features.cache.about['dtype']}); {rest}", logger="current")
+
+
+def _sources(dataset: Any) -> Any:
+    """The sources of a data set that can say what they hold; others have no feature cache."""
+    if hasattr(dataset, "picture_positions"):
+        yield dataset
+    for part in getattr(dataset, "sources", None) or getattr(dataset, "datasets", None) or ():
+        yield from _sources(part)
+
+
+def _features(source: Any) -> Any:
+    return getattr(source, "features", None)
