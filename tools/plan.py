@@ -50,17 +50,18 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Make and show the plan."""
     arguments = parse_arguments()
-    from mmengine.config import Config
+    with contextlib.redirect_stdout(sys.stderr):  # the log, whose handler keeps the stream that it finds first
+        from mmengine.config import Config
 
-    from mg_llava.planning import make_plan
-    from mg_llava.planning.gpus import find_gpu
-    from mg_llava.planning.plan import MISSING, OK
-    from mg_llava.planning.report import describe
+        from mg_llava.planning import make_plan
+        from mg_llava.planning.gpus import find_gpu
+        from mg_llava.planning.plan import MISSING, OK
+        from mg_llava.planning.report import describe
 
     try:
-        config = Config.fromfile(arguments.config)
-        config.merge_from_dict(arguments.cfg_options or {})
-        with contextlib.redirect_stdout(sys.stderr):  # the log
+        with contextlib.redirect_stdout(sys.stderr):
+            config = Config.fromfile(arguments.config)
+            config.merge_from_dict(arguments.cfg_options or {})
             plan = make_plan(
                 config,
                 find_gpu(arguments.gpu),

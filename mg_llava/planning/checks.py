@@ -10,6 +10,7 @@ from mg_llava.data.records import open_records
 
 from .flops import visual_tokens
 from .gpus import GPU
+from .options import unknown_options
 from .skeleton import Skeleton
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -78,7 +79,7 @@ def find_conflicts(config: Any, skeleton: Skeleton | None, gpu: GPU, deepspeed: 
         gpu: What it shall run on.
         deepspeed: The setting asked for, if any.
     """
-    found = [*_about_training(config, gpu, deepspeed), *_about_text(config)]
+    found = [*unknown_options(config), *_about_training(config, gpu, deepspeed), *_about_text(config)]
     return found if skeleton is None else found + list(_about_sizes(config, skeleton))
 
 

@@ -51,6 +51,11 @@ class Flops:
     recomputed: float
     length: int
 
+    @property
+    def multiply_adds(self) -> float:
+        """Multiply-adds of one forward pass: what the paper's TFLOPs are."""
+        return sum(self.forward.values()) / 2
+
 
 def visual_tokens(model: Any) -> int:
     """Visual tokens of one picture."""

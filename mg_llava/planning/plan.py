@@ -73,7 +73,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         memory = [{**asdict(item), "total": item.total} for item in self.memory]
-        return {**asdict(self), "memory": memory, "status": self.status}
+        flops = self.flops and {**asdict(self.flops), "multiply_adds": self.flops.multiply_adds}
+        return {**asdict(self), "flops": flops, "memory": memory, "status": self.status}
 
 
 def make_plan(

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 
+from .flops import Flops
 from .memory import GIB
 from .plan import IMPOSSIBLE, MISSING, Plan
+
+_FLOPS = (("TFLOPs", 1e12), ("GFLOPs", 1e9))
 
 
 def describe(plan: Plan) -> str:
@@ -17,19 +20,9 @@ def _lines(plan: Plan) -> Iterator[str]:
         for part, count in plan.parameters.items():
             yield f"  {part:<18} {_short(count['all']):>8}  {_short(count['trained']) if count['trained'] else '-':>8}"
     if plan.flops is not None:
-        forward, training = plan.flops.forward, plan.flops.training
-        yield f"\nTFLOPs of a sample (row of {plan.flops.length})   forward   training step"
-        for part in forward:
-            yield f"  {part:<34} {forward[part] / 1e12:8.3f}  {training[part] / 1e12:8.3f}"
-        yield f"  {'all':<34} {sum(forward.values()) / 1e12:8.3f}  {sum(training.values()) / 1e12:8.3f}"
-        if plan.flops.recomputed:
-            yield f"  {'and computed again (checkpointing)':<34} {'':8}  {plan.flops.recomputed / 1e12:8.3f}"
+        yield from _flops_table(plan.flops)
     if plan.memory:
-        names = "weights", "gradients", "states", "buffers", "activations", "total", "cpu"
-        yield "\nGiB on one GPU            " + " ".join(f"{name:>11}" for name in names)
-        for item in plan.memory:
-            values = " ".join(f"{getattr(item, name) / GIB:11.1f}" for name in names)
-            yield f"  {item.strategy:<23} {values}  {'fits' if item.strategy in plan.fits else ''}".rstrip()
+        yield from _memory_table(plan)
     steps = plan.steps
     if steps is not None and steps.hours_per_epoch is not None:
         epoch = f"{_duration(steps.hours_per_epoch)} per epoch at {plan.mfu:.0%} MFU"
@@ -45,6 +38,27 @@ def _lines(plan: Plan) -> Iterator[str]:
         if rows:
             yield f"\n{title}"
             yield from (f"  {row}" for row in rows)
+
+
+def _flops_table(flops: Flops) -> Iterator[str]:
+    total = sum(flops.training.values())
+    unit, size = next(item for item in _FLOPS if total >= 0.1 * item[1] or item is _FLOPS[-1])
+    yield f"\n{unit} of a sample (row of {flops.length})   forward   training step"
+    for part, forward in flops.forward.items():
+        yield f"  {part:<34} {forward / size:8.3f}  {flops.training[part] / size:8.3f}"
+    yield f"  {'all':<34} {sum(flops.forward.values()) / size:8.3f}  {total / size:8.3f}"
+    yield f"  {'in multiply-adds, as the paper has':<34} {flops.multiply_adds / size:8.3f}"
+    if flops.recomputed:
+        yield f"  {'and computed again (checkpointing)':<34} {'':8}  {flops.recomputed / size:8.3f}"
+
+
+def _memory_table(plan: Plan) -> Iterator[str]:
+    names = "weights", "gradients", "states", "buffers", "activations", "total", "cpu"
+    digits = 1 if max(item.activations for item in plan.memory) >= GIB else 3
+    yield "\nGiB on one GPU            " + " ".join(f"{name:>11}" for name in names)
+    for item in plan.memory:
+        values = " ".join(f"{getattr(item, name) / GIB:11.{digits}f}" for name in names)
+        yield f"  {item.strategy:<23} {values}  {'fits' if item.strategy in plan.fits else ''}".rstrip()
 
 
 def _verdict(plan: Plan) -> str:

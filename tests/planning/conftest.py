@@ -11,6 +11,11 @@ from mg_llava.planning import Skeleton, build_skeleton
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ROOT / "tests" / "architectures"
+LEAVES = sorted(
+    file.relative_to(ROOT / "configs").with_suffix("").as_posix()
+    for file in (ROOT / "configs").rglob("*.py")
+    if "_base_" not in file.parts
+)
 
 
 @cache

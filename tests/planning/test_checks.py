@@ -1,5 +1,6 @@
 """Options that cannot work together, missing files, and where sizes come from."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,18 +9,19 @@ from mmengine.config import Config
 
 from mg_llava.planning import make_plan
 from mg_llava.planning.architectures import ArchitectureError, find_architecture
-from mg_llava.planning.checks import find_missing
+from mg_llava.planning.checks import find_conflicts, find_missing
 from mg_llava.planning.gpus import GPUS, find_gpu
+from mg_llava.planning.options import unknown_options
 from mg_llava.planning.plan import IMPOSSIBLE, Plan
 from tests import toy
 
-from .conftest import ARCHITECTURES, load_config
+from .conftest import ARCHITECTURES, LEAVES, load_config
 
 
 @pytest.fixture
 def toy_config(toy_paths: dict[str, str], tmp_path: Path) -> Config:
     """A config of the toy in which nothing is missing."""
-    tokenizer = dict(type="transformers.AutoTokenizer", pretrained_model_name_or_path=toy_paths["llm"])
+    tokenizer = dict(type="transformers.AutoTokenizer.from_pretrained", pretrained_model_name_or_path=toy_paths["llm"])
     dataset = dict(
         type="mg_llava.LLaVADataset",
         tokenizer=tokenizer,
@@ -76,6 +78,13 @@ def test_a_complete_config_can_run(toy_config: Config) -> None:
         ({"model.llm.lora": dict(r=4)}, {}, r"lora settings are given but tuning='full'"),
         ({"model.high_res_encoder": None}, {}, r"high_res_encoder is None, but fusion and box_projector"),
         ({"model.llm.tuning": "qlora"}, {"deepspeed": "deepspeed_zero3"}, r"cannot split 4-bit weights"),
+        ({"train_dataloader.batch_sise": 4}, {}, r"train_dataloader.batch_sise is no option of DataLoader; did you"),
+        (
+            {"train_dataloader.dataset.max_lenght": 4},
+            {},
+            r"max_lenght is no option .* did you mean max_length",
+        ),
+        ({"model.fusion": dict(type="mg_llava.ConvGateFusion", depth=2)}, {}, r"cannot be built: .*'depth'"),
         ({"train_dataloader.batch_size": 10**7}, {}, r"takes \d+ GiB of A100-80G's 80"),
     ],
 )
@@ -98,6 +107,23 @@ def test_all_conflicts_are_named_at_once(toy_config: Config) -> None:
     toy_config.prompt_template = "none"
     toy_config.train_dataloader.dataset.tokens_per_image = 9
     assert len(plan(toy_config, "T4-16G").conflicts) == 4
+
+
+def test_misspelt_options_of_a_mixture() -> None:
+    config = copy.deepcopy(load_config("mg_llava_vicuna7b_instruct"))
+    assert not list(unknown_options(config))
+    dataset = config.train_dataloader.dataset
+    dataset.max_lenght, dataset.sources[1].repeats = 9, 2
+    assert [line.split(" is ")[0] for line in unknown_options(config)] == [
+        "train_dataloader.dataset.max_lenght",
+        "train_dataloader.dataset.sources.1.repeats",
+    ]
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in LEAVES if "nano" not in leaf])
+def test_shipped_configs_have_no_conflicts(leaf: str) -> None:
+    mode = "deepspeed_zero3" if "yi34b" in leaf else "deepspeed_zero2"
+    assert list(find_conflicts(load_config(leaf), None, find_gpu("A100-80G"), mode)) == []
 
 
 def test_missing_files_are_listed_once(toy_config: Config) -> None:

@@ -9,13 +9,8 @@ import pytest
 
 from mg_llava.planning import Skeleton
 
-from .conftest import ARCHITECTURES, ROOT, load_config
+from .conftest import ARCHITECTURES, LEAVES, load_config
 
-LEAVES = sorted(
-    file.relative_to(ROOT / "configs").with_suffix("").as_posix()
-    for file in (ROOT / "configs").rglob("*.py")
-    if "_base_" not in file.parts
-)
 PARAMETERS = json.loads((ARCHITECTURES / "parameters.json").read_text())
 TRAINED_IN_STAGE_1 = {"fuse_module", "projector", "bbox_projector"}
 
