@@ -1,6 +1,7 @@
 """Tensors that stay in their files until they are read, and files read without ever running code stored in them."""
 
 import pickle
+import re
 import types
 import zipfile
 from collections import OrderedDict
@@ -97,6 +98,13 @@ def map_weights(path: Path) -> tuple[TensorMap, dict[str, Any]]:
             f"{path} is one shard of a DeepSpeed checkpoint. Give the folder instead: {path.parent}. {EXPECTED}"
         )
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    inner = weights if isinstance(weights, Mapping) and weights is not content else {}
+    odd = [name for name, value in inner.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{path}: {len(odd)} entries of its state dict are no tensors, e.g. {odd[0]}; what they are was not run. "
+            "It is damaged or not to be trusted: get it again from its source"
+        )
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         found = f"a mapping with the keys {list(content)[:8]}" if isinstance(content, Mapping) else type(content)
         raise CheckpointError(f"{path} holds no state dict but {found}. {EXPECTED}")
@@ -149,6 +157,14 @@ def _load_legacy_pickle(path: Path) -> Any:
     """Load a file in torch's format from before version 1.6, where it holds tensors alone."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise CheckpointError(damaged_message(path, error)) from error
+        raise CheckpointError(
+            f"{path} is in torch's format from before version 1.6 and holds {refused[1]}, which is no tensor and was "
+            "not run. If you trust its source, load it there and save its state dict alone with a newer torch"
+        ) from error
     except Exception as error:  # bytes of another kind of file make the unpickler fail in any way
         raise CheckpointError(damaged_message(path, error)) from error
 
@@ -160,9 +176,11 @@ def damaged_message(path: Path, error: Exception) -> str:
         head = file.read(40)
     if head.startswith(b"version https://git-lfs"):
         return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` in its repository."
-    first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    # torch's advice to run what is stored is left out
+    lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+    reason = ": ".join([type(error).__name__, *lines[:1]])[:200]
     return (
-        f"{path} ({size} bytes) cannot be read as a checkpoint: {first_line} It is truncated or another kind of file; "
+        f"{path} ({size} bytes) cannot be read as a checkpoint ({reason}). It is truncated or another kind of file; "
         f"copy or download it again. {EXPECTED}"
     )
 

@@ -73,8 +73,11 @@ def test_stored_code_never_runs(tmp_path, zipped):
     if zipped:
         check(load_training_checkpoint(tmp_path / "a.pth"))
     else:
-        with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        with pytest.raises(CheckpointError, match=r"before version 1.6 and holds \w+.mkdir, .* was not run"):
             load_training_checkpoint(tmp_path / "a.pth")
+    torch.save({"state_dict": {**WEIGHTS, "projector.b": Attack(target)}}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match=r"1 entries .* are no tensors, e.g. projector.b; .* was not run"):
+        load_training_checkpoint(tmp_path / "b.pth")
     assert not os.path.exists(target)
     torch.load(tmp_path / "a.pth", weights_only=False)
     assert os.path.exists(target)  # the attack is a real one
