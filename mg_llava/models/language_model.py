@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from mg_llava.models.checkpointing import Checkpointing, enable_checkpointing
 from mg_llava.models.weights import load_hugging_face, require_folder, resolve_dtype
 from mg_llava.registry import MODELS
 
@@ -34,7 +35,7 @@ def build_language_model(
     dtype: str = "auto",
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto",
     freeze_embeddings: bool = False,
-    gradient_checkpointing: bool = True,
+    gradient_checkpointing: Checkpointing = True,
     lora: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
@@ -47,7 +48,8 @@ def build_language_model(
         dtype: Dtype of the weights; ``"auto"`` is bfloat16 on CUDA, else float32.
         attention: Attention backend; ``"auto"`` takes the best one that is there.
         freeze_embeddings: Keep the word embeddings as they are although the LLM is tuned.
-        gradient_checkpointing: Recompute activations in the backward pass (non-reentrant).
+        gradient_checkpointing: Compute activations again in the backward pass: ``True`` all, ``"selective"`` what is
+            cheap, ``False`` none; see :mod:`mg_llava.models.checkpointing`.
         lora: Arguments of ``peft.LoraConfig``; by default rank 64, alpha 16 on all linear layers.
         trust_remote_code: Run model code that comes with the folder.
 
@@ -71,8 +73,7 @@ def build_language_model(
     llm: Any
     llm, attention_used = _load(path, attention_candidates() if attention == "auto" else [attention], **kwargs)
     llm.config.use_cache = False  # no cache while training; generation asks for it
-    if gradient_checkpointing:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable_checkpointing(llm, gradient_checkpointing)
     if tuning in ("lora", "qlora"):
         llm = _add_lora(llm, lora or {}, quantized=tuning == "qlora")
     else:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mg_llava.models.checkpointing import is_dear, layer_products
+
 from .skeleton import Skeleton
 
 TEXT_TOKENS = 232
@@ -103,8 +105,19 @@ def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
     )
     forward["llm"], training["llm"] = float(forward["llm"]), float(training["llm"])
     model.train(was_training)
-    recomputed = forward["llm"] - head_flops(model.llm, length) if skeleton.checkpointing else 0.0
+    recomputed = _recomputed(skeleton, forward["llm"], length)
     return Flops(forward, training, recomputed, length)
+
+
+def _recomputed(skeleton: Skeleton, forward: float, length: int) -> float:
+    """Operations of the LLM, of ``forward`` in all, that its checkpointing does twice."""
+    if not skeleton.checkpointing:
+        return 0.0
+    llm = skeleton.model.llm
+    if skeleton.checkpointing == "selective":
+        cheap = [inner * outer for inner, outer in layer_products(llm) if not is_dear(inner, outer)]
+        return 2.0 * length * sum(cheap)
+    return forward - head_flops(llm, length)
 
 
 def run_llm(llm: nn.Module, length: int, batch: int = 1) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mg_llava.models.checkpointing import kept_width
+
 from .flops import over_layers, run_llm
 from .skeleton import Skeleton
 
@@ -191,6 +193,9 @@ def measure_activations(skeleton: Skeleton, length: int, batch: int) -> Activati
     linear = batch * (4 * small - large) * length / (2 * half)
     if skeleton.checkpointing:
         kept, recomputed = batch * layers * length * width * size, linear / layers
+        if skeleton.checkpointing == "selective":
+            dear = batch * length * kept_width(llm) * size
+            kept, recomputed = kept + dear, max(0.0, recomputed - dear / layers)
     else:
         kept, recomputed = linear, 0.0
     vocabulary = llm.get_output_embeddings().weight.shape[0]

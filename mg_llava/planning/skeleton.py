@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder, language_model
+from mg_llava.models.checkpointing import Checkpointing
 from mg_llava.registry import MODELS
 
 from .architectures import Architecture, find_architecture
@@ -26,13 +27,13 @@ class Skeleton:
     Attributes:
         model: The model on the meta device.
         quantized: Whether the linear layers of the LLM are held in 4 bits.
-        checkpointing: Whether activations of the LLM are recomputed in the backward pass.
+        checkpointing: What activations of the LLM are computed again in the backward pass.
         architectures: Where the numbers of each part come from, by part of the config.
     """
 
     model: Any
     quantized: bool
-    checkpointing: bool
+    checkpointing: Checkpointing
     architectures: dict[str, Architecture] = field(default_factory=dict)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -65,7 +66,7 @@ def build_skeleton(settings: Mapping[str, Any], published: str | Path | None = N
         with patch.object(language_model, "load_hugging_face", _make_from_config):
             built = MODELS.build(model)
     quantized = settings["llm"].get("tuning") == "qlora"
-    checkpointing = bool(settings["llm"].get("gradient_checkpointing", True))
+    checkpointing = settings["llm"].get("gradient_checkpointing", True)
     return Skeleton(built, quantized, checkpointing, architectures)
 
 
