@@ -3,6 +3,7 @@
 Shapes: B samples of merged length up to L, R packed rows of length M, D hidden size of the LLM.
 """
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,28 +33,38 @@ def check_packing(llm: Any) -> None:
 
 
 def plan_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Distribute samples over rows: longest first, each into the fullest row that has room for it.
+    """Distribute samples over rows so that as few positions as possible are left over.
+
+    All rows become as long as the longest, so that a row more may waste less: every number of rows is tried, with the
+    samples spread evenly, and the one with the fewest positions taken; of equals the one with the shortest rows, whose
+    attention costs least.
 
     Args:
         lengths: Of the samples.
-        capacity: Longest row; a longer sample gets a row of its own.
+        capacity: Longest row; with a sample that is longer, rows are as long as this one.
 
     Returns:
         Numbers of the samples in each row.
     """
-    rows: list[list[int]] = []
-    room: list[int] = []
+    total, limit = sum(lengths), max(capacity, *lengths)
+    best: list[list[int]] = [[number] for number in range(len(lengths))]
+    fewest = len(lengths) * max(lengths)
+    for count in range(len(lengths) - 1, -(-total // limit) - 1, -1):
+        rows, width = _spread(lengths, count)
+        if width <= limit and count * width < fewest:
+            best, fewest = rows, count * width
+    return best
+
+
+def _spread(lengths: Sequence[int], count: int) -> tuple[list[list[int]], int]:
+    """Rows of about the same length, and that of the longest: the longest sample first, into the emptiest row."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, row) for row in range(count)]
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fitting = [row for row, left in enumerate(room) if left >= lengths[number]]
-        if fitting:
-            row = min(fitting, key=room.__getitem__)
-        else:
-            row = len(rows)
-            rows.append([])
-            room.append(max(capacity, lengths[number]))
+        length, row = heapq.heappop(filled)
         rows[row].append(number)
-        room[row] -= lengths[number]
-    return rows
+        heapq.heappush(filled, (length + lengths[number], row))
+    return rows, max(length for length, _ in filled)
 
 
 def pack(inputs: Spliced, capacity: int) -> tuple[Spliced, Tensor]:
