@@ -62,8 +62,7 @@ def blocks_of(low: Sequence[int], high: Sequence[int] | None, pooled: int | None
     Raises:
         ValueError: The dtype is unknown.
     """
-    if dtype not in FEATURE_DTYPES:
-        raise ValueError(f"features cannot be kept as {dtype!r}; allowed: {', '.join(FEATURE_DTYPES)}")
+    _check(dtype)
     kept = torch.uint8 if dtype == "int8" else getattr(torch, dtype)
     blocks = []
     for name, shape in (("low", low), ("high", high)):
@@ -87,8 +86,9 @@ def pack(features: Features, counts: Sequence[int], dtype: FeatureDtype) -> list
         For each picture its arrays by the names of ``blocks_of``, on the CPU.
 
     Raises:
-        ValueError: A value does not fit into float16.
+        ValueError: The dtype is unknown, or a value does not fit into float16.
     """
+    _check(dtype)
     maps = {"low": features.low}
     if features.high is not None:
         maps["high"] = features.high.permute(0, 2, 3, 1).flatten(1, 2)  # (N, C_h, h, h) -> (N, h * h, C_h)
@@ -121,6 +121,11 @@ def unpack(arrays: Mapping[str, Any]) -> Features:
         # (N, h * h, C_h) -> (N, C_h, h, h) in the memory layout in which the encoder gives it
         high = high.unflatten(1, (side, side)).permute(0, 3, 1, 2)
     return Features(low, high, arrays.get("pooled"))
+
+
+def _check(dtype: str) -> None:
+    if dtype not in FEATURE_DTYPES:
+        raise ValueError(f"features cannot be kept as {dtype!r}; allowed: {', '.join(FEATURE_DTYPES)}")
 
 
 def _cast(values: Tensor, dtype: str) -> Tensor:

@@ -228,6 +228,11 @@ class LLaVADataset(Dataset):
         return self._lengths[self._catalog.positions].tolist()
 
     @property
+    def skips_bad_pictures(self) -> bool:
+        """Whether pictures that cannot be read are left out."""
+        return self._skipped.policies["bad_image"] == "skip"
+
+    @property
     def bad_samples(self) -> int:
         """Number of different records skipped so far, by all workers of this process."""
         return len(self._skipped)

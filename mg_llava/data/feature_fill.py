@@ -5,7 +5,7 @@ Shapes: N pictures, S side of the canvas in pixels, n boxes of a picture.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from .feature_cache import (
     FeatureWriter,
     NoPictureError,
     Stamp,
+    describe_cache,
+    describe_pictures,
     match_boxes,
     stamp_of,
     unique_boxes,
@@ -75,6 +77,34 @@ class Finding:
     frame: tuple[int, int] = (0, 0)
     boxes: Tensor | None = None
     pixels: Tensor | None = None
+
+
+def about_cache(
+    sources: Sequence[LLaVADataset], dtype: FeatureDtype, sizes: Mapping[str, Any], encoders: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a cache of some sources is for; arguments as for ``feature_cache.describe_cache``.
+
+    Raises:
+        ValueError: No source has pictures, or two make canvases in different ways.
+    """
+    found = [describe_pictures(source.picture_processor) for source in sources if source.picture_positions()]
+    if not found:
+        raise ValueError("no source has pictures; there is nothing to encode")
+    if any(item != found[0] for item in found):
+        raise ValueError("sources make canvases in different ways; fill a folder for each picture_processor")
+    return describe_cache(dtype, sizes, encoders, found[0])
+
+
+def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The reports of ``fill_feature_cache`` of several processes as one."""
+    errors = [report["error"] for report in reports if report["error"] is not None]
+    return {
+        "pictures": dict(sum((Counter(report["pictures"]) for report in reports), Counter())),
+        "added": sum(report["added"] for report in reports),
+        "bytes": sum(report["bytes"] for report in reports),
+        "unreadable": [message for report in reports for message in report["unreadable"]],
+        "error": max(errors, default=None),
+    }
 
 
 def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1) -> list[Job]:

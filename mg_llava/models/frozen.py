@@ -77,6 +77,12 @@ class FeatureExtractor(nn.Module):
             "pooled": None if boxes is None else boxes.in_channels,
         }
 
+    @property
+    def dtype_name(self) -> str:
+        """What the encoders compute in, such as ``bfloat16``; the wider one where they differ."""
+        found = [encoder.dtype for encoder in (self.low_encoder, self.high_encoder) if encoder is not None]
+        return str(max(found, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
+
     def describe(self) -> dict[str, Any]:
         """See :func:`describe_encoders`."""
         return describe_encoders(self.low_encoder, self.high_encoder, self.fusion or None, self.box_projector)

@@ -1,0 +1,31 @@
+"""A toy training set with a feature cache that was filled for it."""
+
+from pathlib import Path
+from typing import Any
+
+from mg_llava.data import LLaVADataset
+from mg_llava.data.feature_cache import FeatureCache, FeatureWriter
+from mg_llava.data.feature_fill import Pictures, about_cache, fill_feature_cache, list_jobs
+from mg_llava.models.frozen import FeatureExtractor
+from tests import toy
+
+
+def make_source(data: dict[str, str], llm: str, **changes: Any) -> LLaVADataset:
+    """The toy data as a source."""
+    settings: dict[str, Any] = {
+        "tokenizer": llm,
+        "template": "vicuna",
+        "picture_processor": {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS},
+        "long_text_margin": None,
+    }
+    return LLaVADataset(**{**data, **settings, **changes})
+
+
+def fill(
+    source: LLaVADataset, folder: Path, extractor: FeatureExtractor, dtype: str = "float32", shard_bytes: int = 2000
+) -> dict[str, Any]:
+    """Fill a folder for a source; gives the report."""
+    about = about_cache([source], dtype, extractor.sizes, extractor.describe())  # type: ignore[arg-type]
+    writer = FeatureWriter(folder, about, shard_bytes)
+    pictures = Pictures([source], list_jobs([source]), FeatureCache(folder), extractor.box_projector is not None)
+    return fill_feature_cache(pictures, extractor, writer, dtype, batch_size=3)  # type: ignore[arg-type]
