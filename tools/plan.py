@@ -1,7 +1,7 @@
 """Plan a training run without starting it: no weights, data or GPU are needed.
 
 Prints trained parameters of each part, FLOPs of a sample, memory on one GPU for every DeepSpeed setting, steps, hours,
-missing files, and options that cannot work together.
+size and break-even of a feature cache, missing files, and options that cannot work together.
 
 Examples:
     python tools/plan.py configs/mg_llava_vicuna7b_instruct.py --gpus 8 --gpu A100-80G
@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text-tokens", type=int, help="text of a typical sample")
     parser.add_argument("--boxes", type=int, default=5, help="box tokens of a typical sample (5)")
     parser.add_argument("--samples", type=int, help="samples of an epoch, where the data is not here")
+    parser.add_argument("--disk", type=float, default=2.0, help="GB/s at which all GPUs read a feature cache (2)")
     parser.add_argument(
         "--architectures",
         type=Path,
@@ -72,6 +73,7 @@ def main() -> int:
                 arguments.boxes,
                 arguments.samples,
                 arguments.architectures,
+                arguments.disk * 1e9,
             )
     except (OSError, ValueError, AttributeError, KeyError) as error:
         print(f"error: {arguments.config}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Any
 
 from .architectures import ArchitectureError
 from .checks import count_samples, find_conflicts, find_missing
+from .feature_cache import DISK, FeaturePlan, plan_feature_cache
 from .flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops, visual_tokens
 from .gpus import GPU
 from .memory import STRATEGIES, Activations, Memory, measure_activations, share_memory, weigh
@@ -47,6 +48,7 @@ class Plan:
         activations: What of it are activations.
         fits: DeepSpeed settings that fit, the fastest first.
         steps: Length of an epoch.
+        features: What a feature cache takes and saves; None where the number of samples is not known.
     """
 
     config: str
@@ -62,6 +64,7 @@ class Plan:
     activations: Activations | None = None
     fits: list[str] = field(default_factory=list)
     steps: Steps | None = None
+    features: FeaturePlan | None = None
 
     @property
     def status(self) -> int:
@@ -87,6 +90,7 @@ def make_plan(
     boxes: int = BOXES,
     samples: int | None = None,
     published: str | Path | None = None,
+    disk: float = DISK,
 ) -> Plan:
     """Plan the run of a config.
 
@@ -101,6 +105,7 @@ def make_plan(
         boxes: Box tokens of a typical sample.
         samples: Samples of an epoch, where the data is not here.
         published: Folder with the numbers of models that are not here.
+        disk: Bytes per second at which all GPUs together read a feature cache.
 
     Raises:
         ConfigError: The config has no training set.
@@ -124,6 +129,12 @@ def make_plan(
     plan.steps = _plan_steps(config, plan.flops, gpu, gpus, mfu, samples)
     if plan.steps.hours_per_epoch is None:
         plan.notes.append(f"hours are not known: {plan.steps.source}; give the number of samples")
+    if plan.steps.samples:
+        plan.notes.append("for a feature cache: a picture in each sample, encoders at the MFU of all")
+        throughput = gpus * gpu.flops * mfu
+        plan.features = plan_feature_cache(
+            config, skeleton.model, plan.flops, plan.steps.samples, throughput, boxes, disk
+        )
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from .feature_cache import describe_feature_cache
 from .flops import Flops
 from .memory import GIB
 from .plan import IMPOSSIBLE, MISSING, Plan
@@ -30,6 +31,8 @@ def _lines(plan: Plan) -> Iterator[str]:
             f"\n{steps.samples:,} samples ({steps.source}) in batches of {steps.total_batch}: {steps.iterations:,} "
             f"iterations, {steps.updates:,} updates, {epoch}, epochs: {steps.epochs}"
         )
+    if plan.features is not None:
+        yield from describe_feature_cache(plan.features)
     for title, rows in (
         ("assumed", plan.notes),
         ("missing", [f"{item['what']} {item['path']}: {item['note']}" for item in plan.missing]),

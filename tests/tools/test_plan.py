@@ -30,7 +30,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Calla
 def test_tables_and_json(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     status, out, _ = run(CONFIG, "--gpus", "8", "--gpu", "A100-80G", "--json", str(tmp_path / "plan.json"))
     assert status == 3
-    for text in ("bbox_projector", "TFLOPs of a sample", "deepspeed_zero3_offload", "hours per epoch at 40% MFU"):
+    for text in (
+        "bbox_projector",
+        "pays after",
+        "TFLOPs of a sample",
+        "deepspeed_zero3_offload",
+        "hours per epoch at 40% MFU",
+    ):
         assert text in out
     assert "llm Qwen/Qwen2.5-0.5B-Instruct: not in the hub's cache" in out
     plan = json.loads((tmp_path / "plan.json").read_text())
