@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=int, default=48, help="pictures, seven questions each (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="questions at a time (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, help="questions at a time (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's choice)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds; the best of each way counts (default: 2)")
 

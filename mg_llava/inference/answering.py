@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ MOST_PICTURES = 16
 """Pictures that are encoded at a time, at most."""
 
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
+
+_Item = TypeVar("_Item")
 
 
 @dataclass
@@ -59,6 +62,11 @@ class _Ready:
         return len(self.item.ids) - list(reversed(self.item.ids)).index(IMAGE_TOKEN_INDEX)
 
     @property
+    def rest(self) -> int:
+        """Number of ids after the last placeholder."""
+        return len(self.item.ids) - self.cut
+
+    @property
     def length(self) -> int:
         """Length of the row with visual and box tokens in it."""
         tokens = sum(map(len, self.visual)) + sum(map(len, self.boxes or ()))
@@ -84,7 +92,7 @@ class Answering:
         if not self.settings["do_sample"]:
             self.settings = {"temperature": None, "top_p": None, "top_k": None, **self.settings}
         floats = [parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()]
-        self.can_share = can_share(self.model.llm, self.settings)
+        self.can_share = batch_size > 1 and can_share(self.model.llm, self.settings)
         self.is_exact = is_greedy and all(dtype in (torch.float32, torch.float64) for dtype in floats)
         self.context: int | None = getattr(self.model.llm.config, "max_position_embeddings", None)
 
@@ -108,8 +116,11 @@ class Answering:
                 failed.append((done.item.number, problem))
         if failed:
             yield failed
-        for batch in self._batches(ready):
-            yield [(one.item.number, answer) for one, answer in zip(batch, self._answer(batch), strict=True)]
+        plain, shared = self._sorted(ready)
+        for batch in plain:
+            yield self._answers(batch, *self._generate(batch))
+        for block in shared:
+            yield from self._after_prefixes(block)
 
     # -- pictures -----------------------------------------------------------------------------------------------
 
@@ -143,7 +154,7 @@ class Answering:
                 if not self.is_exact:
                     seen = [replace(picture, pixels=_NO_PIXELS) for picture in seen]
                 done = _Ready(item, [vision.visual[place] for place in places], boxes, seen, alone)
-                if chosen and done.cut < len(item.ids):
+                if chosen and done.rest:
                     done.prefix = (id(group), tuple(loaded.chosen[item.number]), tuple(item.ids[: done.cut]))
                 ready.append(done)
         return ready
@@ -176,34 +187,65 @@ class Answering:
         limit = int(self.settings["max_new_tokens"])
         return limit if self.context is None else min(limit, self.context - one.length)
 
-    def _batches(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
-        """Rows that share a prefix together, and else rows of similar length.
+    def _sorted(self, ready: Sequence[_Ready]) -> tuple[list[list[_Ready]], list[list[_Ready]]]:
+        """Batches of rows of similar length, and blocks of rows that share prefixes of similar length.
 
-        Rows that the context cuts short are alone, so that they do not cut others.
+        Rows that the context cuts short are alone, so that they do not cut others. A block has one prefix for each two
+        rows of a batch: what the LLM keeps of its prefixes is half of what it keeps of a batch.
         """
-        cut = [one for one in ready if self._limit(one) < self.settings["max_new_tokens"]]
-        yield from ([one] for one in cut)
+        whole = [one for one in ready if self._limit(one) == self.settings["max_new_tokens"]]
+        plain = [[one] for one in ready if self._limit(one) < self.settings["max_new_tokens"]]
         groups: dict[Hashable, list[_Ready]] = {}
-        for one in ready:
-            if self._limit(one) == self.settings["max_new_tokens"]:
-                groups.setdefault(one.prefix if self.can_share else None, []).append(one)
+        for one in whole:
+            groups.setdefault(one.prefix if self.can_share else None, []).append(one)
         single = [one for key, rows in groups.items() if key is None or len(rows) == 1 for one in rows]
         single.sort(key=lambda one: (-one.length, one.item.number))
+        plain += _chunks(single, self.batch_size)
         several = [rows for key, rows in groups.items() if key is not None and len(rows) > 1]
         several.sort(key=lambda rows: -max(one.length for one in rows))
-        shared = [one for rows in several for one in rows]
-        for row_list in (single, shared):
-            for start in range(0, len(row_list), self.batch_size):
-                yield row_list[start : start + self.batch_size]
+        blocks = _chunks(several, (self.batch_size + 1) // 2)
+        return plain, [[one for rows in block for one in rows] for block in blocks]
 
-    def _answer(self, batch: Sequence[_Ready]) -> list[Answer]:
-        rows, leads = self._generate(batch)
-        answers = []
+    def _after_prefixes(self, block: Sequence[_Ready]) -> Iterator[Batch]:
+        """Answer a block batch by batch; the LLM reads its prefixes once."""
+        first = {one.prefix: one for one in reversed(block)}
+        numbers = {prefix: number for number, prefix in enumerate(first)}
+        starts = list(first.values())
+        prefixes = self.model.read_prefixes(self._inputs(starts, [one.item.ids[: one.cut] for one in starts]))
+        criteria = self.stops.criteria()
+        settings = {
+            "ends": self.settings["eos_token_id"],
+            "max_new_tokens": self.settings["max_new_tokens"],
+            "stop": None if criteria is None else partial(criteria, scores=None),
+        }
+        for batch in self._by_rest(block):
+            texts = _pad([one.item.ids[one.cut :] for one in batch], left=True)
+            chosen = torch.tensor([numbers[one.prefix] for one in batch])
+            data = self.model.data_preprocessor({"rows": chosen, **texts}, False)
+            ids, leads = self.model.generate_after(prefixes, data.pop("rows"), data, **settings)
+            yield self._answers(batch, ids, leads.tolist())
+
+    def _by_rest(self, block: Sequence[_Ready]) -> Iterator[list[_Ready]]:
+        """Batches of rows by length after the prefix, long ones first.
+
+        Where rows become half as long, a batch that is a quarter full ends: padding would cost more than it saves.
+        """
+        batch: list[_Ready] = []
+        for one in sorted(block, key=lambda one: -one.rest):
+            is_short = 4 * len(batch) >= self.batch_size and 2 * one.rest <= batch[0].rest
+            if is_short or len(batch) == self.batch_size:
+                yield batch
+                batch = []
+            batch.append(one)
+        yield batch
+
+    def _answers(self, batch: Sequence[_Ready], rows: Sequence[Tensor], leads: Sequence[float]) -> Batch:
+        """Answers of the new ids of each row; what rounding could decide is asked again alone."""
+        answers: Batch = []
         for one, ids, lead in zip(batch, rows, leads, strict=True):
-            is_alone = len(batch) == 1 and one.alone
-            if self.is_exact and not is_alone and lead < MARGIN:
+            if self.is_exact and lead < MARGIN:
                 ids = self._generate([self._encode_alone(one)])[0][0]
-            answers.append(self._make_answer(one, ids))
+            answers.append((one.item.number, self._make_answer(one, ids)))
         return answers
 
     def _encode_alone(self, one: _Ready) -> _Ready:
@@ -213,37 +255,17 @@ class Answering:
         return replace(one, visual=list(vision.visual), boxes=vision.boxes, alone=True)
 
     def _generate(self, batch: Sequence[_Ready]) -> tuple[list[Tensor], list[float]]:
-        """New ids of each row, and its smallest lead of the best token over the second."""
-        first = {one.prefix: one for one in reversed(batch)}
-        if self.can_share and None not in first and len(first) < len(batch):
-            return self._generate_after(batch, list(first.values()))
-        settings, leads = self._settings(batch)
-        rows = self.model.generate(self._inputs(batch, [one.item.ids for one in batch]), **settings)
-        return rows, leads.smallest.tolist() if self.is_exact else [torch.inf] * len(batch)
-
-    def _generate_after(self, batch: Sequence[_Ready], first: Sequence[_Ready]) -> tuple[list[Tensor], list[float]]:
-        """As :meth:`_generate`; the LLM reads the prefixes, for which the rows ``first`` stand, once."""
-        numbers = {one.prefix: number for number, one in enumerate(first)}
-        prefixes = self._inputs(first, [one.item.ids[: one.cut] for one in first])
-        rest = _pad([one.item.ids[one.cut :] for one in batch], left=True)
-        longest = max(one.length - len(one.item.ids) + one.cut for one in first)
-        settings, leads = self._settings(batch, longest + rest["input_ids"].shape[1])
-        data = self.model.data_preprocessor(
-            {"rows": torch.tensor([numbers[one.prefix] for one in batch]), **rest}, False
-        )
-        rows = self.model.generate_after(prefixes, data.pop("rows"), data, **settings)
-        return rows, leads.smallest.tolist() if self.is_exact else [torch.inf] * len(batch)
-
-    def _settings(self, batch: Sequence[_Ready], prompt: int = 0) -> tuple[dict[str, Any], Leads]:
-        """Arguments of ``generate`` that shows ``prompt`` ids before the new ones, and what watches the leads."""
+        """New ids of each row, and its smallest lead of the best token over the second; endless for one row alone."""
         settings = {**self.settings, "max_new_tokens": min(map(self._limit, batch))}
-        criteria = self.stops.criteria(prompt)
+        criteria = self.stops.criteria()
         if criteria is not None:
             settings["stopping_criteria"] = [*criteria, *settings.get("stopping_criteria", [])]
-        leads = Leads(settings["eos_token_id"], prompt)
+        leads = Leads(settings["eos_token_id"])
         if self.is_exact:
             settings["logits_processor"] = [*settings.get("logits_processor", []), leads]
-        return settings, leads
+        rows = self.model.generate(self._inputs(batch, [one.item.ids for one in batch]), **settings)
+        is_alone = len(batch) == 1 and batch[0].alone
+        return rows, leads.smallest.tolist() if self.is_exact and not is_alone else [torch.inf] * len(batch)
 
     def _inputs(self, batch: Sequence[_Ready], ids: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Rows of ids with the encoded pictures of ``batch``, on the device."""
@@ -260,6 +282,10 @@ class Answering:
         text, stopped = self.stops.cut(self.predictor.tokenizer.decode(ids, skip_special_tokens=True))
         truncated = len(ids) >= self._limit(one) and not stopped
         return Answer(text, tuple(ids.tolist()), tuple(map(_seen, one.pictures)), truncated, one.item.request.id)
+
+
+def _chunks(items: Sequence[_Item], size: int) -> list[list[_Item]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def _pad(ids: Sequence[Sequence[int]], left: bool = False) -> dict[str, Tensor]:

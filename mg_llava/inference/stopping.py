@@ -34,9 +34,9 @@ class Stops:
         self.ids: list[int] = list(dict.fromkeys(ids))
         self.words: list[str] = [word for word in words if word]
 
-    def criteria(self, prompt: int = 0) -> StoppingCriteriaList | None:
-        """What stops the generation at a stop word after ``prompt`` ids; None where there is no such word."""
-        return StoppingCriteriaList([_AtWords(self.tokenizer, self.words, prompt)]) if self.words else None
+    def criteria(self) -> StoppingCriteriaList | None:
+        """What stops the generation at a stop word; None where there is no such word."""
+        return StoppingCriteriaList([_AtWords(self.tokenizer, self.words)]) if self.words else None
 
     def cut(self, text: str) -> tuple[str, bool]:
         """The text before the first stop word, stripped, and whether there was one."""
@@ -47,15 +47,14 @@ class Stops:
 class _AtWords(StoppingCriteria):
     """Stops each row at its first stop word."""
 
-    def __init__(self, tokenizer: Any, words: Sequence[str], prompt: int = 0) -> None:
+    def __init__(self, tokenizer: Any, words: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.words = list(words)
-        self.prompt = prompt
         self.tail = max(len(word.encode()) for word in words)  # a token has one byte at least
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        """Whether each row of (B, prompt + new) ids ends with a stop word, possibly inside its last token."""
-        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt :][:, -self.tail :])
+        """Whether each row of (B, new) ids ends with a stop word, possibly inside its last token."""
+        texts = self.tokenizer.batch_decode(input_ids[:, -self.tail :])
         return torch.tensor([any(word in text for word in self.words) for text in texts], device=input_ids.device)
 
 

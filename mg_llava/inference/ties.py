@@ -20,25 +20,23 @@ class Leads(LogitsProcessor):
 
     Args:
         ends: End tokens; what follows one does not count.
-        prompt: Number of ids before the new ones.
 
     Attributes:
         smallest: (B,) float32; infinite before the first token.
     """
 
-    def __init__(self, ends: Sequence[int], prompt: int = 0) -> None:
+    def __init__(self, ends: Sequence[int]) -> None:
         self.ends = torch.tensor(list(ends), dtype=torch.int64)
-        self.prompt = prompt
         self.smallest = torch.zeros(0)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """Look at (B, vocabulary) ``scores`` after the (B, prompt + new) ``input_ids``, and leave them as they are."""
+        """Look at (B, vocabulary) ``scores`` after the (B, new) ``input_ids``, and leave them as they are."""
         if len(self.smallest) != len(scores):
             self.smallest = scores.new_full((len(scores),), torch.inf, dtype=torch.float32)
             self.ends = self.ends.to(scores.device)
         best = scores.float().topk(2, dim=-1).values  # (B, 2)
         lead = best[:, 0] - best[:, 1]
-        if input_ids.shape[1] > self.prompt:
+        if input_ids.shape[1]:
             lead = lead.masked_fill(torch.isin(input_ids[:, -1], self.ends), torch.inf)
         self.smallest = torch.minimum(self.smallest, lead)
         return scores

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from mg_llava.features import unpack
 from mg_llava.models.checkpoint import PARTS, load_parts, saved_state_dict, trained_keys
 from mg_llava.models.frozen import compare_encoders, describe_encoders, run_encoders
-from mg_llava.models.generation import evaluating, generate_after, generation_settings, read_prefixes, until_end
+from mg_llava.models.generation import (
+    Prefixes,
+    evaluating,
+    generate_after,
+    generation_settings,
+    read_prefixes,
+    until_end,
+)
 from mg_llava.models.loss import decoder_of, hidden_token_loss, splits_logits, token_loss
 from mg_llava.models.packing import check_packing, pack, packed_arguments
 from mg_llava.models.parts import ModuleOrConfig, build_part, check_parts, check_readers, log_trained
@@ -341,27 +348,26 @@ class MGLLaVA(BaseModel):
         return [until_end(row.cpu(), settings["eos_token_id"]) for row in output]
 
     @torch.no_grad()
+    def read_prefixes(self, data: dict[str, Any]) -> Prefixes:
+        """Let the LLM read U rows with pictures that questions start with; ``data`` is as for :meth:`forward`."""
+        with evaluating(self):
+            inputs = self.merge({**data, "labels": None}, padding_side="left")
+            return read_prefixes(self.llm, inputs.inputs_embeds, inputs.attention_mask, inputs.position_ids)
+
+    @torch.no_grad()
     def generate_after(
-        self, prefixes: dict[str, Any], rows: Tensor, data: dict[str, Any], **kwargs: Any
-    ) -> list[Tensor]:
-        """Answer rows of text that follow a few prefixes with pictures, each of which the LLM reads once.
+        self, prefixes: Prefixes, rows: Tensor, data: dict[str, Any], **kwargs: Any
+    ) -> tuple[list[Tensor], Tensor]:
+        """Answer rows of text that follow prefixes, greedily; see :func:`mg_llava.models.generation.generate_after`.
 
         Args:
-            prefixes: U rows, as for :meth:`forward`.
+            prefixes: Of :meth:`read_prefixes`.
             rows: ``(B,)`` int64, the prefix of each row.
             data: ``input_ids`` (B, T) int64, text that is padded on the left, and ``attention_mask`` (B, T) bool.
-            **kwargs: As for :meth:`generate`, of which ``generation.can_share`` must approve.
-
-        Returns:
-            As :meth:`generate`.
+            **kwargs: ``ends``, ``max_new_tokens``, ``stop``.
         """
-        settings = generation_settings(self.llm, kwargs)
         with evaluating(self):
-            inputs = self.merge({**prefixes, "labels": None}, padding_side="left")
-            cache = read_prefixes(self.llm, inputs.inputs_embeds, inputs.attention_mask, inputs.position_ids)
-            ids, mask = data["input_ids"], data["attention_mask"]
-            output = generate_after(self.llm, cache, inputs.attention_mask, rows, ids, mask, **settings)
-        return [until_end(row.cpu(), settings["eos_token_id"]) for row in output]
+            return generate_after(self.llm, prefixes, rows, data["input_ids"], data["attention_mask"], **kwargs)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
