@@ -45,7 +45,9 @@ def enable_checkpointing(llm: Any, how: Checkpointing) -> None:
         raise ValueError(f"gradient_checkpointing is {how!r}; known: {', '.join(map(repr, CHECKPOINTINGS))}")
     if how is False:
         return
-    settings: dict[str, Any] = {"use_reentrant": False}
+    # ZeRO-3 gives frozen weights back between a layer's computation and its backward pass, and fetches them again when
+    # they are needed; torch's check of what was computed again would take them for other weights
+    settings: dict[str, Any] = {"use_reentrant": False, "determinism_check": "none"}
     if how == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _choose)
     llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
