@@ -45,6 +45,19 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def read_boxes(file: Path | None) -> object:
+    """Boxes of a file; without one None."""
+    from mg_llava.inference.requests import make_boxes
+
+    if file is None:
+        return None
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); boxes are [[x1, y1, x2, y2], ...]") from error
+    return make_boxes(content, str(file))
+
+
 def ask(predictor, arguments: argparse.Namespace, question: str, boxes: object) -> None:
     """Answer one question, and print and draw the answer."""
     from mg_llava.inference import draw_answer
@@ -74,14 +87,14 @@ def converse(predictor, arguments: argparse.Namespace, boxes: object) -> None:
 def main() -> int:
     """Build the predictor and ask."""
     arguments = parse_arguments()
-    from mg_llava.detection import build_pipeline
-    from mg_llava.inference import Predictor
-
     try:
-        boxes = json.loads(arguments.boxes.read_text()) if arguments.boxes else None
-        finder = "proposals" if arguments.proposals else arguments.detector
-        device = arguments.device if arguments.detector else None
-        with contextlib.redirect_stdout(sys.stderr):  # the log; stdout is for answers
+        with contextlib.redirect_stdout(sys.stderr):  # the log, which imports open; stdout is for answers
+            from mg_llava.detection import build_pipeline
+            from mg_llava.inference import Predictor
+
+            boxes = read_boxes(arguments.boxes)
+            finder = "proposals" if arguments.proposals else arguments.detector
+            device = arguments.device if arguments.detector else None
             proposer = build_pipeline(finder, arguments.tagger, device=device).propose if finder else None
             settings = {"proposer": proposer, "max_new_tokens": arguments.max_new_tokens}
             predictor = Predictor.from_config(arguments.config, arguments.checkpoint, arguments.device, **settings)

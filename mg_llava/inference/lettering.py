@@ -47,9 +47,13 @@ def line_height(face: Font) -> int:
 
 
 def wrap(text: str, width: float, face: Font) -> list[str]:
-    """Break a text into lines of at most ``width`` pixels; words that are longer are broken too."""
+    """Break a text into lines of at most ``width`` pixels; words that are longer are broken too.
+
+    Control characters, which untrained models write and layout engines refuse, become blanks.
+    """
     lines = []
-    for paragraph in text.split("\n"):
+    printable = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    for paragraph in printable.split("\n"):
         line = ""
         for word in paragraph.split(" "):
             joined = f"{line} {word}" if line else word

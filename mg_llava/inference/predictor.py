@@ -96,9 +96,11 @@ class Predictor:
 
         Raises:
             FileNotFoundError: If config or checkpoint do not exist.
-            ValueError: If the config lacks a part, or the checkpoint is of another kind or another model.
+            ValueError: If the config cannot be read or lacks a part, the checkpoint is of another kind or another
+                model, or the device is not there.
         """
         config = _load_config(config)
+        target = _find_device(device)
         if not Path(checkpoint).exists():
             raise FileNotFoundError(
                 f"checkpoint {checkpoint} does not exist; `last_checkpoint` in a work_dir names it"
@@ -108,9 +110,7 @@ class Predictor:
             settings["pretrained_pth"] = None  # all of it is in the checkpoint
         model = MODELS.build(settings)
         model.load_pretrained(str(checkpoint), whole=True)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), config.tokenizer, config.prompt_template, config.picture_processor, **kwargs)
+        return cls(model.to(target), config.tokenizer, config.prompt_template, config.picture_processor, **kwargs)
 
     def predict(
         self,
@@ -230,8 +230,28 @@ def _load_config(config: str | Path | Config) -> Config:
             raise FileNotFoundError(
                 f"config {config} does not exist; give the .py file that the model was trained with"
             )
-        config = Config.fromfile(str(config))
+        try:
+            config = Config.fromfile(str(config))
+        except Exception as error:  # whatever the code of a config raises
+            raise ValueError(
+                f"config {config} cannot be read ({type(error).__name__}: {error}); give the .py file that the model "
+                "was trained with"
+            ) from error
     missing = [key for key in CONFIG_KEYS if config.get(key) is None]
     if missing:
         raise ValueError(f"config lacks {', '.join(missing)}; a training config of this project has them all")
     return config
+
+
+def _find_device(name: str) -> torch.device:
+    """A device of this machine."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(
+            f"device {name!r} is not there ({str(error).splitlines()[0]}); allowed: auto, cpu, cuda:0, ..."
+        ) from error
+    return device
