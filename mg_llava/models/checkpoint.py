@@ -155,6 +155,8 @@ def _raise_on_misfit(
     if absent:
         found = sorted({key.split(".", 1)[0] for key in state})
         problems.append(f"the whole part {', '.join(absent)} is absent (the checkpoint has: {', '.join(found)})")
+        if absent == ["llm"]:
+            problems.append("where its LLM is a folder of its own, build the model with that path and tuning='frozen'")
     if report.missing and not all(key.split(".", 1)[0] in absent for key in report.missing):
         keys = [key for key in report.missing if key.split(".", 1)[0] not in absent]
         problems.append(f"{len(keys)} keys are missing, e.g. {keys[0]}")
