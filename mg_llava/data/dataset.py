@@ -23,6 +23,7 @@ from .processor import PictureProcessor
 from .schema import LLaVARecord
 from .settings import build_transform, open_boxes, resolve_paths
 from .skipped import BadSample, SkippedSamples
+from .strays import StrayBoxes
 from .token_cache import TokenCache, cache_key
 from .tokenizer import build_tokenizer
 
@@ -140,6 +141,8 @@ class LLaVADataset(Dataset):
         self._check_pictures(over_budget)
         self.token_cache = None if token_cache is None else self._open_token_cache(token_cache)
         self.box_store = open_boxes(paths["box_path"], missing_box, bad_box_record, proposer, self.picture_processor)
+        has_boxes = self.box_store is not None
+        self._strays = StrayBoxes(self._catalog.positions, str(paths["box_path"])) if has_boxes else None
         keys = self._catalog.survey.box_keys()
         self.missing_boxes = 0 if self.box_store is None else self.box_store.check(keys)
         self.features: FeatureSource | None = None
@@ -247,6 +250,7 @@ class LLaVADataset(Dataset):
             "missing_boxes": self.missing_boxes,
             "encoded_anew": 0 if self.features is None else self.features.encoded_anew,
             "skipped": self._skipped.counts(),
+            "stray_boxes": 0 if self._strays is None else self._strays.boxes,
         }
 
     def _candidates(self, index: int) -> Iterator[int]:
@@ -274,6 +278,7 @@ class LLaVADataset(Dataset):
             augmentation=self.box_augmentation,
             shuffle=self.shuffle_boxes,
             seed=self.seed,
+            strays=self._strays,
         )
 
     def _load_pictures(self, record: LLaVARecord, index: int, ids: int) -> dict[str, Any]:

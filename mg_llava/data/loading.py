@@ -16,6 +16,7 @@ from .feature_cache import FeatureCache, unique_boxes
 from .pictures import exif_orientation, open_picture
 from .processor import PictureProcessor
 from .schema import NO_BOXES, BoxRecord, LLaVARecord
+from .strays import StrayBoxes
 
 BoxAugmentation = Callable[[BoxRecord, tuple[int, int], np.random.Generator], BoxRecord]
 """Changes boxes in original pixels of a picture of a width and height; random numbers come from the generator."""
@@ -38,6 +39,7 @@ class PictureLoader:
         augmentation: Changes the boxes of each picture; None leaves them alone.
         shuffle: Shuffle the boxes of each picture.
         seed: With the index of the sample, for the last two.
+        strays: Counts boxes that lie outside of their pictures; None where there are no boxes.
     """
 
     folder: str
@@ -49,6 +51,7 @@ class PictureLoader:
     augmentation: BoxAugmentation | None
     shuffle: bool
     seed: int
+    strays: StrayBoxes | None = None
 
     def load(
         self, record: LLaVARecord, index: int, ids: int, owner: str
@@ -137,13 +140,16 @@ class PictureLoader:
         """Boxes of the pictures in original pixels; pictures are opened, or functions that open them."""
         if self.store is None:
             return [None] * len(frames)
-        found = []
-        for number, key in enumerate(picture_keys(record.id, len(frames))):
-            boxes = self.store.get(key, picture=pictures[number])
-            if self.augmentation is not None and len(boxes):
-                boxes = self.augmentation(boxes, frames[number], np.random.default_rng([self.seed, index, number, 1]))
-            found.append(boxes)
-        return list(found)
+        keys = picture_keys(record.id, len(frames))
+        found = [self.store.get(key, picture=picture) for key, picture in zip(keys, pictures, strict=True)]
+        if self.strays is not None:
+            self.strays.note(index, keys, found, frames)
+        if self.augmentation is None:
+            return list(found)
+        return [
+            self.augmentation(boxes, frame, np.random.default_rng([self.seed, index, number, 1])) if boxes else boxes
+            for number, (boxes, frame) in enumerate(zip(found, frames, strict=True))
+        ]
 
     def _limits(
         self, frames: Sequence[tuple[int, int]], boxes: Sequence[BoxRecord | None], ids: int

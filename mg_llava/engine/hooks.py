@@ -242,6 +242,7 @@ def _report_lines(dataset: Any) -> list[str]:
     sources: dict[str, Counter[str]] = {}
     records: dict[str, int] = {}
     anew: Counter[str] = Counter()
+    strays: Counter[str] = Counter()
     for rank, reports in enumerate(all_gather_object(_reports_of(dataset))):
         where = f" (process {rank})" if get_world_size() > 1 else ""
         for report in reports:
@@ -249,6 +250,7 @@ def _report_lines(dataset: Any) -> list[str]:
                 sources.setdefault(report["name"], Counter()).update(report["skipped"])
                 records[report["name"]] = report["records"]
                 anew[report["name"]] += report.get("encoded_anew", 0)
+                strays[report["name"]] += report.get("stray_boxes", 0)
             elif report:
                 lines.append(f"Data{where}: {report}")
     for name, skipped in sources.items():
@@ -257,6 +259,9 @@ def _report_lines(dataset: Any) -> list[str]:
             lines.append(f"Data: {skipped.total()} of {records[name]} records of {name} were skipped ({kinds})")
     lines += [
         f"Data: {count} samples of {name} were not in the feature cache" for name, count in anew.items() if count
+    ]
+    lines += [
+        f"Data: {count} boxes of {name} lie outside of their pictures" for name, count in strays.items() if count
     ]
     return lines
 

@@ -138,6 +138,24 @@ def test_placeholder_mismatch_is_an_error_at_the_start(files, tokenizer):
         make(files, tokenizer)
 
 
+def test_boxes_outside_of_their_picture_are_named_and_counted(files, tokenizer, monkeypatch):
+    said = []
+    monkeypatch.setattr("mg_llava.data.strays.print_log", lambda message, **_: said.append(message))
+    boxes = [[0, 0, 5, 5], [9000, 0, 9001, 5], [-9, -9, -1, -1]]
+    record = {"boxes": boxes, "scores": [1, 0.9, 0.8], "labels": ["x", "y", "z"]}
+    (files / "boxes.json").write_text(json.dumps({"1": record, "3": {**record, "boxes": [[0, 0, 5, 5]] * 3}}))
+    dataset = make(files, tokenizer, missing_box="empty")
+    assert dataset.report()["stray_boxes"] == 0
+    for _ in range(2):  # two epochs
+        loaded = [item for batch in DataLoader(dataset, num_workers=2, collate_fn=list) for item in batch]
+    assert [len(item["boxes"][0]) for item in loaded if item["id"] in ("1", "3")] == [1, 3]
+    assert dataset.report()["stray_boxes"] == 2
+    dataset = make(files, tokenizer, missing_box="empty")
+    assert dataset[1]["id"] == dataset[1]["id"] == "1"
+    (message,) = said
+    assert message.startswith(f"{files / 'boxes.json'}: 2 of 3 boxes of id '1' lie outside of the picture of ")
+
+
 def test_missing_boxes(files, tokenizer):
     (files / "boxes.json").write_text(json.dumps({"1": {"boxes": [[0, 0, 5, 5]], "scores": [1], "labels": ["x"]}}))
     with pytest.raises(RecordError, match=r"boxes\.json has no boxes for 3 pictures, such as id 'two#0'"):

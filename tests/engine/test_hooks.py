@@ -112,6 +112,15 @@ def test_data_report_counts_bad_samples(runs, monkeypatch):
     assert DataReportHook.priority == "VERY_LOW"
 
 
+def test_data_report_counts_stray_boxes(runs, monkeypatch):
+    report = {"name": "toy", "records": 8, "skipped": {"bad_image": 1, "no_label": 0}, "stray_boxes": 3}
+    monkeypatch.setattr(ToyData, "report", lambda self: report)
+    runs.train(custom_hooks=[{"type": "mg_llava.DataReportHook"}])
+    log = log_text(runs.work_dir)
+    assert "Data: 1 of 8 records of toy were skipped (1 bad_image)" in log
+    assert "Data: 3 boxes of toy lie outside of their pictures" in log
+
+
 class _Runner:
     """What the generation hook needs of a runner."""
 
