@@ -68,4 +68,4 @@ class StrayBoxes:
 def _outside(boxes: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
     """(n,) bool: which of (n, 4) boxes in original pixels have no part of a picture of this width and height."""
     outside = np.concatenate([boxes[:, 2:] <= 0, boxes[:, :2] >= np.asarray(frame)], axis=1)  # (n, 4)
-    return outside.any(axis=1)
+    return np.logical_or.reduce(outside, axis=1)
