@@ -30,6 +30,7 @@ EXTRAS = {
     "deepspeed": ["deepspeed==0.16.2"],
     "quantization": ["bitsandbytes==0.45.0"],
     "flash": ["flash-attn"],
+    "liger": ["liger-kernel==0.5.2"],  # CUDA alone
     "gguf": ["gguf"],
     "parquet": ["pyarrow"],
     "video": ["av<16"],  # lmms-eval does not take newer ones

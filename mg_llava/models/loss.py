@@ -4,17 +4,56 @@ Shapes: B rows, L merged length, D hidden size, V vocabulary. Most positions of 
 questions, which carry no label: their logits (L x V floats, the largest tensor of a step) are never made.
 """
 
-from typing import Any, Literal
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mg_llava.tokens import IGNORE_INDEX
 
+LossKernel = Literal["torch", "liger"]
+
 _LOGIT_RULES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of LLMs that change the logits after the output embedding (Gemma, Cohere, Granite)."""
+
+
+def check_loss_settings(chunk: int | None, kernel: LossKernel) -> None:
+    """Whether settings of :func:`causal_loss` make sense.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"loss_chunk is {chunk}; it must be a positive number of positions, or None")
+    if kernel not in get_args(LossKernel):
+        raise ValueError(f"loss_kernel is {kernel!r}; known: {', '.join(get_args(LossKernel))}")
+    if kernel == "liger" and chunk is None:
+        raise ValueError("loss_kernel='liger' never makes the logits of all positions; leave loss_chunk as it is")
+
+
+def causal_loss(
+    llm: Any, arguments: Mapping[str, Any], labels: Tensor, chunk: int | None, kernel: LossKernel
+) -> Tensor:
+    """Mean next-token cross-entropy of rows, without more logits than it needs.
+
+    Args:
+        llm: A causal LM.
+        arguments: What it reads.
+        labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
+        chunk: Positions whose logits exist at once; None makes the logits of all positions.
+        kernel: ``"torch"``, or ``"liger"`` for an LLM that passes ``check_liger``.
+    """
+    if chunk is None or not splits_logits(llm):
+        return token_loss(llm(**arguments).logits, labels)
+    hidden = decoder_of(llm)(**arguments).last_hidden_state
+    if kernel == "liger":
+        return liger_token_loss(llm, hidden, labels)
+    return hidden_token_loss(llm, hidden, labels, chunk)
 
 
 def token_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
@@ -45,6 +84,47 @@ def splits_logits(llm: Any) -> bool:
     return llm.get_output_embeddings() is not None and all(rule in (None, 1, 1.0) for rule in rules)
 
 
+def check_liger(llm: Any) -> None:
+    """Whether liger-kernel's fused output layer and loss can be used with an LLM here.
+
+    Raises:
+        RuntimeError: The package or a GPU is missing.
+        ValueError: The LLM does more to its logits than a linear layer.
+    """
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise RuntimeError(
+            "loss_kernel='liger' needs the package liger-kernel: pip install 'mg_llava[liger]', or set "
+            "loss_kernel='torch'"
+        )
+    if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise RuntimeError("loss_kernel='liger' needs CUDA for its Triton kernels; set loss_kernel='torch' here")
+    if not splits_logits(llm) or type(llm.get_output_embeddings()) is not nn.Linear:
+        raise ValueError(
+            f"loss_kernel='liger' needs an LLM whose logits are a linear layer of its hidden states, and "
+            f"{type(llm).__name__} changes them; set loss_kernel='torch'"
+        )
+
+
+def liger_token_loss(llm: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+    """As :func:`hidden_token_loss`, with liger-kernel, whose forward pass computes the gradients as well.
+
+    So no logits are made again. Only for whole weights: where processes share the head's (ZeRO-3), and without any
+    label, it is the plain loss.
+
+    Args:
+        llm: A causal LM that passes ``check_liger``.
+        hidden: ``(B, L, D)``, after the last norm.
+        labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
+    """
+    head = llm.get_output_embeddings()
+    states, wanted = _labeled(hidden, labels)
+    if not len(wanted) or hasattr(head.weight, "ds_id"):
+        return hidden_token_loss(llm, hidden, labels, max(1, len(wanted)))
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    return LigerFusedLinearCrossEntropyFunction.apply(states.to(head.weight.dtype), head.weight, wanted, head.bias)
+
+
 def hidden_token_loss(llm: Any, hidden: Tensor, labels: Tensor, chunk: int) -> Tensor:
     """``token_loss`` of the logits of the last hidden states, made for ``chunk`` labeled positions at a time.
 
@@ -54,9 +134,7 @@ def hidden_token_loss(llm: Any, hidden: Tensor, labels: Tensor, chunk: int) -> T
         labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
         chunk: Positions whose logits exist at once; with more of them, logits are made again in the backward pass.
     """
-    targets = labels[:, 1:]
-    labeled = targets != IGNORE_INDEX
-    states, wanted = hidden[:, :-1][labeled], targets[labeled]  # (labeled, D), (labeled,)
+    states, wanted = _labeled(hidden, labels)
     if not len(wanted):
         # The head takes part all the same, so that all processes reduce the same gradients.
         return 0.0 * _chunk_loss(llm, hidden[:1, 0], labels.new_zeros(1)) + 0.0 * hidden.sum()
@@ -66,6 +144,13 @@ def hidden_token_loss(llm: Any, hidden: Tensor, labels: Tensor, chunk: int) -> T
     pieces = zip(states.split(chunk), wanted.split(chunk), strict=True)
     sums = [checkpoint(_chunk_loss, llm, state, target, use_reentrant=False) for state, target in pieces]
     return torch.stack(sums).sum() / len(wanted)
+
+
+def _labeled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states ``(labeled, D)`` before the tokens with a label, and these tokens ``(labeled,)``."""
+    targets = labels[:, 1:]
+    labeled = targets != IGNORE_INDEX
+    return hidden[:, :-1][labeled], targets[labeled]
 
 
 def _chunk_loss(llm: Any, states: Tensor, targets: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
 from mg_llava.features import unpack
 from mg_llava.models.checkpoint import PARTS, load_parts, saved_state_dict, trained_keys
+from mg_llava.models.compilation import compile_parts
 from mg_llava.models.frozen import compare_encoders, describe_encoders, run_encoders
 from mg_llava.models.generation import (
     Prefixes,
@@ -22,8 +23,8 @@ from mg_llava.models.generation import (
     read_prefixes,
     until_end,
 )
-from mg_llava.models.loss import decoder_of, hidden_token_loss, splits_logits, token_loss
-from mg_llava.models.packing import check_packing, pack, packed_arguments
+from mg_llava.models.loss import LossKernel, causal_loss, check_liger, check_loss_settings
+from mg_llava.models.packing import check_packing, pack, packed_arguments, pair_cost
 from mg_llava.models.parts import ModuleOrConfig, build_part, check_parts, check_readers, log_trained
 from mg_llava.models.splice import Spliced, Vision, interleave, splice
 from mg_llava.registry import MODELS
@@ -46,10 +47,13 @@ class MGLLaVA(BaseModel):
         box_projector: Gives one token for each box from all stages.
         projector: Projects visual tokens to D.
         pretrained_pth: Checkpoint to start from; it must hold fusion and projectors, and may hold the LLM.
-        data_preprocessor: As in mmengine; moves a batch to the device.
+        data_preprocessor: As in mmengine; moves a batch to the device, by default without waiting for it.
         loss_chunk: Positions whose logits exist at once in training; None makes the logits of all positions.
         packing: Length of the rows into which the samples of a batch are packed in training, without padding between
             them; None for a row for each sample.
+        loss_kernel: What makes the logits of a chunk and their loss: ``"torch"``, or ``"liger"`` (liger-kernel, CUDA),
+            which chooses its own chunks.
+        compile_vision: Compile the encoders and the fusion with torch.compile.
 
     Raises:
         ValueError: With every impossible combination of parts in one message, before the LLM is loaded.
@@ -67,13 +71,15 @@ class MGLLaVA(BaseModel):
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
         loss_chunk: int | None = 1024,
         packing: int | None = None,
+        loss_kernel: LossKernel = "torch",
+        compile_vision: bool = False,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
-        if loss_chunk is not None and loss_chunk < 1:
-            raise ValueError(f"loss_chunk is {loss_chunk}; it must be a positive number of positions, or None")
+        # batches lie in pinned memory: while they are copied the next kernels are queued
+        super().__init__(data_preprocessor or dict(type=BaseDataPreprocessor, non_blocking=True))
+        check_loss_settings(loss_chunk, loss_kernel)
         if packing is not None and packing < 1:
             raise ValueError(f"packing is {packing}; it must be the length of a row, or None")
-        self.loss_chunk, self.packing = loss_chunk, packing
+        self.loss_chunk, self.packing, self.loss_kernel = loss_chunk, packing, loss_kernel
         check_readers(high_res_encoder, fusion=fusion, box_projector=box_projector)
         self.visual_encoder = low = build_part(low_res_encoder)
         self.visual_encoder_aux = high = build_part(high_res_encoder)
@@ -85,6 +91,8 @@ class MGLLaVA(BaseModel):
         self.llm = build_part(llm)
         if packing is not None:
             check_packing(self.llm)
+        if loss_kernel == "liger":
+            check_liger(self.llm)
         hidden_size = self.llm.get_input_embeddings().embedding_dim
         self.projector = build_part(projector, in_channels=visual_channels, out_channels=hidden_size)
         self.bbox_projector = build_part(box_projector, stage_channels=stage_channels, out_channels=hidden_size)
@@ -93,6 +101,8 @@ class MGLLaVA(BaseModel):
         of what the fusion adds from the high-resolution map."""
         self._accepted: set[str] = set()
         self._never_encodes = False
+        if compile_vision:
+            compile_parts(low, high, self.fuse_module)
         self.register_load_state_dict_post_hook(_forget_frozen)
         if pretrained_pth is not None and not next(self.projector.parameters()).is_meta:
             self.load_pretrained(pretrained_pth)
@@ -143,16 +153,12 @@ class MGLLaVA(BaseModel):
             "position_ids": inputs.position_ids,
         }
         if mode == "loss" and self.packing is not None:
-            inputs, samples = pack(inputs, self.packing)
+            inputs, samples = pack(inputs, self.packing, pair_cost(self.llm))
             read = packed_arguments(self.llm, inputs, samples)
         read["use_cache"] = False
-        if mode == "loss" and self.loss_chunk is not None and splits_logits(self.llm):
-            hidden = decoder_of(self.llm)(**read).last_hidden_state
-            return {"loss": hidden_token_loss(self.llm, hidden, inputs.labels, self.loss_chunk)}
-        logits = self.llm(**read).logits
-        return (
-            {"logits": logits, "inputs": inputs} if mode == "tensor" else {"loss": token_loss(logits, inputs.labels)}
-        )
+        if mode == "tensor":
+            return {"logits": self.llm(**read).logits, "inputs": inputs}
+        return {"loss": causal_loss(self.llm, read, inputs.labels, self.loss_chunk, self.loss_kernel)}
 
     def merge(self, data: dict[str, Any], padding_side: Literal["left", "right"] = "right") -> Spliced:
         """Encode the pictures of a batch and put their tokens into the text; arguments as for :meth:`forward`.

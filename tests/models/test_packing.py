@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mg_llava.data.collate import collate
 from mg_llava.models.mg_llava import MGLLaVA
-from mg_llava.models.packing import block_mask, check_packing, pack, plan_rows
+from mg_llava.models.packing import block_mask, check_packing, pack, pair_cost, plan_rows
 from mg_llava.models.splice import Spliced
 from mg_llava.tokens import IGNORE_INDEX
 from tests import toy
@@ -15,15 +15,28 @@ from tests import toy
 MIXED = [(9, 1), (6, 0), (12, 2), (7, 1), (5, 0)]
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 100))
-def test_every_sample_is_in_one_row_that_has_room_for_it(lengths, capacity):
-    rows = plan_rows(lengths, capacity)
-    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
-    for row in rows:
-        assert sum(lengths[number] for number in row) <= capacity or len(row) == 1
-    filled = sorted(sum(lengths[number] for number in row) for row in rows)
-    if len(filled) > 1:
-        assert filled[0] + filled[1] > capacity  # two rows that fit into one would be a waste
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 100), st.sampled_from([0.0, 0.01, 1.0]))
+def test_every_sample_is_in_one_row_and_no_row_is_longer_than_it_must_be(lengths, capacity, pair):
+    rows = plan_rows(lengths, capacity, pair)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths))) and all(rows)
+    width = max(sum(lengths[number] for number in row) for row in rows)
+    assert width <= max(capacity, *lengths)
+    assert len(rows) * width <= len(lengths) * max(lengths)  # never more than padded rows
+
+
+def test_rows_waste_little_unless_pairs_cost_more():
+    lengths = [600, 550, 500, 450, 400, 350, 300, 200]
+    assert plan_rows(lengths, 10_000) == [list(range(8))]  # one row has no padding at all
+    paired = plan_rows(lengths, 10_000, pair=1 / 800)
+    assert sorted(sum(lengths[number] for number in row) for row in paired) == [800, 850, 850, 850]
+    assert len(plan_rows([1100] * 16, 4096)) == 16  # of equals the shortest rows
+
+
+@pytest.mark.parametrize(("attention", "cost"), [("flash_attention_2", 0), ("sdpa", 1 / (6 * 32))])
+def test_pairs_cost_nothing_where_samples_are_computed_apart(toy_paths, attention, cost):
+    llm = toy.build_model(toy_paths).llm
+    llm.config._attn_implementation = attention
+    assert pair_cost(llm) == cost
 
 
 @given(

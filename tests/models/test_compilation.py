@@ -1,0 +1,42 @@
+"""torch.compile of the vision parts: same numbers, same names of parameters, and a word where nothing can compile."""
+
+import shutil
+
+import pytest
+import torch
+
+from mg_llava.data.collate import collate
+from mg_llava.models import compilation
+from tests import toy
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, compilation._COMPILERS)), reason="needs a C++ compiler")
+def test_compiled_parts_take_the_same_step(toy_paths):
+    batch = collate(toy.make_batch([(9, 1), (7, 1)], seed=4))["data"]
+
+    def step(**options):
+        model = toy.build_model(toy_paths, **options).train()
+        loss = model(batch)["loss"]
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return model, {"loss": loss.detach(), **model.monitor, **gradients}
+
+    (plain, expected), (compiled, found) = step(), step(compile_vision=True)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert compiled.visual_encoder._compiled_call_impl is not None
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_missing_compiler_is_named(toy_paths, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler \(g\+\+, .*compile_vision=False"):
+        toy.build_model(toy_paths, compile_vision=True)
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="needs the package triton"):
+        compilation.check_compiler()
