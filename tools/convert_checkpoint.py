@@ -8,6 +8,7 @@ written takes its place in one step; a killed run of a folder goes on where it w
 Examples:
     python tools/convert_checkpoint.py work_dirs/mg_llava_vicuna7b_instruct --inspect
     python tools/convert_checkpoint.py iter_5198.pth out/hf --to hf
+    huggingface-cli upload NAME/MODEL out/hf        # weights, config, processor and model card as they are
     python tools/convert_checkpoint.py published.pth out/hf --to hf --config configs/mg_llava_vicuna7b_instruct.py
     python tools/convert_checkpoint.py out/hf weights.pth --to reference --dtype float16
     python tools/convert_checkpoint.py llm_adapter out/parts --to parts --add stage1.pth --config CONFIG.py

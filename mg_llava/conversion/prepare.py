@@ -11,7 +11,7 @@ from mg_llava.conversion.adapters import merge_adapter
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.folders import expected_weights, find_folder, map_folder, read_config
 from mg_llava.conversion.inputs import Checkpoint, open_checkpoint, verify
-from mg_llava.conversion.layout import Expected, KeyReport, check_layout
+from mg_llava.conversion.layout import Expected, KeyReport, check_layout, summarize
 from mg_llava.conversion.settings import Settings, read_settings
 from mg_llava.models.checkpoint import PARTS
 from mg_llava.models.stored import StoredTensor, TensorMap
@@ -78,7 +78,9 @@ def inspect(source: str | Path, options: Options | None = None) -> tuple[Checkpo
     if checkpoint.adapter is not None:
         tensors |= _adapter_tensors(checkpoint)
     folder = _llm_folder(checkpoint, settings, options, needed=False)
-    return checkpoint, _check(checkpoint, tensors, settings, folder, checkpoint.adapter is not None)[0]
+    report, _ = _check(checkpoint, tensors, settings, folder, checkpoint.adapter is not None)
+    report.parts.update(summarize(checkpoint.encoders))
+    return checkpoint, report
 
 
 def _open(source: str | Path, options: Options) -> tuple[Checkpoint, Settings | None]:

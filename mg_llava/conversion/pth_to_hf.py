@@ -1,4 +1,8 @@
-"""``xtuner convert pth_to_hf``: XTuner loads the checkpoint into a model, and this writes all of it."""
+"""``xtuner convert pth_to_hf``: XTuner loads the checkpoint into a model, and this writes all of it.
+
+What XTuner does before is its own: it holds the whole model in memory, runs code that a ``.pth`` may have in it, and
+reads DeepSpeed folders in float16 even with ``--fp32``. ``tools/convert_checkpoint.py`` does none of these.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

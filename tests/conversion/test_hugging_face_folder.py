@@ -58,6 +58,7 @@ def test_what_is_in_the_folder(folder: Path) -> None:
     checkpoint, report = inspect(folder, Options(verify=True))
     assert checkpoint.kind == "Hugging Face folder" and not report.problems
     assert any(name.startswith("visual_encoder_aux.") for name in checkpoint.encoders)
+    assert {"llm", "projector", "visual_encoder", "visual_encoder_aux"} <= report.parts.keys()
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
