@@ -179,9 +179,10 @@ class MGLLaVA(BaseModel):
             attention_mask=data.get("attention_mask"),
             padding_side=padding_side,
         )
-        if self.training:
+        if torch.is_grad_enabled():
             anchor = self._zero_weight(vision)
             inputs = inputs._replace(inputs_embeds=inputs.inputs_embeds + anchor.to(text_embeds.dtype))
+        if self.training:
             is_text = input_ids != IMAGE_TOKEN_INDEX
             if data.get("attention_mask") is not None:
                 is_text = is_text & data["attention_mask"].bool()
