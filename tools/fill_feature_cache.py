@@ -95,7 +95,8 @@ def fill(arguments: Any, config: Any, sources: list[Any], folder: Path, processe
     """Add what is not there; the report of all processes, and whether every picture could be read."""
     from tqdm import tqdm
 
-    from mg_llava.data.feature_cache import FeatureCache, FeatureWriter
+    from mg_llava.data.feature_cache import FeatureCache
+    from mg_llava.data.feature_file import FeatureWriter
     from mg_llava.data.feature_fill import Pictures, about_cache, add_reports, fill_feature_cache, list_jobs
     from mg_llava.evaluation.processes import local_device
     from mg_llava.models.frozen import FeatureExtractor

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: The folder has no pictures.
     """
     with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
-        paths = _find(args.images, args.pictures) if args.images else _make(Path(folder), args.pictures)
+        paths = _find(args.images, args.pictures) if args.images else make_pictures(Path(folder), args.pictures)
         plain, ours = PlainPictures(paths, args.high, args.low), OurPictures(paths, args.high)
         error = max(_difference(plain[index], ours[index], args.low) for index in range(len(paths)))
         rates = _measure_rates({"plain": plain, "ours": ours}, args.rounds)
@@ -155,7 +155,7 @@ def _find(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def _make(folder: Path, count: int) -> list[Path]:
+def make_pictures(folder: Path, count: int) -> list[Path]:
     """JPEGs with soft shapes and some noise, seeded."""
     rng = np.random.default_rng(0)
     paths = []

@@ -18,18 +18,8 @@ from mg_llava.features import FeatureDtype, Features, pack, stack, unpack
 
 from .box_store import picture_keys
 from .dataset import LLaVADataset
-from .feature_cache import (
-    FeatureCache,
-    FeatureError,
-    FeatureWriter,
-    NoPictureError,
-    Stamp,
-    describe_cache,
-    describe_pictures,
-    match_boxes,
-    stamp_of,
-    unique_boxes,
-)
+from .feature_cache import FeatureCache, FeatureError, NoPictureError, match_boxes, unique_boxes
+from .feature_file import FeatureWriter, Stamp, describe_cache, describe_pictures, stamp_of
 from .pictures import PictureError, open_picture
 
 Extract = Callable[[Tensor, list[Tensor]], Features]
@@ -82,7 +72,7 @@ class Finding:
 def about_cache(
     sources: Sequence[LLaVADataset], dtype: FeatureDtype, sizes: Mapping[str, Any], encoders: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a cache of some sources is for; arguments as for ``feature_cache.describe_cache``.
+    """What a cache of some sources is for; arguments as for ``feature_file.describe_cache``.
 
     Raises:
         ValueError: No source has pictures, or two make canvases in different ways.

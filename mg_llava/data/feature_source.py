@@ -14,7 +14,8 @@ from torch.utils.data import get_worker_info
 
 from .box_augment import BoxAugmentation
 from .catalog import RecordCatalog
-from .feature_cache import FeatureCache, FeatureError, describe_pictures, picture_key
+from .feature_cache import FeatureCache, FeatureError
+from .feature_file import describe_pictures, picture_key
 from .records import fingerprint
 
 MissingFeatures = Literal["error", "picture"]

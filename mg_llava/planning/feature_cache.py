@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mg_llava.data.doctor.sources import find_dataset, walk_sources
-from mg_llava.data.feature_cache import picture_bytes
+from mg_llava.data.feature_file import picture_bytes
 from mg_llava.data.records import open_records
 from mg_llava.features import FEATURE_DTYPES, FeatureDtype, blocks_of
 from mg_llava.models.frozen import FeatureExtractor
