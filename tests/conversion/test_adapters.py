@@ -92,6 +92,16 @@ def test_merge_is_pefts(model: Any, checkpoint: Path, toy_paths: dict[str, str],
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
 
 
+def test_qlora_is_merged_into_the_whole_llm_without_cuda(
+    model: Any, checkpoint: Path, toy_paths: dict[str, str], tmp_path: Path
+) -> None:
+    settings = config(toy_paths)
+    settings["model"]["llm"]["tuning"] = "qlora"
+    convert(write_pth(tmp_path / "iter_1.pth", model.state_dict(), settings), tmp_path / "qlora", "parts")
+    convert(checkpoint, tmp_path / "lora", "parts")
+    assert_same(*(load_file(tmp_path / name / "llm" / "model.safetensors") for name in ("qlora", "lora")))
+
+
 def test_adapters_stay_apart_in_pth_files(model: Any, checkpoint: Path, tmp_path: Path) -> None:
     found, report = inspect(checkpoint)
     assert found.adapter is not None and len(found.adapter.pairs) == 14 and not report.problems
