@@ -10,8 +10,8 @@ Examples:
     python tools/fill_feature_cache.py CONFIG --folder FOLDER --check        # is everything there and fresh?
     xtuner train CONFIG --cfg-options train_dataloader.dataset.feature_cache=FOLDER
 
-Dtypes: auto keeps what the encoders compute in, which loses nothing; int8 keeps 8 bits between the least and the
-largest value of each channel of a picture, and its boxes in float16.
+Dtypes: auto is what the encoders compute in, so that a run of that precision loses nothing; int8 keeps 8 bits between
+the least and the largest value of each channel of a picture, and its boxes in float16.
 
 The last line printed is a JSON object. Exit status: 0 done, 1 it cannot be done (the message says why), 2 wrong
 arguments, 3 pictures cannot be read and bad_image is "error", or --check finds pictures that are absent or stale.

@@ -154,15 +154,17 @@ class Pictures(Dataset):
     def _open(self, job: Job, path: str, state: State, known: Tensor) -> Finding:
         """A picture to encode, with the boxes of all that show it and (n, 4) boxes that were pooled before."""
         source = self._sources[job.uses[0][0]]
+        # before it is opened: a change meanwhile then makes the features stale, not the stamp
+        stamp = stamp_of(path) if os.path.isfile(path) else _NO_FILE
         try:
             image = open_picture(path, f"record {source.record_at(job.uses[0][1]).id!r}", source.max_pixels)
         except PictureError as error:
-            return Finding(job.name, "unreadable", str(error), stamp_of(path) if os.path.isfile(path) else _NO_FILE)
+            return Finding(job.name, "unreadable", str(error), stamp)
         loader = source.picture_loader()
         frame = loader.frame_of(image)
         # what was pooled before is pooled again, so that the newest entry serves all
         boxes = unique_boxes(torch.cat([self._boxes(job, path, frame), known]))
-        return Finding(job.name, state, "", stamp_of(path), frame, boxes, loader.processor(image).pixels)
+        return Finding(job.name, state, "", stamp, frame, boxes, loader.processor(image).pixels)
 
     def _boxes(self, job: Job, path: str, frame: tuple[int, int]) -> Tensor:
         """(n, 4) float32, the boxes of all records that show a picture."""
