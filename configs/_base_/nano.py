@@ -23,6 +23,7 @@ nano_settings = dict(
     betas=(0.9, 0.98),
     warmup_ratio=0.05,
     gradient_checkpointing=False,
+    fused_optimizer=False,  # as in all runs that were measured
     evaluation=nano_evaluation,
     # half of the pictures come without boxes: with all of them the model reads boxes alone, and the map stays unused;
     # batches are grouped by text and pictures, as in all runs that were measured

@@ -73,6 +73,8 @@ def _stage(
     evaluation_samples=(),
     precision="bfloat16",
     gradient_checkpointing=True,
+    fused_optimizer=True,
+    model_options=None,
     llm=None,
     trust_remote_code=False,
     fusion="conv_gate",
@@ -87,6 +89,8 @@ def _stage(
 
     ``data`` is one source, or ``dict(sources=[...])`` with what all of them share; ``dataset`` changes settings of it.
     ``evaluation`` has the settings of ``evaluate_on``, for ``xtuner test``: ``dict(benchmarks=["pope"])``.
+    ``gradient_checkpointing`` is True, False or ``"selective"`` (in between); ``model_options`` are arguments of
+    the model, such as ``dict(packing=4096, loss_kernel="liger", compile_vision=True)``.
     ``published_samples`` in ``data`` is for plans alone (``tools/plan.py``), while the files are not there.
     """
     tokenizer = dict(
@@ -112,6 +116,7 @@ def _stage(
         box_projector=branches[box_projector] if isinstance(box_projector, str) else box_projector,
         projector=dict(type=MLPProjector),
         pretrained_pth=pretrained_pth,
+        **(model_options or {}),
     )
     if model["fusion"] is None and model["box_projector"] is None:
         model["high_res_encoder"] = None
@@ -149,6 +154,8 @@ def _stage(
         clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
         accumulative_counts=accumulative_counts,
     )
+    if fused_optimizer:
+        optim_wrapper["optimizer"]["fused"] = True
     if precision != "float32":
         optim_wrapper.update(dtype=precision, loss_scale="dynamic" if precision == "float16" else 1.0)
     warmup = warmup_ratio * max_epochs

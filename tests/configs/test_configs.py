@@ -154,6 +154,19 @@ def test_branches_can_be_left_out_or_replaced(load) -> None:
     assert load("fusion=dict(type='mg_llava.MyFusion')").model.fusion.type == "mg_llava.MyFusion"
 
 
+def test_settings_of_speed_reach_model_and_optimizer(load) -> None:
+    plain, changed = (
+        load(),
+        load(
+            "gradient_checkpointing='selective', fused_optimizer=False, "
+            "model_options=dict(packing=4096, compile_vision=True)"
+        ),
+    )
+    assert plain.optim_wrapper.optimizer.fused is True and plain.model.llm.gradient_checkpointing is True
+    assert "fused" not in changed.optim_wrapper.optimizer and changed.model.llm.gradient_checkpointing == "selective"
+    assert (changed.model.packing, changed.model.compile_vision) == (4096, True)
+
+
 def test_a_misspelled_setting_is_named(load) -> None:
     with pytest.raises(TypeError, match="bach_size"):
         load("bach_size=2")

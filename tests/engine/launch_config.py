@@ -23,7 +23,7 @@ train_dataloader = dict(
     sampler=dict(type=DefaultSampler, shuffle=True),
     collate_fn=dict(type=toy_collate),
 )
-optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-2), clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-2, fused=True), clip_grad=dict(max_norm=1.0))
 param_scheduler = [dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=0, end=5)]
 train_cfg = dict(type=TrainLoop, max_iters=5)
 default_hooks = dict(
