@@ -316,11 +316,10 @@ class MGLLaVA(BaseModel):
         tokens = nothing(1, low.grid**2, low.hidden_size)
         if self.fuse_module is not None:
             tokens = self.fuse_module(tokens, nothing(1, high.stage_channels[-1], high.grid, high.grid))
-        boxes = None
-        if self.bbox_projector is not None:
-            stages = [nothing(1, channels, 1, 1) for channels in high.stage_channels]
-            boxes = [self.bbox_projector(stages, [torch.zeros(1, 4, device=parameter.device)], high.image_size)]
-        return Vision(self.projector(tokens), boxes)
+        visual = self.projector(tokens)  # the parts in the order of _join, as processes gather them together
+        if self.bbox_projector is None:
+            return Vision(visual, None)
+        return Vision(visual, [self.bbox_projector.project(nothing(1, self.bbox_projector.in_channels))])
 
     @torch.no_grad()
     def _observe(self, name: str, tokens: Tensor) -> None:
