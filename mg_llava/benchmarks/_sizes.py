@@ -17,6 +17,7 @@ from mg_llava.models import (
     OpenCLIPConvNeXtEncoder,
     RoIAlignBoxProjector,
 )
+from mg_llava.models.checkpointing import Checkpointing, enable_checkpointing
 from mg_llava.models.language_model import attention_candidates
 from mg_llava.planning.architectures import find_architecture
 from mg_llava.planning.flops import TEXT_TOKENS, Sample, count_flops
@@ -69,7 +70,8 @@ class Case:
         steps: Steps that are measured.
         warmup: Steps before them.
         threads: Of torch, on a CPU.
-        checkpointing: Recompute the LLM's activations in the backward pass.
+        checkpointing: What activations of the LLM the backward pass computes again: False, True or ``"selective"``.
+        autocast: Compute in bfloat16 where autocast allows it, on a CPU too.
         seed: Seed of weights and batches.
         architectures: Folder with the sizes of models that are not here, in NAME.json.
     """
@@ -88,7 +90,8 @@ class Case:
     steps: int = 1
     warmup: int = 0
     threads: int = 2
-    checkpointing: bool = False
+    checkpointing: Checkpointing = False
+    autocast: bool = False
     seed: int = 0
     architectures: str = str(ROOT / "tests" / "architectures")
 
@@ -194,8 +197,7 @@ def _language_model(case: Case, attention: str) -> Any:
     config = AutoConfig.for_model(**found)
     llm = AutoModelForCausalLM.from_config(config, torch_dtype=case.dtype, attn_implementation=attention)
     llm.config.use_cache = False
-    if case.checkpointing:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable_checkpointing(llm, case.checkpointing)
     return llm.requires_grad_(case.stage == 2)
 
 

@@ -133,7 +133,8 @@ class Stepper:
     @contextlib.contextmanager
     def _forward_pass(self) -> Iterator[None]:
         self.in_forward = True
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.clock.cuda):
+        kind = torch.device(self.case.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.clock.cuda or self.case.autocast):
             yield
         self.in_forward = False
 

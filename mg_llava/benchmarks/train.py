@@ -5,6 +5,7 @@ import inspect
 import json
 import sys
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from typing import Any
 
 from ._measure import run_child
@@ -15,8 +16,14 @@ HELP = (
 )
 
 _HERE = "mg_llava.benchmarks._step"
-_SWITCHES: dict[str, Any] = {"packing": (None, 4096), "loss_chunk": (None, 1024)}
+_SWITCHES: dict[str, tuple[Any, Any]] = {
+    "packing": (None, 4096),
+    "loss_chunk": (None, 1024),
+    "loss_kernel": ("torch", "liger"),
+    "compile_vision": (False, True),
+}
 """Arguments of the model that are levers: off and on."""
+_CHECKPOINTING: dict[str, Any] = {"off": False, "full": True, "selective": "selective"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +54,8 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architectures", help="folder with sizes of models that are not here, in NAME.json")
     parser.add_argument(
         "--checkpointing",
-        action=argparse.BooleanOptionalAction,
-        help="recompute the LLM's activations, in both ways (default: on a GPU)",
+        choices=list(_CHECKPOINTING),
+        help="what activations of the LLM are computed again, in both ways (default: full on a GPU, off elsewhere)",
     )
     parser.add_argument(
         "--model", nargs="+", default=[], metavar="KEY=VALUE", help="more arguments of our model, such as packing=4096"
@@ -71,7 +78,7 @@ def case_from(args: argparse.Namespace, **values: Any) -> Any:
     model, known = _parse(args.model), inspect.signature(MGLLaVA.__init__).parameters
     if unknown := [key for key in model if key not in known]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(known)}")
-    checkpointing = args.device.startswith("cuda") if args.checkpointing is None else args.checkpointing
+    checkpointing = _CHECKPOINTING[args.checkpointing or ("full" if args.device.startswith("cuda") else "off")]
     folder = {} if args.architectures is None else {"architectures": args.architectures}
     names = ("llm", "vision", "stage", "device", "batch_size", "text", "threads", "seed")
     common = {name: getattr(args, name) for name in names}
@@ -130,7 +137,7 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
 
 
 def _switched(case: Any) -> dict[str, Any]:
-    """Our way with each lever switched alone."""
+    """Our way with each lever switched alone; those that this machine lacks something for are left out."""
     from mg_llava.models import MGLLaVA
 
     from ._sizes import LEVERS
@@ -138,10 +145,13 @@ def _switched(case: Any) -> dict[str, Any]:
     ways = {f"without {lever}": replace(case, off=[lever]) for lever in LEVERS}
     known = inspect.signature(MGLLaVA.__init__).parameters
     for name, (off, on) in _SWITCHES.items():
-        if name in known:
-            now = case.model.get(name, known[name].default)
-            word, value = ("with", on) if now == off else ("without", off)
+        now = case.model.get(name, known[name].default)
+        word, value = ("with", on) if now == off else ("without", off)
+        if value != "liger" or (case.device.startswith("cuda") and find_spec("liger_kernel")):
             ways[f"{word} {name}"] = replace(case, model={**case.model, name: value})
+    for name, how in _CHECKPOINTING.items():
+        if how != case.checkpointing:
+            ways[f"checkpointing {name}"] = replace(case, checkpointing=how)
     return ways
 
 
@@ -150,12 +160,12 @@ def _compare(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float
         "speedup": round(reference["seconds"] / ours["seconds"], 3),
         "speedup_cpu": round(reference["cpu_seconds"] / ours["cpu_seconds"], 3),
         "memory_ratio": round(reference["peak_mb"] / ours["peak_mb"], 3),
-        "error": _difference(ours["losses"], reference["losses"]),
-        "gradient_error": _difference(ours["gradient_norms"], reference["gradient_norms"]),
+        "error": difference(ours["losses"], reference["losses"]),
+        "gradient_error": difference(ours["gradient_norms"], reference["gradient_norms"]),
     }
 
 
-def _difference(ours: list[float], theirs: list[float]) -> float:
+def difference(ours: list[float], theirs: list[float]) -> float:
     """Largest relative difference."""
     return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True))
 
@@ -176,7 +186,7 @@ def _print_table(
         row = f"{name:<26}{found['samples_per_s']:>10.3g}{found['tokens_per_s']:>10.4g}{found['mfu']:>7.1%}"
         row += f"{found['peak_mb']:>9.0f}{found['cpu_seconds']:>8.2f}"
         row += "".join(f"{found['parts'][part]:>10.3f}s" for part in PARTS)
-        print(row + f"{_difference(found['losses'], losses):>14.1e}")
+        print(row + f"{difference(found['losses'], losses):>14.1e}")
     kind = "published" if device["published"] else "measured"
     rate = device["published"] or device["measured"]
     limit = rate / (work["flops"] / args.batch_size)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mg_llava.benchmarks import _sizes, _step, boxes, scaling, startup, train
+from mg_llava.benchmarks import _sizes, _step, boxes, packing, scaling, startup, train
 from mg_llava.benchmarks._sizes import LEVERS, Case
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
@@ -26,7 +26,7 @@ def call_here(function, *arguments):
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Run ``tools/benchmark.py`` in this process; gives its result and its table."""
-    for module in (boxes, scaling, train):
+    for module in (boxes, packing, scaling, train):
         monkeypatch.setattr(module, "run_child", call_here)
     spec = importlib.util.spec_from_file_location("benchmark", TOOL)
     module = importlib.util.module_from_spec(spec)
@@ -109,7 +109,56 @@ def test_train(tool):
 def test_levers_are_switched_one_by_one():
     ways = train._switched(TINY)
     assert {f"without {lever}" for lever in LEVERS} <= set(ways)
-    assert all(len(way.off) + (way.model != TINY.model) == 1 and not way.reference for way in ways.values())
+    assert {"with packing", "without loss_chunk", "with compile_vision", "checkpointing selective"} <= set(ways)
+    for way in ways.values():
+        changes = len(way.off) + (way.model != TINY.model) + (way.checkpointing != TINY.checkpointing)
+        assert changes == 1 and not way.reference
+    assert "with loss_kernel" not in ways  # on a CPU
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "autocast", "tolerances"), [(1, False, (1e-5, 1e-5)), (2, False, (1e-5, 1e-5)), (2, True, (2e-3, 1e-2))]
+)
+def test_all_levers_together_change_nothing_in_twenty_steps(stage, autocast, tolerances):
+    """Losses and gradient norms; with autocast within the rounding of bfloat16 (8 bits) that training carries on."""
+    case = replace(TINY, stage=stage, autocast=autocast, batch_size=4, text=60, warmup=0, steps=20)
+    on = replace(case, checkpointing="selective", model={"packing": 512, "loss_chunk": 16})
+    off = replace(case, off=list(LEVERS), model={"packing": None, "loss_chunk": None})
+    found, expected = (_step.measure(asdict(way)) for way in (on, off))
+    assert len(set(found["losses"])) == 20
+    for key, tolerance in zip(("losses", "gradient_norms"), tolerances, strict=True):
+        assert found[key] == pytest.approx(expected[key], rel=tolerance)
+
+
+def test_the_batches_of_the_levers_are_packed():
+    case = replace(TINY, batch_size=4, text=60)
+    model = _sizes.build_model(replace(case, model={"packing": 512}))
+    (batch,) = _sizes.make_batches(case, model, 1)
+    rows = []
+    model.llm.get_decoder().register_forward_pre_hook(
+        lambda _, __, read: rows.append(len(read["inputs_embeds"])), with_kwargs=True
+    )
+    model(batch)
+    assert rows[0] < 4
+
+
+def test_packing(tool):
+    sizes = ["--batch-size", 4, "--text", 12, "--boxes", 2, "--steps", 1, "--threads", 1]
+    result, table = tool("packing", *sizes, "--samples", 2000)
+    assert result["benchmark"] == "packing" and result["error"] <= 1e-5 and result["gradient_error"] <= 1e-4
+    assert 0 < result["waste"] < 0.05 < result["waste_padded"] < 1 and 1 <= result["rows"] < 4
+    assert 0 < result["shuffled"]["waste"] < 0.05 < result["shuffled"]["waste_padded"]
+    assert {"speedup", "memory_ratio"} <= set(result) and "packed, mask" in table
+
+
+def test_the_mixture_has_the_papers_lengths():
+    mixture = packing.Mixture(4000, seed=0)
+    text_alone = mixture.modality_length < 0
+    assert 0.01 < text_alone.mean() < 0.06 and mixture.lengths[text_alone].max() <= 1472
+    seen = mixture.lengths[~text_alone]
+    assert seen.min() > 576 and seen.max() <= 576 + 100 + 1472
+    assert (mixture.modality_length != mixture.lengths).mean() > 0.9  # a sampler does not know them exactly
 
 
 def test_scaling(tool):
