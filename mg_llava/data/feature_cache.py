@@ -92,10 +92,11 @@ class FeatureCache:
 
     def has(self, keys: np.ndarray) -> np.ndarray:
         """Which of (n,) uint64 keys have an entry; (n,) bool."""
-        places = np.searchsorted(self._keys, keys)
-        found = np.zeros(len(keys), dtype=bool)
+        order = np.argsort(keys)  # sorted keys are found several times faster
+        places = np.searchsorted(self._keys, keys[order])
         inside = places < len(self._keys)
-        found[inside] = self._keys[places[inside]] == keys[inside]
+        found = np.zeros(len(keys), dtype=bool)
+        found[order[inside]] = self._keys[places[inside]] == keys[order[inside]]
         return found
 
     def holds(self, name: str) -> bool:
