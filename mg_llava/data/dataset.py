@@ -27,6 +27,9 @@ from .strays import StrayBoxes
 from .token_cache import TokenCache, cache_key
 from .tokenizer import build_tokenizer
 
+_NAMED = 3
+"""Records that a report names of each kind."""
+
 
 @DATASETS.register_module()
 class LLaVADataset(Dataset):
@@ -241,7 +244,8 @@ class LLaVADataset(Dataset):
         return len(self._skipped)
 
     def report(self) -> dict[str, Any]:
-        """What there is, and what all workers of this process skipped so far."""
+        """What there is, and what all workers of this process skipped so far, with the first few ids of each kind."""
+        strays = [] if self._strays is None else self._strays.first(_NAMED)
         return {
             "name": self.name,
             "data_path": self.data_path,
@@ -250,7 +254,9 @@ class LLaVADataset(Dataset):
             "missing_boxes": self.missing_boxes,
             "encoded_anew": 0 if self.features is None else self.features.encoded_anew,
             "skipped": self._skipped.counts(),
+            "skipped_ids": [self._catalog.at(position).id for position in self._skipped.first(_NAMED)],
             "stray_boxes": 0 if self._strays is None else self._strays.boxes,
+            "stray_ids": [self._catalog.at(position).id for position in strays],
         }
 
     def _candidates(self, index: int) -> Iterator[int]:

@@ -54,6 +54,10 @@ class SkippedSamples:
         found = torch.bincount(self._codes.long(), minlength=len(FAULTS) + 1).tolist()
         return dict(zip(FAULTS, found[1:], strict=True))
 
+    def first(self, count: int) -> list[int]:
+        """Places of the first ``count`` records skipped so far."""
+        return self._codes.nonzero().flatten()[:count].tolist()
+
     def add(self, position: int, error: ValueError) -> None:
         """Note a bad record.
 

@@ -54,6 +54,10 @@ class StrayBoxes:
         )
         print_log(message, logger="current", level=logging.WARNING)
 
+    def first(self, count: int) -> list[int]:
+        """Places of the first ``count`` records with such boxes so far."""
+        return self._counts.nonzero().flatten()[:count].tolist()
+
     @property
     def records(self) -> int:
         """Number of different records with such boxes so far."""

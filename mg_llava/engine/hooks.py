@@ -243,27 +243,39 @@ def _report_lines(dataset: Any) -> list[str]:
     records: dict[str, int] = {}
     anew: Counter[str] = Counter()
     strays: Counter[str] = Counter()
+    ids: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for rank, reports in enumerate(all_gather_object(_reports_of(dataset))):
         where = f" (process {rank})" if get_world_size() > 1 else ""
         for report in reports:
             if isinstance(report, Mapping):
-                sources.setdefault(report["name"], Counter()).update(report["skipped"])
-                records[report["name"]] = report["records"]
-                anew[report["name"]] += report.get("encoded_anew", 0)
-                strays[report["name"]] += report.get("stray_boxes", 0)
+                name = report["name"]
+                sources.setdefault(name, Counter()).update(report["skipped"])
+                records[name] = report["records"]
+                anew[name] += report.get("encoded_anew", 0)
+                strays[name] += report.get("stray_boxes", 0)
+                for kind in ("skipped_ids", "stray_ids"):
+                    ids[name, kind] += report.get(kind, [])
             elif report:
                 lines.append(f"Data{where}: {report}")
     for name, skipped in sources.items():
         if skipped.total():
             kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items() if count)
-            lines.append(f"Data: {skipped.total()} of {records[name]} records of {name} were skipped ({kinds})")
+            some = _name_some(ids[name, "skipped_ids"])
+            lines.append(f"Data: {skipped.total()} of {records[name]} records of {name} were skipped ({kinds}){some}")
     lines += [
         f"Data: {count} samples of {name} were not in the feature cache" for name, count in anew.items() if count
     ]
     lines += [
-        f"Data: {count} boxes of {name} lie outside of their pictures" for name, count in strays.items() if count
+        f"Data: {count} boxes of {name} lie outside of their pictures{_name_some(ids[name, 'stray_ids'])}"
+        for name, count in strays.items()
+        if count
     ]
     return lines
+
+
+def _name_some(ids: Sequence[str]) -> str:
+    """The end of a line that names a few records: warnings of processes other than the first are not logged."""
+    return f", such as id {', '.join(map(repr, dict.fromkeys(ids)))}" if ids else ""
 
 
 def _reports_of(dataset: Any) -> list[Any]:

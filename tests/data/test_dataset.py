@@ -149,7 +149,7 @@ def test_boxes_outside_of_their_picture_are_named_and_counted(files, tokenizer, 
     for _ in range(2):  # two epochs
         loaded = [item for batch in DataLoader(dataset, num_workers=2, collate_fn=list) for item in batch]
     assert [len(item["boxes"][0]) for item in loaded if item["id"] in ("1", "3")] == [1, 3]
-    assert dataset.report()["stray_boxes"] == 2
+    assert (dataset.report()["stray_boxes"], dataset.report()["stray_ids"]) == (2, ["1"])
     dataset = make(files, tokenizer, missing_box="empty")
     assert dataset[1]["id"] == dataset[1]["id"] == "1"
     (message,) = said

@@ -259,7 +259,7 @@ class TestBrokenData:
         first = [batch["data"]["ids"] for batch in loader]
         assert mixture.bad_samples == 2 and [batch["data"]["ids"] for batch in loader] == first
         lines = report_lines(loader, monkeypatch)
-        assert lines == ["Data: 2 of 5 records of bad were skipped (2 bad_image)"]
+        assert lines == ["Data: 2 of 5 records of bad were skipped (2 bad_image), such as id '0', '3'"]
 
     def test_a_limit_stops_the_run(self, sources, tokenizer):
         root, parts = sources
@@ -274,10 +274,11 @@ class TestBrokenData:
         mixture = mix(root, tokenizer, parts, bad_image="skip", no_label="skip")
         mixture[4], mixture[7]
         other = [{"name": "bad", "records": 5, "skipped": {"bad_image": 3, "no_label": 1, "over_budget": 0}}]
+        other[0]["skipped_ids"] = ["3", "4"]
         monkeypatch.setattr("mg_llava.engine.hooks.all_gather_object", lambda mine: [mine, other])
         loader = DataLoader(mixture, 2, collate_fn=collate)
         assert report_lines(loader, monkeypatch) == [
-            "Data: 6 of 5 records of bad were skipped (5 bad_image, 1 no_label)"
+            "Data: 6 of 5 records of bad were skipped (5 bad_image, 1 no_label), such as id '0', '3', '4'"
         ]
 
     def test_the_report_says_only_what_is_new_during_training(self, sources, tokenizer, monkeypatch):
@@ -288,7 +289,7 @@ class TestBrokenData:
             hook.after_train_iter(runner, runner.iter)
             if runner.iter == 2:
                 mixture[4]
-        assert lines == ["Data: 1 of 5 records of bad were skipped (1 bad_image)"]
+        assert lines == ["Data: 1 of 5 records of bad were skipped (1 bad_image), such as id '0'"]
         hook.after_train(runner)
         assert len(lines) == 2
         with pytest.raises(ValueError, match="interval must be at least 1"):

@@ -114,11 +114,12 @@ def test_data_report_counts_bad_samples(runs, monkeypatch):
 
 def test_data_report_counts_stray_boxes(runs, monkeypatch):
     report = {"name": "toy", "records": 8, "skipped": {"bad_image": 1, "no_label": 0}, "stray_boxes": 3}
+    report |= {"skipped_ids": ["b"], "stray_ids": ["a", "c"]}
     monkeypatch.setattr(ToyData, "report", lambda self: report)
     runs.train(custom_hooks=[{"type": "mg_llava.DataReportHook"}])
     log = log_text(runs.work_dir)
-    assert "Data: 1 of 8 records of toy were skipped (1 bad_image)" in log
-    assert "Data: 3 boxes of toy lie outside of their pictures" in log
+    assert "Data: 1 of 8 records of toy were skipped (1 bad_image), such as id 'b'" in log
+    assert "Data: 3 boxes of toy lie outside of their pictures, such as id 'a', 'c'" in log
 
 
 class _Runner:
