@@ -77,10 +77,7 @@ class Prefixes:
 
     def of_rows(self, rows: Tensor) -> DynamicCache:
         """A cache of its own for (B,) int64 ``rows``, the prefix of each."""
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.cache):
-            cache.update(keys[rows], values[rows], layer)
-        return cache
+        return _select(self.cache, rows)
 
 
 @torch.no_grad()
@@ -154,9 +151,17 @@ def generate_after(
             if not len(kept):
                 break
             going, seen, token = going[kept], seen[kept], token[kept]
-            cache.batch_select_indices(kept)
+            cache = _select(cache, kept)
         ids, seen = token[:, None], torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
     return [row[:length] for row, length in zip(new.cpu(), lengths.tolist(), strict=True)], leads
+
+
+def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """A cache of some rows; ``batch_select_indices`` takes three times as long on CPU."""
+    selected = DynamicCache()
+    for layer, (keys, values) in enumerate(cache):
+        selected.update(keys.index_select(0, rows), values.index_select(0, rows), layer)
+    return selected
 
 
 def until_end(ids: Tensor, ends: int | Sequence[int] | None) -> Tensor:
