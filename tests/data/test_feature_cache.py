@@ -15,6 +15,7 @@ from mg_llava.data.feature_cache import FeatureCache, FeatureError
 from mg_llava.data.feature_fill import Pictures, list_jobs, survey_cache
 from mg_llava.data.pictures import PictureError
 from mg_llava.features import Features
+from mg_llava.inference.browse import view_sample
 from tests import features, toy
 
 COUNT = 10  # pictures of the 12 records: nine records have them, one of them two
@@ -94,6 +95,11 @@ def test_samples_hold_features_of_their_boxes(data, llm, filled):
                 check_sample(samples[index], plain[index])
             else:
                 assert samples[index] == plain[index]
+
+
+def test_browsing_shows_pixels_all_the_same(data, llm, filled):
+    plain, cached = (features.make_source(data, llm, feature_cache=folder) for folder in (None, filled))
+    assert view_sample(cached, 1).to_dict() == view_sample(plain, 1).to_dict()
 
 
 def test_shared_pictures_are_kept_once_with_the_boxes_of_all(data, llm, extractor, tmp_path):
