@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="where the result goes, as JSON")
     parser.add_argument("--submission", type=Path, help="write the test server's file here (.json, .tsv or .xlsx)")
     parser.add_argument("--split", help="split of scienceqa (default: test)")
-    parser.add_argument("--box-format", help="how boxes of refcoco were asked for")
+    parser.add_argument("--box-format", help="what fractions of refcoco are of: original (default) or padded picture")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="option of the scorer")
     args = parser.parse_args(arguments)
     options: dict[str, Any] = dict(map(parse_option, args.option))

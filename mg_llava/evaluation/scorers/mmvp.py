@@ -21,7 +21,7 @@ from .files import find_file
 from .joining import Joined, ScoreResult, join_predictions, make_result, share
 from .judge_replies import REPLY_FIELDS
 
-JUDGE_FIELDS = (*REPLY_FIELDS, "gpt_grade", "grade", "gpt_answer", "verdict")
+JUDGE_FIELDS = (*REPLY_FIELDS, "gpt_grade", "grade", "gpt_answer", "verdict", "judgement", "judgment")
 QUESTIONS = "Questions.csv"
 _IDS = ("question_id", "index", "id")
 _TEXTS = ("response", "text", "prediction", "answer")
