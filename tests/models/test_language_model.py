@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +76,9 @@ def test_lora_settings(toy_paths: dict[str, str]) -> None:
     assert settings == {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize(("tuning", "how"), [("full", True), ("lora", True), ("lora", "selective")])
 def test_gradient_checkpointing_is_non_reentrant(
-    toy_paths: dict[str, str], tuning: str, monkeypatch: pytest.MonkeyPatch
+    toy_paths: dict[str, str], tuning: Any, how: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has to work where no input of the LLM needs a gradient, as reentrant checkpointing does not."""
     import torch.utils.checkpoint as checkpoint
@@ -89,7 +90,7 @@ def test_gradient_checkpointing_is_non_reentrant(
         "_checkpoint_without_reentrant_generator",
         lambda *args, **kwargs: used.append(True) or plain(*args, **kwargs),
     )
-    llm = build_language_model(toy_paths["llm"], tuning=tuning, dtype="float32").train()
+    llm = build_language_model(toy_paths["llm"], tuning, dtype="float32", gradient_checkpointing=how).train()
     llm(inputs_embeds=torch.randn(1, 4, 32), labels=torch.tensor([[1, 2, 3, 4]])).loss.backward()
     assert used and all(p.grad is not None for n, p in llm.named_parameters() if "layers" in n and p.requires_grad)
 

@@ -1,6 +1,5 @@
 """FLOPs, memory and time against what the miniature takes, what the paper states, and closed forms."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -169,11 +168,13 @@ def test_four_bits_take_a_quarter(skeleton: Callable[..., Skeleton]) -> None:
 
 def test_checkpointing_trades_memory_for_time() -> None:
     config = load_config("mg_llava_vicuna7b_instruct").copy()
-    with_it = make_plan(config, A100, published=ARCHITECTURES)
-    config.merge_from_dict({"model.llm.gradient_checkpointing": False})
-    without = make_plan(config, A100, published=ARCHITECTURES)
-    assert with_it.flops is not None and without.flops is not None
-    assert with_it.activations is not None and without.activations is not None
-    assert with_it.flops.recomputed > 0 == without.flops.recomputed
-    assert without.activations.peak > 3 * with_it.activations.peak
-    assert math.isclose(sum(with_it.flops.training.values()), sum(without.flops.training.values()))
+    plans = []
+    for how in (False, "selective", True):
+        config.merge_from_dict({"model.llm.gradient_checkpointing": how})
+        plans.append(make_plan(config, A100, published=ARCHITECTURES))
+    recomputed = [plan.flops.recomputed for plan in plans if plan.flops is not None]
+    peaks = [plan.activations.peak for plan in plans if plan.activations is not None]
+    assert recomputed[0] == 0 < 4 * recomputed[1] < recomputed[2]
+    assert peaks[0] > 1.5 * peaks[1] > 3 * peaks[2]
+    totals = {sum(plan.flops.training.values()) for plan in plans if plan.flops is not None}
+    assert max(totals) == pytest.approx(min(totals))  # what is done twice is no part of the work
