@@ -1,5 +1,6 @@
 """Checkpoints of real runs through every layout: one process, two processes with ZeRO, LoRA with its resume."""
 
+import json
 import os
 import subprocess
 import sys
@@ -40,10 +41,64 @@ def test_zero_of_two_processes_equals_one_process(project: Project, stage1: Path
         assert same(stored(tmp_path / f"{name}.pth"), stored(work_dir / "iter_4.pth"))  # nothing lost on the way
     assert inspect(split)[0].kind == f"DeepSpeed ZeRO-{stage} folder"
     found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("split", "alone"))
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        # what bfloat16 leaves of four steps of 2e-3
-        torch.testing.assert_close(found[name], tensor, rtol=2e-2, atol=1e-2, msg=name)
+    assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}
+    assert agreement(split, alone) > 0.9  # bfloat16 there, float32 here
+
+
+def agreement(one: Path, other: Path) -> float:
+    """Cosine between what two runs changed in their last two steps."""
+    changes = []
+    for folder in (one, other):
+        before, after = (load_training_checkpoint(folder / f"iter_{step}.pth") for step in (2, 4))
+        changes.append(torch.cat([(after[name] - before[name]).flatten() for name in sorted(after)]))
+    return float(torch.nn.functional.cosine_similarity(*changes, dim=0))
+
+
+def test_zero_3_of_two_processes_is_one_process_bit_for_bit(project: Project, tmp_path: Path) -> None:
+    """Each record twice, once for each process: their mean is exactly what one process computes.
+
+    The adapters of a frozen LLM, so that ZeRO-3 gives back weights that gradients flow through and nothing changes.
+    """
+    pytest.importorskip("deepspeed")
+    rows = json.loads(Path(project.data["data_path"]).read_text())[:8]
+    folders = {}
+    for name, times in (("once", 1), ("twice", 2)):
+        file = project.folder / "data" / f"{name}.json"
+        file.write_text(json.dumps([row for row in rows for _ in range(times)]))
+        own = Project(project.folder, project.paths, {**project.data, "data_path": str(file)})
+        lora = {"tuning": "lora", "llm": {"lora": {"r": 4, "lora_dropout": 0.0}}}
+        config = own.config(name, "pretrain", batch_size=2, seed=0, **lora)
+        folders[name], output = train_with_zero_3(config, project.folder / "work_dirs" / name, times)
+        assert (folders[name] / "iter_4.pth").exists(), output[-4000:]
+        convert(folders[name], tmp_path / name, "hf", Options(config=config))
+    once, twice = (stored(folder / "iter_4.pth") for folder in folders.values())
+    assert sum(".lora_" in name for name in once) == 28 and same(once, twice)
+    before = stored(folders["twice"] / "iter_2.pth")
+    assert all((twice[name] != before[name]).any() for name in twice)
+    assert same(*(load_file(tmp_path / name / "model.safetensors") for name in folders))
+
+
+def train_with_zero_3(config: Path, work_dir: Path, processes: int) -> tuple[Path, str]:
+    """Train in the order of the records, without clipping, whose norm depends on how parameters are split."""
+    import xtuner.tools.train
+
+    python = Path(sys.executable).parent
+    command = [str(python / "torchrun"), "--standalone", f"--nproc_per_node={processes}"]
+    command += [xtuner.tools.train.__file__, str(config), "--work-dir", str(work_dir), "--seed", "0"]
+    command += ["--launcher", "pytorch", "--deepspeed", "deepspeed_zero3", "--cfg-options"]
+    command += ["train_dataloader.sampler.shuffle=False", "optim_wrapper.clip_grad.max_norm=1e9"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=REPOSITORY, env=environment)
+    return work_dir, done.stdout + done.stderr
+
+
+def test_stage_1_with_a_frozen_llm_under_zero_3(project: Project, stage1: Path) -> None:
+    """The same steps as in one process, although the LLM's weights come and go, and lie in the CPU's memory."""
+    pytest.importorskip("deepspeed")
+    config = project.config("stage1_zero3", "pretrain", batch_size=2, seed=0)
+    work_dir, output = project.train(config, "--deepspeed", "deepspeed_zero3_offload", processes=2)
+    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
+    assert agreement(work_dir, stage1) > 0.9
 
 
 def test_xtuners_converter_on_our_config(project: Project, stage2: Path, tmp_path: Path) -> None:
