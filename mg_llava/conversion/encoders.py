@@ -9,6 +9,7 @@ from mg_llava.conversion.folders import find_folder, map_folder, read_config
 from mg_llava.models.stored import TensorMap, map_state_dict, map_weights
 from mg_llava.models.weights import find_weights
 
+_FIRST_BLOCK = re.compile(r"vision_stages\.(\d+)\.blocks\.0\.conv_dw\.weight")
 _CLIP_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
@@ -25,9 +26,7 @@ def encoder_tensors(prefix: str, config: Mapping[str, Any]) -> TensorMap:
         FileNotFoundError: If a file is absent.
         ValueError: If it is damaged or of another kind.
     """
-    kind = config["type"] if isinstance(config["type"], str) else config["type"].__name__
-    path = config.get("path")
-    kind = kind.rsplit(".", 1)[-1]
+    kind, path = _kind(config), config.get("path")
     if kind == "CLIPEncoder":
         tensors = _clip(find_folder(str(path)), int(config.get("layer", -2)))
     elif kind == "OpenCLIPConvNeXtEncoder" and Path(str(path)).is_dir():
@@ -37,6 +36,43 @@ def encoder_tensors(prefix: str, config: Mapping[str, Any]) -> TensorMap:
 
         tensors = map_state_dict(MODELS.build({**config, "dtype": "float32"}).state_dict())
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def encoder_sizes(model: Mapping[str, Any]) -> dict[str, int]:
+    """Widths that the folders of a model's encoders tell, by the names that the layout has for them.
+
+    Args:
+        model: The model's config.
+
+    Returns:
+        ``low``, ``high`` (last stage) and ``stages`` (all that the box projector reads), as far as the folders are
+        here.
+
+    Raises:
+        ValueError: If a folder's files are damaged.
+    """
+    sizes: dict[str, int] = {}
+    low, high = model.get("low_res_encoder") or {}, model.get("high_res_encoder") or {}
+    if low and _kind(low) == "CLIPEncoder" and Path(str(low.get("path"))).is_dir():
+        config = read_config(Path(str(low["path"])))
+        width = config.get("vision_config", config).get("hidden_size")
+        sizes |= {"low": int(width)} if width else {}
+    if high and _kind(high) == "OpenCLIPConvNeXtEncoder" and Path(str(high.get("path"))).is_dir():
+        channels = _stage_channels(_open_clip(Path(str(high["path"]))))
+        chosen = (model.get("box_projector") or {}).get("stages") or range(len(channels))
+        sizes |= {"high": channels[-1], "stages": sum(channels[index] for index in chosen)}
+    return sizes
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    kind = config["type"] if isinstance(config["type"], str) else config["type"].__name__
+    return kind.rsplit(".", 1)[-1]
+
+
+def _stage_channels(tensors: TensorMap) -> list[int]:
+    """Channels of each stage of a ConvNeXt, from the depthwise convolution of its first block."""
+    found = {int(match[1]): t.shape[0] for name, t in tensors.items() if (match := _FIRST_BLOCK.fullmatch(name))}
+    return [found[number] for number in sorted(found)]
 
 
 def _clip(folder: Path, layer: int) -> TensorMap:

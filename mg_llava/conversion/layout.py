@@ -97,6 +97,7 @@ class Expected:
         depths: Linear layers of each projector.
         llm: Names and shapes of the LLM's parameters without ``llm.``, where its configuration is known.
         tied: Further names of tied weights with the names in ``llm``; they may be absent.
+        sizes: Sizes that are known from elsewhere, by their names in the table of shapes.
     """
 
     parts: frozenset[str] = frozenset(PARTS) - {"llm"}
@@ -104,6 +105,7 @@ class Expected:
     depths: Mapping[str, int] = field(default_factory=lambda: {"projector": 2, "bbox_projector": 2})
     llm: Mapping[str, Shape] | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_layout(
@@ -122,7 +124,7 @@ def check_layout(
     report = KeyReport(parts=summarize(tensors), unknown=list(unknown), ignored=list(ignored))
     wanted = _wanted_shapes(tensors, expected)
     report.missing = [key for key in wanted if key not in tensors]
-    sizes = _vote(tensors, wanted)
+    sizes = _vote(tensors, wanted) | dict(expected.sizes)
     for key, symbols in wanted.items():
         if key in tensors:
             shape = tuple(symbol if isinstance(symbol, int) else _size(symbol, sizes) for symbol in symbols)

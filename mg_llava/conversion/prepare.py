@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mg_llava.conversion.adapters import merge_adapter
+from mg_llava.conversion.encoders import encoder_sizes
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.folders import expected_weights, find_folder, map_folder, read_config
 from mg_llava.conversion.inputs import Checkpoint, open_checkpoint, verify
@@ -215,7 +216,7 @@ def _check(
     adapters_apart: bool,
 ) -> tuple[KeyReport, Mapping[str, str]]:
     """Check all keys: those of adapters among themselves, those of an LLM against its configuration if it is there."""
-    expected = settings.expected() if settings else Expected()
+    expected = replace(settings.expected(), sizes=encoder_sizes(settings.model)) if settings else Expected()
     has_llm = any(key.startswith("llm.") for key in tensors)
     if has_llm and not adapters_apart and folder is not None and read_config(folder):
         trust = bool(settings and settings.llm.get("trust_remote_code"))

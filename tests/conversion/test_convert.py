@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
+from mg_llava.conversion.layout import Expected, check_layout
 from mg_llava.models.checkpoint import load_parts
 from mg_llava.models.checkpoint_io import CheckpointError
+from mg_llava.models.stored import StoredTensor
 from tests import toy
 
 from .conftest import State, assert_same, config_values, read, write_config, write_pth
@@ -101,12 +103,35 @@ def test_a_part_is_missing_or_renamed(state: State, tmp_path: Path, part: str) -
 @pytest.mark.parametrize(
     "key",
     ["fuse_module.fast_conv.weight", "fuse_module.gate.0.weight", "projector.model.0.weight", "projector.model.2.bias",
-     "bbox_projector.model.2.weight", "llm.model.layers.0.mlp.up_proj.weight", "llm.model.embed_tokens.weight"],
+     "bbox_projector.model.0.weight", "bbox_projector.model.2.weight", "llm.model.layers.0.mlp.up_proj.weight",
+     "llm.model.embed_tokens.weight"],
 )  # fmt: skip
 def test_wrong_shape(state: State, values: dict[str, Any], tmp_path: Path, key: str) -> None:
     wrong = torch.zeros([size + 1 for size in state[key].shape])
     report = inspect(write_pth(tmp_path / "iter_1.pth", {**state, key: wrong}, values))[1]
     assert len(report.misshapen) == 1 and report.misshapen[0].startswith(f"{key} {tuple(wrong.shape)} here")
+
+
+def test_layout_of_the_published_vicuna_7b() -> None:
+    """Its 311 keys at full size, without weights; and one wrong number among them."""
+    table = json.loads((Path(__file__).parents[1] / "architectures" / "checkpoint_vicuna_7b.json").read_text())
+    keys = {key.replace("{0..31}", str(n)): tuple(shape) for key, shape in table.items() for n in range(32)}
+    tensors = {key: StoredTensor(shape, torch.float16, lambda: torch.empty(0)) for key, shape in keys.items()}
+    report = check_layout(tensors, Expected())
+    assert len(tensors) == 311 and not report.problems and not report.unknown
+    parameters = {part: has["parameters"] for part, has in report.parts.items()}
+    assert parameters == {
+        "llm": 6_738_415_616,
+        "fuse_module": 6_085_121,
+        "projector": 20_979_712,
+        "bbox_projector": 28_581_888,
+    }
+    wrong = {**tensors, "bbox_projector.model.0.weight": StoredTensor((4096, 1536), torch.float16, torch.empty)}
+    assert not check_layout(wrong, Expected()).problems  # last_only is a variant; only its config could tell
+    wrong["projector.model.2.weight"] = StoredTensor((4096, 5120), torch.float16, torch.empty)
+    assert check_layout(wrong, Expected()).misshapen == [
+        "projector.model.2.weight (4096, 5120) here, (4096, 4096) after the others"
+    ]
 
 
 def test_llm_is_checked_against_its_configuration(
