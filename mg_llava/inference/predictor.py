@@ -19,6 +19,7 @@ from mg_llava.inference.answering import Answering, Batch
 from mg_llava.inference.batching import Item, loaded_windows, windows
 from mg_llava.inference.requests import Answer, BoxesLike, PictureLike, Proposer, Request
 from mg_llava.inference.stopping import Stops
+from mg_llava.models.parts import for_any_machine
 from mg_llava.registry import MODELS, TRANSFORMS
 
 CONFIG_KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
@@ -105,7 +106,7 @@ class Predictor:
             raise FileNotFoundError(
                 f"checkpoint {checkpoint} does not exist; `last_checkpoint` in a work_dir names it"
             )
-        settings = dict(config.model)
+        settings = for_any_machine(config.model)
         if (settings.get("llm") or {}).get("tuning") == "full":
             settings["pretrained_pth"] = None  # all of it is in the checkpoint
         model = MODELS.build(settings)

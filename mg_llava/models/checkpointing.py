@@ -43,7 +43,7 @@ def enable_checkpointing(llm: Any, how: Checkpointing) -> None:
     """
     if how not in CHECKPOINTINGS:
         raise ValueError(f"gradient_checkpointing is {how!r}; known: {', '.join(map(repr, CHECKPOINTINGS))}")
-    if how is False:
+    if not how:
         return
     # ZeRO-3 gives frozen weights back between a layer's computation and its backward pass, and fetches them again when
     # they are needed; torch's check of what was computed again would take them for other weights

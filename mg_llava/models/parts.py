@@ -1,6 +1,6 @@
 """Building the parts of a model, and saying which of them do not go together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -11,6 +11,8 @@ from mg_llava.registry import MODELS
 
 ModuleOrConfig = nn.Module | dict[str, Any]
 
+_FASTER = ("loss_kernel", "compile_vision")
+
 
 def build_part(part: ModuleOrConfig | None, **sizes: Any) -> Any:
     """Build a part from its config, with sizes that follow from other parts; modules and ``None`` pass."""
@@ -20,6 +22,11 @@ def build_part(part: ModuleOrConfig | None, **sizes: Any) -> Any:
     if isinstance(kind, str) and "." not in kind:
         kind = MODELS.get(kind) or kind  # a plain name is ours, whatever scope a runner has made the default
     return MODELS.build({**sizes, **part, "type": kind})
+
+
+def for_any_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model without what makes training faster and needs a GPU, a package or a compiler for it."""
+    return {key: value for key, value in settings.items() if key not in _FASTER}
 
 
 def check_readers(high_res_encoder: ModuleOrConfig | None, **readers: ModuleOrConfig | None) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder, language_model
 from mg_llava.models.checkpointing import Checkpointing
+from mg_llava.models.parts import for_any_machine
 from mg_llava.registry import MODELS
 
 from .architectures import Architecture, find_architecture
@@ -53,7 +54,7 @@ def build_skeleton(settings: Mapping[str, Any], published: str | Path | None = N
         ArchitectureError: Nothing says how large a part is.
         ValueError: The parts do not go together, with every reason in one message.
     """
-    model = dict(settings) | {"pretrained_pth": None}
+    model = for_any_machine(settings) | {"pretrained_pth": None}
     architectures: dict[str, Architecture] = {}
     with torch.device("meta"), tempfile.TemporaryDirectory() as folder:
         for part in ("low_res_encoder", "high_res_encoder"):

@@ -102,6 +102,11 @@ def test_what_cannot_work_is_said(change: dict, options: dict, message: str, toy
     assert any(re.search(message, conflict) for conflict in found.conflicts), found.conflicts
 
 
+def test_what_speeds_training_up_need_not_be_here(toy_config: Config) -> None:
+    toy_config.model.loss_kernel = "liger"
+    assert plan(toy_config).status == 0
+
+
 def test_all_conflicts_are_named_at_once(toy_config: Config) -> None:
     toy_config.optim_wrapper.accumulative_counts = 2
     toy_config.prompt_template = "none"
