@@ -135,7 +135,7 @@ def generate_after(
         hidden = decoder(
             input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        scores = head(hidden[:, -1]).float()  # (b, V)
+        scores = head(hidden[:, -1]).float().to(ids.device)  # (b, V)
         best = scores.topk(2, dim=-1).values
         leads[going] = torch.minimum(leads[going], best[:, 0] - best[:, 1])
         token = scores.argmax(dim=-1)
@@ -160,7 +160,8 @@ def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A cache of some rows; ``batch_select_indices`` takes three times as long on CPU."""
     selected = DynamicCache()
     for layer, (keys, values) in enumerate(cache):
-        selected.update(keys.index_select(0, rows), values.index_select(0, rows), layer)
+        here = rows.to(keys.device)  # layers may be spread over devices
+        selected.update(keys.index_select(0, here), values.index_select(0, here), layer)
     return selected
 
 
