@@ -67,15 +67,16 @@ def main() -> int:
     lora = {"lora_alpha": arguments.lora_alpha} if arguments.lora_alpha is not None else None
     options = Options(**{name: getattr(arguments, name) for name in names}, lora=lora)
     try:
-        if arguments.inspect:
-            checkpoint, report = inspect(arguments.source, options)
-            result = {"path": str(checkpoint.path), "kind": checkpoint.kind, **report.to_dict()}
-        else:
-            with tqdm(unit="B", unit_scale=True, desc="writing") as bar:
-                report = convert(
-                    arguments.source, arguments.target, arguments.to, options, lambda name, size: bar.update(size)
-                )
-            result = {"target": arguments.target, "to": arguments.to, **report.to_dict()}
+        with contextlib.redirect_stdout(sys.stderr):  # the log
+            if arguments.inspect:
+                checkpoint, report = inspect(arguments.source, options)
+                result = {"path": str(checkpoint.path), "kind": checkpoint.kind, **report.to_dict()}
+            else:
+                with tqdm(unit="B", unit_scale=True, desc="writing") as bar:
+                    report = convert(
+                        arguments.source, arguments.target, arguments.to, options, lambda name, size: bar.update(size)
+                    )
+                result = {"target": arguments.target, "to": arguments.to, **report.to_dict()}
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
