@@ -112,8 +112,10 @@ def survey_records(records: Sequence[Any], source: str, limit: int | None = None
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise RecordError("; ".join(problems[:_SHOWN]) + more)
     if not rows:
-        what = f"none of the {len(records)} records has a question with an answer" if len(records) else "no records"
-        raise RecordError(f"{source}: {what}")
+        what = (
+            f"none of the {len(records)} records has a question with an answer" if len(records) else "found no records"
+        )
+        raise RecordError(f"{source}: {what}; a record needs id and conversations with a human and a gpt turn")
     for count, what in ((unanswered, "records without an answered question, left out"), (silent, "empty answers")):
         if count:
             print_log(f"{source}: {count} {what}", logger="current", level=logging.WARNING)

@@ -217,6 +217,9 @@ def test_samples_without_labels(files, tokenizer):
     write_records(files, records[:1])
     with pytest.raises(RecordError, match="none of the 1 records has a question with an answer"):
         make(files, tokenizer)
+    write_records(files, [])
+    with pytest.raises(RecordError, match=r"data\.json: found no records; a record needs id and conversations"):
+        make(files, tokenizer)
 
 
 def test_wrong_settings(files, tokenizer):
