@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mg_llava.features import unpack
@@ -75,7 +75,7 @@ class MGLLaVA(BaseModel):
         compile_vision: bool = False,
     ) -> None:
         # batches lie in pinned memory: while they are copied the next kernels are queued
-        super().__init__(data_preprocessor or dict(type=BaseDataPreprocessor, non_blocking=True))
+        super().__init__(data_preprocessor or dict(type="BaseDataPreprocessor", non_blocking=True))
         check_loss_settings(loss_chunk, loss_kernel)
         if packing is not None and packing < 1:
             raise ValueError(f"packing is {packing}; it must be the length of a row, or None")
