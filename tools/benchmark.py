@@ -8,6 +8,7 @@ Examples:
     python tools/benchmark.py boxes
     python tools/benchmark.py train --boxes 100 10                        # encoders of the paper on a CPU
     python tools/benchmark.py train --llm vicuna7b --device cuda --batch-size 16 --steps 10 --warmup 3 --alone
+    python tools/benchmark.py packing                                     # wasted positions, packed and padded
     python tools/benchmark.py scaling --llm phi3-mini --vision paper --device cuda
     python tools/benchmark.py data --help
 
