@@ -132,6 +132,8 @@ def test_stop_words(predictor: Predictor, toy_paths: dict[str, str], picture: Im
     assert len(short.token_ids) <= len(answer.token_ids)
     both = stopping.predict_many([Request("what?", picture), Request("is there a digit?")], batch_size=2)
     assert both[0].text == short.text
+    shared = stopping.predict_many([Request(text, picture) for text in ("what?", "is there a digit?")], batch_size=2)
+    assert shared[0].text == short.text and not shared[0].truncated
 
 
 def test_sampling_is_possible(predictor: Predictor, picture: Image.Image) -> None:
