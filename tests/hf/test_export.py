@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from mmengine.config import Config
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from mg_llava.hf import MGLLaVAConfig, hf_key, own_key
 from mg_llava.hf.export import folder_files
-from mg_llava.hf.model_card import public_name
+from mg_llava.hf.model_card import model_card, public_name
 from tests import toy
 from tests.hf.conftest import PROCESSOR, Exported, own_state, training_config
 
@@ -132,6 +133,12 @@ def test_model_card(toy_paths: dict[str, str], tmp_path: Path) -> None:
     assert card.startswith("---\n") and "trust_remote_code=True" in card and "convnext_large, 64 px" in card
     assert "base_model" not in card
     assert "$" not in card
+    named = training_config(toy_paths)
+    named["model"]["llm"]["path"] = "lmsys/vicuna-7b-v1.5"
+    text = model_card(named, AutoConfig.from_pretrained(tmp_path), standalone=False)
+    data = ModelCard(text).data  # as the hub reads it
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert data.base_model == "lmsys/vicuna-7b-v1.5"
     for path, name in [
         ("lmsys/vicuna-7b-v1.5", "lmsys/vicuna-7b-v1.5"),
         ("/a/b", ""),
