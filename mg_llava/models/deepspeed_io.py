@@ -45,7 +45,7 @@ def map_deepspeed_folder(folder: Path) -> tuple[TensorMap, dict[str, Any]]:
         _check_shard_count(folder, optimizers)
         weights.update(_frozen_weights(models))
         partitioned = "fp32_flat_groups" in optimizers[0]
-        stage = 3 if partitioned else _configured_stage(first)
+        stage = 3 if partitioned else _stored_stage(optimizers[0])
         weights.update((_join_stage_3 if partitioned else _join_stage_1_2)(folder, first, optimizers))
     for alias, name in dict(first["shared_params"]).items():
         if name in weights:
@@ -54,11 +54,11 @@ def map_deepspeed_folder(folder: Path) -> tuple[TensorMap, dict[str, Any]]:
     return weights, rest | {"zero_stage": stage}
 
 
-def _configured_stage(model: dict[str, Any]) -> int:
-    """1 or 2, whose folders are alike; the optimizer's own ``zero_stage`` is an object, which is not unpickled."""
-    config = model.get("ds_config")
-    stage = (config.get("zero_optimization") or {}).get("stage") if isinstance(config, dict) else None
-    return stage if isinstance(stage, int) else 2
+def _stored_stage(optimizer: dict[str, Any]) -> int:
+    """1 or 2, whose folders are alike; DeepSpeed stores a number, or a member of an enumeration."""
+    stage = optimizer.get("zero_stage")
+    number = getattr(stage, "number", stage)
+    return number if isinstance(number, int) else 2
 
 
 def _load(file: Path, needed: str) -> dict[str, Any]:

@@ -186,9 +186,16 @@ def damaged_message(path: Path, error: Exception) -> str:
 
 
 class _Inert:
-    """Stands for any stored object that is not a weight; accepts whatever the pickle does to it and keeps nothing."""
+    """Stands for any stored object that is not a weight; accepts whatever the pickle does to it.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    It keeps nothing but the number that a member of an enumeration is made from.
+    """
+
+    number: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) == 1 and isinstance(args[0], int):
+            self.number = args[0]
 
     def _ignore(self, *args: Any, **kwargs: Any) -> None: ...
 

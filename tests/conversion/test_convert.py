@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -289,7 +290,7 @@ def write_zero(folder: Path, state: State, stage: int, meta: dict[str, Any], wor
 
     shapes = [{name: tensor.shape for name, tensor in state.items()}]
     common = {"module": {}, "buffer_names": [], "shared_params": {}, "param_shapes": shapes, "meta": meta}
-    common |= {"frozen_param_shapes": None, "ds_config": {"zero_optimization": {"stage": stage}}}
+    common |= {"frozen_param_shapes": None, "ds_config": ConfigDict(zero_optimization={"stage": stage})}
     for rank in range(world):
         if stage == 3:
             flat = torch.cat([shard(tensor.flatten(), rank) for tensor in state.values()])
