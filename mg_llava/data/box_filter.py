@@ -162,8 +162,8 @@ def filter_boxes(
 
 
 def _by_score(scores: np.ndarray) -> np.ndarray:
-    """(n,) int64 indices, best score first; equal scores in their order."""
-    return np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    """(n,) int64 indices, best score first; scores that are equal in float32, as the reference has them, in order."""
+    return np.argsort(-np.asarray(scores, dtype=np.float32), kind="stable")
 
 
 def _best_per_label(labels: Sequence[str], count: int) -> np.ndarray:

@@ -107,6 +107,11 @@ def test_filter_properties(items, max_boxes, cap, text_is_long, iou):
     assert keep.tolist() == again.tolist()
 
 
+def test_scores_are_compared_in_float32():
+    boxes = np.array([[0, 0, 9, 9], [50, 50, 60, 60], [0, 0, 9, 9]], dtype=float)
+    assert filter_boxes(boxes, np.array([0.5, 0.5 + 1e-9, 0.6]), ["a", "b", "b"]).tolist() == [2, 0, 1]
+
+
 def test_result_does_not_depend_on_the_hash_seed():
     code = (
         f"import runpy; filter_boxes = runpy.run_path({box_filter.__file__!r})['filter_boxes'];"  # without the package
