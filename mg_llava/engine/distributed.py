@@ -1,8 +1,13 @@
-"""Several processes on a machine without a GPU: closes the gaps that mmengine, XTuner and DeepSpeed leave there."""
+"""Several processes, or DeepSpeed in one, on a machine without a GPU.
+
+Closes the gaps that mmengine, XTuner and DeepSpeed leave there.
+"""
 
 import functools
 import importlib.util
 import os
+import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +24,26 @@ def is_torchrun_process() -> bool:
     return all(name in os.environ for name in LAUNCHER_VARIABLES)
 
 
+def is_deepspeed_asked_for() -> bool:
+    """Tell whether this is ``xtuner train ... --deepspeed SETTING``; the planner has an option of that name, too."""
+    script, *arguments = sys.argv
+    return os.path.basename(script) == "train.py" and any(a.split("=")[0] == "--deepspeed" for a in arguments)
+
+
 def prepare_cpu_launch() -> bool:
     """Make ``xtuner train --launcher pytorch [--deepspeed ...]`` work with the gloo backend where there is no GPU.
 
-    Does nothing on a machine with an accelerator and in a process not started by ``torchrun``. It has to run before
-    the runner is built and before XTuner chooses the precision of DeepSpeed, that is while the config is being read.
+    Does nothing on a machine with an accelerator, and in a process that neither ``torchrun`` started nor DeepSpeed
+    shall train in. It has to run before the runner is built and before XTuner chooses the precision of DeepSpeed, that
+    is while the config is being read.
 
     Returns:
         Whether something was prepared.
     """
-    if get_device() != "cpu" or not is_torchrun_process():
+    if get_device() != "cpu" or not (is_torchrun_process() or is_deepspeed_asked_for()):
         return False
+    if not is_torchrun_process():
+        _be_alone()
     _declare_bf16_support()
     if importlib.util.find_spec("deepspeed") is not None:
         _disable_deepspeed_shared_memory()
@@ -39,6 +53,14 @@ def prepare_cpu_launch() -> bool:
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     return True
+
+
+def _be_alone() -> None:
+    """Set what ``torchrun`` would for one process; without it DeepSpeed asks MPI, which is rarely there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(zip(LAUNCHER_VARIABLES, ("0", "0", "1", "127.0.0.1", str(port)), strict=True))
 
 
 def _declare_bf16_support() -> None:

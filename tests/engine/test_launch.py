@@ -1,5 +1,7 @@
 """The real `xtuner train` on two CPU processes, plain and with DeepSpeed, against one process; and what it leaves."""
 
+import os
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -99,6 +101,24 @@ def test_nothing_is_prepared_without_torchrun(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(distributed, "get_device", lambda: "cpu")
     assert not distributed.prepare_cpu_launch()
+
+
+@pytest.mark.parametrize("option", [["--deepspeed", "deepspeed_zero2"], ["--deepspeed=deepspeed_zero2"]])
+def test_deepspeed_in_one_process_needs_no_launcher(monkeypatch, option):
+    for name in distributed.LAUNCHER_VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name in ("_declare_bf16_support", "_disable_deepspeed_shared_memory", "_complete_deepspeed_gathers"):
+        monkeypatch.setattr(distributed, name, lambda: None)
+    groups = []
+    monkeypatch.setattr(distributed.dist, "init_process_group", groups.append)
+    monkeypatch.setattr(distributed, "get_device", lambda: "cpu")
+    monkeypatch.setattr(distributed.sys, "argv", ["train.py", "config.py", *option])
+    assert distributed.prepare_cpu_launch()
+    assert groups == ["gloo"]
+    monkeypatch.setattr(distributed.sys, "argv", ["plan.py", "config.py", *option])
+    assert not distributed.is_deepspeed_asked_for()
+    assert os.environ["WORLD_SIZE"] == "1" and os.environ["RANK"] == "0" and int(os.environ["MASTER_PORT"]) > 0
 
 
 def test_nothing_is_prepared_with_a_gpu(monkeypatch):
