@@ -89,8 +89,6 @@ class Answering:
         self.batch_size = batch_size
         self.settings = {"eos_token_id": self.stops.ids, **generation}
         is_greedy = not self.settings["do_sample"] and self.settings.get("num_beams") in (None, 1)
-        if not self.settings["do_sample"]:
-            self.settings = {"temperature": None, "top_p": None, "top_k": None, **self.settings}
         floats = [parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()]
         self.can_share = batch_size > 1 and can_share(self.model.llm, self.settings)
         self.is_exact = is_greedy and all(dtype in (torch.float32, torch.float64) for dtype in floats)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from mg_llava.models.loss import decoder_of, splits_logits
 
@@ -40,12 +40,17 @@ def can_share(llm: Any, settings: dict[str, Any]) -> bool:
     """
     if settings.get("do_sample") or settings.get("num_beams") not in (None, 1) or not splits_logits(llm):
         return False
-    return set(settings) <= _HARMLESS and set(llm.generation_config.to_diff_dict()) <= _HARMLESS
+    return set(settings) <= _HARMLESS
 
 
 def generation_settings(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``llm.generate``: greedy, with the LLM's own end tokens, unless ``given`` says otherwise."""
-    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 100, "use_cache": True} | given
+    """Arguments of ``llm.generate``: greedy, with the LLM's own end tokens, unless ``given`` says otherwise.
+
+    What else the LLM's folder asks for, such as the repetition penalty of Qwen2.5's, was made for chats and would
+    change benchmark replies; none of it is taken.
+    """
+    plain: dict[str, Any] = {"generation_config": GenerationConfig(), "do_sample": False}
+    settings = plain | {"max_new_tokens": 100, "use_cache": True} | given
     ends = settings.setdefault("eos_token_id", llm.generation_config.eos_token_id)
     if settings.get("pad_token_id") is None:
         settings["pad_token_id"] = ends[0] if isinstance(ends, list | tuple) else ends

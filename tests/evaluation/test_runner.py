@@ -165,11 +165,21 @@ def test_prefixes_are_read_once(predictor: Predictor, tmp_path: Path, monkeypatc
     monkeypatch.setattr(answering, "MARGIN", 0.0)
     run(predictor, ToyBenchmark(tmp_path), tmp_path / "shared", batch_size=16)
     assert read == [5], "five pictures, of three questions each"
-    monkeypatch.setattr(predictor.model.llm.generation_config, "repetition_penalty", 1.2)
-    run(predictor, ToyBenchmark(tmp_path), tmp_path / "penalty", batch_size=16)
     monkeypatch.setattr(answering, "MARGIN", answering.MARGIN)
-    run(predictor, ToyBenchmark(tmp_path), tmp_path / "single", batch_size=1)
+    run(predictor, ToyBenchmark(tmp_path), tmp_path / "penalty", batch_size=16, repetition_penalty=1.2)
+    run(predictor, ToyBenchmark(tmp_path), tmp_path / "single", batch_size=1, repetition_penalty=1.2)
     assert final(tmp_path / "penalty") == final(tmp_path / "single") != final(tmp_path / "shared")
+
+
+def test_habits_of_the_llm_folder_do_not_change_replies(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(predictor, ToyBenchmark(tmp_path), tmp_path / "plain", batch_size=1)
+    monkeypatch.setattr(predictor.model.llm.generation_config, "repetition_penalty", 1.2)
+    monkeypatch.setattr(predictor.model.llm.generation_config, "do_sample", True)
+    for size in (1, 16):
+        run(predictor, ToyBenchmark(tmp_path), tmp_path / str(size), batch_size=size)
+        assert final(tmp_path / str(size)) == final(tmp_path / "plain")
 
 
 def test_boxes_of_questions_about_one_picture_may_differ(predictor: Predictor, tmp_path: Path) -> None:
