@@ -55,7 +55,8 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpointing",
         choices=list(_CHECKPOINTING),
-        help="what activations of the LLM are computed again, in both ways (default: full on a GPU, off elsewhere)",
+        default="full",
+        help="what activations of the LLM are computed again, in both ways (default: full, as in the recipe)",
     )
     parser.add_argument(
         "--model", nargs="+", default=[], metavar="KEY=VALUE", help="more arguments of our model, such as packing=4096"
@@ -78,7 +79,7 @@ def case_from(args: argparse.Namespace, **values: Any) -> Any:
     model, known = _parse(args.model), inspect.signature(MGLLaVA.__init__).parameters
     if unknown := [key for key in model if key not in known]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(known)}")
-    checkpointing = _CHECKPOINTING[args.checkpointing or ("full" if args.device.startswith("cuda") else "off")]
+    checkpointing = _CHECKPOINTING[args.checkpointing]
     folder = {} if args.architectures is None else {"architectures": args.architectures}
     names = ("llm", "vision", "stage", "device", "batch_size", "text", "threads", "seed")
     common = {name: getattr(args, name) for name in names}
