@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,9 @@ EVALUATED_BY = ("evaluate.py", "benchmarks.py", "benchmark_files.py")
 PROGRESS = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\].*? loss: (\S+)")
 ANSWERED = re.compile(r"^\d+/\d+$", re.MULTILINE)
 STAGES = {"stage1": "pretrain", "stage2": "instruct"}
+
+_reading = threading.Lock()
+"""mmengine keeps the way in which a config is being read in a class attribute, and runs are done by threads."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,9 @@ def stage_fingerprint(variant: Variant, stage: str, seed: int, settings: Setting
     before = stage_fingerprint(variant, "stage1", seed, settings) if stage == "stage2" else ""
     data = read_json(GENERATED / "meta.json").get("fingerprint")
     digest = hashlib.sha256(f"{seed} {settings.cfg_options} {data} {before}".encode())
-    config = Config.fromfile(str(ROOT / variant.config(stage))).to_dict()  # reads it without importing what it names
+    with _reading:
+        # reads it without importing what it names
+        config = Config.fromfile(str(ROOT / variant.config(stage))).to_dict()
     digest.update(json.dumps({key: config[key] for key in TRAINED_BY}, sort_keys=True).encode())
     for path in sorted(path for name in WEIGHTS for path in (NANO / name).glob("*") if path.is_file()):
         digest.update(path.read_bytes())

@@ -4,6 +4,7 @@ import shutil
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_fingerprint_follows_settings_and_not_the_text_of_configs(
     assert runs.stage_fingerprint(full, "stage2", 0, settings) == wanted
     base.write_text(base.read_text().replace('"lr": 4e-3', '"lr": 5e-3'))
     assert runs.stage_fingerprint(full, "stage2", 0, settings) != wanted
+
+
+def test_fingerprints_of_runs_at_the_same_time(tmp_path: Path) -> None:
+    settings = runs.Settings(tmp_path)
+    alone = {variant.name: runs.run_fingerprint(variant, 0, settings) for variant in runs.VARIANTS.values()}
+    for _ in range(5):
+        with ThreadPoolExecutor(len(alone)) as pool:
+            found = pool.map(lambda variant: runs.run_fingerprint(variant, 0, settings), runs.VARIANTS.values())
+        assert dict(zip(alone, found, strict=True)) == alone
 
 
 def test_progress_lines() -> None:
