@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from mmengine.logging import print_log
-from torch.utils.data import get_worker_info
 
 from .box_augment import BoxAugmentation
 from .catalog import RecordCatalog
 from .feature_cache import FeatureCache, FeatureError
 from .feature_file import describe_pictures, picture_key
 from .records import fingerprint
+from .tally import Tally
 
 MissingFeatures = Literal["error", "picture"]
 
 _POLICIES = ("error", "picture")
-_SLOTS = 64
 _SHOWN = 3
 _VERSION = 1
 
@@ -53,16 +51,14 @@ class FeatureSource:
             raise ValueError(f"missing_features is {missing!r}; allowed: {', '.join(map(repr, _POLICIES))}")
         self.cache = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
         self.missing = missing
-        self._warned = False
-        # a slot per worker, so that none writes where another does; shared by the processes
-        self._counts = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
+        self._missed = Tally()
         self._check_settings(processor, augmentation)
         self.absent = self._check_records(catalog)
 
     @property
     def encoded_anew(self) -> int:
         """Number of samples whose pictures were opened and encoded so far, in all workers of this process."""
-        return int(self._counts.sum())
+        return self._missed.total
 
     def miss(self, owner: str, error: FeatureError) -> None:
         """Count a sample without features, or refuse it, as the policy says.
@@ -72,12 +68,7 @@ class FeatureSource:
         """
         if self.missing == "error":
             raise FeatureError(f"{owner}: {error}; {_advice()}") from error
-        worker = get_worker_info()
-        self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1)] += 1
-        if not self._warned:
-            self._warned = True
-            message = f"{owner}: {error}; such samples are counted, their pictures are opened and encoded"
-            print_log(message, logger="current", level=logging.WARNING)
+        self._missed.add(f"{owner}: {error}; such samples are counted, their pictures are opened and encoded")
 
     def _check_settings(self, processor: Any, augmentation: Any) -> None:
         stated, own = self.cache.about["pictures"], describe_pictures(processor)

@@ -15,7 +15,6 @@ from transformers import DynamicCache, GenerationConfig
 from mg_llava.models.loss import decoder_of, splits_logits
 
 _HARMLESS = {
-    "_from_model_config",
     "bos_token_id",
     "do_sample",
     "eos_token_id",
@@ -26,7 +25,6 @@ _HARMLESS = {
     "temperature",
     "top_k",
     "top_p",
-    "transformers_version",
     "use_cache",
 }
 """Arguments of ``generate`` that do not look at the ids of the prompt."""

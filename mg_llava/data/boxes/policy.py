@@ -1,25 +1,21 @@
 """What a picture without a box record gets: an error, a stand-in, or boxes that are found now."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from mmengine.logging import print_log
 from PIL import Image
-from torch.utils.data import get_worker_info
 
 from mg_llava.registry import TRANSFORMS
 
 from ..pictures import to_rgb
 from ..schema import NO_BOXES, BoxRecord, RecordError, make_box_record
+from ..tally import Tally
 
 MissingBox = Literal["error", "empty", "picture", "corner", "detect"]
 Picture = Image.Image | Callable[[], Image.Image]
 
-_SLOTS = 64
 _EMPTY_BOX = {"empty": "none", "picture": "picture", "corner": "corner"}
 _MEANING = {
     "empty": "they get no box tokens",
@@ -70,14 +66,12 @@ class MissingBoxes:
         self.policy = policy
         self._proposer = proposer
         self._to_frame = to_frame or to_rgb
-        self._warned = False
-        # A slot per worker, so that none writes where another does; shared by the processes.
-        self._counts = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
+        self._applied = Tally()
 
     @property
     def count(self) -> int:
         """Number of times that the policy was applied so far, by all workers."""
-        return int(self._counts.sum())
+        return self._applied.total
 
     @property
     def meaning(self) -> str:
@@ -97,12 +91,7 @@ class MissingBoxes:
         """
         if self.policy == "error":
             raise RecordError(f"{owner}; {advice()}")
-        worker = get_worker_info()
-        self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1)] += 1
-        if not self._warned:
-            self._warned = True
-            message = f"{owner}; such pictures are counted, {self.meaning}"
-            print_log(message, logger="current", level=logging.WARNING)
+        self._applied.add(f"{owner}; such pictures are counted, {self.meaning}")
         if self.policy == "detect":
             return self._detect(owner, picture)
         return StandIn(NO_BOXES.boxes, NO_BOXES.scores, (), _EMPTY_BOX[self.policy])  # type: ignore[arg-type]
