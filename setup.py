@@ -53,5 +53,5 @@ setup(
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL,
     extras_require=EXTRAS,
-    entry_points={"lmms_eval.models": ["mg_llava = mg_llava.evaluation.lmms_eval_adapter:manifest"]},
+    entry_points={"lmms_eval.models": ["mg_llava = mg_llava.evaluation.lmms:manifest"]},
 )

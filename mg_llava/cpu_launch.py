@@ -7,6 +7,6 @@ import os
 import sys
 
 if "LOCAL_RANK" in os.environ or any(argument.startswith("--deepspeed") for argument in sys.argv):
-    from mg_llava.engine.distributed import prepare_cpu_launch
+    from mg_llava.engine.launch import prepare_cpu_launch
 
     prepare_cpu_launch()

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.data import LLaVADataset
-from mg_llava.data.feature_cache import FeatureCache
-from mg_llava.data.feature_file import FeatureWriter
-from mg_llava.data.feature_fill import Pictures, about_cache, fill_feature_cache, list_jobs
-from mg_llava.models.frozen import FeatureExtractor
+from mg_llava.data.features.cache import FeatureCache
+from mg_llava.data.features.file import FeatureWriter
+from mg_llava.data.features.fill import Pictures, about_cache, fill_feature_cache, list_jobs
+from mg_llava.models.vision import FeatureExtractor
 from tests import toy
 
 

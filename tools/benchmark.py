@@ -43,7 +43,7 @@ def main() -> int:
         name, words = file.stem.replace("_", "-"), read_help(file)
         command = commands.add_parser(name, help=words, description=words)
         if name in sys.argv[1:2]:  # only this one is imported: others may need packages that are not there
-            modules[name] = importlib.import_module(f"mg_llava.benchmarks.{file.stem}")
+            modules[name] = importlib.import_module(f"mg_llava.profiling.{file.stem}")
             modules[name].add_arguments(command)
     arguments = parser.parse_args()
     try:

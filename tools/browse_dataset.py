@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def browse(arguments: argparse.Namespace) -> list[str]:
     """Draw the samples; returns a message for each that could not be drawn."""
-    from mg_llava.inference.browse_run import SampleChooser, load_dataset, write_samples
+    from mg_llava.inspection.browse.run import SampleChooser, load_dataset, write_samples
 
     dataset, has_box_tokens = load_dataset(arguments.config)
     chooser = SampleChooser(dataset, arguments.source)

@@ -52,7 +52,7 @@ def main() -> int:
     arguments = parse_arguments()
     from mmengine.config import Config
 
-    from mg_llava.data.doctor import ConfigError, Options, check_config
+    from mg_llava.inspection.doctor import ConfigError, Options, check_config
 
     out = arguments.out or Path("work_dirs/check_data") / f"{arguments.config.stem}.json"
     cache = out.with_suffix(".pictures.jsonl")

@@ -67,7 +67,7 @@ def convert(arguments: argparse.Namespace) -> int:
             hashed.total = count
             hashed.update(done - hashed.n)
 
-        from mg_llava.data.boxes.pictures import hash_pictures
+        from mg_llava.data.boxes.hashing import hash_pictures
 
         where = (arguments.records, arguments.images)
         pictures = () if without else hash_pictures(*where, journal, arguments.workers, on_pictures)
@@ -93,8 +93,8 @@ def convert(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Do what was asked."""
     arguments = parse_arguments()
+    from mg_llava.data.boxes._table import BoxTable
     from mg_llava.data.boxes.convert import verify_store, write_json
-    from mg_llava.data.boxes.table import BoxTable
 
     store = arguments.source[0]
     try:

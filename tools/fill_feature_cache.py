@@ -59,7 +59,7 @@ def main() -> int:
     arguments = parse_arguments()
     from mmengine.config import Config
 
-    from mg_llava.evaluation.processes import Processes
+    from mg_llava.work.processes import Processes
 
     try:
         config = Config.fromfile(arguments.config)
@@ -95,11 +95,11 @@ def fill(arguments: Any, config: Any, sources: list[Any], folder: Path, processe
     """Add what is not there; the report of all processes, and whether every picture could be read."""
     from tqdm import tqdm
 
-    from mg_llava.data.feature_cache import FeatureCache
-    from mg_llava.data.feature_file import FeatureWriter
-    from mg_llava.data.feature_fill import Pictures, about_cache, add_reports, fill_feature_cache, list_jobs
-    from mg_llava.evaluation.processes import local_device
-    from mg_llava.models.frozen import FeatureExtractor
+    from mg_llava.data.features.cache import FeatureCache
+    from mg_llava.data.features.file import FeatureWriter
+    from mg_llava.data.features.fill import Pictures, about_cache, add_reports, fill_feature_cache, list_jobs
+    from mg_llava.models.vision import FeatureExtractor
+    from mg_llava.work.processes import local_device
 
     device = arguments.device or local_device()
     extractor = FeatureExtractor.build(config.model).to(device)
@@ -128,8 +128,8 @@ def check(arguments: Any, config: Any, sources: list[Any], folder: Path, process
 
     from tqdm import tqdm
 
-    from mg_llava.data.feature_cache import FeatureCache
-    from mg_llava.data.feature_fill import Pictures, list_jobs, survey_cache
+    from mg_llava.data.features.cache import FeatureCache
+    from mg_llava.data.features.fill import Pictures, list_jobs, survey_cache
 
     cache = FeatureCache(folder)
     jobs = list_jobs(sources, processes.rank, processes.size)

@@ -51,7 +51,7 @@ def fill(settings: dict, workers: int) -> dict[str, int]:
     from tqdm import tqdm
 
     from mg_llava.data import sources_of
-    from mg_llava.data.token_cache import fill_token_cache
+    from mg_llava.data.text.token_cache import fill_token_cache
     from mg_llava.registry import DATASETS
 
     counts = {}

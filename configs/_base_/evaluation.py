@@ -2,7 +2,7 @@
 
 from mmengine.dataset import DefaultSampler
 
-from mg_llava.evaluation.test_loop import BenchmarkDataset, BenchmarkLoop, BenchmarkMetric, collate_questions
+from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkLoop, BenchmarkMetric, collate_questions
 
 
 def evaluate_on(
@@ -48,7 +48,7 @@ def evaluate_on(
         test_cfg=dict(type=BenchmarkLoop, **(generation or {})),
         # as in runtime.py, but it also loads what `xtuner test` gives it; mmengine wants the name
         model_wrapper_cfg=dict(
-            type="mg_llava.evaluation.test_loop.DistributedModel",
+            type="mg_llava.evaluation.xtuner_loop.DistributedModel",
             device_ids=None,
             broadcast_buffers=False,
             find_unused_parameters=False,

@@ -9,7 +9,7 @@ with read_base():
     from .recipe import instruct, pretrain
     from .vision import nano as nano_vision
 
-from mg_llava.data.box_augment import BoxAugmentation
+from mg_llava.data.boxes.augment import BoxAugmentation
 
 nano_settings = dict(
     **nano_llm,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mg_llava.data.pictures import open_picture
+from mg_llava.data.pictures.files import open_picture
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.benchmarks.multiple_choice import MMBench, options_of
 from mg_llava.evaluation.benchmarks.yes_no import POPE

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mg_llava.conversion.files import ConversionError
-from mg_llava.models.language_model import LORA_DEFAULTS
-from mg_llava.models.stored import StoredTensor, TensorMap
+from mg_llava.models.llm import LORA_DEFAULTS
+from mg_llava.models.weights.stored import StoredTensor, TensorMap
 
 _WRAPPED = "base_model.model."
 _LORA = re.compile(

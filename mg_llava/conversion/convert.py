@@ -17,7 +17,7 @@ from mg_llava.conversion.inputs import LLM_FOLDER, PROJECT_KEY, VISION_FILE
 from mg_llava.conversion.layout import KeyReport
 from mg_llava.conversion.prepare import Options, Source, prepare
 from mg_llava.conversion.writers import Progress, total_bytes, write_pth, write_safetensors
-from mg_llava.models.stored import TensorMap
+from mg_llava.models.weights.stored import TensorMap
 
 Target = Literal["hf", "parts", "reference", "mmengine"]
 TARGETS: dict[str, str] = {

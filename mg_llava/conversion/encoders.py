@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.conversion.folders import find_folder, map_folder, read_config
-from mg_llava.models.stored import TensorMap, map_state_dict, map_weights
-from mg_llava.models.weights import find_weights
+from mg_llava.models.weights.loading import find_weights
+from mg_llava.models.weights.stored import TensorMap, map_state_dict, map_weights
 
 _FIRST_BLOCK = re.compile(r"vision_stages\.(\d+)\.blocks\.0\.conv_dw\.weight")
 _CLIP_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")

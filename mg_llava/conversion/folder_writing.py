@@ -19,7 +19,7 @@ from mg_llava.conversion.writers import (
     total_bytes,
     write_safetensors,
 )
-from mg_llava.models.stored import TensorMap
+from mg_llava.models.weights.stored import TensorMap
 
 
 def without_ties(llm: TensorMap, tied: Mapping[str, str]) -> TensorMap:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mg_llava.models.checkpoint import PARTS
-from mg_llava.models.stored import TensorMap
+from mg_llava.models.weights.parts import PARTS
+from mg_llava.models.weights.stored import TensorMap
 
 Shape = tuple[int, ...]
 Symbol = int | str

@@ -14,9 +14,9 @@ from mg_llava.conversion.folders import expected_weights, find_folder, map_folde
 from mg_llava.conversion.inputs import Checkpoint, open_checkpoint, verify
 from mg_llava.conversion.layout import Expected, KeyReport, check_layout, summarize
 from mg_llava.conversion.settings import Settings, read_settings
-from mg_llava.models.checkpoint import PARTS
-from mg_llava.models.stored import StoredTensor, TensorMap
-from mg_llava.models.weights import resolve_dtype
+from mg_llava.models.weights.loading import resolve_dtype
+from mg_llava.models.weights.parts import PARTS
+from mg_llava.models.weights.stored import StoredTensor, TensorMap
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import sort_tensors
 from mg_llava.conversion.prepare import Options, complete
 from mg_llava.conversion.settings import settings_of
-from mg_llava.models.checkpoint import PARTS
-from mg_llava.models.stored import map_state_dict
+from mg_llava.models.weights.parts import PARTS
+from mg_llava.models.weights.stored import map_state_dict
 
 FORMATS: dict[str, Target] = {"xtuner": "hf", "huggingface": "hf", "official": "parts"}
 """Layout for each ``--save-format`` of XTuner's; its default must give a folder that is complete."""

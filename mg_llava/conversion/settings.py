@@ -8,7 +8,7 @@ from typing import Any
 
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.layout import Expected
-from mg_llava.models.language_model import LORA_DEFAULTS
+from mg_llava.models.llm import LORA_DEFAULTS
 
 KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
 """Keys of a training config that describe the model and how it is talked to."""

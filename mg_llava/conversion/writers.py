@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mg_llava.conversion.files import ConversionError, atomic_file
 from mg_llava.conversion.mapped import release_mapped_weights
-from mg_llava.models.stored import SAFETENSORS_DTYPES, StoredTensor, TensorMap
+from mg_llava.models.weights.stored import SAFETENSORS_DTYPES, StoredTensor, TensorMap
 
 INDEX = "model.safetensors.index.json"
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}

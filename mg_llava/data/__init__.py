@@ -1,11 +1,11 @@
 """Records, pictures and boxes: everything between the files and the batch that the model takes."""
 
-from .box_augment import BoxAugmentation
-from .collate import collate
-from .dataset import LLaVADataset
-from .mixture import MixtureDataset, sources_of
-from .processor import PictureProcessor
-from .samplers import LengthGroupedSampler
+from mg_llava.data.boxes.augment import BoxAugmentation
+from mg_llava.data.collate import collate
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.mixture import MixtureDataset, sources_of
+from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.samplers import LengthGroupedSampler
 
 __all__ = [
     "BoxAugmentation",

@@ -8,24 +8,23 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from mg_llava.data.boxes.store import BadRecord, BoxStore, MissingBox
+from mg_llava.data.config import build_transform, open_boxes, resolve_paths
+from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureError
+from mg_llava.data.features.source import FeatureSource, MissingFeatures
+from mg_llava.data.lengths import estimate_boxes, estimate_texts, signed_lengths, spread
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.pictures.loading import BoxAugmentation, PictureLoader
+from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.records.catalog import RecordCatalog
+from mg_llava.data.records.schema import LLaVARecord
+from mg_llava.data.skipped import BadSample, SkippedSamples
+from mg_llava.data.strays import StrayBoxes
+from mg_llava.data.text.budget import BudgetError, TokenBudget
+from mg_llava.data.text.conversation import EncodedConversation, NoLabelError, Template, encode_conversation
+from mg_llava.data.text.token_cache import TokenCache, cache_key
+from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.registry import DATASETS
-
-from .box_store import BadRecord, BoxStore, MissingBox
-from .budget import BudgetError, TokenBudget
-from .catalog import RecordCatalog
-from .conversation import EncodedConversation, NoLabelError, Template, encode_conversation
-from .feature_cache import FeatureCache, FeatureError, NoPictureError
-from .feature_source import FeatureSource, MissingFeatures
-from .lengths import estimate_boxes, estimate_texts, signed_lengths, spread
-from .loading import BoxAugmentation, PictureLoader
-from .pictures import PictureError
-from .processor import PictureProcessor
-from .schema import LLaVARecord
-from .settings import build_transform, open_boxes, resolve_paths
-from .skipped import BadSample, SkippedSamples
-from .strays import StrayBoxes
-from .token_cache import TokenCache, cache_key
-from .tokenizer import build_tokenizer
 
 _NAMED = 3
 """Records that a report names of each kind."""

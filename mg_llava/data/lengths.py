@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from .box_filter import filter_boxes
-from .box_store import BoxStore, picture_keys
-from .budget import TokenBudget
-from .conversation import Template, encode_conversation
-from .processor import PictureProcessor
-from .schema import BoxRecord, LLaVARecord
+from mg_llava.data.boxes.filter import filter_boxes
+from mg_llava.data.boxes.store import BoxStore, picture_keys
+from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.records.schema import BoxRecord, LLaVARecord
+from mg_llava.data.text.budget import TokenBudget
+from mg_llava.data.text.conversation import Template, encode_conversation
 
 _CALIBRATION = 64
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from mg_llava.data.boxes.store import BoxStore
+from mg_llava.data.config import build_transform, open_boxes, resolve_paths
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.features.cache import FeatureCache
+from mg_llava.data.text.conversation import Template
+from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.registry import DATASETS
-
-from .box_store import BoxStore
-from .conversation import Template
-from .dataset import LLaVADataset
-from .feature_cache import FeatureCache
-from .settings import build_transform, open_boxes, resolve_paths
-from .tokenizer import build_tokenizer
 
 
 @DATASETS.register_module()

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from mmengine.logging import print_log
 
-from .budget import BudgetError
-from .conversation import NoLabelError
-from .pictures import PictureError
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.text.budget import BudgetError
+from mg_llava.data.text.conversation import NoLabelError
 
 BadSample = Literal["error", "skip"]
 

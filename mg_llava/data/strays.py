@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 
-from .schema import BoxRecord
+from mg_llava.data.records.schema import BoxRecord
 
 _LOGGED = 5
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mg_llava.data.box_filter import Cap, filter_boxes
-from mg_llava.data.schema import BoxRecord
+from mg_llava.data.boxes.filter import Cap, filter_boxes
+from mg_llava.data.records.schema import BoxRecord
 
 
 def from_padded_square(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

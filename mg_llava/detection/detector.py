@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import print_log
 from PIL import Image
 
-from mg_llava.data.schema import NO_BOXES, BoxRecord
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.detection.boxes import tidy_boxes
 from mg_llava.detection.tags import PictureName, Tags
 

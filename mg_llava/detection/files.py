@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mg_llava.data.box_store import open_box_store
-from mg_llava.data.schema import NO_BOXES, BoxRecord, RecordError, make_box_record
+from mg_llava.data.boxes.store import open_box_store
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError, make_box_record
 from mg_llava.detection.boxes import from_shares
 from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.tags import PictureName, Tags

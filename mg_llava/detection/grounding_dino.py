@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mg_llava.data.schema import BoxRecord
+from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import from_shares, join_records
 from mg_llava.detection.detector import Detector, Size, log_split, split_text
-from mg_llava.detection.devices import autocast, pick_device
 from mg_llava.detection.tags import PictureName, Tags
 from mg_llava.registry import DETECTORS
+from mg_llava.work.devices import autocast, pick_device
 
 _SEPARATORS = str.maketrans({".": " ", "?": " "})
 """The network takes these for ends of a phrase."""

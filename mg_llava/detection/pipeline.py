@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mg_llava.data.box_filter import Cap
-from mg_llava.data.pictures import to_rgb
-from mg_llava.data.schema import BoxRecord
+from mg_llava.data.boxes.filter import Cap
+from mg_llava.data.pictures.files import to_rgb
+from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import tidy_boxes
 from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.proposals import Proposals

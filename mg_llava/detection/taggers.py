@@ -16,9 +16,9 @@ from mmengine.logging import print_log
 from PIL import Image
 from torch import Tensor
 
-from mg_llava.detection.devices import autocast, pick_device
 from mg_llava.detection.tags import PictureName, Tags, clean_tags, read_tag_list, split_tags
 from mg_llava.registry import TAGGERS
+from mg_llava.work.devices import autocast, pick_device
 
 _TEXT_BATCH = 32
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from mg_llava.data.schema import RecordError
+from mg_llava.data.records.schema import RecordError
 from mg_llava.registry import TAGGERS
 
 Tags = tuple[str, ...]

@@ -16,11 +16,11 @@ import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
 
-from mg_llava.data.box_augment import BoxAugmentation
-from mg_llava.data.box_store import BoxStore, open_box_store
-from mg_llava.data.pictures import to_rgb
-from mg_llava.data.records import fingerprint
-from mg_llava.data.schema import BoxRecord
+from mg_llava.data.boxes.augment import BoxAugmentation
+from mg_llava.data.boxes.store import BoxStore, open_box_store
+from mg_llava.data.pictures.files import to_rgb
+from mg_llava.data.records.open import fingerprint
+from mg_llava.data.records.schema import BoxRecord
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.registry import TRANSFORMS
 

@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str:
-    from mg_llava.evaluation.processes import Processes
     from mg_llava.evaluation.suite import Model, Suite, build_benchmarks, choose_settings, find_box_files
+    from mg_llava.work.processes import Processes
 
     benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)

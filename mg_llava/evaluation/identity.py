@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mg_llava.data.records import fingerprint
+from mg_llava.data.records.open import fingerprint
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.inference import Predictor
 
@@ -85,7 +85,7 @@ def hash_checkpoint(path: str | Path) -> str:
     Raises:
         FileNotFoundError: There is nothing at ``path``.
     """
-    from mg_llava.models.checkpoint_io import newest_checkpoint
+    from mg_llava.models.weights.checkpoint import newest_checkpoint
 
     path = newest_checkpoint(Path(path))
     if path.is_file():

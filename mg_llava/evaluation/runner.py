@@ -16,15 +16,15 @@ import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
 
-from mg_llava.data.schema import NO_BOXES, BoxRecord
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.identity import package_versions, run_identity
 from mg_llava.evaluation.predictions import Line, Replies, write_json
-from mg_llava.evaluation.processes import Processes
 from mg_llava.evaluation.scorers import ScoreResult
 from mg_llava.inference import Answer, Predictor, Request
 from mg_llava.inference.answering import Batch
 from mg_llava.inference.predictor import CACHE_MB
+from mg_llava.work.processes import Processes
 
 Progress = Callable[[int, int], None]
 """Called with the number of questions that this process has answered and of all that it has to."""

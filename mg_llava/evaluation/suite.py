@@ -10,18 +10,18 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mg_llava.data.pictures import to_rgb
+from mg_llava.data.pictures.files import to_rgb
 from mg_llava.evaluation.ablation import Setting, format_differences, fusion_off, parse_settings, run_ablation
 from mg_llava.evaluation.benchmark import Benchmark
 from mg_llava.evaluation.boxes import BoxSource, build_box_source
 from mg_llava.evaluation.catalog import benchmark_config, default_boxes, find_entry
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
-from mg_llava.evaluation.processes import Processes, local_device
 from mg_llava.evaluation.report import PAGE_FILE, format_table, make_entry, merge_results, write_page
 from mg_llava.evaluation.runner import RunResult, run_benchmark
 from mg_llava.evaluation.scorers import ScoreResult
 from mg_llava.inference import Predictor
 from mg_llava.registry import BENCHMARKS
+from mg_llava.work.processes import Processes, local_device
 
 
 @dataclass(frozen=True)

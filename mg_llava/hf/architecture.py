@@ -9,17 +9,17 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mg_llava.data.processor import PictureProcessor
-from mg_llava.data.tokenizer import build_tokenizer
+from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.text.stopping import Stops
+from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import MGLLaVAImageProcessor
 from mg_llava.hf.processing import MGLLaVAProcessor
 from mg_llava.hf.prompts import template_of, template_to_dict
-from mg_llava.inference.stopping import Stops
-from mg_llava.models.encoders import read_normalization
-from mg_llava.models.stored import map_weights
-from mg_llava.models.views import CLIP_MEAN, CLIP_STD
-from mg_llava.models.weights import find_weights, infer_convnext_kwargs
+from mg_llava.models.encoders.all import read_normalization
+from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
+from mg_llava.models.weights.loading import find_weights, infer_convnext_kwargs
+from mg_llava.models.weights.stored import map_weights
 from mg_llava.registry import MODELS, TRANSFORMS
 
 NEW_TOKENS = 100

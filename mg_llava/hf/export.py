@@ -12,7 +12,7 @@ from mg_llava.hf.architecture import build_processor, describe_generation, descr
 from mg_llava.hf.keys import hf_key, own_key
 from mg_llava.hf.model_card import model_card
 from mg_llava.hf.standalone import auto_map, copy_sources
-from mg_llava.models.weights import resolve_dtype
+from mg_llava.models.weights.loading import resolve_dtype
 
 __all__ = ["folder_files", "hf_key", "own_key"]
 

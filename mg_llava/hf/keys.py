@@ -1,6 +1,6 @@
 """Names of tensors: those of our checkpoints, and those in a Hugging Face folder. One to one, in both directions."""
 
-from mg_llava.models.checkpoint import ENCODERS, PARTS
+from mg_llava.models.weights.parts import ENCODERS, PARTS
 
 PREFIX = "model."
 """The Hugging Face model holds ours under this name; beyond it the names are the same."""

@@ -15,13 +15,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.parts import high_resolution_encoder, low_resolution_encoder, spare_vision_parts
-from mg_llava.models.box_projector import RoIAlignBoxProjector
-from mg_llava.models.encoders import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder
-from mg_llava.models.fusion import ConvGateFusion
-from mg_llava.models.loss import token_loss
-from mg_llava.models.mg_llava import MGLLaVA
+from mg_llava.models.encoders.all import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder
+from mg_llava.models.fusion.conv_gate import ConvGateFusion
+from mg_llava.models.losses.language import token_loss
+from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
 from mg_llava.models.projectors import MLPProjector
 from mg_llava.models.splice import Spliced
+from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.tokens import IGNORE_INDEX
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from string import Formatter
 from typing import Any
 
-from mg_llava.data.conversation import Template, special_ids
-from mg_llava.data.schema import Turn
+from mg_llava.data.records.schema import Turn
+from mg_llava.data.text.conversation import Template, special_ids
 from mg_llava.tokens import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
 
 _ROLES = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system"}

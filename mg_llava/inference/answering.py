@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mg_llava.data.pictures import PictureError
-from mg_llava.data.processor import ProcessedPicture
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.inference.batching import Item, Loaded, Shared
 from mg_llava.inference.requests import Answer, SeenPicture
 from mg_llava.inference.ties import MARGIN, Leads
 from mg_llava.models.generation import can_share
-from mg_llava.models.mg_llava import Vision
+from mg_llava.models.systems.mg_llava import Vision
 from mg_llava.tokens import IMAGE_TOKEN_INDEX, PAD_TOKEN_ID
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mg_llava.data.conversation import encode_prompt
-from mg_llava.data.pictures import PictureError, to_rgb
-from mg_llava.data.processor import ProcessedPicture
-from mg_llava.data.schema import BoxRecord
+from mg_llava.data.pictures.files import PictureError, to_rgb
+from mg_llava.data.pictures.processor import ProcessedPicture
+from mg_llava.data.records.schema import BoxRecord
+from mg_llava.data.text.conversation import encode_prompt
 from mg_llava.inference.requests import (
     BoxesLike,
     Request,

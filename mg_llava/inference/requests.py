@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from PIL import Image
 
-from mg_llava.data.geometry import Canvas
-from mg_llava.data.pictures import open_picture
-from mg_llava.data.schema import BoxRecord, RecordError, Turn, make_box_record
+from mg_llava.data.pictures.files import open_picture
+from mg_llava.data.pictures.geometry import Canvas
+from mg_llava.data.records.schema import BoxRecord, RecordError, Turn, make_box_record
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 PictureLike: TypeAlias = str | os.PathLike | Image.Image

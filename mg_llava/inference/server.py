@@ -21,7 +21,7 @@ from typing import Any
 from mmengine.logging import print_log
 from PIL import Image
 
-from mg_llava.data.schema import Turn
+from mg_llava.data.records.schema import Turn
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.requests import Answer, Request
 from mg_llava.tokens import IMAGE_PLACEHOLDER

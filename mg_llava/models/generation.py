@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
-from mg_llava.models.loss import decoder_of, splits_logits
+from mg_llava.models.losses.language import decoder_of, splits_logits
 
 _HARMLESS = {
     "bos_token_id",

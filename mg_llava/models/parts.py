@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
-from mg_llava.models.checkpoint import PARTS
+from mg_llava.models.weights.parts import PARTS
 from mg_llava.registry import MODELS
 
 ModuleOrConfig = nn.Module | dict[str, Any]

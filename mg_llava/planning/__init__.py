@@ -1,6 +1,6 @@
 """What a training run would need and cost, found without weights, data or a GPU."""
 
-from .plan import Plan, make_plan
-from .skeleton import Skeleton, build_skeleton
+from mg_llava.planning.plan import Plan, make_plan
+from mg_llava.planning.skeleton import Skeleton, build_skeleton
 
 __all__ = ["Plan", "Skeleton", "build_skeleton", "make_plan"]

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mg_llava.data.doctor.sources import find_dataset, walk_sources
-from mg_llava.data.feature_file import picture_bytes
-from mg_llava.data.records import open_records
+from mg_llava.data.features.file import picture_bytes
+from mg_llava.data.records.open import open_records
 from mg_llava.features import FEATURE_DTYPES, FeatureDtype, blocks_of
-from mg_llava.models.frozen import FeatureExtractor
-
-from .flops import Flops
+from mg_llava.inspection.doctor.sources import find_dataset, walk_sources
+from mg_llava.models.vision import FeatureExtractor
+from mg_llava.planning.flops import Flops
 
 DISK = 2e9
 """Bytes per second at which all processes together are assumed to read and write: one NVMe disk, or a good network."""

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mg_llava.models.checkpointing import is_dear, layer_products
-
-from .skeleton import Skeleton
+from mg_llava.models.recompute import is_dear, layer_products
+from mg_llava.planning.skeleton import Skeleton
 
 TEXT_TOKENS = 232
 BOXES = 5

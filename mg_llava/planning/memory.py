@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mg_llava.models.checkpointing import kept_width
-
-from .flops import over_layers, run_llm
-from .skeleton import Skeleton
+from mg_llava.models.recompute import kept_width
+from mg_llava.planning.flops import over_layers, run_llm
+from mg_llava.planning.skeleton import Skeleton
 
 GIB = 2**30
 CONTEXT = 1.5 * GIB

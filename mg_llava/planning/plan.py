@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .architectures import ArchitectureError
-from .checks import count_samples, find_conflicts, find_missing
-from .feature_cache import DISK, FeaturePlan, plan_feature_cache
-from .flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops, visual_tokens
-from .gpus import GPU
-from .memory import STRATEGIES, Activations, Memory, measure_activations, share_memory, weigh
-from .skeleton import Skeleton, build_skeleton
+from mg_llava.planning.architectures import ArchitectureError
+from mg_llava.planning.checks import count_samples, find_conflicts, find_missing
+from mg_llava.planning.feature_cache import DISK, FeaturePlan, plan_feature_cache
+from mg_llava.planning.flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops, visual_tokens
+from mg_llava.planning.gpus import GPU
+from mg_llava.planning.memory import STRATEGIES, Activations, Memory, measure_activations, share_memory, weigh
+from mg_llava.planning.skeleton import Skeleton, build_skeleton
 
 OK, IMPOSSIBLE, MISSING = 0, 1, 3
 """Exit statuses of a plan."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from .feature_cache import describe_feature_cache
-from .flops import Flops
-from .memory import GIB
-from .plan import IMPOSSIBLE, MISSING, Plan
+from mg_llava.planning.feature_cache import describe_feature_cache
+from mg_llava.planning.flops import Flops
+from mg_llava.planning.memory import GIB
+from mg_llava.planning.plan import IMPOSSIBLE, MISSING, Plan
 
 _FLOPS = (("TFLOPs", 1e12), ("GFLOPs", 1e9))
 

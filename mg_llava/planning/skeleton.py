@@ -10,12 +10,12 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder, language_model
-from mg_llava.models.checkpointing import Checkpointing
+from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder
+from mg_llava.models import llm as language_model
 from mg_llava.models.parts import for_any_machine
+from mg_llava.models.recompute import Checkpointing
+from mg_llava.planning.architectures import Architecture, find_architecture
 from mg_llava.registry import MODELS
-
-from .architectures import Architecture, find_architecture
 
 PARTS = ("llm", "fuse_module", "projector", "bbox_projector", "visual_encoder", "visual_encoder_aux")
 """Attributes of the model that hold its parts."""

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mg_llava.models.checkpoint_io import load_training_checkpoint
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from tests import toy
 
 State = dict[str, Tensor]

@@ -14,12 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
 from mg_llava.conversion.layout import Expected, check_layout
-from mg_llava.models.checkpoint import load_parts
-from mg_llava.models.checkpoint_io import CheckpointError
-from mg_llava.models.stored import StoredTensor
+from mg_llava.models.weights.checkpoint import CheckpointError
+from mg_llava.models.weights.parts import load_parts
+from mg_llava.models.weights.stored import StoredTensor
 from tests import toy
-
-from .conftest import State, assert_same, config_values, read, write_config, write_pth
+from tests.conversion.conftest import State, assert_same, config_values, read, write_config, write_pth
 
 STAGE_1 = ("fuse_module.", "projector.", "bbox_projector.")
 

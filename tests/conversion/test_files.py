@@ -18,12 +18,11 @@ from safetensors.torch import load_file, save_file
 from mg_llava.conversion import ConversionError, Options, convert, writers
 from mg_llava.conversion.files import StagedFolder, atomic_file, hash_file
 from mg_llava.conversion.writers import parse_size, plan_shards, write_pth, write_safetensors
-from mg_llava.models.stored import StoredTensor, map_weights
+from mg_llava.models.weights.stored import StoredTensor, map_weights
 from tests import toy
-
-from .conftest import State, assert_same, config_values, read
-from .conftest import write_pth as save_pth
-from .test_convert import write_zero
+from tests.conversion.conftest import State, assert_same, config_values, read
+from tests.conversion.conftest import write_pth as save_pth
+from tests.conversion.test_convert import write_zero
 
 Write = Callable[[Path, dict[str, StoredTensor]], None]
 

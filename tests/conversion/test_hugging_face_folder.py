@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
 from mg_llava.data import collate
-from mg_llava.models.checkpoint_io import CheckpointError
+from mg_llava.models.weights.checkpoint import CheckpointError
 from tests import toy
-
-from .conftest import State, assert_same, config_values, read, write_config, write_pth
+from tests.conversion.conftest import State, assert_same, config_values, read, write_config, write_pth
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import DataLoader
 
 from mg_llava.data import LengthGroupedSampler, LLaVADataset, PictureProcessor, collate
-from mg_llava.data.conversation import NoLabelError, Template, encode_conversation
-from mg_llava.data.pictures import PictureError, open_picture
-from mg_llava.data.schema import RecordError
+from mg_llava.data.pictures.files import PictureError, open_picture
+from mg_llava.data.records.schema import RecordError
+from mg_llava.data.text.conversation import NoLabelError, Template, encode_conversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests.data.conftest import turns_of
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
 from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, PictureProcessor, collate, sources_of
-from mg_llava.data.pictures import PictureError
-from mg_llava.data.schema import RecordError, make_box_record
-from mg_llava.data.settings import resolve_paths
+from mg_llava.data.config import resolve_paths
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.records.schema import RecordError, make_box_record
 from mg_llava.engine.hooks import DataReportHook
 from tests.data.conftest import turns_of
 

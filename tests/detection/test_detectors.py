@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data.schema import NO_BOXES, BoxRecord, RecordError
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError
 from mg_llava.detection import (
     BoxFile,
     CocoBoxes,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_llava.data.box_store import open_box_store
-from mg_llava.data.schema import BoxRecord
+from mg_llava.data.boxes.store import open_box_store
+from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection import BoxPipeline, Detector, build_pipeline, pipeline_config
 from mg_llava.inference.requests import make_boxes
 from tests.detection import toys

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mg_llava.data.schema import RecordError
+from mg_llava.data.records.schema import RecordError
 from mg_llava.detection import FixedTags, OpenCLIPTagger, PictureName, RAMPlusTagger, TagFile, read_tag_list
 from mg_llava.registry import TAGGERS
 from tests.detection import toys

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mg_llava.benchmarks.boxes_pipeline import write_small_owlv2
+from mg_llava.profiling.boxes_pipeline import write_small_owlv2
 
 SIDE = 64
 """Side of the small OWLv2's input in pixels, in patches of 8."""

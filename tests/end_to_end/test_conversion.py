@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from mg_llava.conversion import Options, convert, inspect
-from mg_llava.models.checkpoint_io import load_training_checkpoint
-
-from .conftest import REPOSITORY, Project, read_log, read_losses, train_split, train_together
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
+from tests.end_to_end.conftest import REPOSITORY, Project, read_log, read_losses, train_split, train_together
 
 pytestmark = pytest.mark.slow
 

@@ -8,12 +8,11 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 
 from mg_llava.inference import Predictor
-from mg_llava.models.checkpoint_io import load_training_checkpoint
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.registry import MODELS
 from tests import toy
+from tests.end_to_end.conftest import REPOSITORY, Project, read_losses
 from tests.smollm2 import find_smollm2
-
-from .conftest import REPOSITORY, Project, read_losses
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mg_llava.models.checkpoint_io import load_training_checkpoint
-
-from .conftest import Project, read_log, read_losses, train_split, train_together
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
+from tests.end_to_end.conftest import Project, read_log, read_losses, train_split, train_together
 
 pytestmark = pytest.mark.slow
 

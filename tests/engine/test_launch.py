@@ -6,10 +6,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mg_llava.engine import distributed
-from mg_llava.models.checkpoint_io import load_training_checkpoint
-
-from .conftest import launch, read_log, read_losses
+from mg_llava.engine import launch as distributed
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
+from tests.engine.conftest import launch, read_log, read_losses
 
 MODES = {
     "ddp": [],

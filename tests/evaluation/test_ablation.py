@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mg_llava.evaluation.ablation import (
-    Setting,
-    compare,
-    format_differences,
-    fusion_off,
-    parse_settings,
-    run_ablation,
-)
+from mg_llava.evaluation.ablation import Setting, compare, format_differences, fusion_off, parse_settings, run_ablation
 from tests import toy
 
 

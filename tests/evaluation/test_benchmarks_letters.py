@@ -8,8 +8,7 @@ from PIL import Image
 
 from mg_llava.registry import BENCHMARKS
 from mg_llava.tokens import IMAGE_PLACEHOLDER
-
-from .benchmark_files import picture_base64, write_json_lines, write_table
+from tests.evaluation.benchmark_files import picture_base64, write_json_lines, write_table
 
 
 def build(kind: str, data: Path, **settings: object):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mg_llava.data.pictures import PictureError
+from mg_llava.data.pictures.files import PictureError
 from mg_llava.evaluation.benchmark import Benchmark
 from mg_llava.registry import BENCHMARKS
 

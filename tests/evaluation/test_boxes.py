@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data.schema import BoxRecord, make_box_record
+from mg_llava.data.records.schema import BoxRecord, make_box_record
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.evaluation.boxes import build_box_source, parse_box_spec
 

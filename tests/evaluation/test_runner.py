@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_llava.data.pictures import PictureError
-from mg_llava.data.schema import make_box_record
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.records.schema import make_box_record
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.boxes import build_box_source
 from mg_llava.evaluation.predictions import Replies, ResumeError
-from mg_llava.evaluation.processes import Processes
 from mg_llava.evaluation.runner import RunResult, run_benchmark
 from mg_llava.inference import Predictor, answering
+from mg_llava.work.processes import Processes
 from tests import toy
 
 PROCESSOR = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}

@@ -8,8 +8,7 @@ import pytest
 from mg_llava.evaluation.scorers import score_predictions
 from mg_llava.evaluation.scorers.mmvp import read_option
 from mg_llava.evaluation.scorers.science_qa import read_letter
-
-from .benchmark_files import write_table
+from tests.evaluation.benchmark_files import write_table
 
 
 @pytest.fixture

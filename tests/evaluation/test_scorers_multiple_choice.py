@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from mg_llava.evaluation.scorers import find_scorer, score_predictions
 from mg_llava.evaluation.scorers.choice_rules import infer_choice, mmstar_right, reference_letter
-
-from .benchmark_files import write_table
+from tests.evaluation.benchmark_files import write_table
 
 ANIMALS = {"A": "cat", "B": "Dog", "C": "red car", "D": "猫"}
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from mg_llava.evaluation.scorers import score_predictions
 from mg_llava.evaluation.scorers.mme import COGNITION, PERCEPTION
 from mg_llava.evaluation.scorers.yes_no import mme_yes_no, pope_yes_no, reference_yes_no
-
-from .benchmark_files import write_json_lines, write_table
+from tests.evaluation.benchmark_files import write_json_lines, write_table
 
 
 @pytest.mark.parametrize(

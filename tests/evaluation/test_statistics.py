@@ -7,13 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mg_llava.evaluation.statistics import (
-    bootstrap_mean,
-    break_down,
-    facts_of,
-    paired_bootstrap,
-    scores_of,
-)
+from mg_llava.evaluation.statistics import bootstrap_mean, break_down, facts_of, paired_bootstrap, scores_of
 
 SCORES = st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=1, max_size=40)
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, pipeline
 
-from mg_llava.data.conversation import Template, encode_conversation, encode_prompt
-from mg_llava.data.pictures import PictureError
-from mg_llava.data.processor import PictureProcessor
-from mg_llava.data.schema import Turn, make_box_record
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.records.schema import Turn, make_box_record
+from mg_llava.data.text.conversation import Template, encode_conversation, encode_prompt
 from mg_llava.hf import MGLLaVAImageProcessor, MGLLaVAProcessor
 from mg_llava.hf.prompts import chat_template, encode_text, template_of, template_to_dict, to_turns
 from tests import toy

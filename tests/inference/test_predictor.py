@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mg_llava.data.pictures import PictureError
-from mg_llava.data.schema import BoxRecord, Turn
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.records.schema import BoxRecord, Turn
 from mg_llava.detection import ConnectedComponentProposals, Proposals
 from mg_llava.inference import Predictor, Request
 from tests import toy
@@ -54,7 +54,7 @@ def test_batched_is_single(predictor: Predictor, picture: Image.Image) -> None:
 
 def test_same_ids_as_model(predictor: Predictor, picture: Image.Image) -> None:
     from mg_llava.data.collate import collate
-    from mg_llava.data.conversation import encode_prompt
+    from mg_llava.data.text.conversation import encode_prompt
 
     seen = predictor.picture_processor(picture)
     ids = encode_prompt([Turn("human", "<image>\nwhat?")], predictor.tokenizer, predictor.template)

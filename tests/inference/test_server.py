@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_llava.data.schema import Turn
+from mg_llava.data.records.schema import Turn
 from mg_llava.inference import Predictor
 from mg_llava.inference.server import make_server
 from tests import toy

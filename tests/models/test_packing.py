@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mg_llava.data.collate import collate
-from mg_llava.models.mg_llava import MGLLaVA
 from mg_llava.models.packing import block_mask, check_packing, pack, pair_cost, plan_rows
 from mg_llava.models.splice import Spliced
+from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.tokens import IGNORE_INDEX
 from tests import toy
 

@@ -14,8 +14,7 @@ from mg_llava.planning.gpus import GPUS, find_gpu
 from mg_llava.planning.options import unknown_options
 from mg_llava.planning.plan import IMPOSSIBLE, Plan
 from tests import toy
-
-from .conftest import ARCHITECTURES, LEAVES, load_config
+from tests.planning.conftest import ARCHITECTURES, LEAVES, load_config
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from mg_llava.planning.flops import Sample, count_flops
 from mg_llava.planning.gpus import find_gpu
 from mg_llava.planning.memory import STRATEGIES, measure_activations, share_memory, weigh
 from mg_llava.registry import MODELS
-
-from .conftest import ARCHITECTURES, load_config
+from tests.planning.conftest import ARCHITECTURES, load_config
 
 NANO = {1: "mg_llava_nano_pretrain", 2: "mg_llava_nano_instruct"}
 TEXT, BOXES, BATCH = 60, 7, 2

@@ -7,14 +7,13 @@ import pytest
 from mmengine.config import Config
 
 from mg_llava.models import MGLLaVA
-from mg_llava.models.frozen import FeatureExtractor
+from mg_llava.models.vision import FeatureExtractor
 from mg_llava.planning import Skeleton, make_plan
 from mg_llava.planning.feature_cache import describe_feature_cache, plan_feature_cache
 from mg_llava.planning.flops import Flops
 from mg_llava.planning.gpus import find_gpu
 from tests import features, toy
-
-from .conftest import ARCHITECTURES, load_config
+from tests.planning.conftest import ARCHITECTURES, load_config
 
 WORK = {"visual_encoder": 30.0, "visual_encoder_aux": 60.0, "box_pooling": 10.0, "llm": 300.0}
 LEAF = "mg_llava_vicuna7b_pretrain"

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from mg_llava.planning import Skeleton
-
-from .conftest import ARCHITECTURES, LEAVES, load_config
+from tests.planning.conftest import ARCHITECTURES, LEAVES, load_config
 
 PARAMETERS = json.loads((ARCHITECTURES / "parameters.json").read_text())
 TRAINED_IN_STAGE_1 = {"fuse_module", "projector", "bbox_projector"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mg_llava.benchmarks import _measure, boxstore
+from mg_llava.profiling import _measure, boxstore
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mg_llava.models.checkpoint_io import load_training_checkpoint
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from tests import toy
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mg_llava.data.box_store import open_box_store
+from mg_llava.data.boxes.store import open_box_store
 from tests.detection import toys
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate_boxes.py"

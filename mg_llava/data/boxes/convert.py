@@ -11,12 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mg_llava import __version__
-
-from ..schema import RecordError
-from .file import damaged_arrays, write_box_file
-from .reader import Problems, read_box_records
-from .table import BoxTable, encode_text, hash_key
-from .writer import BoxWriter, table_in_memory
+from mg_llava.data.boxes._file import damaged_arrays, write_box_file
+from mg_llava.data.boxes._reader import Problems, read_box_records
+from mg_llava.data.boxes._table import BoxTable, encode_text, hash_key
+from mg_llava.data.boxes._writer import BoxWriter, table_in_memory
+from mg_llava.data.records.schema import RecordError
 
 BadRecord = Literal["error", "drop"]
 Progress = Callable[[int], object]

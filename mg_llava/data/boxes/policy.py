@@ -7,11 +7,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from mg_llava.data.pictures.files import to_rgb
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError, make_box_record
+from mg_llava.data.tally import Tally
 from mg_llava.registry import TRANSFORMS
-
-from ..pictures import to_rgb
-from ..schema import NO_BOXES, BoxRecord, RecordError, make_box_record
-from ..tally import Tally
 
 MissingBox = Literal["error", "empty", "picture", "corner", "detect"]
 Picture = Image.Image | Callable[[], Image.Image]

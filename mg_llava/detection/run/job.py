@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
-from mg_llava.data.box_filter import filter_boxes
-from mg_llava.data.pictures import PictureError, content_hash
-from mg_llava.data.records import open_records
+from mg_llava.data.boxes.filter import filter_boxes
+from mg_llava.data.pictures.files import PictureError, content_hash
+from mg_llava.data.records.open import open_records
 from mg_llava.detection.pipeline import BoxPipeline, Detection, Prepared
 from mg_llava.detection.run.plan import Plan, make_plan
 from mg_llava.detection.run.sources import Source, SourceReader, default_folder, list_entries

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mg_llava import __version__
+from mg_llava.data.boxes._file import write_box_file
+from mg_llava.data.boxes._reader import Problems
+from mg_llava.data.boxes._writer import BoxWriter
 from mg_llava.data.boxes.convert import verify_store
-from mg_llava.data.boxes.file import write_box_file
-from mg_llava.data.boxes.reader import Problems
-from mg_llava.data.boxes.writer import BoxWriter
-from mg_llava.data.records import open_records
-from mg_llava.data.schema import BoxRecord, make_box_record
+from mg_llava.data.records.open import open_records
+from mg_llava.data.records.schema import BoxRecord, make_box_record
 from mg_llava.detection.run.job import JobSettings
 from mg_llava.detection.run.plan import Plan
 from mg_llava.detection.run.report import Tally

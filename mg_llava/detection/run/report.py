@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mg_llava.data.boxes.reader import Problems
+from mg_llava.data.boxes._reader import Problems
 
 _BINS = {"0": 0, "1-10": 10, "11-20": 20, "21-30": 30, "31-50": 50}
 _LAST = ">50"

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from mg_llava.data.box_store import picture_keys
-from mg_llava.data.pictures import open_picture, to_rgb
-from mg_llava.data.records import open_records
-from mg_llava.data.schema import RecordError
-from mg_llava.data.video import is_video, read_frames
+from mg_llava.data.boxes.store import picture_keys
+from mg_llava.data.pictures.files import open_picture, to_rgb
+from mg_llava.data.pictures.video import is_video, read_frames
+from mg_llava.data.records.open import open_records
+from mg_llava.data.records.schema import RecordError
 
 Kind = Literal["picture", "video", "row"]
 
@@ -193,7 +193,7 @@ def _table_entries(path: Path, folder: str | Path) -> Iterator[Entry]:
 
 def _read_table(path: str | Path, folder: str | Path) -> tuple[Any, Any]:
     """Rows of a table, and what opens their pictures."""
-    from mg_llava.evaluation.tables import TablePictures, read_table
+    from mg_llava.data.records.tables import TablePictures, read_table
 
     rows = read_table(path)
     return rows, TablePictures(rows, folder, str(path))

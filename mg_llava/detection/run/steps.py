@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mg_llava.detection.run.prefetch import prefetched
 from mg_llava.detection.run.queue import Claim, WorkQueue
 from mg_llava.detection.run.shards import Line, ShardWriter, read_shard, read_shards
+from mg_llava.work.prefetch import prefetched
 
 Progress = Callable[[int, int], object]
 """Called with the number of items that are done in all processes, and of all."""

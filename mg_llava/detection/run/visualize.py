@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mg_llava.data.box_filter import filter_boxes
+from mg_llava.data.boxes.filter import filter_boxes
 from mg_llava.detection.run.job import JobSettings, make_reader
 from mg_llava.detection.run.merge import Results
 from mg_llava.detection.run.sources import Source
@@ -22,7 +22,7 @@ def visualize(settings: JobSettings, count: int) -> Iterator[Path]:
     Yields:
         The PNG files, in the folder ``visualize`` of the run.
     """
-    from mg_llava.inference.drawing import draw_boxes
+    from mg_llava.drawing.boxes import draw_boxes
 
     results, reader = Results(settings), make_reader(settings)
     folder = Path(settings.out) / "visualize"

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.vqa import ask_shortly
+from mg_llava.evaluation.benchmarks.yes_no import file_opener
 from mg_llava.evaluation.scorers.files import find_files, read_json_lines
 from mg_llava.evaluation.scorers.gqa import load_gqa
 from mg_llava.registry import BENCHMARKS
-
-from .vqa import ask_shortly
-from .yes_no import file_opener
 
 
 @BENCHMARKS.register_module()

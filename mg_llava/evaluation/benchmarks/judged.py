@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.yes_no import file_opener
 from mg_llava.evaluation.scorers.judge_replies import JudgedQuestion
 from mg_llava.evaluation.scorers.llava_bench import load_llava_bench
 from mg_llava.evaluation.scorers.mm_vet import load_mm_vet
 from mg_llava.registry import BENCHMARKS
-
-from .yes_no import file_opener
 
 
 class _Judged(Benchmark):

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.yes_no import file_opener
 from mg_llava.evaluation.scorers.mathvista import load_mathvista, make_query
 from mg_llava.registry import BENCHMARKS
-
-from .yes_no import file_opener
 
 
 @BENCHMARKS.register_module()

@@ -6,10 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from mg_llava.evaluation.benchmark import Benchmark, Question
-from mg_llava.evaluation.scorers.choice_rules import LETTERS
-from mg_llava.evaluation.scorers.multiple_choice import CIRCULAR_STEP
-from mg_llava.evaluation.tables import (
+from mg_llava.data.records.tables import (
     Row,
     TablePictures,
     cell_or_none,
@@ -18,6 +15,9 @@ from mg_llava.evaluation.tables import (
     require_columns,
     unique_rows,
 )
+from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.scorers.choice_rules import LETTERS
+from mg_llava.evaluation.scorers.multiple_choice import CIRCULAR_STEP
 from mg_llava.registry import BENCHMARKS
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 

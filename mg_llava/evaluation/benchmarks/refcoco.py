@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.yes_no import file_opener
 from mg_llava.evaluation.scorers.joining import ScoreResult
 from mg_llava.evaluation.scorers.refcoco import BoxFormat, Referred, load_refcoco
 from mg_llava.registry import BENCHMARKS
 from mg_llava.tokens import IMAGE_PLACEHOLDER
-
-from .yes_no import file_opener
 
 _PROMPTS = {
     "llava": "Please provide the bounding box coordinate of the region this sentence describes: {}",

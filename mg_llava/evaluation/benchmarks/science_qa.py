@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.multiple_choice import LETTER_REQUEST
+from mg_llava.evaluation.benchmarks.yes_no import file_opener
 from mg_llava.evaluation.scorers.files import find_file, read_json
 from mg_llava.evaluation.scorers.science_qa import CONVERSATIONS
 from mg_llava.registry import BENCHMARKS
 from mg_llava.tokens import IMAGE_PLACEHOLDER
-
-from .multiple_choice import LETTER_REQUEST
-from .yes_no import file_opener
 
 
 @BENCHMARKS.register_module()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from mg_llava.data.records.tables import plain_id
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.multiple_choice import LETTER_REQUEST
+from mg_llava.evaluation.benchmarks.yes_no import file_opener
 from mg_llava.evaluation.scorers.joining import ScoreResult
 from mg_llava.evaluation.scorers.seed import load_seed
-from mg_llava.evaluation.tables import plain_id
 from mg_llava.registry import BENCHMARKS
-
-from .multiple_choice import LETTER_REQUEST
-from .yes_no import file_opener
 
 
 @BENCHMARKS.register_module()

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mg_llava.data.video import VIDEO_SUFFIXES, read_frames
+from mg_llava.data.pictures.video import VIDEO_SUFFIXES, read_frames
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.scorers.judge_replies import JudgedQuestion
 from mg_llava.evaluation.scorers.video_qa import load_video_qa

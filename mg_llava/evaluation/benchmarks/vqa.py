@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mg_llava.data.records.tables import TablePictures, read_table, require_columns
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.multiple_choice import picture_question
+from mg_llava.evaluation.benchmarks.yes_no import file_opener
 from mg_llava.evaluation.scorers.files import find_file, find_files, read_json, read_json_lines, take
 from mg_llava.evaluation.scorers.joining import ScoreResult
 from mg_llava.evaluation.scorers.vqa_text import load_textvqa, textvqa_key
-from mg_llava.evaluation.tables import TablePictures, read_table, require_columns
 from mg_llava.registry import BENCHMARKS
-
-from .multiple_choice import picture_question
-from .yes_no import file_opener
 
 SHORT_ANSWER_REQUEST = "Answer the question using a single word or phrase."
 

@@ -9,21 +9,14 @@ from typing import ClassVar
 
 from PIL import Image
 
-from mg_llava.data.pictures import PictureError, open_picture
+from mg_llava.data.pictures.files import PictureError, open_picture
+from mg_llava.data.records.tables import Row, TablePictures
 from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmarks.multiple_choice import picture_question
 from mg_llava.evaluation.scorers.hallusionbench import load_hallusionbench
-from mg_llava.evaluation.scorers.mme import (
-    LLAVA_SENTENCE,
-    REFERENCE_SENTENCE,
-    SENTENCE,
-    MmeQuestion,
-    load_mme,
-)
+from mg_llava.evaluation.scorers.mme import LLAVA_SENTENCE, REFERENCE_SENTENCE, SENTENCE, MmeQuestion, load_mme
 from mg_llava.evaluation.scorers.pope import PopeQuestion, load_pope
-from mg_llava.evaluation.tables import Row, TablePictures
 from mg_llava.registry import BENCHMARKS
-
-from .multiple_choice import picture_question
 
 YES_NO_REQUEST = "Please answer the question with yes or no."
 

@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .joining import Joined, ScoreResult, join_predictions, make_result
-from .predictions import read_predictions
+from mg_llava.evaluation.scorers.joining import Joined, ScoreResult, join_predictions, make_result
+from mg_llava.evaluation.scorers.predictions import read_predictions
 
 __all__ = [
     "SCORERS",
@@ -137,7 +137,7 @@ def find_scorer(benchmark: str, data: Sequence[Path] = ()) -> Scorer:
     if prefixes:
         return SCORERS[max(prefixes, key=len)]
     if len(data) == 1 and Path(data[0]).suffix.lower() in _TABLE_SUFFIXES:
-        from mg_llava.evaluation.tables import read_header
+        from mg_llava.data.records.tables import read_header
 
         if {"A", "B"} <= set(read_header(data[0])):
             return SCORERS[_FALLBACK]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .answers import round_as_printed
-from .files import find_files, read_json, take
-from .joining import ScoreResult, join_predictions, make_result, share
-from .metrics import flatten
+from mg_llava.evaluation.scorers.answers import round_as_printed
+from mg_llava.evaluation.scorers.files import find_files, read_json, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.metrics import flatten
 
 _NO_ANSWERS = "the questions have no answers (a test split): submit the predictions to the GQA server"
 _FREE_STEPS = ("exist", "query: name", "choose name")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.tables import (
+from mg_llava.data.records.tables import (
     Row,
     cell_or_none,
     has_picture,
@@ -22,9 +22,8 @@ from mg_llava.evaluation.tables import (
     require_columns,
     unique_rows,
 )
-
-from .joining import ScoreResult, id_key, join_predictions, make_result, share
-from .yes_no import reference_yes_no
+from mg_llava.evaluation.scorers.joining import ScoreResult, id_key, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.yes_no import reference_yes_no
 
 _PARTS = 6
 _IDS = ("index", "question_id", "id")

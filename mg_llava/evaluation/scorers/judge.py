@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .protocols import JudgeProtocol, JudgeRequest, Message
+from mg_llava.evaluation.scorers.protocols import JudgeProtocol, JudgeRequest, Message
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import check_unique, find_file, find_files, read_json, read_json_lines, take
-from .joining import ScoreResult, id_key, join_predictions, make_result, reply_text
-from .judge_replies import REPLY_FIELDS, JudgedQuestion, count_warning, find_judge_reply, judge_names, needs_judge
-from .metrics import flatten
+from mg_llava.evaluation.scorers.files import check_unique, find_file, find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, id_key, join_predictions, make_result, reply_text
+from mg_llava.evaluation.scorers.judge_replies import (
+    REPLY_FIELDS,
+    JudgedQuestion,
+    count_warning,
+    find_judge_reply,
+    judge_names,
+    needs_judge,
+)
+from mg_llava.evaluation.scorers.metrics import flatten
 
 
 def load_llava_bench(paths: Sequence[str | Path]) -> list[JudgedQuestion]:

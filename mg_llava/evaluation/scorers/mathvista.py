@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .answers import edit_distance, round_as_printed
-from .files import find_file, read_json, read_json_lines, take
-from .joining import ScoreResult, id_key, join_predictions, make_result, reply_text, share
-from .metrics import flatten
+from mg_llava.evaluation.scorers.answers import edit_distance, round_as_printed
+from mg_llava.evaluation.scorers.files import find_file, read_json, read_json_lines, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, id_key, join_predictions, make_result, reply_text, share
+from mg_llava.evaluation.scorers.metrics import flatten
 
 _ID_FIELDS = ("pid", "question_id", "id", "index")
 _REPLY_FIELDS = ("response", "prediction", "text")

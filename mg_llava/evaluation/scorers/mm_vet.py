@@ -7,11 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .answers import round_as_numpy
-from .files import find_file, find_files, read_json, take
-from .joining import ScoreResult, id_key, join_predictions, make_result, reply_text, share
-from .judge_replies import REPLY_FIELDS, JudgedQuestion, count_warning, find_judge_reply, judge_names, needs_judge
-from .metrics import flatten
+from mg_llava.evaluation.scorers.answers import round_as_numpy
+from mg_llava.evaluation.scorers.files import find_file, find_files, read_json, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, id_key, join_predictions, make_result, reply_text, share
+from mg_llava.evaluation.scorers.judge_replies import (
+    REPLY_FIELDS,
+    JudgedQuestion,
+    count_warning,
+    find_judge_reply,
+    judge_names,
+    needs_judge,
+)
+from mg_llava.evaluation.scorers.metrics import flatten
 
 
 def load_mm_vet(paths: Sequence[str | Path]) -> list[JudgedQuestion]:

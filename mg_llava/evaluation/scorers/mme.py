@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.tables import cell_or_none, plain_id, read_table, require_columns, unique_rows
-
-from .joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
-from .yes_no import Confusion, mme_yes_no, reference_yes_no
+from mg_llava.data.records.tables import cell_or_none, plain_id, read_table, require_columns, unique_rows
+from mg_llava.evaluation.scorers.joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.yes_no import Confusion, mme_yes_no, reference_yes_no
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork"),

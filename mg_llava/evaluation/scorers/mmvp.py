@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.tables import Row, read_table, require_columns
-
-from .files import find_file
-from .joining import Joined, ScoreResult, join_predictions, make_result, share
-from .judge_replies import REPLY_FIELDS
+from mg_llava.data.records.tables import Row, read_table, require_columns
+from mg_llava.evaluation.scorers.files import find_file
+from mg_llava.evaluation.scorers.joining import Joined, ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.judge_replies import REPLY_FIELDS
 
 JUDGE_FIELDS = (*REPLY_FIELDS, "gpt_grade", "grade", "gpt_answer", "verdict", "judgement", "judgment")
 QUESTIONS = "Questions.csv"

@@ -21,17 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.tables import (
-    Row,
-    cell_or_none,
-    plain_id,
-    read_table,
-    require_columns,
-    unique_rows,
-)
-
-from .choice_rules import LETTERS, infer_choice, mmstar_right, reference_letter
-from .joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
+from mg_llava.data.records.tables import Row, cell_or_none, plain_id, read_table, require_columns, unique_rows
+from mg_llava.evaluation.scorers.choice_rules import LETTERS, infer_choice, mmstar_right, reference_letter
+from mg_llava.evaluation.scorers.joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
 
 CIRCULAR_STEP = 1_000_000
 Metrics = dict[str, float]

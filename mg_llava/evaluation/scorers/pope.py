@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.tables import cell_or_none, plain_id, read_table, require_columns, unique_rows
-
-from .files import read_json_lines
-from .joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
-from .yes_no import Confusion, pope_yes_no, reference_yes_no
+from mg_llava.data.records.tables import cell_or_none, plain_id, read_table, require_columns, unique_rows
+from mg_llava.evaluation.scorers.files import read_json_lines
+from mg_llava.evaluation.scorers.joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.yes_no import Confusion, pope_yes_no, reference_yes_no
 
 ID_STEP = 10_000_000
 OFFSETS = {"adversarial": 0, "random": 1, "popular": 2}

@@ -33,7 +33,7 @@ def read_predictions(path: str | Path) -> Lines:
 
 
 def _read_table(path: Path) -> Lines:
-    from mg_llava.evaluation.tables import read_table
+    from mg_llava.data.records.tables import read_table
 
     return [dict(row) for row in read_table(path)]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .joining import id_key, reply_text
-from .judge_replies import JudgedQuestion
+from mg_llava.evaluation.scorers.joining import id_key, reply_text
+from mg_llava.evaluation.scorers.judge_replies import JudgedQuestion
 
 Message = dict[str, str]
 
@@ -128,7 +128,7 @@ What does the sign ask for? | to keep the door shut, because the cat runs away |
 
 
 def _load_mm_vet(paths: Sequence[Path]) -> Mapping[str, JudgedQuestion]:
-    from .mm_vet import load_mm_vet
+    from mg_llava.evaluation.scorers.mm_vet import load_mm_vet
 
     return {question.id: question for question in load_mm_vet(paths)}
 
@@ -139,13 +139,13 @@ def _ask_mm_vet(question: JudgedQuestion, text: str) -> tuple[Message, ...]:
 
 
 def _accepts_grade(reply: str) -> bool:
-    from .mm_vet import parse_grade
+    from mg_llava.evaluation.scorers.mm_vet import parse_grade
 
     return parse_grade(reply) is not None
 
 
 def _mm_vet_key(value: Any) -> str:
-    from .mm_vet import mm_vet_id
+    from mg_llava.evaluation.scorers.mm_vet import mm_vet_id
 
     return mm_vet_id(value)
 
@@ -161,7 +161,7 @@ _LLAVA_BENCH = (
 
 
 def _load_llava_bench(paths: Sequence[Path]) -> Mapping[str, JudgedQuestion]:
-    from .llava_bench import load_llava_bench
+    from mg_llava.evaluation.scorers.llava_bench import load_llava_bench
 
     return {id_key(question.id): question for question in load_llava_bench(paths)}
 
@@ -185,7 +185,7 @@ _VIDEO_QA = (
 
 
 def _load_video_qa(paths: Sequence[Path]) -> Mapping[str, JudgedQuestion]:
-    from .video_qa import load_video_qa
+    from mg_llava.evaluation.scorers.video_qa import load_video_qa
 
     return {id_key(question.id): question for question in load_video_qa(paths)}
 
@@ -201,7 +201,7 @@ def _ask_video_qa(question: JudgedQuestion, text: str) -> tuple[Message, ...]:
 
 
 def _accepts_verdict(reply: str) -> bool:
-    from .video_qa import parse_verdict
+    from mg_llava.evaluation.scorers.video_qa import parse_verdict
 
     try:
         verdict = parse_verdict(reply)
@@ -238,13 +238,13 @@ Extracted answer: 1.5
 
 
 def _load_mathvista(paths: Sequence[Path]) -> Mapping[str, Mapping[str, Any]]:
-    from .mathvista import load_mathvista
+    from mg_llava.evaluation.scorers.mathvista import load_mathvista
 
     return load_mathvista(paths)
 
 
 def _ask_mathvista(problem: Mapping[str, Any], text: str) -> tuple[Message, ...] | str:
-    from .mathvista import extract_by_rule, make_query
+    from mg_llava.evaluation.scorers.mathvista import extract_by_rule, make_query
 
     found = extract_by_rule(text, problem)
     return _user(f"{_MATHVISTA}{make_query(problem)}\nReply: {text}\nExtracted answer: ") if found is None else found
@@ -254,7 +254,7 @@ def _ask_mathvista(problem: Mapping[str, Any], text: str) -> tuple[Message, ...]
 
 
 def _load_mmvp(paths: Sequence[Path]) -> Mapping[str, Any]:
-    from .mmvp import load_mmvp
+    from mg_llava.evaluation.scorers.mmvp import load_mmvp
 
     return {id_key(question.id): question for question in load_mmvp(paths)}
 

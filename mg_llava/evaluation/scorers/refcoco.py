@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .files import find_files, read_json, read_json_lines, take
-from .joining import ScoreResult, id_key, make_result, reply_text, share
-from .repeated import join_repeated, number_repeated
+from mg_llava.evaluation.scorers.files import find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, id_key, make_result, reply_text, share
+from mg_llava.evaluation.scorers.repeated import join_repeated, number_repeated
 
 Box = tuple[float, float, float, float]
 BoxFormat = Literal["original", "padded"]

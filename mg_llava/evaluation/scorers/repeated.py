@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .joining import Joined, join_predictions
+from mg_llava.evaluation.scorers.joining import Joined, join_predictions
 
 _NAME = "joined on"
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import find_files, read_json, take
-from .joining import ScoreResult, id_key, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.files import find_files, read_json, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, id_key, join_predictions, make_result, share
 
 OPTIONS = "ABCDE"
 FAILED = "FAILED"

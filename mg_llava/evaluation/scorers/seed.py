@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import find_file, read_json, take
-from .joining import ScoreResult, id_key, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.files import find_file, read_json, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, id_key, join_predictions, make_result, share
 
 
 @dataclass(frozen=True)

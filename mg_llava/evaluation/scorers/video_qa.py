@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import check_unique, find_file, find_files, read_json, take
-from .joining import ScoreResult, join_predictions, make_result, share
-from .judge_replies import REPLY_FIELDS, JudgedQuestion, count_warning, find_judge_reply, judge_names, needs_judge
+from mg_llava.evaluation.scorers.files import check_unique, find_file, find_files, read_json, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.judge_replies import (
+    REPLY_FIELDS,
+    JudgedQuestion,
+    count_warning,
+    find_judge_reply,
+    judge_names,
+    needs_judge,
+)
 
 _MISSING = object()
 

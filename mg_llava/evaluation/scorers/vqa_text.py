@@ -9,11 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .answers import anls, answer_list, normalize_evalai, relaxed_match, round_as_printed, soft_accuracy
-from .files import check_unique, find_file, find_files, read_json, read_json_lines, take
-from .joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
-from .metrics import flatten
-from .repeated import join_repeated
+from mg_llava.evaluation.scorers.answers import (
+    anls,
+    answer_list,
+    normalize_evalai,
+    relaxed_match,
+    round_as_printed,
+    soft_accuracy,
+)
+from mg_llava.evaluation.scorers.files import check_unique, find_file, find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scorers.joining import Joined, ScoreResult, id_key, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.metrics import flatten
+from mg_llava.evaluation.scorers.repeated import join_repeated
 
 _ID_FIELDS = ("index", "questionId", "question_id", "id")
 _TEXT_FIELDS = ("prediction", "text", "answer")
@@ -210,7 +217,7 @@ def score_chartqa(
 
 
 def _load_table(path: Path) -> list[Answered]:
-    from mg_llava.evaluation.tables import plain_id, read_table, require_columns
+    from mg_llava.data.records.tables import plain_id, read_table, require_columns
 
     rows = read_table(path)
     require_columns(path, rows, ["index"])

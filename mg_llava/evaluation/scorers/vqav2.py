@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .answers import normalize_evalai, normalize_vqa, one_line
-from .files import check_unique, find_file, find_files, read_json, read_json_lines, take
-from .joining import ScoreResult, join_predictions, make_result, share
-from .metrics import flatten
+from mg_llava.evaluation.scorers.answers import normalize_evalai, normalize_vqa, one_line
+from mg_llava.evaluation.scorers.files import check_unique, find_file, find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scorers.joining import ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scorers.metrics import flatten
 
 _NO_ANSWERS = "the data has no annotations: nothing can be scored; write the test server's file with vqav2_submission"
 _TEXT_FIELDS = ("text", "answer", "prediction")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .answers import strip_punctuation
-from .joining import share
+from mg_llava.evaluation.scorers.answers import strip_punctuation
+from mg_llava.evaluation.scorers.joining import share
 
 UNKNOWN = "Unknown"
 _NEGATIONS = ("No", "not", "no")

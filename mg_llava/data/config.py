@@ -1,0 +1,43 @@
+"""From the settings of a source to what they stand for: paths under a root, transforms, an open box file."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mg_llava.data.boxes.store import BadRecord, BoxStore, MissingBox, open_box_store
+from mg_llava.data.pictures.files import to_rgb
+from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.registry import TRANSFORMS
+
+_PATHS = ("data_path", "image_folder", "box_path")
+
+
+def resolve_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a source with ``data_root`` worked into the three paths that are relative to it."""
+    root = settings.get("data_root")
+    paths = {name: settings[name] for name in _PATHS if isinstance(settings.get(name), str | Path)}
+    below = {name: os.path.join(root, path) if root is not None else os.fspath(path) for name, path in paths.items()}
+    return {**settings, **below, "data_root": None}
+
+
+def build_transform(spec: Any) -> Any:
+    """A transform from its dict; anything else is returned as it is."""
+    return TRANSFORMS.build(spec) if isinstance(spec, dict) else spec
+
+
+def open_boxes(
+    spec: str | Path | BoxStore | None,
+    missing: MissingBox,
+    bad: BadRecord,
+    proposer: Any = None,
+    processor: PictureProcessor | None = None,
+) -> BoxStore | None:
+    """Open the box file of a source, whose boxes are in the frame that ``processor`` brings pictures into."""
+    if spec is None or isinstance(spec, BoxStore):
+        return spec
+    to_frame = None
+    if processor is not None:
+        to_frame = partial(to_rgb, mode=processor.mode, apply_exif=processor.apply_exif)
+    return open_box_store(spec, missing=missing, bad=bad, proposer=proposer, to_frame=to_frame)

@@ -1,0 +1,221 @@
+"""Outputs of the frozen encoders on disk, so that training neither opens pictures nor runs encoders.
+
+Opening a folder maps its entries; nothing is parsed. A picture is found by its path below the image folder, and taken
+only if the file still has the size and time, or else the content, that it had, and if its pooled boxes are among
+those that the sample asks for, coordinate by coordinate. So neither a changed picture nor other boxes, filters or
+limits ever give stale features.
+
+Shapes: n boxes of a picture, in canvas pixels.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+
+from mg_llava.data.features.file import (
+    UNREADABLE,
+    checksum_of,
+    layout_of,
+    map_entries,
+    offsets_of,
+    picture_key,
+    read_about,
+    stamp_of,
+)
+
+
+class FeatureError(ValueError):
+    """Features of a picture that are absent or stale; the message says why."""
+
+
+class NoPictureError(FeatureError):
+    """There are no features because there is no picture: the file is missing, or could not be read."""
+
+
+class CachedPicture(NamedTuple):
+    """Where the features of a picture lie.
+
+    Attributes:
+        shard: Number of the shard.
+        entry: Its entry.
+        frame: Width and height of the picture, in the frame of its boxes.
+    """
+
+    shard: int
+    entry: np.void
+    frame: tuple[int, int]
+
+
+class FeatureCache:
+    """Reads a folder, from any number of processes. What others add is seen after the next start.
+
+    Args:
+        folder: The folder, filled by ``tools/fill_feature_cache.py``.
+
+    Raises:
+        FileNotFoundError: There is no feature cache.
+        ValueError: It is of a newer version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.about = read_about(self.folder)
+        self.blocks = layout_of(self.about)
+        self._open: dict[int, BinaryIO] = {}
+        # in the order in which they were begun, so that of several entries of a picture the last is the newest
+        self._paths = sorted(self.folder.glob("*.index"))
+        self._entries = [map_entries(path) for path in self._paths]
+        keys = [np.asarray(entries["key"]) for entries in self._entries]
+        all_keys = np.concatenate([np.zeros(0, "<u8"), *keys])
+        order = np.argsort(all_keys, kind="stable")
+        self._keys = all_keys[order]
+        shards = np.repeat(np.arange(len(keys), dtype=np.int32), [len(own) for own in keys])
+        places = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(own)) for own in keys)])
+        self._shards, self._places = shards[order], places[order]
+
+    @property
+    def name(self) -> str:
+        """What batches call it."""
+        return str(self.folder)
+
+    @property
+    def holds_boxes(self) -> bool:
+        """Whether there are pooled boxes."""
+        return any(block.name == "pooled" for block in self.blocks)
+
+    def __len__(self) -> int:
+        """Number of entries; a picture whose boxes were added to has several."""
+        return len(self._keys)
+
+    def has(self, keys: np.ndarray) -> np.ndarray:
+        """Which of (n,) uint64 keys have an entry; (n,) bool."""
+        order = np.argsort(keys)  # sorted keys are found several times faster
+        places = np.searchsorted(self._keys, keys[order])
+        inside = places < len(self._keys)
+        found = np.zeros(len(keys), dtype=bool)
+        found[order[inside]] = self._keys[places[inside]] == keys[order[inside]]
+        return found
+
+    def holds(self, name: str) -> bool:
+        """Whether there is an entry of a picture, stale or not; its path below the image folder."""
+        return bool(self.has(np.array([picture_key(name)], dtype=np.uint64))[0])
+
+    def find(self, name: str, path: str | Path) -> CachedPicture:
+        """The newest entry of a picture.
+
+        Args:
+            name: Its path below the image folder.
+            path: The file; it is read only where it was touched since.
+
+        Raises:
+            FeatureError: There is none, or the file was changed since.
+            NoPictureError: There is no such file, or it could not be read.
+        """
+        found = self._entries_of(picture_key(name))
+        if not found:
+            raise FeatureError(f"picture {name} is not in feature cache {self.folder}")
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise NoPictureError(f"picture {path}: {error}") from error
+        now = status.st_size, status.st_mtime_ns
+        fits = [picture for picture in found if (picture.entry["size"], picture.entry["time"]) == now]
+        if not fits and any(picture.entry["size"] == status.st_size for picture in found):
+            content = stamp_of(path).content
+            fits = [picture for picture in found if picture.entry["content"] == content]
+        if not fits:
+            raise FeatureError(f"picture {path} was changed since feature cache {self.folder} was filled")
+        if fits[-1].entry["boxes"] == UNREADABLE:
+            raise NoPictureError(f"picture {path} could not be read when feature cache {self.folder} was filled")
+        return fits[-1]
+
+    def boxes(self, picture: CachedPicture) -> torch.Tensor:
+        """(n, 4) float32, the boxes that were pooled."""
+        count = int(picture.entry["boxes"])
+        content = self._read(picture, 16 * count)
+        return content.view(torch.float32).view(count, 4)
+
+    def read(self, picture: CachedPicture, boxes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The arrays of a picture, by the names of ``mg_llava.features.blocks_of``.
+
+        Args:
+            picture: From ``find``.
+            boxes: (k, 4) float32, the boxes whose features are wanted, in this order.
+
+        Raises:
+            FeatureError: The features are damaged, or a box was not pooled.
+        """
+        count = int(picture.entry["boxes"])
+        offsets, total = offsets_of(self.blocks, count)
+        content = self._read(picture, total)
+        if len(content) != total or checksum_of(content, int(picture.entry["key"])) != int(picture.entry["checksum"]):
+            shard = self._paths[picture.shard].with_suffix(".features")
+            raise FeatureError(
+                f"feature cache {self.folder} is damaged in {shard.name}; delete this shard, fill again"
+            )
+        arrays = {}
+        for block, offset in zip(self.blocks, offsets[1:], strict=True):
+            part = content[offset : offset + block.nbytes(count)]
+            arrays[block.name] = part.view(block.dtype).view(block.shape(count))
+        if "pooled" in arrays:
+            pooled = content[: 16 * count].view(torch.float32).view(count, 4)
+            arrays["pooled"] = arrays["pooled"][match_boxes(pooled, boxes, self.folder)]
+        return arrays
+
+    def _entries_of(self, key: int) -> list[CachedPicture]:
+        """Entries with a key, oldest first."""
+        first, last = (int(np.searchsorted(self._keys, np.uint64(key), side)) for side in ("left", "right"))  # type: ignore[call-overload]
+        found = []
+        for number in range(first, last):
+            shard = int(self._shards[number])
+            entry = self._entries[shard][self._places[number]]
+            found.append(CachedPicture(shard, entry, (int(entry["width"]), int(entry["height"]))))
+        return found
+
+    def _read(self, picture: CachedPicture, count: int) -> torch.Tensor:
+        """The first (count,) bytes of a picture; fewer where the shard ends before."""
+        shard = picture.shard
+        if shard not in self._open:
+            self._open[shard] = open(self._paths[shard].with_suffix(".features"), "rb", buffering=0)
+        content = torch.empty(count, dtype=torch.uint8)
+        # leaves the file's position alone, which forked processes share
+        read = os.preadv(self._open[shard].fileno(), [content.numpy().data], int(picture.entry["offset"]))
+        return content[:read]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def __del__(self) -> None:
+        for file in self.__dict__.get("_open", {}).values():
+            file.close()
+
+
+def match_boxes(pooled: torch.Tensor, wanted: torch.Tensor, folder: Path | str) -> torch.Tensor:
+    """(k,) int64: where each of (k, 4) boxes is among (n, 4); both float32.
+
+    Raises:
+        FeatureError: A box is not there.
+    """
+    places = {row.tobytes(): place for place, row in enumerate(_rows(pooled))}
+    found = [places.get(row.tobytes()) for row in _rows(wanted)]
+    absent = [box for box, place in zip(wanted.tolist(), found, strict=True) if place is None]
+    if absent:
+        raise FeatureError(
+            f"{len(absent)} of {len(found)} boxes, such as {absent[0]}, are not in feature cache {folder}: boxes or "
+            "their filter were changed"
+        )
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def unique_boxes(boxes: torch.Tensor) -> torch.Tensor:
+    """(n, 4) float32 without rows that come again, in their order."""
+    rows = {row.tobytes(): place for place, row in reversed(list(enumerate(_rows(boxes))))}
+    return boxes[sorted(rows.values())]
+
+
+def _rows(boxes: torch.Tensor) -> np.ndarray:
+    """(n, 4) float32; adding zero makes -0.0 the same as 0.0."""
+    return boxes.detach().cpu().to(torch.float32).numpy() + np.float32(0)

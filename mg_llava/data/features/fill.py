@@ -1,0 +1,276 @@
+"""Filling a feature cache: each picture of some data sets once, with every box that may become a token.
+
+Shapes: N pictures, S side of the canvas in pixels, n boxes of a picture.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mg_llava.data.boxes.store import picture_keys
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureError, match_boxes, unique_boxes
+from mg_llava.data.features.file import FeatureWriter, Stamp, describe_cache, describe_pictures, stamp_of
+from mg_llava.data.pictures.files import PictureError, open_picture
+from mg_llava.features import FeatureDtype, Features, pack, stack, unpack
+
+Extract = Callable[[Tensor, list[Tensor]], Features]
+"""From ``(N, 3, S, S)`` uint8 pixels and N tensors ``(n_i, 4)`` of boxes to what the encoders give."""
+
+State = Literal["known", "absent", "changed", "unreadable"]
+"""What a cache knows of a picture: all; nothing; another file or other boxes; that it cannot be read."""
+
+_NO_FILE = Stamp(-1, -1, 0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture of one or more records.
+
+    Attributes:
+        folder: Its image folder.
+        name: Its path below it.
+        uses: For each record that shows it the number of the source, of the record there, and of the picture in it.
+    """
+
+    folder: str
+    name: str
+    uses: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A picture, and what is to be done about it.
+
+    Attributes:
+        name: Its path below the image folder.
+        state: What the cache knows of it.
+        message: Why it cannot be read.
+        stamp: What its file is like; None where there is nothing to add.
+        frame: Width and height, in the frame of its boxes.
+        boxes: (n, 4) float32, those to pool.
+        pixels: (3, S, S) uint8, where it is to be encoded.
+    """
+
+    name: str
+    state: State
+    message: str = ""
+    stamp: Stamp | None = None
+    frame: tuple[int, int] = (0, 0)
+    boxes: Tensor | None = None
+    pixels: Tensor | None = None
+
+
+def about_cache(
+    sources: Sequence[LLaVADataset], dtype: FeatureDtype, sizes: Mapping[str, Any], encoders: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a cache of some sources is for; arguments as for ``feature_file.describe_cache``.
+
+    Raises:
+        ValueError: No source has pictures, or two make canvases in different ways.
+    """
+    found = [describe_pictures(source.picture_processor) for source in sources if source.picture_positions()]
+    if not found:
+        raise ValueError("no source has pictures; there is nothing to encode")
+    if any(item != found[0] for item in found):
+        raise ValueError("sources make canvases in different ways; fill a folder for each picture_processor")
+    return describe_cache(dtype, sizes, encoders, found[0])
+
+
+def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The reports of ``fill_feature_cache`` of several processes as one."""
+    errors = [report["error"] for report in reports if report["error"] is not None]
+    return {
+        "pictures": dict(sum((Counter(report["pictures"]) for report in reports), Counter())),
+        "added": sum(report["added"] for report in reports),
+        "bytes": sum(report["bytes"] for report in reports),
+        "unreadable": [message for report in reports for message in report["unreadable"]],
+        "error": max(errors, default=None),
+    }
+
+
+def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1) -> list[Job]:
+    """Every picture of some sources once, or the share of one of several processes.
+
+    Args:
+        sources: The sources; text alone gives nothing.
+        rank: Number of this process.
+        processes: How many there are.
+    """
+    jobs: dict[tuple[str, str], Job] = {}
+    for number, source in enumerate(sources):
+        for position in source.picture_positions():
+            record = source.record_at(position)
+            folder = os.path.abspath(str(source.image_folder))
+            for place, name in enumerate(record.images):
+                jobs.setdefault((folder, name), Job(folder, name)).uses.append((number, position, place))
+    return list(jobs.values())[rank::processes]
+
+
+class Pictures(Dataset):
+    """What is to be done about each picture of a list of jobs.
+
+    Args:
+        sources: The sources that the jobs speak of.
+        jobs: The jobs.
+        cache: What is there already; None for nothing.
+        pool: Whether boxes are pooled.
+    """
+
+    def __init__(
+        self, sources: Sequence[LLaVADataset], jobs: Sequence[Job], cache: FeatureCache | None, pool: bool
+    ) -> None:
+        self._sources, self._jobs, self._cache, self._pool = sources, jobs, cache, pool
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __getitem__(self, index: int) -> Finding:
+        """A finding; with pixels unless all is known."""
+        job = self._jobs[index]
+        path = os.path.join(job.folder, job.name)
+        known = torch.zeros(0, 4)
+        state: State = "absent"
+        if self._cache is not None:
+            try:
+                picture = self._cache.find(job.name, path)
+                known = self._cache.boxes(picture)
+                match_boxes(known, self._boxes(job, path, picture.frame), self._cache.folder)
+                return Finding(job.name, "known")
+            except NoPictureError as error:
+                return Finding(job.name, "unreadable", str(error))
+            except FeatureError:
+                state = "changed" if self._cache.holds(job.name) else "absent"
+        return self._open(job, path, state, known)
+
+    def _open(self, job: Job, path: str, state: State, known: Tensor) -> Finding:
+        """A picture to encode, with the boxes of all that show it and (n, 4) boxes that were pooled before."""
+        source = self._sources[job.uses[0][0]]
+        # before it is opened: a change meanwhile then makes the features stale, not the stamp
+        stamp = stamp_of(path) if os.path.isfile(path) else _NO_FILE
+        try:
+            image = open_picture(path, f"record {source.record_at(job.uses[0][1]).id!r}", source.max_pixels)
+        except PictureError as error:
+            return Finding(job.name, "unreadable", str(error), stamp)
+        loader = source.picture_loader()
+        frame = loader.frame_of(image)
+        # what was pooled before is pooled again, so that the newest entry serves all
+        boxes = unique_boxes(torch.cat([self._boxes(job, path, frame), known]))
+        return Finding(job.name, state, "", stamp, frame, boxes, loader.processor(image).pixels)
+
+    def _boxes(self, job: Job, path: str, frame: tuple[int, int]) -> Tensor:
+        """(n, 4) float32, the boxes of all records that show a picture."""
+        if not self._pool:
+            return torch.zeros(0, 4)
+        found = []
+        for number, position, place in job.uses:
+            source = self._sources[number]
+            record = source.record_at(position)
+            key = picture_keys(record.id, len(record.images))[place]
+            opener = partial(open_picture, path, max_pixels=source.max_pixels)
+            found.append(source.picture_loader().possible_boxes(key, frame, opener))
+        return unique_boxes(torch.cat(found))
+
+
+def survey_cache(findings: Dataset, workers: int = 0, progress: Callable[[int], object] | None = None) -> Counter[str]:
+    """How many pictures are in each state, without changing anything.
+
+    Args:
+        findings: ``Pictures``.
+        workers: Processes that look.
+        progress: Gets the number of pictures after each batch.
+    """
+    counts: Counter[str] = Counter()
+    for batch in _batches(findings, 32, workers):
+        counts.update(item.state for item in batch)
+        if progress is not None:
+            progress(len(batch))
+    return counts
+
+
+def fill_feature_cache(
+    findings: Dataset,
+    extract: Extract,
+    writer: FeatureWriter,
+    dtype: FeatureDtype,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Encode all pictures that a cache does not know yet, and add them.
+
+    Args:
+        findings: ``Pictures``.
+        extract: Runs the encoders.
+        writer: Where features go.
+        dtype: How they are kept.
+        batch_size: Pictures that are encoded at once.
+        workers: Processes that open pictures.
+        progress: Gets the number of pictures after each batch.
+
+    Returns:
+        ``pictures`` in each state, ``added``, ``bytes`` that were written, ``unreadable``, the first messages about
+        pictures that cannot be read, and ``error``, the root mean square of what rounding changed over that of the
+        features, of the first batch (None where there is none).
+    """
+    counts: Counter[str] = Counter()
+    messages: list[str] = []
+    error = None
+    waiting: list[Finding] = []
+    for batch in _batches(findings, batch_size, workers):
+        counts.update(item.state for item in batch)
+        for item in batch:
+            if item.pixels is not None:
+                waiting.append(item)
+            if item.state == "unreadable":
+                messages.append(item.message)
+                if item.stamp is not None:
+                    writer.add_unreadable(item.name, item.stamp)
+        while len(waiting) >= batch_size:
+            error = _encode(waiting[:batch_size], extract, writer, dtype, error)
+            waiting = waiting[batch_size:]
+        if progress is not None:
+            progress(len(batch))
+    if waiting:
+        error = _encode(waiting, extract, writer, dtype, error)
+    writer.close()
+    return {
+        "pictures": dict(counts),
+        "added": counts["absent"] + counts["changed"],
+        "bytes": writer.written,
+        "unreadable": messages[:20],
+        "error": error,
+    }
+
+
+def _encode(
+    items: Sequence[Finding], extract: Extract, writer: FeatureWriter, dtype: FeatureDtype, error: float | None
+) -> float:
+    """Encode and add pictures; gives what rounding changed, if that is not known yet."""
+    boxes, pixels = [item.boxes for item in items], [item.pixels for item in items]
+    features = extract(torch.stack(pixels), boxes)  # type: ignore[arg-type]
+    arrays = pack(features, [len(own) for own in boxes], dtype)  # type: ignore[arg-type]
+    for item, own, kept in zip(items, boxes, arrays, strict=True):
+        writer.add(item.name, item.stamp, item.frame, own, kept)  # type: ignore[arg-type]
+    return rounding_error(features, arrays) if error is None else error
+
+
+def rounding_error(features: Features, arrays: Sequence[dict[str, Tensor]]) -> float:
+    """Largest, over the kinds of features, of the RMS of what rounding changed over the RMS of the features."""
+    errors = [0.0]
+    for exact, kept in zip(features, unpack(stack(arrays)), strict=True):
+        if exact is not None and kept is not None and exact.numel():
+            exact = exact.detach().float().cpu()
+            errors.append(((kept.float() - exact).square().mean() / exact.square().mean()).sqrt().item())
+    return max(errors)
+
+
+def _batches(findings: Dataset, size: int, workers: int) -> Iterable[list[Finding]]:
+    return DataLoader(findings, size, num_workers=workers, collate_fn=list)

@@ -1,0 +1,143 @@
+"""The feature cache as one data set uses it: what it lacks, what happens then, and how often it did."""
+
+import contextlib
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from mmengine.logging import print_log
+
+from mg_llava.data.boxes.augment import BoxAugmentation
+from mg_llava.data.features.cache import FeatureCache, FeatureError
+from mg_llava.data.features.file import describe_pictures, picture_key
+from mg_llava.data.records.catalog import RecordCatalog
+from mg_llava.data.records.open import fingerprint
+from mg_llava.data.tally import Tally
+
+MissingFeatures = Literal["error", "picture"]
+
+_POLICIES = ("error", "picture")
+_SHOWN = 3
+_VERSION = 1
+
+
+class FeatureSource:
+    """A feature cache that was compared with the settings and records of a data set.
+
+    Args:
+        cache: Folder of the cache, or the cache.
+        missing: ``error``, or ``picture``: open and encode pictures whose features are absent or stale.
+        catalog: The records.
+        processor: Makes canvases.
+        augmentation: Changes boxes in training; what it may do is limited, because boxes are pooled beforehand.
+
+    Raises:
+        FileNotFoundError: There is no feature cache.
+        ValueError: Settings do not fit the cache, or pictures are absent and ``missing`` is ``error``.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache | str | Path,
+        missing: MissingFeatures,
+        catalog: RecordCatalog,
+        processor: Any,
+        augmentation: Any = None,
+    ) -> None:
+        if missing not in _POLICIES:
+            raise ValueError(f"missing_features is {missing!r}; allowed: {', '.join(map(repr, _POLICIES))}")
+        self.cache = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+        self.missing = missing
+        self._missed = Tally()
+        self._check_settings(processor, augmentation)
+        self.absent = self._check_records(catalog)
+
+    @property
+    def encoded_anew(self) -> int:
+        """Number of samples whose pictures were opened and encoded so far, in all workers of this process."""
+        return self._missed.total
+
+    def miss(self, owner: str, error: FeatureError) -> None:
+        """Count a sample without features, or refuse it, as the policy says.
+
+        Raises:
+            FeatureError: The policy is ``error``.
+        """
+        if self.missing == "error":
+            raise FeatureError(f"{owner}: {error}; {_advice()}") from error
+        self._missed.add(f"{owner}: {error}; such samples are counted, their pictures are opened and encoded")
+
+    def _check_settings(self, processor: Any, augmentation: Any) -> None:
+        stated, own = self.cache.about["pictures"], describe_pictures(processor)
+        wrong = [f"{key} was {stated.get(key)}, now {own[key]}" for key in own if stated.get(key) != own[key]]
+        if wrong:
+            raise ValueError(
+                f"feature cache {self.cache.folder} was filled with other canvases: {'; '.join(wrong)}; fill another "
+                "folder with tools/fill_feature_cache.py"
+            )
+        if self.cache.holds_boxes and not keeps_boxes(augmentation):
+            raise ValueError(
+                "a feature cache holds pooled boxes, so that box_augmentation may drop all boxes of a picture "
+                f"(drop_all) but not choose or move boxes; found {augmentation}. Set dropout, cap_probability and "
+                "jitter to 0, or feature_cache=None"
+            )
+
+    def _check_records(self, catalog: RecordCatalog) -> int:
+        """Number of pictures that were never filled in."""
+        positions = catalog.picture_positions()
+        absent = ~self.cache.has(_keys(catalog, positions, self.cache.folder))
+        count = int(absent.sum())
+        if not count:
+            return 0
+        owners = np.repeat(positions, catalog.survey.sizes[positions, 1])[absent]
+        ids = ", ".join(repr(catalog.at(int(position)).id) for position in owners[:_SHOWN])
+        message = f"{catalog.path}: feature cache {self.cache.folder} lacks {count} of {len(absent)} pictures"
+        message += f", such as those of record {ids}"
+        if self.missing == "error":
+            raise ValueError(f"{message}; {_advice()}")
+        print_log(f"{message}; they are opened and encoded", logger="current", level=logging.WARNING)
+        return count
+
+
+def keeps_boxes(augmentation: Any) -> bool:
+    """Whether an augmentation leaves the boxes of a picture all as they are, or drops them all."""
+    if augmentation is None:
+        return True
+    if not isinstance(augmentation, BoxAugmentation):
+        return False
+    moves = augmentation.jitter > 0 and augmentation.jitter_probability > 0
+    return not (augmentation.dropout or augmentation.cap_probability or moves)
+
+
+def _keys(catalog: RecordCatalog, positions: np.ndarray, folder: Path) -> np.ndarray:
+    """Keys of the pictures of records; kept in the folder, so that the records are read once.
+
+    Args:
+        catalog: The records.
+        positions: (n,) int64, those that are wanted.
+        folder: Of the cache; it may be read-only.
+
+    Returns:
+        (pictures,) uint64, in the order of the records.
+    """
+    content = catalog.fingerprint or fingerprint(catalog.path)
+    digest = hashlib.blake2b(repr((_VERSION, content)).encode(), digest_size=16)
+    digest.update(catalog.survey.rows[positions].tobytes())
+    path = folder / f"{digest.hexdigest()}.keys.npy"
+    with contextlib.suppress(OSError, ValueError):
+        return np.load(path)
+    names = [name for position in positions.tolist() for name in catalog.at(position).images]
+    keys = np.array([picture_key(name) for name in names], dtype=np.uint64)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        with part.open("wb") as file:
+            np.save(file, keys)
+        os.replace(part, path)
+    return keys
+
+
+def _advice() -> str:
+    return "fill it with tools/fill_feature_cache.py, or set missing_features='picture'"

@@ -1,0 +1,251 @@
+"""One picture and its boxes, from the file's pixels to the model's input: for training, evaluation and chat alike."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mg_llava.data.boxes.filter import Cap, Filtered, Reason, trace_boxes
+from mg_llava.data.boxes.policy import StandIn
+from mg_llava.data.pictures.files import to_rgb
+from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, Canvas, Resize, picture_to_canvas, place_boxes
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord
+from mg_llava.registry import TRANSFORMS
+
+_ALLOWED = {
+    "mode": ("reference", "exact"),
+    "cap": ("per_category", "per_image"),
+    "empty_box": ("corner", "none", "picture"),
+    "resize": ("shortest_edge", "squash"),
+}
+
+
+@dataclass(frozen=True)
+class ProcessedPicture:
+    """A picture on its canvas, with its boxes in the order of their tokens; boxes, labels and scores are parallel.
+
+    ``pixels`` is (3, S, S) uint8, ``boxes`` (n, 4) float32 xyxy in canvas pixels. ``is_empty`` says that no box was
+    left, so that ``boxes`` holds the stand-in of the processor's ``empty_box`` (label ``""``, score 0), or nothing.
+    """
+
+    pixels: torch.Tensor
+    boxes: torch.Tensor
+    labels: list[str]
+    scores: list[float]
+    canvas: Canvas
+    is_empty: bool
+
+
+@dataclass(frozen=True)
+class BoxFate:
+    """What became of one box of a picture.
+
+    Attributes:
+        label: Its label.
+        score: Its score.
+        box: xyxy, original pixels.
+        place: xyxy, canvas pixels: where its token looks, or would; not clipped where ``reason`` speaks of the place.
+        reason: ``kept``, or why it is no token: ``nms``, ``cap``, ``outside``, ``too small``.
+        token: Its number among the box tokens of the picture; None where it was dropped.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, ...]
+    place: tuple[float, ...]
+    reason: Reason
+    token: int | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the box is a token."""
+        return self.reason == "kept"
+
+
+@TRANSFORMS.register_module()
+@dataclass(frozen=True)
+class PictureProcessor:
+    """Picture and boxes to canvas and box tokens' boxes. Immutable; neither pictures nor box records are changed.
+
+    Args:
+        image_size: Side S of the canvas in pixels.
+        pad_to_square: Pad to a centered square; otherwise crop the center (see ``Canvas``).
+        mode: ``reference`` places boxes as the published weights were trained; ``exact`` keeps fractions, clips boxes
+            to the picture and drops tiny ones (see ``geometry``). Also the color conversion of ``pictures.to_rgb``.
+        nms_iou: Overlap above which class-aware NMS removes a box; None for no NMS.
+        max_boxes: Limit of boxes; None for no limit.
+        cap: ``per_category`` or ``per_image`` (see ``box_filter.cap_boxes``).
+        empty_box: What stands for "no box": ``corner``, the box [0, 0, 0, 0], which the published weights know;
+            ``none``, no box token; ``picture``, one box around the whole picture.
+        resize: ``shortest_edge`` or ``squash`` (see ``Canvas``).
+        min_box_area: Smallest area of a box in ``exact`` mode, square canvas pixels.
+        apply_exif: Rotate pictures as their EXIF orientation says; boxes must be in that frame.
+        pad_color: 8-bit RGB of the padding.
+
+    Raises:
+        ValueError: An argument is out of range; all wrong arguments are named in one message.
+    """
+
+    image_size: int
+    pad_to_square: bool = True
+    mode: BoxMode = "reference"
+    nms_iou: float | None = 0.2
+    max_boxes: int | None = 100
+    cap: Cap = "per_category"
+    empty_box: str = "corner"
+    resize: Resize = "shortest_edge"
+    min_box_area: float = 1.0
+    apply_exif: bool = False
+    pad_color: tuple[int, int, int] = PAD_COLOR
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pad_color", tuple(self.pad_color))
+        wrong = [
+            f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}"
+            for name, allowed in _ALLOWED.items()
+            if getattr(self, name) not in allowed
+        ]
+        if self.image_size < 1:
+            wrong.append(f"image_size is {self.image_size}, must be at least 1")
+        if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
+            wrong.append(f"nms_iou is {self.nms_iou}, must lie in 0..1 or be None")
+        if self.max_boxes is not None and self.max_boxes < 1:
+            wrong.append(f"max_boxes is {self.max_boxes}, must be at least 1 or None")
+        if wrong:
+            raise ValueError(f"{type(self).__name__}: {'; '.join(wrong)}")
+
+    def __call__(
+        self,
+        image: Image.Image,
+        boxes: BoxRecord | None = None,
+        text_is_long: bool = False,
+        room: int | None = None,
+    ) -> ProcessedPicture:
+        """Process one picture.
+
+        Args:
+            image: The picture, in any color mode.
+            boxes: Its boxes in original pixels, or None.
+            text_is_long: Whether the text nearly fills the context, which limits the boxes further.
+            room: Number of box tokens that the context has room for, the stand-in included; None for no limit.
+        """
+        image = to_rgb(image, self.mode, self.apply_exif)
+        canvas = self.canvas_of(image.size)
+        pixels = torch.from_numpy(picture_to_canvas(image, canvas, self.pad_color))
+        record = boxes if boxes is not None else NO_BOXES
+        placed, index = self.token_boxes(record, canvas, text_is_long, room)
+        is_empty = len(index) == 0
+        blank = len(placed) if is_empty else 0
+        return ProcessedPicture(
+            pixels=pixels.permute(2, 0, 1),  # (S, S, 3) -> (3, S, S), a view; the batch is made contiguous
+            boxes=placed,
+            labels=[record.labels[i] for i in index] + [""] * blank,
+            scores=[float(record.scores[i]) for i in index] + [0.0] * blank,
+            canvas=canvas,
+            is_empty=is_empty,
+        )
+
+    def canvas_of(self, image_size: tuple[int, int]) -> Canvas:
+        """Where a picture of this width and height (after ``to_rgb``) lies on the canvas."""
+        return Canvas(*image_size, self.image_size, self.pad_to_square, self.resize)
+
+    def token_boxes(
+        self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False, room: int | None = None
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Boxes that become tokens; arguments as for ``place``.
+
+        Returns:
+            (k, 4) float32 canvas pixels, the stand-in where no box is left, and indices as from ``place``.
+        """
+        placed, index = self.place(record, canvas, text_is_long, room)
+        if not len(index):
+            placed = self.stand_in(canvas, record)[:room]
+        return torch.from_numpy(placed.astype(np.float32)), index
+
+    def place(
+        self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False, room: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Filter and place boxes.
+
+        Args:
+            record: Boxes in original pixels.
+            canvas: The frame to place them on.
+            text_is_long: Whether the text nearly fills the context.
+            room: Number of box tokens that the context has room for; None for no limit.
+
+        Returns:
+            (k, 4) float64 canvas pixels and (k,) int64 indices into ``record``, both in the order of the tokens.
+        """
+        placed, index, _ = self._place(record, canvas, text_is_long, room)
+        return placed, index
+
+    def explain(
+        self, image_size: tuple[int, int], record: BoxRecord, text_is_long: bool = False, room: int | None = None
+    ) -> list[BoxFate]:
+        """What ``__call__`` and ``place`` make of each box of ``record``, in its order.
+
+        Args:
+            image_size: Width and height of the picture, after ``to_rgb``.
+            record: Boxes in original pixels.
+            text_is_long: As for ``place``.
+            room: As for ``place``.
+        """
+        canvas = self.canvas_of(image_size)
+        placed, index, reasons = self._place(record, canvas, text_is_long, room)
+        everywhere = canvas.to_canvas(record.boxes)
+        drawn, inside = place_boxes(record.boxes, canvas, self.mode, self.min_box_area)
+        everywhere[inside] = drawn
+        everywhere[index] = placed
+        tokens = {box: token for token, box in enumerate(index.tolist())}
+        return [
+            BoxFate(label, float(score), tuple(box.tolist()), tuple(place.tolist()), reason, tokens.get(number))
+            for number, (label, score, box, place, reason) in enumerate(
+                zip(record.labels, record.scores, record.boxes, everywhere, reasons, strict=True)
+            )
+        ]
+
+    def _place(
+        self, record: BoxRecord, canvas: Canvas, text_is_long: bool, room: int | None
+    ) -> tuple[np.ndarray, np.ndarray, list[Reason]]:
+        """What ``place`` returns, and what became of each of the n boxes of ``record``."""
+        if self.mode == "reference":
+            everything = np.arange(len(record))
+            found = self._filter(canvas.to_padded(record.boxes), record, everything, text_is_long, room)
+            placed, left = place_boxes(record.boxes[found.kept], canvas, self.mode)
+            reasons = found.reasons()
+            for index in np.delete(found.kept, left).tolist():
+                reasons[index] = "outside"
+            return placed, found.kept[left], reasons
+        placed, left = place_boxes(record.boxes, canvas, self.mode, self.min_box_area)
+        found = self._filter(placed, record, left, text_is_long, room)
+        reasons = ["outside" if missed else "too small" for missed in canvas.misses(record.boxes).tolist()]
+        for index, reason in zip(left.tolist(), found.reasons(), strict=True):
+            reasons[index] = reason
+        return placed[found.kept], left[found.kept], reasons
+
+    def _filter(
+        self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, text_is_long: bool, room: int | None
+    ) -> Filtered:
+        """Which of (n, 4) ``boxes``, which are the boxes ``index`` of ``record`` in another frame, stay."""
+        labels = [record.labels[i] for i in index]
+        scores = record.scores[index]
+        return trace_boxes(boxes, scores, labels, self.nms_iou, self.max_boxes, self.cap, text_is_long, room)
+
+    def stand_in(self, canvas: Canvas, record: BoxRecord = NO_BOXES) -> np.ndarray:
+        """(0 or 1, 4) canvas pixels, what stands for "no box": as ``record`` says, else as ``empty_box``."""
+        kind = self._stand_in_kind(record)
+        if kind == "none":
+            return np.zeros((0, 4))
+        return np.zeros((1, 4)) if kind == "corner" else canvas.picture_box[None]
+
+    def stand_in_tokens(self, record: BoxRecord = NO_BOXES) -> int:
+        """Number of box tokens of a picture that has no box left."""
+        return 0 if self._stand_in_kind(record) == "none" else 1
+
+    def _stand_in_kind(self, record: BoxRecord) -> str:
+        return (record.empty_box if isinstance(record, StandIn) else None) or self.empty_box
+
+    def to_dict(self) -> dict:
+        """The arguments this processor was built with, for files that keep them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

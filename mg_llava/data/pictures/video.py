@@ -1,0 +1,98 @@
+"""Frames of video files, sampled uniformly: the video's way of being pictures."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.logging import print_log
+from PIL import Image
+
+from mg_llava.data.pictures.files import PictureError
+
+VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts"))
+"""How names of video files end."""
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a path names a video, by its ending."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def sample_positions(count: int, frames: int) -> np.ndarray:
+    """Which of ``count`` frames to take: (frames,) int64 from the first to the last, evenly, rounded down.
+
+    Positions repeat where there are fewer frames than asked for.
+
+    Raises:
+        ValueError: There is no frame, or none is asked for.
+    """
+    if count < 1 or frames < 1:
+        raise ValueError(f"{frames} of {count} frames: both must be at least 1")
+    return np.linspace(0, count - 1, frames).astype(np.int64)
+
+
+def read_frames(path: str | Path, frames: int, owner: str = "") -> list[Image.Image]:
+    """Decode uniformly sampled frames of a video file.
+
+    Args:
+        path: The file, in any format that FFmpeg knows.
+        frames: Number of frames.
+        owner: Whose video it is, for messages.
+
+    Returns:
+        RGB pictures in the order of time.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        PictureError: The file is missing, empty, no video or damaged; the message names file and owner.
+    """
+    av = _import_av()
+    name = f"video {path}" + (f" of {owner}" if owner else "")
+    if not os.path.isfile(path):
+        raise PictureError(f"{name} does not exist; check the folder and the record", fault="missing")
+    if os.path.getsize(path) == 0:
+        raise PictureError(f"{name} is empty; replace the file or remove the record", fault="empty")
+    try:
+        with av.open(str(path)) as container:
+            return _sample(container, frames)
+    except Exception as error:  # FFmpeg's errors are of many classes, and decoders add their own
+        raise PictureError(
+            f"{name} cannot be read ({type(error).__name__}: {error}); replace the file or remove the record"
+        ) from error
+
+
+def _sample(container: Any, frames: int) -> list[Image.Image]:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size)
+    if not times:
+        raise ValueError("there are no frames with a time")
+    wanted = [times[position] for position in sample_positions(len(times), frames).tolist()]
+    found: dict[int, Image.Image] = {}
+    for time in dict.fromkeys(wanted):
+        found[time] = _frame_at(container, stream, time).to_image()
+    return [found[time] for time in wanted]
+
+
+def _frame_at(container: Any, stream: Any, time: int) -> Any:
+    """The first frame that is not before ``time``, or the last one."""
+    container.seek(time, stream=stream, backward=True)
+    last = None
+    for frame in container.decode(stream):
+        last = frame
+        if frame.pts is not None and frame.pts >= time:
+            return frame
+    if last is None:
+        raise ValueError("a frame cannot be decoded")
+    print_log(f"{container.name}: no frame at {time}, the last one is taken", logger="current", level=logging.WARNING)
+    return last
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading videos needs PyAV: pip install 'mg_llava[video]'") from error
+    return av

@@ -1,0 +1,183 @@
+"""Choosing samples of a data set, and writing what the model sees of them into a folder."""
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from mg_llava.data.mixture import sources_of
+from mg_llava.inspection.browse.drawing import draw_sample
+from mg_llava.inspection.browse.page import write_page
+from mg_llava.inspection.browse.samples import SampleView, view_sample
+from mg_llava.registry import DATASETS
+
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Shows progress: takes items, their number and what they are, and gives the items."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A sample to look at: its source, its number there and, where known, its number in the whole data set."""
+
+    source: Any
+    index: int
+    position: int | None = None
+
+
+def load_dataset(path: str | Path) -> tuple[Any, bool]:
+    """Build the training data set of a config, and nothing else of it.
+
+    Returns:
+        The data set, and whether the config's model has a box branch.
+
+    Raises:
+        FileNotFoundError: There is no such config, or a file that it names is missing.
+        ValueError: The config has no training data set, or its records cannot be used.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config {path} does not exist; give the .py file of a training")
+    config = Config.fromfile(str(path))
+    settings = (config.get("train_dataloader") or {}).get("dataset")
+    if settings is None:
+        raise ValueError(f"config {path} has no train_dataloader.dataset; give the config of a training")
+    return DATASETS.build(settings), (config.get("model") or {}).get("box_projector", True) is not None
+
+
+class SampleChooser:
+    """Finds samples of a data set, or of one of its sources.
+
+    Args:
+        dataset: A ``LLaVADataset``, a mixture, or several of them concatenated.
+        source: Name of the source to look in, whose own numbers count then; None for the whole data set.
+
+    Raises:
+        ValueError: There is no source of that name, or there are several.
+    """
+
+    def __init__(self, dataset: Any, source: str | None = None) -> None:
+        self.sources = sources_of(dataset)
+        if source is not None:
+            named = [part for part in self.sources if part.name == source]
+            if len(named) != 1:
+                names = ", ".join(part.name for part in self.sources)
+                raise ValueError(f"{len(named) or 'no'} sources are named {source!r}; the sources are: {names}")
+            self.sources, dataset = named, named[0]
+        self.dataset = dataset
+
+    def by_position(self, positions: Iterable[int]) -> tuple[list[Choice], list[str]]:
+        """Samples by their numbers; and a message for each number that does not exist."""
+        choices, problems = [], []
+        for position in dict.fromkeys(positions):
+            if 0 <= position < len(self.dataset):
+                choices.append(Choice(*locate(self.dataset, position), position))
+            else:
+                problems.append(f"sample {position} does not exist; there are samples 0 to {len(self.dataset) - 1}")
+        return choices, problems
+
+    def by_id(self, ids: Sequence[str], watch: Watch) -> tuple[list[Choice], list[str]]:
+        """The first record with each id, over all sources; and a message for each id that no record has."""
+        found: dict[str, Choice] = {}
+        ids = list(dict.fromkeys(ids))
+        wanted = set(ids)
+        total = sum(map(len, self.sources))
+        for choice in watch(self._all(), total, "records"):
+            record_id = choice.source.record(choice.index).id
+            if record_id in wanted and record_id not in found:
+                found[record_id] = choice
+                if len(found) == len(wanted):
+                    break
+        names = ", ".join(part.name for part in self.sources)
+        problems = [f"no record of {names} has the id {name!r}" for name in ids if name not in found]
+        return [found[name] for name in ids if name in found], problems
+
+    def at_random(self, count: int, seed: int) -> tuple[list[Choice], list[str]]:
+        """``count`` different samples (all, where there are fewer), in the order of their numbers; no messages."""
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(self.dataset), min(count, len(self.dataset)), replace=False)
+        return self.by_position(sorted(chosen.tolist()))
+
+    def _all(self) -> Iterator[Choice]:
+        for source in self.sources:
+            yield from (Choice(source, index) for index in range(len(source)))
+
+
+def locate(dataset: Any, position: int) -> tuple[Any, int]:
+    """The source that a sample of a data set comes from, and its number there."""
+    if hasattr(dataset, "locate"):
+        number, index = dataset.locate(position)
+        return locate(dataset.sources[number], index)
+    if hasattr(dataset, "cumulative_sizes"):  # torch's ConcatDataset
+        part = bisect_right(dataset.cumulative_sizes, position)
+        start = dataset.cumulative_sizes[part - 1] if part else 0
+        return locate(dataset.datasets[part], position - start)
+    return dataset, position
+
+
+def write_samples(
+    choices: Sequence[Choice],
+    out: Path,
+    watch: Watch,
+    title: str = "samples",
+    html: bool = False,
+    font: Path | None = None,
+    has_box_tokens: bool = True,
+    problems: Sequence[str] = (),
+) -> list[str]:
+    """Write a PNG per sample, ``samples.json`` and, if asked for, ``index.html``; also when stopped on the way.
+
+    Args:
+        choices: The samples.
+        out: Folder to write to; files in it are replaced, other ones stay.
+        watch: Shows progress.
+        title: Title of the page, such as the config.
+        html: Whether to write the page.
+        font: A TrueType file, for scripts that the default font does not have.
+        has_box_tokens: Whether the model has a box branch.
+        problems: Messages about samples that could not be chosen, for page and JSON.
+
+    Returns:
+        A message for each sample that could not be made, after those of ``problems``.
+
+    Raises:
+        OSError: The folder cannot be written to, or the font cannot be read.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    messages, done = list(problems), []
+    try:
+        for choice in watch(choices, len(choices), "samples"):
+            try:
+                view = view_sample(choice.source, choice.index, choice.position, has_box_tokens)
+            except (ValueError, RuntimeError, OSError) as error:
+                messages.append(f"{choice.source.name} [{choice.index}] cannot be used: {error}")
+                continue
+            picture = _file_name(view)
+            draw_sample(view, font).save(out / picture)
+            done.append((view, picture))
+    finally:
+        _write_lists(out, title, done, messages, html)
+    return messages
+
+
+def _write_lists(
+    out: Path, title: str, done: Sequence[tuple[SampleView, str]], problems: Sequence[str], html: bool
+) -> None:
+    samples = ",\n".join(_to_json({**view.to_dict(), "drawing": picture}) for view, picture in done)
+    content = f'{{"title": {_to_json(title)},\n"problems": {_to_json(list(problems))},\n"samples": [\n{samples}\n]}}\n'
+    (out / "samples.json").write_text(content, encoding="utf-8")
+    if html:
+        (out / "index.html").write_text(write_page(title, done, problems), encoding="utf-8")
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _file_name(view: SampleView) -> str:
+    source, name = (re.sub(r"[^\w.-]+", "_", text)[:60] for text in (view.source, view.id))
+    return f"{source}-{view.index:06d}-{name}.png"

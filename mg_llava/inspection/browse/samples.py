@@ -1,0 +1,252 @@
+"""What the model sees of a training sample: pictures on their canvas, what became of each box, tokens one by one.
+
+Nothing is computed a second time here: the data set makes the sample, and a watcher in the place of its picture
+processor notes what it hands over, so that augmentation, caps and budgets are those of the training.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.pictures.geometry import Canvas
+from mg_llava.data.pictures.processor import BoxFate, PictureProcessor, ProcessedPicture
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord
+from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+TokenKind = Literal["text", "image", "boxes"]
+
+_UNKNOWN = "\ufffd"
+_WORD_START = "▁"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the text, or all the visual tokens or box tokens of a picture.
+
+    Attributes:
+        kind: ``text``, ``image`` or ``boxes``.
+        text: What it says.
+        id: Its id; of pictures and boxes the id of the placeholder.
+        supervised: Whether it carries loss.
+        count: Number of positions it takes.
+    """
+
+    kind: TokenKind
+    text: str
+    id: int
+    supervised: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """A picture as the encoders see it, and its boxes.
+
+    Attributes:
+        path: Path in the record.
+        pixels: (S, S, 3) uint8, the canvas.
+        canvas: Where the picture lies on it.
+        fates: What became of each box, in the order of the box file.
+        boxes: (n, 4) canvas pixels: the boxes whose tokens the model gets, in their order.
+        is_stand_in: Whether ``boxes`` only stands for "no box".
+    """
+
+    path: str
+    pixels: np.ndarray
+    canvas: Canvas
+    fates: tuple[BoxFate, ...]
+    boxes: np.ndarray
+    is_stand_in: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; coordinates rounded."""
+        fates = [
+            {
+                "label": fate.label,
+                "score": round(fate.score, 4),
+                "box": [round(value, 2) for value in fate.box],
+                "place": [round(value, 2) for value in fate.place],
+                "kept": fate.kept,
+                "reason": fate.reason,
+                "token": fate.token,
+            }
+            for fate in self.fates
+        ]
+        size = {"width": self.canvas.width, "height": self.canvas.height, "canvas": self.canvas.size}
+        tokens = self.boxes.round(2).tolist()
+        return {"path": self.path, **size, "box_tokens": tokens, "stand_in": self.is_stand_in, "boxes": fates}
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One sample as the model sees it.
+
+    Attributes:
+        source: Name of its source.
+        index: Its number in the source.
+        position: Its number in the whole data set.
+        id: Id of the record.
+        pictures: Its pictures.
+        tokens: Its tokens in order.
+        notes: What else is to be known.
+    """
+
+    source: str
+    index: int
+    position: int
+    id: str
+    pictures: tuple[PictureView, ...]
+    tokens: tuple[Token, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Number of positions: text, visual tokens and box tokens."""
+        return sum(token.count for token in self.tokens)
+
+    @property
+    def supervised(self) -> int:
+        """Number of positions with loss."""
+        return sum(token.count for token in self.tokens if token.supervised)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "source": self.source,
+            "index": self.index,
+            "position": self.position,
+            "id": self.id,
+            "length": self.length,
+            "supervised": self.supervised,
+            "notes": list(self.notes),
+            "pictures": [picture.to_dict() for picture in self.pictures],
+            "tokens": [vars(token) for token in self.tokens],
+        }
+
+
+def view_sample(
+    source: LLaVADataset, index: int, position: int | None = None, has_box_tokens: bool = True
+) -> SampleView:
+    """Look at one sample of a source.
+
+    Args:
+        source: A ``LLaVADataset``; not changed.
+        index: Number of the sample in it.
+        position: Its number in the whole data set, if that is another.
+        has_box_tokens: Whether the model has a box branch.
+
+    Raises:
+        ValueError: The sample cannot be used: a picture that cannot be read, malformed boxes, no token with loss.
+    """
+    record = source.record(index)
+    watcher = _Watcher(source.picture_processor)
+    watched: Any = copy.copy(source)
+    watched.picture_processor, watched.features = watcher, None  # pixels, also where training reads features
+    sample = watched.load(index)
+    pictures = tuple(
+        _view_picture(path, made, fates, boxes)
+        for path, (made, fates), boxes in zip(record.images, watcher.seen, sample["boxes"], strict=True)
+    )
+    counts = [(source.tokens_per_image, len(picture.boxes) * has_box_tokens) for picture in pictures]
+    tokens = list_tokens(sample["input_ids"], sample["labels"], source.tokenizer, counts)
+    notes = _notes(source, index, pictures, has_box_tokens)
+    return SampleView(
+        source.name, index, index if position is None else position, record.id, pictures, tuple(tokens), tuple(notes)
+    )
+
+
+def list_tokens(
+    ids: Iterable[int], labels: Iterable[int], tokenizer: Any, counts: Sequence[tuple[int, int]] = ()
+) -> list[Token]:
+    """Tokens of a sample, each decoded by itself.
+
+    Args:
+        ids: Token ids, with ``IMAGE_TOKEN_INDEX`` for each picture.
+        labels: As many labels.
+        tokenizer: A transformers tokenizer.
+        counts: Numbers of visual tokens and box tokens of each picture.
+    """
+    tokens: list[Token] = []
+    waiting = iter(counts)
+    for token, label in zip(map(int, ids), map(int, labels), strict=True):
+        if token == IMAGE_TOKEN_INDEX:
+            visual, boxes = next(waiting)
+            tokens.append(Token("image", f"<image: {visual} tokens>" if visual else "<image>", token, count=visual))
+            tokens.append(Token("boxes", f"<{boxes} box{'es' * (boxes != 1)}>", token, count=boxes))
+        else:
+            tokens.append(Token("text", decode_token(tokenizer, token), token, label != IGNORE_INDEX))
+    return tokens
+
+
+def decode_token(tokenizer: Any, token: int) -> str:
+    """Text of one token, with the space it begins with; parts of a letter as the vocabulary names them."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if isinstance(piece, str) and _WORD_START in piece:  # SentencePiece drops the space of a token by itself
+        return piece.replace(_WORD_START, " ")
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    return str(piece) if not text or _UNKNOWN in text else text
+
+
+class _Watcher:
+    """Stands in for a picture processor and notes what it makes, and what becomes of the boxes."""
+
+    def __init__(self, processor: PictureProcessor | None) -> None:
+        self._processor = processor
+        self.seen: list[tuple[ProcessedPicture, list[BoxFate]]] = []
+
+    def __call__(
+        self, image: Image.Image, boxes: BoxRecord | None = None, *args: Any, **kwargs: Any
+    ) -> ProcessedPicture:
+        assert self._processor is not None  # text alone has no processor, and never comes here
+        made = self._processor(image, boxes, *args, **kwargs)
+        size = made.canvas.width, made.canvas.height
+        record = NO_BOXES if boxes is None else boxes
+        self.seen.append((made, self._processor.explain(size, record, *args, **kwargs)))
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+def _view_picture(path: str, made: ProcessedPicture, fates: Iterable[BoxFate], boxes: torch.Tensor) -> PictureView:
+    """A picture with the boxes that the sample holds in the end, which may have been shuffled since or cut."""
+    if not made.is_empty and not torch.equal(made.boxes, boxes):
+        fates = _renumber(fates, made.boxes.tolist(), boxes.tolist())
+    pixels = made.pixels.permute(1, 2, 0).numpy()  # (3, S, S) -> (S, S, 3)
+    return PictureView(path, pixels, made.canvas, tuple(fates), boxes.double().numpy(), made.is_empty)
+
+
+def _renumber(fates: Iterable[BoxFate], before: list[list[float]], after: list[list[float]]) -> list[BoxFate]:
+    """Number the kept boxes as they lie in the sample; those that are not in it were cut."""
+    places: dict[tuple[float, ...], list[int]] = {}
+    for number, row in enumerate(after):
+        places.setdefault(tuple(row), []).append(number)
+    tokens = [places[tuple(row)].pop(0) if places.get(tuple(row)) else None for row in before]
+    renumbered = []
+    for fate in fates:
+        token = None if fate.token is None else tokens[fate.token]
+        is_cut = fate.kept and token is None
+        renumbered.append(replace(fate, token=token, reason="cap" if is_cut else fate.reason))
+    return renumbered
+
+
+def _notes(source: LLaVADataset, index: int, pictures: Sequence[PictureView], has_box_tokens: bool) -> list[str]:
+    notes = []
+    encoded = source.encode(index)
+    if encoded.truncated:
+        notes.append(f"the text was cut to {len(encoded.input_ids)} ids")
+    if source.box_augmentation is not None and pictures:
+        notes.append("boxes after augmentation, as in training")
+    if source.picture_processor is not None and any(
+        picture.is_stand_in and len(picture.boxes) for picture in pictures
+    ):
+        notes.append(f"no box is left; one token stands for that ({source.picture_processor.empty_box})")
+    if pictures and not has_box_tokens:
+        notes.append("the model of this config has no box branch")
+    return notes

@@ -1,0 +1,219 @@
+"""The whole check: sources, texts, pictures, boxes, evaluation data; every step over processes."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mg_llava.data.boxes.store import picture_keys
+from mg_llava.inspection.doctor.boxes import LinkCheck, check_links
+from mg_llava.inspection.doctor.findings import Found
+from mg_llava.inspection.doctor.images import PictureCache, PictureCheck, PictureFacts, check_pictures
+from mg_llava.inspection.doctor.leakage import EvalPicture, hash_eval_pictures, list_eval_pictures
+from mg_llava.inspection.doctor.opening import open_sources
+from mg_llava.inspection.doctor.report import Report
+from mg_llava.inspection.doctor.sources import ConfigError, Source, find_dataset
+from mg_llava.inspection.doctor.summary import Gathered, conclude
+from mg_llava.inspection.doctor.texts import TextResult, UsedRecord, check_template, check_texts
+from mg_llava.work.pool import available_cores, run_jobs, split
+
+_RECORDS_A_JOB = 256
+_PICTURES_A_JOB = 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to check.
+
+    Attributes:
+        workers: Number of processes; None for one per core.
+        limit: Check at most this many records of each source, evenly spread.
+        cache: File that keeps what is known of pictures; None for none.
+        evaluation: Folders or files with evaluation pictures.
+        show_progress: Whether there are progress bars, on stderr.
+    """
+
+    workers: int | None = None
+    limit: int | None = None
+    cache: str | Path | None = None
+    evaluation: tuple[str, ...] = ()
+    show_progress: bool = True
+
+
+def check_config(config: Any, options: Options) -> Report:
+    """Check the training data of a config.
+
+    Raises:
+        ConfigError: It has no training set.
+        FileNotFoundError: Evaluation data does not exist.
+        ValueError: Evaluation data is broken.
+        RuntimeError: A worker process was killed.
+    """
+    return check_dataset(find_dataset(config), options, _positions(config))
+
+
+def check_dataset(dataset: Mapping[str, Any], options: Options, positions: int | None = None) -> Report:
+    """Check a training set; see ``check_config``.
+
+    Args:
+        dataset: Its settings as plain values.
+        options: How to check.
+        positions: Number of positions that the LLM knows; None where unknown.
+    """
+    sources = open_sources(dataset, options.limit)
+    if not sources:
+        raise ConfigError("the training set has no sources")
+    folders = list(dict.fromkeys(str(source.arguments["image_folder"]) for source in sources if source.has_folder))
+    listed = [picture for path in options.evaluation for picture in list_eval_pictures(path, folders)]
+    # Several questions may be about one picture.
+    evaluation = list({picture.path or picture.name: picture for picture in listed}.values())
+    gathered = [Gathered(template=check_template(source)) for source in sources]
+    _check_texts(sources, gathered, options)
+    names = _hash_evaluation(evaluation, sources[0], options) if evaluation else {}
+    facts = _check_pictures(sources, gathered, options, bool(names))
+    _check_links(sources, gathered, facts, names, options)
+    return Report(
+        [
+            conclude(source, one, positions, options.limit is not None)
+            for source, one in zip(sources, gathered, strict=True)
+        ],
+        len(names) if options.evaluation else None,
+    )
+
+
+def _run(function: Any, jobs: Sequence[Any], sizes: Sequence[int], shared: Any, title: str, options: Options) -> Any:
+    workers = options.workers or available_cores()
+    return run_jobs(function, jobs, sizes, shared, workers, title, options.show_progress)
+
+
+def _check_texts(sources: Sequence[Source], gathered: Sequence[Gathered], options: Options) -> None:
+    jobs = _jobs_of([len(source.indices) for source in sources])
+    results: Iterator[TextResult] = _run(check_texts, jobs, _sizes(jobs), sources, "records", options)
+    for (number, _, _), result in zip(jobs, results, strict=True):
+        sources[number].findings.extend(result.found)
+        gathered[number].used += result.used
+    for source, one in zip(sources, gathered, strict=True):
+        source.findings.extend(_duplicates(source, one.used))
+        pictures = sum(len(record.images) for record in one.used)
+        if pictures:
+            source.findings.extend(_check_picture_settings(source, pictures))
+        if len(source.indices) and not any(record.has_labels for record in one.used):
+            source.findings.add(Found("no_records", detail=f"none of {len(source.indices)} records"))
+
+
+def _check_picture_settings(source: Source, pictures: int) -> Iterator[Found]:
+    folder = source.arguments["image_folder"]
+    if folder is None or source.arguments["picture_processor"] is None:
+        detail = f"{pictures} pictures in the records; set image_folder and picture_processor"
+        yield Found("config_setting", detail=detail)
+    elif not source.has_folder:
+        detail = f"image_folder {folder} does not exist; none of {pictures} pictures was checked"
+        yield Found("config_path", str(folder), detail=detail)
+    if source.budget.context_length is not None and source.budget.tokens_per_image < 1:
+        detail = f"{pictures} pictures in the records; context_length needs tokens_per_image"
+        yield Found("config_setting", detail=detail)
+
+
+def _duplicates(source: Source, used: Sequence[UsedRecord]) -> Iterator[Found]:
+    first: dict[str, UsedRecord] = {}
+    for record in used:
+        other = first.setdefault(record.id, record)
+        if other is record:
+            continue
+        shares_boxes = source.boxes is not None and record.images and record.images != other.images
+        kind = "duplicate_id_boxes" if shares_boxes else "duplicate_id"
+        yield Found(kind, record.id, record.row, f"first in record {other.row}")
+
+
+def _hash_evaluation(evaluation: Sequence[EvalPicture], first: Source, options: Options) -> dict[str, str]:
+    jobs = split(len(evaluation), _PICTURES_A_JOB)
+    sizes = [stop - start for start, stop in jobs]
+    names: dict[str, str] = {}
+    for result in _run(hash_eval_pictures, jobs, sizes, evaluation, "evaluation", options):
+        names = {**result.names, **names}
+        first.findings.extend(result.found)
+    return names
+
+
+def _check_pictures(
+    sources: Sequence[Source], gathered: Sequence[Gathered], options: Options, has_evaluation: bool
+) -> dict[tuple[str, int | None], PictureFacts]:
+    """Facts of every picture file, by path and limit."""
+    wanted = {
+        (source.path_of(name), source.max_pixels): None
+        for source, one in zip(sources, gathered, strict=True)
+        if source.has_folder
+        for record in one.used
+        for name in record.images
+    }
+    cache = None if options.cache is None else PictureCache(options.cache)
+    check = PictureCheck(
+        known={} if cache is None else cache.read(),
+        paths=[path for path, _ in wanted],
+        limits=[limit for _, limit in wanted],
+        needs_content=has_evaluation or any(source.boxes and source.boxes.has_pictures for source in sources),
+    )
+    jobs = split(len(wanted), _PICTURES_A_JOB)
+    sizes = [stop - start for start, stop in jobs]
+    facts: dict[tuple[str, int | None], PictureFacts] = {}
+    for results in _run(check_pictures, jobs, sizes, check, "pictures", options):
+        if cache is not None:
+            cache.append(cached for is_new, cached in results if is_new)
+        facts.update({(cached.path, cached.max_pixels): cached.facts for _, cached in results})
+    return facts
+
+
+def _check_links(
+    sources: Sequence[Source],
+    gathered: Sequence[Gathered],
+    facts: Mapping[tuple[str, int | None], PictureFacts],
+    evaluation: Mapping[str, str],
+    options: Options,
+) -> None:
+    jobs = _jobs_of([len(one.used) for one in gathered])
+    check = LinkCheck(sources, [one.used for one in gathered], facts, evaluation)
+    for (number, _, _), result in zip(
+        jobs, _run(check_links, jobs, _sizes(jobs), check, "boxes", options), strict=True
+    ):
+        sources[number].findings.extend(result.found)
+        gathered[number].links.append(result._replace(found=[]))
+    if options.limit is None:
+        _find_unused_boxes(sources, gathered)
+
+
+def _find_unused_boxes(sources: Sequence[Source], gathered: Sequence[Gathered]) -> None:
+    """Several sources may share a box file."""
+    wanted: dict[str, set[str]] = {}
+    for source, one in zip(sources, gathered, strict=True):
+        keys = wanted.setdefault(str(source.arguments["box_path"]), set())
+        keys.update(key for record in one.used for key in picture_keys(record.id, len(record.images)))
+    for source in sources:
+        # Told once for a file, with the first of its sources.
+        keys = wanted.pop(str(source.arguments["box_path"]), set())
+        if source.boxes is None or not keys or not len(source.records):
+            continue
+        unused = len(source.boxes) - sum(key in keys for key in source.boxes.keys())
+        if unused:
+            ids = ", ".join(repr(key) for key in islice((key for key in source.boxes.keys() if key not in keys), 3))
+            source.findings.add(Found("unused_boxes", detail=f"such as {ids}"), unused)
+
+
+def _positions(config: Any) -> int | None:
+    """Number of positions that the config's LLM knows, where its files are here."""
+    path = ((config.to_dict().get("model") or {}).get("llm") or {}).get("path")
+    try:
+        content = json.loads((Path(str(path)) / "config.json").read_text())
+        value = content.get("max_position_embeddings")
+    except (TypeError, OSError, ValueError, AttributeError):
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _jobs_of(counts: Sequence[int]) -> list[tuple[int, int, int]]:
+    return [(number, *part) for number, count in enumerate(counts) for part in split(count, _RECORDS_A_JOB)]
+
+
+def _sizes(jobs: Sequence[tuple[int, int, int]]) -> list[int]:
+    return [stop - start for _, start, stop in jobs]

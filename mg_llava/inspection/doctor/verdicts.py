@@ -1,0 +1,75 @@
+"""What the boxes of a whole source look like: swapped, shares, made for another size, squeezed."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mg_llava.inspection.doctor.boxes import BoxStatistics
+from mg_llava.inspection.doctor.findings import Found
+
+_FEW = 3
+_SOME = 10
+_MANY = 50
+_MOSTLY = 0.5
+_OFTEN = 0.2
+_LONG = 1.25
+_NEVER_FAR = 0.7
+_TOUCH = 0.9
+_ROUNDING = 1.02
+
+
+def judge_source(statistics: Sequence[BoxStatistics]) -> Iterator[Found]:
+    """Findings about all P pictures of a source; few pictures give none but the plainest."""
+    table = np.array(statistics, dtype=np.float64).reshape(-1, len(BoxStatistics._fields))
+    columns = dict(zip(BoxStatistics._fields, table.T, strict=True))
+    count = len(table)
+    shares, swapped, as_is, other = (
+        int(columns[name].sum()) for name in ("is_share", "fits_only_swapped", "fits_only_as_is", "is_other_size")
+    )
+    if count >= _FEW and shares > _MOSTLY * count:
+        yield Found("source_boxes_normalized", detail=f"in {shares} of {count} pictures with boxes")
+        return
+    if swapped >= _FEW and swapped > as_is:
+        detail = f"{swapped} pictures fit only with swapped axes, {as_is} only as they are, of {count}"
+        yield Found("source_boxes_swapped", detail=detail)
+        return
+    reach_x, reach_y = columns["reach_x"] / columns["width"], columns["reach_y"] / columns["height"]
+    if (count >= _SOME and other > _OFTEN * count) or (count >= _FEW and other > _MOSTLY * count):
+        found = columns["is_other_size"] > 0
+        times = f"{np.median(reach_x[found]):.2f} times the width, {np.median(reach_y[found]):.2f} times the height"
+        detail = f"in {other} of {count} pictures with boxes; there they reach {times}"
+        yield Found("source_boxes_other_size", detail=detail)
+    elif count >= _MANY:
+        yield from _judge_reach(reach_x, reach_y, columns["width"], columns["height"])
+
+
+def _judge_reach(reach_x: np.ndarray, reach_y: np.ndarray, width: np.ndarray, height: np.ndarray) -> Iterator[Found]:
+    """Boxes that never reach where boxes of many pictures should.
+
+    Args:
+        reach_x: (P,) largest x2 as a share of the width.
+        reach_y: (P,) largest y2 as a share of the height.
+        width: (P,) pixels.
+        height: (P,) pixels.
+    """
+    far_x, far_y = np.percentile(reach_x, 99), np.percentile(reach_y, 99)
+    if max(far_x, far_y) < _NEVER_FAR:
+        detail = (
+            f"of {len(width)} pictures, 99 % have no box beyond {far_x:.2f} of the width and {far_y:.2f} of the height"
+        )
+        yield Found("source_boxes_small", detail=detail)
+        return
+    for name, along, across, long, short in (
+        ("landscape", reach_x, reach_y, width, height),
+        ("portrait", reach_y, reach_x, height, width),
+    ):
+        chosen = long >= _LONG * short
+        if chosen.sum() < _MANY:
+            continue
+        # Scaled by the shorter side instead of the square's, nothing lies beyond short / long of it.
+        squeezed = np.percentile(across[chosen] / (short[chosen] / long[chosen]), 99)
+        if squeezed <= _ROUNDING and np.percentile(along[chosen], 95) > _TOUCH:
+            detail = (
+                f"in {int(chosen.sum())} {name} pictures no box reaches beyond the share that the padded square leaves"
+            )
+            yield Found("source_boxes_squeezed", detail=detail)

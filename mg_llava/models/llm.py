@@ -1,0 +1,131 @@
+"""Builds the LLM: any Hugging Face causal LM, frozen, fully tuned, or with LoRA / QLoRA adapters."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from mg_llava.models.recompute import Checkpointing, enable_checkpointing
+from mg_llava.models.weights.loading import load_hugging_face, require_folder, resolve_dtype
+from mg_llava.registry import MODELS
+
+Tuning = Literal["frozen", "full", "lora", "qlora"]
+TUNINGS = ("frozen", "full", "lora", "qlora")
+LORA_DEFAULTS: dict[str, Any] = {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
+"""Arguments of ``peft.LoraConfig`` where a config says nothing else."""
+
+
+def attention_candidates() -> list[str]:
+    """Attention backends to try on this machine, fastest first.
+
+    FlashAttention-2 needs CUDA and the ``flash_attn`` package; SDPA comes with torch; eager works always.
+    """
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return (["flash_attention_2"] if flash else []) + ["sdpa", "eager"]
+
+
+@MODELS.register_module()
+def build_language_model(
+    path: str,
+    tuning: Tuning = "frozen",
+    dtype: str = "auto",
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto",
+    freeze_embeddings: bool = False,
+    gradient_checkpointing: Checkpointing = True,
+    lora: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Load a causal LM and set what of it is trained.
+
+    Args:
+        path: Hugging Face folder or hub name.
+        tuning: ``"frozen"``, ``"full"``, ``"lora"`` (adapters on the frozen LLM) or ``"qlora"`` (adapters on the LLM
+            in 4-bit NF4; needs bitsandbytes and CUDA).
+        dtype: Dtype of the weights; ``"auto"`` is bfloat16 on CUDA, else float32.
+        attention: Attention backend; ``"auto"`` takes the best one that is there.
+        freeze_embeddings: Keep the word embeddings as they are although the LLM is tuned.
+        gradient_checkpointing: Compute activations again in the backward pass: ``True`` all, ``"selective"`` what is
+            cheap, ``False`` none; see :mod:`mg_llava.models.recompute`.
+        lora: Arguments of ``peft.LoraConfig``; by default rank 64, alpha 16 on all linear layers.
+        trust_remote_code: Run model code that comes with the folder.
+
+    Returns:
+        The model; parameters that are not to be trained have ``requires_grad=False``.
+
+    Raises:
+        FileNotFoundError: If ``path`` is a folder without ``config.json`` or weights.
+        ValueError: For an unknown ``tuning``, an impossible combination, a folder with another kind of model, or
+            weights that are damaged or incomplete.
+        RuntimeError: If ``"qlora"`` is asked for without CUDA.
+    """
+    if tuning not in TUNINGS:
+        raise ValueError(f"unknown tuning {tuning!r}; known: {', '.join(TUNINGS)}")
+    if lora is not None and tuning not in ("lora", "qlora"):
+        raise ValueError(f"lora settings are given but tuning={tuning!r}; set tuning='lora' or remove them")
+    require_folder(path, "config.json", "a Hugging Face folder of a causal LM (config.json, weights, tokenizer)")
+    kwargs: dict[str, Any] = {"torch_dtype": resolve_dtype(dtype), "trust_remote_code": trust_remote_code}
+    if tuning == "qlora":
+        kwargs["quantization_config"] = _nf4(kwargs["torch_dtype"])
+    llm: Any
+    llm, attention_used = _load(path, attention_candidates() if attention == "auto" else [attention], **kwargs)
+    llm.config.use_cache = False  # no cache while training; generation asks for it
+    enable_checkpointing(llm, gradient_checkpointing)
+    if tuning in ("lora", "qlora"):
+        llm = _add_lora(llm, lora or {}, quantized=tuning == "qlora")
+    else:
+        llm.requires_grad_(tuning == "full")
+    if freeze_embeddings:
+        llm.get_input_embeddings().requires_grad_(False)
+    trained = sum(p.numel() for p in llm.parameters() if p.requires_grad)
+    print_log(
+        f"LLM {Path(path).name}: {type(llm).__name__}, tuning {tuning}, {trained:,} parameters trained, attention "
+        f"{attention_used}, {kwargs['torch_dtype']}",
+        logger="current",
+    )
+    return llm
+
+
+def _load(path: str, candidates: list[str], **kwargs: Any) -> tuple[nn.Module, str]:
+    """Load with the first attention backend that the architecture supports."""
+    from transformers import AutoModelForCausalLM
+
+    for attention in candidates:
+        try:
+            llm = load_hugging_face(AutoModelForCausalLM, path, attn_implementation=attention, **kwargs)
+            return llm, attention
+        except (ValueError, ImportError) as error:
+            if "Unrecognized configuration class" in str(error):
+                raise ValueError(f"{path} does not hold a causal LM: {str(error).splitlines()[0]}") from error
+            unsupported = re.search(r"attention implementation|Flash ?Attention", str(error))
+            if not unsupported or attention == candidates[-1]:
+                raise
+            print_log(f"attention {attention} is not available for {path}: {error}", logger="current")
+    raise AssertionError("there is always a candidate")
+
+
+def _nf4(compute_dtype: torch.dtype) -> Any:
+    if not torch.cuda.is_available():
+        raise RuntimeError("tuning='qlora' needs CUDA for bitsandbytes' 4-bit kernels; use tuning='lora' here")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RuntimeError("tuning='qlora' needs bitsandbytes: pip install 'mg_llava[quantization]'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _add_lora(llm: Any, settings: dict[str, Any], quantized: bool) -> nn.Module:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if quantized:
+        # checkpointing is switched on by the caller, non-reentrant
+        llm = prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)
+    return get_peft_model(llm, LoraConfig(task_type="CAUSAL_LM", **(LORA_DEFAULTS | settings)))

@@ -1,0 +1,193 @@
+"""What each stage saves, and loading it back with an account of every key.
+
+Only what is trained is saved, under the reference's key names: ``fuse_module.``, ``projector.``, ``bbox_projector.``
+and, where the LLM is tuned, ``llm.`` (adapters alone with LoRA). The frozen encoders never are.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mg_llava.models.weights.loading import StateDict
+
+PARTS = ("llm", "fuse_module", "projector", "bbox_projector")
+"""Attributes of the model that may be in a checkpoint; a key belongs to the part before its first dot."""
+
+ENCODERS = ("visual_encoder", "visual_encoder_aux")
+"""Attributes of the model that never are."""
+
+
+def trained_keys(model: nn.Module) -> set[str]:
+    """Names of the parameters that are trained; a checkpoint of this model must hold them."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def saved_state_dict(model: nn.Module, state: StateDict) -> StateDict:
+    """Keep what belongs into a checkpoint: every part of which something is trained; ``state`` is changed.
+
+    Of an LLM with adapters only the adapters are kept, as PEFT names them.
+    """
+    trained = trained_keys(model)
+    parts = {name.split(".", 1)[0] for name in trained}
+    with_adapters = _has_adapters(model)
+    unwanted = [
+        key
+        for key in state
+        if (part := key.split(".", 1)[0]) not in parts
+        or part not in PARTS
+        or (part == "llm" and with_adapters and key not in trained)
+    ]
+    for key in unwanted:
+        del state[key]
+    return state
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint had for a model."""
+
+    loaded: dict[str, int] = field(default_factory=dict)
+    """Number of tensors that were loaded, by part."""
+    missing: list[str] = field(default_factory=list)
+    """Required keys that the checkpoint lacks."""
+    unexpected: list[str] = field(default_factory=list)
+    """Keys of the checkpoint that the model does not have."""
+    misshapen: list[str] = field(default_factory=list)
+    """Keys whose shapes differ, with both shapes."""
+    ignored: int = 0
+    """Keys that are known to be of no use, such as rotary buffers of older releases."""
+
+    def __str__(self) -> str:
+        """One line a part, then what did not fit."""
+        lines = [f"{part}: {count} tensors loaded" for part, count in self.loaded.items()]
+        for name in ("missing", "unexpected", "misshapen"):
+            keys = getattr(self, name)
+            if keys:
+                lines.append(f"{len(keys)} {name}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}")
+        return "\n".join(lines)
+
+
+def load_parts(model: nn.Module, state: StateDict, source: str, require: Collection[str] | None = None) -> LoadReport:
+    """Load a checkpoint into a model and account for every key.
+
+    Args:
+        model: A model with the attributes of :data:`PARTS`.
+        state: The checkpoint's tensors; ``module.`` prefixes are dropped, and adapters may lack PEFT's ``default``.
+        source: Path of the checkpoint, for messages.
+        require: Parts that must be there; ``None`` requires every part of which something is trained. A part that is
+            there must be complete in any case.
+
+    Returns:
+        The report, which is logged too.
+
+    Raises:
+        ValueError: If a required part is absent, a part is incomplete, a shape differs, or nothing of a part fits. The
+            model is unchanged then.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = {name: tensor for name, tensor in _all_tensors(model) if name.split(".", 1)[0] not in ENCODERS}
+    if _has_adapters(model):
+        state = _name_adapters(state, own)
+    trained = trained_keys(model)
+    require = {name.split(".", 1)[0] for name in trained} if require is None else set(require)
+    report = LoadReport()
+    fitting: StateDict = {}
+    for key, value in state.items():
+        if key.endswith("rotary_emb.inv_freq"):
+            report.ignored += 1
+        elif key not in own:
+            report.unexpected.append(key)
+        elif tuple(value.shape) != _full_shape(own[key]):
+            report.misshapen.append(f"{key} {tuple(value.shape)} here, {_full_shape(own[key])} in the model")
+        else:
+            fitting[key] = value
+            part = key.split(".", 1)[0]
+            report.loaded[part] = report.loaded.get(part, 0) + 1
+    needed = _needed_keys(model, trained, {*require, *report.loaded})
+    report.missing = [name for name in needed if name not in state]
+    _raise_on_misfit(report, state, source, require, {name.split(".", 1)[0] for name in own})
+    _assign(model, fitting)
+    level = logging.WARNING if report.unexpected else logging.INFO
+    print_log(f"checkpoint {source}\n{report}", logger="current", level=level)
+    return report
+
+
+def _needed_keys(model: nn.Module, trained: set[str], parts: Collection[str]) -> list[str]:
+    """Parameters of ``parts`` that a checkpoint must hold: adapters alone where there are, the first of tied ones."""
+    with_adapters = _has_adapters(model)
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if (part := name.split(".", 1)[0]) in parts and (name in trained or not (part == "llm" and with_adapters))
+    ]
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "llm", None), "peft_config")
+
+
+def _name_adapters(state: StateDict, own: Collection[str]) -> StateDict:
+    """Give adapters that were saved without the adapter's name, as PEFT and XTuner do, the model's own names."""
+    full = {name.replace(".default", ""): name for name in own if ".default" in name}
+    return {full.get(key, key) if key not in own else key: value for key, value in state.items()}
+
+
+def _all_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    persistent = nn.Module.state_dict(model)
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+
+
+def _full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Shape of a parameter, whole where ZeRO-3 has split it."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def _raise_on_misfit(
+    report: LoadReport, state: StateDict, source: str, require: Collection[str], own_parts: Collection[str]
+) -> None:
+    problems = []
+    absent = [part for part in sorted(require) if not any(key.startswith(part + ".") for key in state)]
+    if absent:
+        found = sorted({key.split(".", 1)[0] for key in state})
+        problems.append(f"the whole part {', '.join(absent)} is absent (the checkpoint has: {', '.join(found)})")
+        if absent == ["llm"]:
+            problems.append("where its LLM is a folder of its own, build the model with that path and tuning='frozen'")
+    if report.missing and not all(key.split(".", 1)[0] in absent for key in report.missing):
+        keys = [key for key in report.missing if key.split(".", 1)[0] not in absent]
+        problems.append(f"{len(keys)} keys are missing, e.g. {keys[0]}")
+    if report.misshapen:
+        problems.append(f"{len(report.misshapen)} shapes differ, e.g. {report.misshapen[0]}")
+    strange = {key.split(".", 1)[0] for key in report.unexpected} & (
+        set(own_parts) - set(report.loaded) - set(require)
+    )
+    if strange and not report.misshapen:
+        problems.append(
+            f"nothing of its {', '.join(sorted(strange))} fits; build the model as it was trained, with or without "
+            "LoRA"
+        )
+    if not problems and not report.loaded:
+        problems.append("none of its keys belongs to this model")
+    if problems:
+        hint = f"; keys the model does not know: {', '.join(report.unexpected[:3])}" if report.unexpected else ""
+        raise ValueError(f"{source} does not fit this model: " + "; ".join(problems) + hint)
+
+
+@torch.no_grad()
+def _assign(model: nn.Module, state: StateDict) -> None:
+    """Copy tensors into the model; parameters that ZeRO-3 has split are gathered one by one."""
+    tensors = dict(_all_tensors(model))
+    for key, value in state.items():
+        target = tensors[key]
+        if hasattr(target, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
+                if torch.distributed.get_rank() == 0:
+                    target.copy_(value)
+        else:
+            target.copy_(value)

@@ -1,0 +1,225 @@
+"""Models of real sizes with random weights, by name, and batches of random samples for them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mg_llava.data import collate
+from mg_llava.models import (
+    CLIPEncoder,
+    ConvGateFusion,
+    MGLLaVA,
+    MLPProjector,
+    OpenCLIPConvNeXtEncoder,
+    RoIAlignBoxProjector,
+)
+from mg_llava.models.llm import attention_candidates
+from mg_llava.models.recompute import Checkpointing, enable_checkpointing
+from mg_llava.planning.architectures import find_architecture
+from mg_llava.planning.flops import TEXT_TOKENS, Sample, count_flops
+from mg_llava.planning.skeleton import Skeleton
+from mg_llava.profiling._reference import ChannelsFirstConvNeXt, CheckpointedCLIP, DenseBoxProjector
+from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+ROOT = Path(__file__).resolve().parents[2]
+LLMS = {
+    "nano": str(ROOT / "data" / "nano" / "llm"),
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "phi3-mini": "microsoft/Phi-3-mini-4k-instruct",
+    "vicuna7b": "lmsys/vicuna-7b-v1.5",
+    "vicuna13b": "lmsys/vicuna-13b-v1.5",
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "yi34b": "01-ai/Yi-1.5-34B-Chat",
+}
+VISION: dict[str, tuple[str, str, int]] = {
+    "paper": ("openai/clip-vit-large-patch14-336", "CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup", 768),
+    "nano": (str(ROOT / "data" / "nano" / "clip"), str(ROOT / "data" / "nano" / "convnext"), 256),
+}
+"""Low- and high-resolution encoder, and the side of the canvas in pixels."""
+
+Lever = Literal["no_grad", "channels_last", "separable", "uint8", "fused_optimizer"]
+LEVERS: tuple[Lever, ...] = ("no_grad", "channels_last", "separable", "uint8", "fused_optimizer")
+"""What can be switched off one by one, besides arguments of the model."""
+
+
+@dataclass
+class Case:
+    """A training step to measure; all values are plain.
+
+    Attributes:
+        llm: A name of ``LLMS``, or path or hub name of another causal LM.
+        vision: A name of ``VISION``.
+        stage: 1 trains fusion and projectors, 2 the LLM as well.
+        reference: Take the published way, with every lever off.
+        off: Levers that are off.
+        model: More arguments of the model.
+        device: ``"cpu"`` or ``"cuda"``.
+        batch_size: Samples in a step.
+        boxes: Boxes of a picture.
+        text: Mean number of text tokens of a sample; lengths spread around it.
+        pictures: Pictures of a sample.
+        steps: Steps that are measured.
+        warmup: Steps before them.
+        threads: Of torch, on a CPU.
+        checkpointing: What activations of the LLM the backward pass computes again: False, True or ``"selective"``.
+        autocast: Compute in bfloat16 where autocast allows it, on a CPU too.
+        seed: Seed of weights and batches.
+        architectures: Folder with the sizes of models that are not here, in NAME.json.
+    """
+
+    llm: str = "nano"
+    vision: str = "paper"
+    stage: int = 1
+    reference: bool = False
+    off: list[str] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    batch_size: int = 2
+    boxes: int = 100
+    text: int = TEXT_TOKENS
+    pictures: int = 1
+    steps: int = 1
+    warmup: int = 0
+    threads: int = 2
+    checkpointing: Checkpointing = False
+    autocast: bool = False
+    seed: int = 0
+    architectures: str = str(ROOT / "tests" / "architectures")
+
+    def is_on(self, lever: Lever) -> bool:
+        """Whether a lever is on."""
+        return not self.reference and lever not in self.off
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the LLM and the encoders, as the recipe has it."""
+        return torch.bfloat16 if torch.device(self.device).type == "cuda" else torch.float32
+
+
+def build_model(case: Case, device: str | None = None) -> Any:
+    """The model of a case on its device, with random weights that depend on the seed alone.
+
+    Raises:
+        ArchitectureError: Nothing says how large the LLM is.
+    """
+    low_name, high_name, canvas = VISION[case.vision]
+    target = torch.device(device or case.device)
+    with target:
+        torch.manual_seed(case.seed)
+        low = _low_encoder(case, low_name)
+        high = _high_encoder(case, high_name, canvas)
+        llm = _language_model(case, "sdpa" if target.type == "meta" else attention_candidates()[0])
+        boxes = RoIAlignBoxProjector if case.is_on("separable") else DenseBoxProjector
+        model = MGLLaVA(
+            llm=llm,
+            low_res_encoder=low,
+            high_res_encoder=high,
+            projector=dict(type=MLPProjector),
+            fusion=dict(type=ConvGateFusion),
+            box_projector=dict(type=boxes),
+            **case.model,
+        )
+        for projection in (model.fuse_module.slow_proj, model.fuse_module.fast_proj):
+            nn.init.normal_(projection.weight, std=0.02)  # not zero, so that every branch counts
+    return model.train()
+
+
+def make_batches(case: Case, model: Any, count: int) -> list[dict[str, Any]]:
+    """Batches of random samples, as ``collate`` makes them, on the CPU."""
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    canvas = model.high_res_size
+    vocabulary = model.llm.get_input_embeddings().num_embeddings
+    return [
+        collate([_sample(case, generator, vocabulary, canvas) for _ in range(case.batch_size)])["data"]
+        for _ in range(count)
+    ]
+
+
+def count_work(settings: dict[str, Any]) -> dict[str, float]:
+    """What a mean step of a case is; for ``run_child``.
+
+    Returns:
+        ``flops``, forward and backward pass without what is computed again or for padding, and ``tokens``, positions
+        of the LLM that are no padding.
+    """
+    case = Case(**settings | {"reference": False, "off": [], "model": {}, "checkpointing": False})
+    model = build_model(case, "meta")
+    skeleton = Skeleton(model, quantized=False, checkpointing=False)
+    batches = make_batches(case, model, case.warmup + case.steps)[case.warmup :]
+    lengths = [length for batch in batches for length in _text_lengths(batch)]
+    # counting a length takes seconds, and goes nearly evenly with it: two are counted
+    ends = sorted({min(lengths), max(lengths)})
+    found = [count_flops(skeleton, Sample(length, case.boxes)) for length in ends]
+    flops = np.interp(lengths, ends, [sum(item.training.values()) for item in found]).sum()
+    tokens = sum(length + found[0].length - ends[0] for length in lengths)
+    return {"flops": float(flops) / case.steps, "tokens": tokens / case.steps}
+
+
+def _text_lengths(batch: dict[str, Any]) -> list[int]:
+    """Text tokens of the samples of a batch, placeholders not counted."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return ((ids != IMAGE_TOKEN_INDEX) & mask).sum(dim=1).tolist()
+
+
+def _low_encoder(case: Case, name: str) -> CLIPEncoder:
+    from transformers import CLIPVisionConfig
+
+    found = find_architecture(name, "transformers", case.architectures).config
+    config = CLIPVisionConfig(**found.get("vision_config", found))
+    if case.is_on("no_grad"):
+        return CLIPEncoder.from_architecture(config, dtype=case.dtype)
+    return CheckpointedCLIP.from_architecture(config, layer=-1, dtype=case.dtype)
+
+
+def _high_encoder(case: Case, name: str, canvas: int) -> OpenCLIPConvNeXtEncoder:
+    settings = find_architecture(name, "open_clip", case.architectures).config
+    vision = settings.get("model_cfg", settings)["vision_cfg"]
+    kind = OpenCLIPConvNeXtEncoder if case.is_on("channels_last") else ChannelsFirstConvNeXt
+    kwargs = vision.get("timm_model_kwargs") or {}
+    return kind.from_architecture(vision["timm_model_name"], canvas, dtype=case.dtype, **kwargs)
+
+
+def _language_model(case: Case, attention: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    found = dict(find_architecture(LLMS.get(case.llm, case.llm), "transformers", case.architectures).config)
+    for key in ("architectures", "torch_dtype", "transformers_version"):
+        found.pop(key, None)
+    config = AutoConfig.for_model(**found)
+    llm = AutoModelForCausalLM.from_config(config, torch_dtype=case.dtype, attn_implementation=attention)
+    llm.config.use_cache = False
+    enable_checkpointing(llm, case.checkpointing)
+    return llm.requires_grad_(case.stage == 2)
+
+
+def _sample(case: Case, generator: torch.Generator, vocabulary: int, canvas: int) -> dict[str, Any]:
+    """A question about pictures and an answer of about the same length; lengths are spread as in real mixtures."""
+    spread = torch.randn((), generator=generator).mul(0.5).sub(0.125).exp()  # log-normal of mean 1
+    length = max(8, int(case.text * spread)) + case.pictures
+    ids = torch.randint(4, vocabulary, (length,), generator=generator)
+    ids[1 : 1 + case.pictures] = IMAGE_TOKEN_INDEX
+    labels = ids.clone()
+    labels[: max(length // 2, 1 + case.pictures)] = IGNORE_INDEX
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "images": [_image(canvas, generator) for _ in range(case.pictures)],
+        "boxes": [_boxes(case.boxes, canvas, generator) for _ in range(case.pictures)],
+    }
+
+
+def _image(canvas: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, (3, canvas, canvas), generator=generator, dtype=torch.uint8)
+
+
+def _boxes(count: int, canvas: int, generator: torch.Generator) -> Tensor:
+    """(n, 4) with corners anywhere on the canvas."""
+    return (torch.rand(count, 2, 2, generator=generator).sort(dim=1).values * canvas).flatten(1)

@@ -1,0 +1,221 @@
+"""Runs training steps of a case and says what they took, part by part."""
+
+import contextlib
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mg_llava.planning.gpus import GPUS
+from mg_llava.profiling._measure import use
+from mg_llava.profiling._reference import ReferenceStep, reference_batch
+from mg_llava.profiling._sizes import Case, build_model, make_batches
+
+PARTS = ("transport", "encoders", "fusion", "boxes", "llm", "optimizer")
+"""Parts of a step. ``fusion`` has the projector with it, ``boxes`` their projector; ``llm`` is also what puts tokens
+into its sequence, and the loss."""
+
+_PART_OF = {
+    "visual_encoder": "encoders",
+    "visual_encoder_aux": "encoders",
+    "fuse_module": "fusion",
+    "projector": "fusion",
+    "bbox_projector": "boxes",
+}
+
+
+class Clock:
+    """Time by part, between marks; on a GPU without waiting for it."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = torch.device(device).type == "cuda"
+        self.marks: list[tuple[str, Any]] = []
+
+    def mark(self, part: str) -> None:
+        """What was done since the last mark belongs to ``part``."""
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append((part, event))
+        else:
+            self.marks.append((part, time.perf_counter()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part; forgets the marks."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = defaultdict(float)
+        for (_, before), (part, after) in zip(self.marks, self.marks[1:], strict=False):
+            total[part] += before.elapsed_time(after) / 1000 if self.cuda else after - before
+        self.marks.clear()
+        return dict(total)
+
+
+class Stepper:
+    """A model with its optimizer, and one training step of it.
+
+    Args:
+        case: What to build.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        if torch.device(case.device).type == "cpu":
+            torch.set_num_threads(case.threads)
+        self.model = build_model(case)
+        self.forward: Callable[[dict[str, Any]], Tensor] = (
+            ReferenceStep(self.model) if case.reference else lambda data: self.model(data, mode="loss")["loss"]
+        )
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        rate = 1e-3 if case.stage == 1 else 2e-5
+        fused = case.is_on("fused_optimizer") or None
+        self.optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=0, fused=fused)
+        self.clock = Clock(case.device)
+        self.in_forward = False
+        self.backward_in = "llm"
+        """Part that the backward pass is in."""
+        for name, part in _PART_OF.items():
+            self._watch(getattr(self.model, name), part)
+
+    def _watch(self, module: nn.Module, part: str) -> None:
+        """Mark when a part begins and ends in the forward pass, and when the backward pass comes to it."""
+
+        def enter_backward(*_: Any) -> None:
+            self.clock.mark(self.backward_in)
+            self.backward_in = part
+
+        def begin(*_: Any) -> None:
+            if self.in_forward:
+                self.clock.mark("llm")
+            else:  # checkpointing runs it again
+                enter_backward()
+
+        def end(_: nn.Module, __: Any, output: Any) -> None:
+            if self.in_forward:
+                self.clock.mark(part)
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(enter_backward)
+
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(end)
+
+    def transport(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What workers send of a batch; on a GPU in pinned memory."""
+        if not self.case.is_on("uint8"):
+            batch = reference_batch(batch, self.model.visual_encoder.image_size)
+            if not self.case.reference:
+                batch["images"] = torch.stack(batch.pop("pixel_values_aux"))
+        return _each(batch, Tensor.pin_memory) if self.clock.cuda else batch
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """One step on a batch of ``transport``; gives ``loss`` and ``gradient_norm``, without waiting for a GPU."""
+        self.clock.mark("")
+        data = _each(batch, lambda tensor: tensor.to(self.case.device, non_blocking=True))
+        self.clock.mark("transport")
+        with self._forward_pass():
+            loss = self.forward(data)
+        self.clock.mark("llm")
+        self.backward_in = "llm"
+        loss.backward()
+        self.clock.mark(self.backward_in)
+        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.clock.mark("optimizer")
+        return {"loss": loss.detach(), "gradient_norm": norm.detach()}
+
+    @contextlib.contextmanager
+    def _forward_pass(self) -> Iterator[None]:
+        self.in_forward = True
+        kind = torch.device(self.case.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.clock.cuda or self.case.autocast):
+            yield
+        self.in_forward = False
+
+
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """Measure the steps of a case, given as plain values; for ``run_child``.
+
+    Returns:
+        ``seconds`` and ``cpu_seconds`` of a step, ``peak_mb``, ``extra_mb`` above the weights, ``parts`` (seconds of
+        a step by part), ``losses`` and ``gradient_norms`` of all steps.
+    """
+    case = Case(**settings)
+    stepper = Stepper(case)
+    batches = [stepper.transport(batch) for batch in make_batches(case, stepper.model, case.warmup + case.steps)]
+    warm = [use(partial(stepper.step, batch), case.device) for batch in batches[: case.warmup]]
+    stepper.clock.seconds()
+    measured, usage = use(lambda: [stepper.step(batch) for batch in batches[case.warmup :]], case.device)
+    steps, usages = [*(step for step, _ in warm), *measured], [*(item for _, item in warm), usage]
+    parts = stepper.clock.seconds()
+    return {
+        "seconds": usage.seconds / case.steps,
+        "cpu_seconds": usage.cpu_seconds / case.steps,
+        "peak_mb": max(item.peak_mb for item in usages),
+        "extra_mb": max(item.extra_mb for item in usages),
+        "parts": {part: parts.get(part, 0.0) / case.steps for part in PARTS},
+        "losses": [float(step["loss"]) for step in steps],
+        "gradient_norms": [float(step["gradient_norm"]) for step in steps],
+    }
+
+
+def measure_points(settings: dict[str, Any], points: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Measure one model with several batches, each with other values of its case; for ``run_child``.
+
+    Returns:
+        For each point ``seconds`` and ``cpu_seconds`` of the fastest of ``steps`` steps, and ``peak_mb``.
+    """
+    case = Case(**settings)
+    stepper = Stepper(case)
+    results = []
+    for point in points:
+        changed = Case(**{**settings, **point})
+        batches = [stepper.transport(batch) for batch in make_batches(changed, stepper.model, 1 + case.steps)]
+        usages = [use(partial(stepper.step, batch), case.device)[1] for batch in batches]
+        stepper.clock.seconds()
+        results.append(
+            {
+                "seconds": min(usage.seconds for usage in usages[1:]),
+                "cpu_seconds": min(usage.cpu_seconds for usage in usages[1:]),
+                "peak_mb": max(usage.peak_mb for usage in usages),
+            }
+        )
+    return results
+
+
+def describe_device(device: str, threads: int) -> dict[str, Any]:
+    """What a device can do; for ``run_child``.
+
+    Returns:
+        ``name``; ``measured``, operations per second of large matrix products in the encoders' dtype; ``published``,
+        what the maker says of 16-bit products, or ``None``.
+    """
+    if torch.device(device).type != "cuda":
+        return {"name": f"{device}, {threads} threads", "measured": _matmul_rate(device, threads), "published": None}
+    name = torch.cuda.get_device_name()
+    known = [gpu.flops for kind, gpu in GPUS.items() if kind.split("-")[0] in re.split(r"[ -]", name)]
+    return {"name": name, "measured": _matmul_rate(device, threads), "published": known[0] if known else None}
+
+
+def _matmul_rate(device: str, threads: int) -> float:
+    cuda = torch.device(device).type == "cuda"
+    if not cuda:
+        torch.set_num_threads(threads)
+    side, dtype = (8192, torch.bfloat16) if cuda else (1536, torch.float32)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = min(use(lambda: a @ b, device)[1].seconds for _ in range(12))
+    return 2 * side**3 / best
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with all tensors in its dicts and lists changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each(item, change) for key, item in value.items()}
+    return [_each(item, change) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,83 @@
+"""How the cost of a training step grows with boxes, pictures of a sample, length of the text, and batch."""
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from mg_llava.profiling._measure import run_child
+from mg_llava.profiling.train import add_size_arguments, case_from
+
+HELP = (
+    "growth of a training step with boxes, pictures of a sample, text tokens and batch, with the published way beside"
+)
+
+_AXES = {"boxes": (0, 10, 50, 100), "pictures": (1, 2, 4), "text": (64, 256, 1024), "batch_size": (1, 2, 4, 8)}
+_START = {"boxes": 10, "pictures": 1, "batch_size": 2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    add_size_arguments(parser)
+    parser.set_defaults(vision="nano")
+    parser.add_argument("--axes", nargs="+", choices=list(_AXES), default=list(_AXES), help="what grows (all)")
+    for axis, values in _AXES.items():
+        name = f"--{axis.replace('_', '-')}-values"
+        parser.add_argument(name, type=int, nargs="+", default=list(values), help=f"(default: {values})")
+    parser.add_argument("--boxes", type=int, default=_START["boxes"], help="boxes while another axis grows (10)")
+    parser.add_argument("--steps", type=int, default=3, help="steps per point; the fastest counts (default: 3)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, each way in a process of its own, and print a table for each axis.
+
+    Returns:
+        ``axes``: by axis its ``values``, by way ``seconds``, ``cpu_seconds`` and ``peak_mb`` of a step, and
+        ``power``, the exponent with which the CPU time (on a GPU the time) grows;
+        ``speedup`` and ``memory_ratio`` (reference to ours) at the largest number of boxes.
+    """
+    start = case_from(args, boxes=args.boxes, steps=args.steps, pictures=_START["pictures"])
+    ways = {"ours": start}
+    if args.baseline == "reference":
+        ways["reference"] = replace(start, reference=True, model={})
+    axes: dict[str, Any] = {}
+    for axis in args.axes:
+        values = getattr(args, f"{axis}_values")
+        axes[axis] = {"values": values}
+        for name, case in ways.items():
+            print(f"measuring: {name}, {axis}", file=sys.stderr, flush=True)
+            points = [{axis: value} for value in values]
+            found: Any = run_child("mg_llava.profiling._step.measure_points", asdict(case), points)
+            columns = {key: [round(point[key], 4) for point in found] for key in found[0]}
+            clock = columns["seconds" if args.device.startswith("cuda") else "cpu_seconds"]
+            axes[axis][name] = {**columns, "power": _power(values, clock)}
+        _print_table(axis, axes[axis], list(ways))
+    result: dict[str, Any] = {"axes": axes, "llm": args.llm, "vision": args.vision, "device": args.device}
+    if "boxes" in axes and "reference" in ways:
+        ours, reference = axes["boxes"]["ours"], axes["boxes"]["reference"]
+        result["speedup"] = round(reference["seconds"][-1] / ours["seconds"][-1], 3)
+        result["memory_ratio"] = round(reference["peak_mb"][-1] / ours["peak_mb"][-1], 3)
+    return result
+
+
+def _power(values: list[int], seconds: list[float]) -> float | None:
+    """Exponent p of ``seconds = a * values ** p``, by least squares of logarithms; None without two points."""
+    points = [(value, second) for value, second in zip(values, seconds, strict=True) if value > 0 and second > 0]
+    if len(points) < 2:
+        return None
+    x, y = np.log(np.array(points)).T
+    return round(float(np.polyfit(x, y, 1)[0]), 3)
+
+
+def _print_table(axis: str, found: dict[str, Any], ways: list[str]) -> None:
+    print(f"\n{axis:<12}" + "".join(f"{f'{way}: s':>14}{'CPU s':>10}{'peak MB':>10}" for way in ways))
+    for index, value in enumerate(found["values"]):
+        row = f"{value:<12}"
+        for way in ways:
+            columns = found[way]
+            row += f"{columns['seconds'][index]:>14.4f}{columns['cpu_seconds'][index]:>10.4f}"
+            row += f"{columns['peak_mb'][index]:>10.0f}"
+        print(row)
+    print("cost grows as " + ", ".join(f"{axis}^{found[way]['power']} ({way})" for way in ways))

@@ -1,0 +1,124 @@
+"""`xtuner test`: the command's replies and scores are the predictor's, in any number of processes."""
+
+import base64
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from mg_llava.data.boxes.store import open_box_store
+from mg_llava.evaluation.benchmarks.multiple_choice import MMBench
+from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkMetric, collate_questions
+from mg_llava.inference import Predictor
+from mg_llava.registry import MODELS
+from tests import toy
+from tests.end_to_end.conftest import REPOSITORY, Project, project  # noqa: F401
+
+PROCESSOR = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}
+
+
+def write_table(folder: Path, rows: int = 7, broken: int | None = None) -> Path:
+    """A multiple-choice table; the picture of row ``broken`` does not decode."""
+    generator = np.random.default_rng(0)
+    file = folder / "toy.tsv"
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle, delimiter="\t", lineterminator="\n")
+        writer.writerow(["index", "question", "A", "B", "answer", "category", "image"])
+        for number in range(rows):
+            picture = io.BytesIO()
+            pixels = generator.integers(0, 256, (40, 50 + number, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(picture, format="PNG")
+            image = base64.b64encode(picture.getvalue()).decode() if number != broken else "bm90IGEgcGljdHVyZQ=="
+            writer.writerow([number, f"what is there {number}?", "one", "two", "AB"[number % 2], "digits", image])
+    boxes = {str(i): {"boxes": [[2, 2, 20 + i, 30]], "scores": [0.5], "labels": ["a"]} for i in range(rows - 2)}
+    (folder / "toy_boxes.json").write_text(json.dumps(boxes))
+    return file
+
+
+def config_of(table: Path) -> dict:
+    boxes = str(table.with_name("toy_boxes.json"))
+    return {"type": "mg_llava.MMBench", "data": str(table), "name": "toy_choice", "box_path": boxes}
+
+
+def dataset_of(table: Path, llm: str, **settings: object) -> BenchmarkDataset:
+    return BenchmarkDataset([config_of(table)], llm, "vicuna", PROCESSOR, **settings)  # type: ignore[arg-type]
+
+
+def test_questions_become_requests_with_boxes(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    dataset = dataset_of(write_table(tmp_path, broken=1), toy_paths["llm"])
+    first, broken, *_, last = (dataset[index] for index in range(7))
+    assert first["request"].question.startswith("what is there 0?\nA. one\nB. two")
+    assert first["request"].boxes.boxes.tolist() == [[2, 2, 20, 30]] and first["counts"]["with"] == 1
+    assert broken["request"] is None and broken["counts"] == {"failed": 1}
+    assert last["request"].boxes == [] and last["counts"]["without"] == 1
+    assert len(dataset_of(write_table(tmp_path), toy_paths["llm"], limit=3)) == 3
+    assert collate_questions([first, broken]) == [first, broken]
+
+
+def test_two_benchmarks_of_one_name_are_refused(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    config = config_of(write_table(tmp_path))
+    with pytest.raises(ValueError, match="toy_choice"):
+        BenchmarkDataset([config, config], toy_paths["llm"], "vicuna", PROCESSOR)
+
+
+def test_metric_joins_by_question_and_counts_what_is_missing(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    dataset = dataset_of(write_table(tmp_path), toy_paths["llm"])
+    metric = BenchmarkMetric(out_dir=str(tmp_path / "out"))
+    metric.dataset_meta = dataset.metainfo
+    # answers are A B A B A B A; two replies are missing, one comes twice as padding of a process does
+    replies = {5: "B", 0: "A", 3: "A", 4: "A", 1: None, 2: "A"}
+    samples = [{"id": i, "text": text, "counts": {"with": 1}} for i, text in replies.items()]
+    metric.process(None, [*samples, samples[0]])
+    metrics = metric.evaluate(len(dataset))
+    (name,) = [key for key in metrics if key.startswith("test/toy_choice/reference/") and key.endswith("verage")]
+    assert metrics[name] == pytest.approx(4 / 7)
+    result = json.loads((tmp_path / "out" / "toy_choice" / "results.json").read_text())
+    assert (result["n"], result["n_missing"], result["boxes"]["counts"]) == (7, 2, {"with": 6})
+
+
+@pytest.mark.slow
+def test_xtuner_test_in_two_processes_answers_as_the_predictor(project: Project) -> None:  # noqa: F811
+    table = write_table(project.folder, broken=2)
+    tests = {"benchmarks": [config_of(table)], "batch_size": 3, "num_workers": 1, "generation": {"max_new_tokens": 6}}
+    config = project.config("evaluated", "pretrain", batch_size=4, evaluation=tests)
+    cfg = Config.fromfile(config)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    for projection in (model.fuse_module.slow_proj, model.fuse_module.fast_proj):
+        torch.nn.init.normal_(projection.weight, std=0.3)
+    torch.save({"state_dict": model.state_dict()}, project.folder / "toy.pth")
+    predictor = Predictor(model, cfg.tokenizer, "vicuna", cfg.picture_processor, max_new_tokens=6)
+    store = open_box_store(table.with_name("toy_boxes.json"))
+    questions = [question for question in MMBench(table).questions() if question.id != 2]
+    wanted = {q.id: predictor.predict(q.picture(), q.text, store.find(q.id) or []).text for q in questions}
+    assert len(set(wanted.values())) > 1
+
+    python = Path(sys.executable).parent
+    environment = os.environ | {
+        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
+        "NPROC_PER_NODE": "2",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [str(python / "xtuner"), "test", str(config), "--checkpoint", str(project.folder / "toy.pth")]
+    command += ["--work-dir", str(project.folder / "tested"), "--launcher", "pytorch"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
+
+    output = done.stdout + done.stderr
+    folder = project.folder / "tested" / "test" / "toy_choice"
+    assert (folder / "predictions.jsonl").is_file(), output[-4000:]
+    lines = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
+    assert {line["index"]: line["prediction"] for line in lines} == wanted
+    result = json.loads((folder / "results.json").read_text())
+    assert result["n_missing"] == 1
+    assert result["boxes"]["counts"] == {"with": 4, "without": 2, "failed": 1}
+    assert "counted as not answered" in output and "test/toy_choice/reference" in output

@@ -1,0 +1,186 @@
+"""Training from features is training from pictures: losses, gradients, mixed batches, other encoders."""
+
+import contextlib
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import ConcatDataset
+
+from mg_llava.data import LLaVADataset, collate
+from mg_llava.engine import FeatureCacheHook
+from mg_llava.features import FEATURE_DTYPES, Features, pack, stack, unpack
+from mg_llava.models import MGLLaVA
+from mg_llava.models.vision import FeatureExtractor
+from tests import features, toy
+
+TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2}
+"""Relative difference of the loss on the toy, whose random encoders and LLM are far from smooth."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return toy.write_data(tmp_path_factory.mktemp("data"), records=12)
+
+
+@pytest.fixture(scope="module")
+def model(toy_paths: dict[str, str]) -> MGLLaVA:
+    return toy.build_model(toy_paths, "full").train()
+
+
+@pytest.fixture(scope="module")
+def extractor(toy_paths: dict[str, str]) -> FeatureExtractor:
+    return FeatureExtractor.build(toy.model_config(toy_paths))
+
+
+@pytest.fixture(scope="module")
+def folders(data, toy_paths, extractor, tmp_path_factory) -> dict[str, Path]:
+    """A filled folder for each dtype."""
+    source, root = features.make_source(data, toy_paths["llm"]), tmp_path_factory.mktemp("features")
+    for dtype in FEATURE_DTYPES:
+        features.fill(source, root / dtype, extractor, dtype)
+    return {dtype: root / dtype for dtype in FEATURE_DTYPES}
+
+
+def accept(model: MGLLaVA, *sources: LLaVADataset) -> None:
+    """What happens before a training."""
+    dataset = ConcatDataset(sources)
+    FeatureCacheHook().before_train(SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset)))
+
+
+def batch(*samples: dict[str, Any]) -> dict[str, Any]:
+    return collate(samples)["data"]
+
+
+def take(model: MGLLaVA, data: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """Loss and gradient norms by part."""
+    model.zero_grad()
+    loss = model(data)["loss"]
+    loss.backward()
+    norms = {
+        part: sum(float(p.grad.square().sum()) for p in getattr(model, part).parameters() if p.grad is not None) ** 0.5
+        for part in ("fuse_module", "projector", "bbox_projector", "llm")
+    }
+    return float(loss), norms
+
+
+# two pictures, text alone, one picture
+MIXED = (1, 3, 4)
+
+
+@pytest.mark.parametrize("dtype", FEATURE_DTYPES)
+def test_losses_and_gradients(model, data, toy_paths, folders, dtype):
+    plain = features.make_source(data, toy_paths["llm"])
+    cached = features.make_source(data, toy_paths["llm"], feature_cache=folders[dtype])
+    accept(model, cached)
+    seen = batch(*(plain[index] for index in MIXED))
+    known = batch(*(cached[index] for index in MIXED))
+    assert "images" not in known and "features" not in seen and len(known["boxes"]) == 3
+    loss, norms = take(model, seen)
+    monitor = dict(model.monitor)
+    other, other_norms = take(model, known)
+    assert other == pytest.approx(loss, rel=TOLERANCE[dtype])
+    assert other_norms == pytest.approx(norms, rel=20 * TOLERANCE[dtype])
+    assert set(monitor) == set(model.monitor)
+    if dtype == "float32":
+        assert other == loss and other_norms == norms
+    else:
+        assert other != loss
+
+
+def test_encoders_do_not_run_and_may_be_gone(model, data, toy_paths, folders, monkeypatch):
+    cached = features.make_source(data, toy_paths["llm"], feature_cache=folders["float32"])
+    accept(model, cached)
+    expected = take(model, batch(cached[0], cached[1]))
+    for encoder in (model.visual_encoder, model.visual_encoder_aux):
+        monkeypatch.setattr(encoder, "forward", None)
+    assert take(model, batch(cached[0], cached[1])) == expected
+    assert all(norm > 0 for norm in expected[1].values())
+    _, norms = take(model, batch(cached[3]))  # text alone reaches every part all the same
+    assert norms["llm"] > 0 and set(norms.values()) - {norms["llm"]} == {0.0}
+    assert all(p.grad is not None for p in model.projector.parameters())
+
+
+def test_batches_of_pictures_and_features(model, data, toy_paths, folders):
+    plain = features.make_source(data, toy_paths["llm"])
+    cached = features.make_source(data, toy_paths["llm"], feature_cache=folders["float32"])
+    accept(model, cached)
+    expected = take(model, batch(*(plain[index] for index in (0, 1, 3, 4))))
+    both = batch(cached[0], plain[1], cached[3], cached[4])
+    assert both["cached"].tolist() == [True, False, False, True] and len(both["images"]) == 2
+    loss, norms = take(model, both)
+    assert loss == pytest.approx(expected[0], rel=1e-5) and norms == pytest.approx(expected[1], rel=1e-4)
+
+
+def test_features_of_other_encoders_are_refused(model, data, toy_paths, folders, tmp_path):
+    cached = features.make_source(data, toy_paths["llm"], feature_cache=folders["float32"])
+    fresh = copy.copy(model)
+    fresh._accepted = set()
+    with pytest.raises(ValueError, match=r"were not compared .*FeatureCacheHook"):
+        fresh(batch(cached[0]))
+    other = toy.build_model(toy_paths, box_projector={"type": "mg_llava.RoIAlignBoxProjector", "bins": 7})
+    with torch.no_grad():
+        next(other.visual_encoder.parameters()).mul_(1.01)
+    about = cached.features.cache.about["encoders"]
+    with pytest.raises(
+        ValueError, match=r"low_res_encoder.weights was \w+, now \w+; box_projector.bins was 56, now 7"
+    ):
+        other.accept_features(about, "there")
+    half = toy.build_model(toy_paths)
+    half.visual_encoder_aux.bfloat16()
+    with pytest.raises(ValueError, match=r"high_res_encoder.dtype was float32, now bfloat16"):
+        half.accept_features(about, "there")
+
+
+def test_variants_read_what_they_need(data, toy_paths, folders, tmp_path):
+    whole = features.make_source(data, toy_paths["llm"], feature_cache=folders["float32"])
+    plain = features.make_source(data, toy_paths["llm"])
+    for missing in ({"fusion": None}, {"box_projector": None}, {"fusion": None, "box_projector": None}):
+        settings = toy.model_config(toy_paths, **missing)
+        variant = toy.build_model(toy_paths, **missing)
+        small = tmp_path / "_".join(missing)
+        features.fill(plain, small, FeatureExtractor.build(settings))
+        own = features.make_source(data, toy_paths["llm"], feature_cache=small)
+        expected = float(variant(batch(plain[0], plain[1]))["loss"])
+        for source in (whole, own):
+            accept(variant, source)
+            assert float(variant(batch(source[0], source[1]))["loss"]) == expected
+        names = {"low"} | ({"high"} if "fusion" not in missing else set())
+        assert set(own[0]["features"][0]) == names | ({"pooled"} if "box_projector" not in missing else set())
+        model = toy.build_model(toy_paths)
+        with pytest.raises(ValueError, match="the cache holds no"):
+            model.accept_features(own.features.cache.about["encoders"], "there")
+
+
+def test_zero3_never_runs_encoders_in_some_processes_alone(toy_paths, data, folders, monkeypatch):
+    cached = features.make_source(data, toy_paths["llm"], feature_cache=folders["float32"])
+    model = toy.build_model(toy_paths).train()
+    next(model.visual_encoder.parameters()).ds_id = 0  # as DeepSpeed marks parameters that are split
+    monkeypatch.setattr("mg_llava.models.vision._whole", lambda parameter: contextlib.nullcontext())
+    with pytest.raises(ValueError, match="ZeRO-3 needs the same modules"):
+        accept(model, cached, features.make_source(data, toy_paths["llm"]))
+    with pytest.raises(ValueError, match="ZeRO-3 needs the same modules"):
+        options = {"feature_cache": folders["float32"], "missing_features": "picture"}
+        accept(model, features.make_source(data, toy_paths["llm"], **options))
+    accept(model, cached)
+    for encoder in (model.visual_encoder, model.visual_encoder_aux):
+        monkeypatch.setattr(encoder, "forward", None)
+    assert take(model, batch(cached[3]))[0] > 0
+
+
+def test_random_features_come_back():
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(2, 9, 5, generator=generator) * torch.tensor([1, 100, 0.01, 1, 0])
+    found = Features(low, torch.randn(2, 4, 3, 3, generator=generator), torch.randn(3, 6, generator=generator))
+    for dtype, bound in (("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 1 / 255)):
+        back = unpack(stack(pack(found, [1, 2], dtype)))
+        for exact, kept in zip(found, back, strict=True):
+            spread = exact.abs().amax() if dtype != "int8" else 2 * exact.abs().amax()
+            assert kept.shape == exact.shape and (kept.float() - exact).abs().max() <= bound * spread
+    with pytest.raises(ValueError, match=r"up to 7.*e.04 do not fit into float16; keep them as bfloat16"):
+        pack(Features(low + 70000, None, None), [0, 0], "float16")
+    with pytest.raises(ValueError, match="'int4'; allowed: float32, float16, bfloat16, int8"):
+        pack(found, [1, 2], "int4")

@@ -1,0 +1,18 @@
+"""The evaluation benchmark at a small size: the same replies in all ways, and the line for machines."""
+
+import argparse
+
+import pytest
+
+from mg_llava.profiling import eval as evaluation
+
+
+@pytest.mark.slow
+def test_batches_give_the_same_replies(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_newest", lambda: None)
+    parser = argparse.ArgumentParser()
+    evaluation.add_arguments(parser)
+    result = evaluation.run(parser.parse_args(["--pictures", "2", "--rounds", "1", "--batch-size", "8"]))
+    assert result["identical"] and result["questions"] == 14 and not result["trained"]
+    assert set(result["samples_per_s"]) == {"one", "runner_1", "batched"} and result["speedup"] > 1
+    assert "replies are identical" in capsys.readouterr().out
