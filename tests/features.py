@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data import LLaVADataset
+from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.features.cache import FeatureCache
 from mg_llava.data.features.file import FeatureWriter
 from mg_llava.data.features.fill import Pictures, about_cache, fill_feature_cache, list_jobs

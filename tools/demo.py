@@ -46,7 +46,7 @@ def ask(checkpoint: Path, picture: Path, question: str, out: Path) -> str:
     """Ask the full model one question, with boxes found in the picture, and draw the answer."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     MMLogger.get_instance("demo", log_level="WARNING")
-    from mg_llava.detection import ConnectedComponentProposals
+    from mg_llava.detection.proposals import ConnectedComponentProposals
     from mg_llava.inference import Predictor, draw_answer
 
     config = ROOT / runs.VARIANTS["full"].config("stage2")

@@ -82,7 +82,7 @@ def main() -> int:
 
 def open_sources(settings: Any) -> list[Any]:
     """The sources of a data set, which reads no features."""
-    from mg_llava.data import sources_of
+    from mg_llava.data.mixture import sources_of
     from mg_llava.registry import DATASETS
 
     plain = {**settings, "feature_cache": None}

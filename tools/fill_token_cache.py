@@ -50,8 +50,8 @@ def fill(settings: dict, workers: int) -> dict[str, int]:
     """Fill the caches of a data set; the number of records of each source."""
     from tqdm import tqdm
 
-    from mg_llava.data import sources_of
-    from mg_llava.data.text.token_cache import fill_token_cache
+    from mg_llava.data.mixture import sources_of
+    from mg_llava.data.text.token_fill import fill_token_cache
     from mg_llava.registry import DATASETS
 
     counts = {}

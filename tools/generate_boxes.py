@@ -94,7 +94,8 @@ class Bars:
 def main() -> int:
     """Run, or merge, and report."""
     arguments = parse_arguments()
-    from mg_llava.detection import pipeline_config, run
+    from mg_llava.detection import run
+    from mg_llava.detection.pipeline import pipeline_config
 
     names = ("threshold", "nms_iou", "max_boxes", "device", "dtype")
     try:

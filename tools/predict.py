@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def read_boxes(file: Path | None) -> object:
     """Boxes of a file; without one None."""
-    from mg_llava.inference.requests import make_boxes
+    from mg_llava.data.inputs import make_boxes
 
     if file is None:
         return None
@@ -89,7 +89,7 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the log, which imports open; stdout is for answers
-            from mg_llava.detection import build_pipeline
+            from mg_llava.detection.pipeline import build_pipeline
             from mg_llava.inference import Predictor
 
             boxes = read_boxes(arguments.boxes)

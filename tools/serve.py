@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Build the predictor and serve."""
     arguments = parse_arguments()
-    from mg_llava.detection import ConnectedComponentProposals
+    from mg_llava.detection.proposals import ConnectedComponentProposals
     from mg_llava.inference import Predictor
     from mg_llava.inference.server import make_server
 

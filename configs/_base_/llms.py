@@ -1,6 +1,7 @@
 """One row per LLM, spread into a leaf with ``**row``: where its weights are and the template it was tuned with.
 
-Templates are XTuner's, or those of ``mg_llava.data.text.conversation``. A new LLM needs a row and a leaf that names it.
+Templates are XTuner's, or those of ``mg_llava.data.text.conversation``. A new LLM needs a row and a leaf that names
+it.
 """
 
 # the published weights know no newline after <|user|>, which XTuner's phi3_chat has

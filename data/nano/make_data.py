@@ -28,7 +28,7 @@ import scenes
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from mg_llava.detection import ConnectedComponentProposals, Proposals  # noqa: E402
+from mg_llava.detection.proposals import ConnectedComponentProposals, Proposals  # noqa: E402
 
 FORMAT = 3
 TURNS = 4

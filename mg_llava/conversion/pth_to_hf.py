@@ -18,11 +18,13 @@ from mg_llava.conversion.prepare import Options, complete
 from mg_llava.conversion.settings import settings_of
 from mg_llava.models.weights.parts import PARTS
 from mg_llava.models.weights.stored import map_state_dict
+from mg_llava.registry import EXPORTERS
 
 FORMATS: dict[str, Target] = {"xtuner": "hf", "huggingface": "hf", "official": "parts"}
 """Layout for each ``--save-format`` of XTuner's; its default must give a folder that is complete."""
 
 
+@EXPORTERS.register_module()
 def export_model(
     model: nn.Module,
     cfg: Any,

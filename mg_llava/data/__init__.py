@@ -1,18 +1,8 @@
-"""Records, pictures and boxes: everything between the files and the batch that the model takes."""
+"""Records, pictures and boxes: everything between the files and the batch that the model takes.
 
-from mg_llava.data.boxes.augment import BoxAugmentation
-from mg_llava.data.collate import collate
-from mg_llava.data.dataset import LLaVADataset
-from mg_llava.data.mixture import MixtureDataset, sources_of
-from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.data.samplers import LengthGroupedSampler
+Registered classes and functions are attributes of this package, so that configs need not know their files.
+"""
 
-__all__ = [
-    "BoxAugmentation",
-    "LLaVADataset",
-    "LengthGroupedSampler",
-    "MixtureDataset",
-    "PictureProcessor",
-    "collate",
-    "sources_of",
-]
+from mg_llava.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS, exports
+
+__getattr__ = exports(__name__, DATASETS, TRANSFORMS, FUNCTIONS, DATA_SAMPLERS)

@@ -1,7 +1,7 @@
-"""From the settings of a source to what they stand for: paths under a root, transforms, an open box file."""
+"""Data in configs: the sources that a training reads, and from their settings to paths, transforms, open box files."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,15 @@ from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.registry import TRANSFORMS
 
 _PATHS = ("data_path", "image_folder", "box_path")
+MIXED = "sources"
+"""Key of a mixture's sources; its other settings are defaults of theirs."""
+
+_JOINED = "datasets"
+_WRAPPED = "dataset"
+
+
+class ConfigError(ValueError):
+    """A config without a training set that could be read."""
 
 
 def resolve_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,3 +50,33 @@ def open_boxes(
     if processor is not None:
         to_frame = partial(to_rgb, mode=processor.mode, apply_exif=processor.apply_exif)
     return open_box_store(spec, missing=missing, bad=bad, proposer=proposer, to_frame=to_frame)
+
+
+def find_dataset(config: Any) -> Mapping[str, Any]:
+    """The settings of a config's training set as plain values.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    plain = config.to_dict()
+    dataset = (plain.get("train_dataloader") or {}).get("dataset")
+    if not isinstance(dataset, Mapping):
+        raise ConfigError(f"{config.filename} has no train_dataloader.dataset; give the config of a training")
+    return dataset
+
+
+def walk_sources(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The settings of each single source of a data set, of mixtures and concatenations too."""
+    if "data_path" in dataset:
+        yield resolve_paths(dataset)
+    elif isinstance(dataset.get(MIXED), Sequence):
+        shared = {name: value for name, value in dataset.items() if name not in (MIXED, "type")}
+        for part in dataset[MIXED]:
+            yield from walk_sources({**shared, **part})
+    elif isinstance(dataset.get(_JOINED), Sequence):
+        for part in dataset[_JOINED]:
+            yield from walk_sources(part)
+    elif isinstance(dataset.get(_WRAPPED), Mapping):
+        yield from walk_sources(dataset[_WRAPPED])
+    else:
+        yield dataset

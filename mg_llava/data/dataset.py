@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from mg_llava.data.boxes.store import BadRecord, BoxStore, MissingBox
 from mg_llava.data.config import build_transform, open_boxes, resolve_paths
+from mg_llava.data.faults import BadSample, SkippedSamples, StrayBoxes
 from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource, MissingFeatures
 from mg_llava.data.lengths import estimate_boxes, estimate_texts, signed_lengths, spread
@@ -18,8 +19,6 @@ from mg_llava.data.pictures.loading import BoxAugmentation, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.catalog import RecordCatalog
 from mg_llava.data.records.schema import LLaVARecord
-from mg_llava.data.skipped import BadSample, SkippedSamples
-from mg_llava.data.strays import StrayBoxes
 from mg_llava.data.text.budget import BudgetError, TokenBudget
 from mg_llava.data.text.conversation import EncodedConversation, NoLabelError, Template, encode_conversation
 from mg_llava.data.text.token_cache import TokenCache, cache_key

@@ -16,7 +16,7 @@ from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError, make_
 from mg_llava.detection.boxes import from_shares
 from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.tags import PictureName, Tags
-from mg_llava.registry import DETECTORS, TRANSFORMS
+from mg_llava.registry import DETECTORS, PROPOSERS
 
 
 class NamedBoxes(Detector):
@@ -217,7 +217,7 @@ class ProposalDetector(Detector):
 
     def __init__(self, proposer: Any = None) -> None:
         proposer = proposer or {"type": "mg_llava.ConnectedComponentProposals"}
-        self.proposer = TRANSFORMS.build(dict(proposer)) if isinstance(proposer, Mapping) else proposer
+        self.proposer = PROPOSERS.build(dict(proposer)) if isinstance(proposer, Mapping) else proposer
 
     def prepare(self, image: Image.Image) -> BoxRecord:
         """See :meth:`Detector.prepare`; the boxes, as they are found on the CPU."""

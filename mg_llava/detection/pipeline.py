@@ -18,7 +18,7 @@ from mg_llava.detection.boxes import tidy_boxes
 from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.proposals import Proposals
 from mg_llava.detection.tags import PictureName, Tagger, Tags, split_tags
-from mg_llava.registry import DETECTORS, TAGGERS, TRANSFORMS
+from mg_llava.registry import DETECTORS, PROPOSERS, TAGGERS
 
 _TAGGERS = {"ram": ("RAMPlusTagger", "checkpoint"), "clip": ("OpenCLIPTagger", "path"), "tags": ("TagFile", "path")}
 _DETECTORS = {
@@ -157,7 +157,7 @@ class BoxPipeline:
         return self([image])[0]
 
 
-@TRANSFORMS.register_module()
+@PROPOSERS.register_module()
 class BoxProposer:
     """A pipeline as a proposer in configs: for ``missing_box="detect"`` and for a ``Predictor``.
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from mg_llava.registry import TRANSFORMS
+from mg_llava.registry import PROPOSERS
 
 POOL = 4
 """Side of the blocks of pixels on which the surroundings are estimated."""
@@ -28,7 +28,7 @@ class Proposals(NamedTuple):
     labels: list[str]
 
 
-@TRANSFORMS.register_module()
+@PROPOSERS.register_module()
 class ConnectedComponentProposals:
     """Propose a box around every small mark that is brighter than what surrounds it.
 

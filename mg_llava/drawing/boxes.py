@@ -1,4 +1,4 @@
-"""A picture with its boxes, the question and the answer, as one picture; needs no screen and no font file."""
+"""Boxes with labels and scores, and text, as pictures; needs no screen and no font file."""
 
 import zlib
 from collections.abc import Sequence
@@ -9,57 +9,10 @@ from PIL import Image, ImageDraw
 
 from mg_llava.drawing.lettering import Font, line_height, load_font, wrap
 from mg_llava.drawing.marks import Mark, draw_marks
-from mg_llava.inference.requests import Answer, PictureLike, list_pictures, load_picture
 
 COLORS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#fabed4", "#469990")
-PAPER, INK, ANSWER_INK = "#ffffff", "#222222", "#0b5d1e"
+PAPER = "#ffffff"
 MARGIN = 12
-
-
-def draw_answer(
-    picture: PictureLike | Sequence[PictureLike] | None,
-    question: str,
-    answer: Answer,
-    min_side: int = 640,
-    max_side: int = 1600,
-    font: str | Path | None = None,
-) -> Image.Image:
-    """Draw what a model was asked, saw and answered.
-
-    Args:
-        picture: The pictures of the request; they stand side by side.
-        question: The question.
-        answer: The answer, with the boxes the model saw.
-        min_side: Small pictures are enlarged until their longer side has this many pixels.
-        max_side: Large ones are reduced to this.
-        font: A TrueType file, for scripts that PIL's own font does not have.
-
-    Returns:
-        An RGB picture.
-
-    Raises:
-        ValueError: If pictures and answer do not belong together.
-    """
-    pictures = [load_picture(item, "the answer's picture") for item in list_pictures(picture, "the answer")]
-    if len(pictures) != len(answer.pictures):
-        raise ValueError(f"{len(pictures)} pictures for an answer about {len(answer.pictures)}")
-    drawn = [
-        draw_boxes(image, seen.boxes, seen.labels, seen.scores, min_side, max_side, font)
-        for image, seen in zip(pictures, answer.pictures, strict=True)
-    ]
-    width = sum(image.width + MARGIN for image in drawn) + MARGIN if drawn else min_side
-    height = max((image.height for image in drawn), default=0)
-    face = load_font(max(18, width // 36), font)
-    text = _draw_text(
-        [("Question: " + question, INK), ("Answer: " + (answer.text or "(nothing)"), ANSWER_INK)], width, face
-    )
-    sheet = Image.new("RGB", (width, height + MARGIN + text.height), PAPER)
-    left = MARGIN
-    for image in drawn:
-        sheet.paste(image, (left, MARGIN))
-        left += image.width + MARGIN
-    sheet.paste(text, (0, height + MARGIN))
-    return sheet
 
 
 def draw_boxes(
@@ -78,9 +31,9 @@ def draw_boxes(
         boxes: (n, 4) xyxy in its pixels.
         labels: n labels, or none at all; boxes with the same label have the same color.
         scores: n scores, or none at all.
-        min_side: As for :func:`draw_answer`.
-        max_side: As for :func:`draw_answer`.
-        font: As for :func:`draw_answer`.
+        min_side: Small pictures are enlarged until their longer side has this many pixels.
+        max_side: Large ones are reduced to this.
+        font: A TrueType file, for scripts that PIL's own font does not have.
 
     Returns:
         An RGB picture, enlarged or reduced.
@@ -98,7 +51,7 @@ def draw_boxes(
     return sheet
 
 
-def _draw_text(paragraphs: Sequence[tuple[str, str]], width: int, face: Font) -> Image.Image:
+def draw_text(paragraphs: Sequence[tuple[str, str]], width: int, face: Font) -> Image.Image:
     """A strip of text, ``width`` wide; each paragraph has its color."""
     lines = [(line, color) for text, color in paragraphs for line in wrap(text, width - 2 * MARGIN, face)]
     step = line_height(face)

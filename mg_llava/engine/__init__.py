@@ -1,18 +1,8 @@
-"""Around the training loop: hooks, exact resume, launching without a GPU."""
+"""Around the training loop: hooks, exact resume, launching without a GPU.
 
-from mg_llava.engine.features import FeatureCacheHook
-from mg_llava.engine.generation import SampleGenerationHook
-from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook
-from mg_llava.engine.resume import RandomStateHook, TrainLoop
-from mg_llava.engine.schedulers import WarmupLR
+Registered classes and functions are attributes of this package, so that configs need not know their files.
+"""
 
-__all__ = [
-    "DataReportHook",
-    "FeatureCacheHook",
-    "GateMonitorHook",
-    "RandomStateHook",
-    "SampleGenerationHook",
-    "ThroughputHook",
-    "TrainLoop",
-    "WarmupLR",
-]
+from mg_llava.registry import HOOKS, PARAM_SCHEDULERS, exports
+
+__getattr__ = exports(__name__, HOOKS, PARAM_SCHEDULERS)

@@ -22,7 +22,7 @@ from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.open import fingerprint
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.evaluation.benchmark import Question
-from mg_llava.registry import TRANSFORMS
+from mg_llava.registry import PROPOSERS
 
 Kind = Literal["none", "detected", "oracle", "shuffled", "jitter", "top"]
 Picture = Image.Image | Callable[[], Image.Image]
@@ -288,7 +288,7 @@ def _fit(record: BoxRecord, old: tuple[int, int] | None, new: tuple[int, int] | 
 
 
 def _as_record(found: Any, owner: str) -> BoxRecord:
-    from mg_llava.inference.requests import make_boxes
+    from mg_llava.data.inputs import make_boxes
 
     return make_boxes(found, f"{owner}, detected boxes")
 
@@ -299,9 +299,9 @@ def _open(store: BoxStore | str | Path | None) -> BoxStore | None:
 
 def _proposer(detector: Any) -> Callable[[Image.Image], Any] | None:
     if isinstance(detector, Mapping) and "type" in detector:
-        detector = TRANSFORMS.build(dict(detector))
+        detector = PROPOSERS.build(dict(detector))
     elif isinstance(detector, Mapping):
-        from mg_llava.detection import build_pipeline
+        from mg_llava.detection.pipeline import build_pipeline
 
         detector = build_pipeline(detector)
     if detector is None or hasattr(detector, "propose"):

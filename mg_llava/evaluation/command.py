@@ -83,7 +83,7 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
     model = Model.load(arguments.config, arguments.checkpoint, processes, arguments.device)
     detector = model.detector
     if arguments.detector:
-        from mg_llava.detection import build_pipeline
+        from mg_llava.detection.pipeline import build_pipeline
 
         detector = build_pipeline(arguments.detector, arguments.tagger)
     suite = Suite(

@@ -63,7 +63,7 @@ class MGLLaVAModel(lmms):
         **ignored: Any,
     ) -> None:
         super().__init__()
-        from mg_llava.detection import ConnectedComponentProposals
+        from mg_llava.detection.proposals import ConnectedComponentProposals
         from mg_llava.work.processes import local_device
 
         if boxes not in ("none", "proposals"):

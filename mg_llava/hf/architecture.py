@@ -16,7 +16,7 @@ from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import MGLLaVAImageProcessor
 from mg_llava.hf.processing import MGLLaVAProcessor
 from mg_llava.hf.prompts import template_of, template_to_dict
-from mg_llava.models.encoders.all import read_normalization
+from mg_llava.models.encoders.clip import read_normalization
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
 from mg_llava.models.weights.loading import find_weights, infer_convnext_kwargs
 from mg_llava.models.weights.stored import map_weights

@@ -8,8 +8,8 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from mg_llava.data.inputs import list_pictures, load_picture, make_boxes
 from mg_llava.data.pictures.processor import PictureProcessor, ProcessedPicture
-from mg_llava.inference.requests import list_pictures, load_picture, make_boxes
 
 _OWNER = "picture {}"
 

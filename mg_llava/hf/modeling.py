@@ -15,7 +15,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.parts import high_resolution_encoder, low_resolution_encoder, spare_vision_parts
-from mg_llava.models.encoders.all import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder
+from mg_llava.models.encoders.clip import CLIPEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
+from mg_llava.models.encoders.timm import TimmEncoder
 from mg_llava.models.fusion.conv_gate import ConvGateFusion
 from mg_llava.models.losses.language import token_loss
 from mg_llava.models.objects.roi_align import RoIAlignBoxProjector

@@ -7,7 +7,10 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from mg_llava.hf.configuration import MGLLaVAConfig
-from mg_llava.models.encoders.all import CLIPEncoder, OpenCLIPConvNeXtEncoder, StageEncoder, TimmEncoder
+from mg_llava.models.encoders.base import StageEncoder
+from mg_llava.models.encoders.clip import CLIPEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
+from mg_llava.models.encoders.timm import TimmEncoder
 
 VISION_PARTS = ("visual_encoder", "visual_encoder_aux", "fuse_module", "projector", "bbox_projector")
 """Attributes of ``MGLLaVA`` beside the LLM; small, and never quantized."""

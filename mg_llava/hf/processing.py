@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers import BatchFeature, StoppingCriteriaList
 from transformers.processing_utils import ProcessorMixin
 
+from mg_llava.data.inputs import PictureLike, list_boxes, list_pictures, make_turns
 from mg_llava.data.records.schema import Turn
 from mg_llava.data.text.conversation import encode_conversation, encode_prompt
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.image_processing import picture_features, require_torch
 from mg_llava.hf.prompts import chat_template as write_chat_template
 from mg_llava.hf.prompts import encode_text, template_of, template_to_dict, to_turns
-from mg_llava.inference.requests import PictureLike, list_boxes, list_pictures, make_turns
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX, PAD_TOKEN_ID
 
 

@@ -15,19 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from mg_llava.data.inputs import BoxesLike, list_boxes, list_pictures, load_picture, make_boxes, make_turns
 from mg_llava.data.pictures.files import PictureError, to_rgb
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.data.text.conversation import encode_prompt
-from mg_llava.inference.requests import (
-    BoxesLike,
-    Request,
-    list_boxes,
-    list_pictures,
-    load_picture,
-    make_boxes,
-    make_turns,
-)
+from mg_llava.inference.requests import Request
 
 if TYPE_CHECKING:
     from mg_llava.inference.predictor import Predictor

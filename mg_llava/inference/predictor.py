@@ -12,13 +12,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from mg_llava.data.inputs import BoxesLike, PictureLike, Proposer
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.stopping import Stops
 from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.inference.answering import Answering, Batch
 from mg_llava.inference.batching import Item, loaded_windows, windows
-from mg_llava.inference.requests import Answer, BoxesLike, PictureLike, Proposer, Request
+from mg_llava.inference.requests import Answer, Request
 from mg_llava.models.parts import for_any_machine
 from mg_llava.registry import MODELS, TRANSFORMS
 

@@ -1,0 +1,1 @@
+"""Looking at data before a training: the doctor and the browser."""

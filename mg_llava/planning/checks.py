@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mg_llava.data.config import find_dataset, walk_sources
 from mg_llava.data.records.open import open_records
 from mg_llava.data.text.conversation import Template
-from mg_llava.inspection.doctor.sources import find_dataset, walk_sources
 from mg_llava.planning.flops import visual_tokens
 from mg_llava.planning.gpus import GPU
 from mg_llava.planning.options import unknown_options

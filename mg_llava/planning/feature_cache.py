@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mg_llava.data.config import find_dataset, walk_sources
 from mg_llava.data.features.file import picture_bytes
 from mg_llava.data.records.open import open_records
 from mg_llava.features import FEATURE_DTYPES, FeatureDtype, blocks_of
-from mg_llava.inspection.doctor.sources import find_dataset, walk_sources
 from mg_llava.models.vision import FeatureExtractor
 from mg_llava.planning.flops import Flops
 

@@ -8,8 +8,9 @@ from typing import Any
 from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
-from mg_llava.data import LLaVADataset, MixtureDataset
-from mg_llava.inspection.doctor.sources import MIXED
+from mg_llava.data.config import MIXED
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.mixture import MixtureDataset
 from mg_llava.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS, PARAM_SCHEDULERS, SCOPE, TRANSFORMS
 
 _BUILDERS = {"type", "_scope_", "priority", "convert_to_iter_based"}

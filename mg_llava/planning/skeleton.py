@@ -10,8 +10,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder
 from mg_llava.models import llm as language_model
+from mg_llava.models.encoders.clip import CLIPEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
+from mg_llava.models.encoders.timm import TimmEncoder
 from mg_llava.models.parts import for_any_machine
 from mg_llava.models.recompute import Checkpointing
 from mg_llava.planning.architectures import Architecture, find_architecture

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, RoIAlignBoxProjector
+from mg_llava.models.encoders.clip import CLIPEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
 from mg_llava.models.encoders.views import low_resolution_view, normalize
+from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
 from mg_llava.models.splice import splice
 
 

@@ -8,17 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mg_llava.data import collate
-from mg_llava.models import (
-    CLIPEncoder,
-    ConvGateFusion,
-    MGLLaVA,
-    MLPProjector,
-    OpenCLIPConvNeXtEncoder,
-    RoIAlignBoxProjector,
-)
+from mg_llava.data.collate import collate
+from mg_llava.models.encoders.clip import CLIPEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
+from mg_llava.models.fusion.conv_gate import ConvGateFusion
 from mg_llava.models.llm import attention_candidates
+from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
+from mg_llava.models.projectors import MLPProjector
 from mg_llava.models.recompute import Checkpointing, enable_checkpointing
+from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.planning.architectures import find_architecture
 from mg_llava.planning.flops import TEXT_TOKENS, Sample, count_flops
 from mg_llava.planning.skeleton import Skeleton

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; prints a table and returns the numbers."""
-    from mg_llava.detection import BoxPipeline
+    from mg_llava.detection.pipeline import BoxPipeline
 
     with tempfile.TemporaryDirectory() as folder:
         paths = _write_pictures(Path(folder) / "pictures", arguments.pictures)

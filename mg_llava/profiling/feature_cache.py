@@ -153,7 +153,7 @@ def _step(stepper: Any, source: Any, number: int) -> tuple[float, float]:
 
 
 def _open_source(folder: Path, model: Any, cache: Path | None) -> Any:
-    from mg_llava.data import LLaVADataset
+    from mg_llava.data.dataset import LLaVADataset
     from mg_llava.profiling._sizes import LLMS
 
     return LLaVADataset(
@@ -169,7 +169,7 @@ def _open_source(folder: Path, model: Any, cache: Path | None) -> Any:
 
 def _load(source: Any, number: int, size: int) -> dict[str, Any]:
     """Batch ``number``."""
-    from mg_llava.data import collate
+    from mg_llava.data.collate import collate
 
     return collate([source[number * size + place] for place in range(size)])["data"]
 

@@ -135,7 +135,7 @@ def count_waste(lengths: np.ndarray, batch_size: int, capacity: int) -> dict[str
 
 def _grouped(mixture: Mixture, batch_size: int, seed: int) -> np.ndarray:
     """Lengths in the order of the second stage."""
-    from mg_llava.data import LengthGroupedSampler
+    from mg_llava.data.samplers import LengthGroupedSampler
 
     return mixture.lengths[list(LengthGroupedSampler(mixture, batch_size, seed=seed))]
 

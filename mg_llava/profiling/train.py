@@ -70,7 +70,7 @@ def case_from(args: argparse.Namespace, **values: Any) -> Any:
         ValueError: The LLM is neither known nor a path or hub name, or ``--model`` is no list of ``KEY=VALUE`` with
             arguments of the model.
     """
-    from mg_llava.models import MGLLaVA
+    from mg_llava.models.systems.mg_llava import MGLLaVA
     from mg_llava.profiling._sizes import LLMS, Case
 
     if args.llm not in LLMS and "/" not in args.llm:
@@ -138,7 +138,7 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
 
 def _switched(case: Any) -> dict[str, Any]:
     """Our way with each lever switched alone; those that this machine lacks something for are left out."""
-    from mg_llava.models import MGLLaVA
+    from mg_llava.models.systems.mg_llava import MGLLaVA
     from mg_llava.profiling._sizes import LEVERS
 
     ways = {f"without {lever}": replace(case, off=[lever]) for lever in LEVERS}

@@ -1,0 +1,1 @@
+"""Processes, threads, files and devices: what every room needs and none owns."""

@@ -9,7 +9,8 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mg_llava.data import LLaVADataset, MixtureDataset
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.mixture import MixtureDataset
 from mg_llava.registry import DATASETS
 from tests import toy
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
 from mg_llava.conversion.adapters import Adapter, merge_adapter
-from mg_llava.data import collate
+from mg_llava.data.collate import collate
 from mg_llava.models.weights.stored import StoredTensor
 from tests import toy
 from tests.conversion.conftest import State, assert_same, config_values, read, write_pth

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from safetensors.torch import load_file, save_file
 
 from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
-from mg_llava.data import collate
+from mg_llava.data.collate import collate
 from mg_llava.models.weights.checkpoint import CheckpointError
 from tests import toy
 from tests.conversion.conftest import State, assert_same, config_values, read, write_config, write_pth

@@ -8,9 +8,12 @@ import torch
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import DataLoader
 
-from mg_llava.data import LengthGroupedSampler, LLaVADataset, PictureProcessor, collate
+from mg_llava.data.collate import collate
+from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.files import PictureError, open_picture
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import RecordError
+from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.data.text.conversation import NoLabelError, Template, encode_conversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests.data.conftest import turns_of
@@ -140,7 +143,7 @@ def test_placeholder_mismatch_is_an_error_at_the_start(files, tokenizer):
 
 def test_boxes_outside_of_their_picture_are_named_and_counted(files, tokenizer, monkeypatch):
     said = []
-    monkeypatch.setattr("mg_llava.data.strays.print_log", lambda message, **_: said.append(message))
+    monkeypatch.setattr("mg_llava.data.faults.print_log", lambda message, **_: said.append(message))
     boxes = [[0, 0, 5, 5], [9000, 0, 9001, 5], [-9, -9, -1, -1]]
     record = {"boxes": boxes, "scores": [1, 0.9, 0.8], "labels": ["x", "y", "z"]}
     (files / "boxes.json").write_text(json.dumps({"1": record, "3": {**record, "boxes": [[0, 0, 5, 5]] * 3}}))

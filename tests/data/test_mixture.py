@@ -11,10 +11,14 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
-from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, PictureProcessor, collate, sources_of
+from mg_llava.data.collate import collate
 from mg_llava.data.config import resolve_paths
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.mixture import MixtureDataset, sources_of
 from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import RecordError, make_box_record
+from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.engine.hooks import DataReportHook
 from tests.data.conftest import turns_of
 

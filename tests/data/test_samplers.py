@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
 
-from mg_llava.data import LengthGroupedSampler
+from mg_llava.data.samplers import LengthGroupedSampler
 
 
 class Lengths:

@@ -11,17 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError
-from mg_llava.detection import (
-    BoxFile,
-    CocoBoxes,
-    GroundingDINODetector,
-    OWLv2Detector,
-    PictureName,
-    ProposalDetector,
-    YoloBoxes,
-    tidy_boxes,
-)
+from mg_llava.detection.boxes import tidy_boxes
 from mg_llava.detection.detector import split_text
+from mg_llava.detection.files import BoxFile, CocoBoxes, ProposalDetector, YoloBoxes
+from mg_llava.detection.grounding_dino import GroundingDINODetector
+from mg_llava.detection.owlv2 import OWLv2Detector
+from mg_llava.detection.tags import PictureName
 from tests.detection import toys
 
 SIZES = [(100, 60), (60, 100), (64, 64), (333, 50), (1, 1), (20_000, 100), (100, 20_000)]

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
+from mg_llava.data.inputs import make_boxes
 from mg_llava.data.records.schema import BoxRecord
-from mg_llava.detection import BoxPipeline, Detector, build_pipeline, pipeline_config
-from mg_llava.inference.requests import make_boxes
+from mg_llava.detection.detector import Detector
+from mg_llava.detection.pipeline import BoxPipeline, build_pipeline, pipeline_config
 from tests.detection import toys
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from torchvision.ops import box_iou
 
-from mg_llava.detection import ConnectedComponentProposals
-from mg_llava.registry import TRANSFORMS
+from mg_llava.detection.proposals import ConnectedComponentProposals
+from mg_llava.registry import PROPOSERS
 
 NANO = Path(__file__).resolve().parents[2] / "data" / "nano"
 
@@ -23,7 +23,7 @@ def picture_with(*boxes, size=(120, 90), background=40, ink=230):
 
 def test_boxes_are_in_original_pixels():
     truth = [(10, 20, 18, 34), (60, 5, 75, 19)]
-    found = TRANSFORMS.build(dict(type="ConnectedComponentProposals"))(picture_with(*truth))
+    found = PROPOSERS.build(dict(type="ConnectedComponentProposals"))(picture_with(*truth))
     assert sorted(map(tuple, found.boxes.tolist())) == sorted(truth)
     assert found.boxes.dtype == np.float64
     assert len(found.scores) == len(found.labels) == 2

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.records.schema import BoxRecord
-from mg_llava.detection import Detector
+from mg_llava.detection.detector import Detector
 from mg_llava.detection.run import BoxJob, Incomplete, JobSettings, Results, merge, visualize, write_reference
 from mg_llava.detection.run import queue as queues
 from mg_llava.detection.run.queue import WorkQueue

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from mg_llava.data.records.schema import RecordError
-from mg_llava.detection import FixedTags, OpenCLIPTagger, PictureName, RAMPlusTagger, TagFile, read_tag_list
+from mg_llava.detection.taggers import OpenCLIPTagger, RAMPlusTagger
+from mg_llava.detection.tags import FixedTags, PictureName, TagFile, read_tag_list
 from mg_llava.registry import TAGGERS
 from tests.detection import toys
 

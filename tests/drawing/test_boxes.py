@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from mg_llava.data.pictures.geometry import Canvas
-from mg_llava.drawing.boxes import COLORS, draw_answer, draw_boxes
+from mg_llava.drawing.boxes import COLORS, draw_boxes
 from mg_llava.drawing.lettering import load_font, wrap
 from mg_llava.drawing.marks import Mark, draw_marks, place_tags
+from mg_llava.inference.drawing import draw_answer
 from mg_llava.inference.requests import Answer, SeenPicture
 
 GRAY = (90, 90, 90)

@@ -21,7 +21,8 @@ with read_base():
     from ._base_.recipe import {stage}
     from ._base_.runtime import *
 
-from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder
+from mg_llava.models.encoders.clip import CLIPEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
 
 vision = dict(
     low_res_encoder=dict(type=CLIPEncoder, path={paths[clip]!r}),

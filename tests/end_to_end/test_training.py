@@ -24,7 +24,7 @@ def evaluation_loss(project: Project, checkpoint: Path, config: str = "stage2") 
     """Mean loss of a checkpoint over the toy data, in float32 on one process."""
     from mmengine.config import Config
 
-    from mg_llava.data import collate
+    from mg_llava.data.collate import collate
     from mg_llava.registry import DATASETS, MODELS
 
     cfg = Config.fromfile(project.folder / "configs" / f"{config}.py")

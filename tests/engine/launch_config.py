@@ -12,7 +12,8 @@ from mmengine.hooks import (
 from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 
-from mg_llava.engine import DataReportHook, GateMonitorHook, RandomStateHook, ThroughputHook, TrainLoop
+from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook
+from mg_llava.engine.resume import RandomStateHook, TrainLoop
 from tests.engine.launch_toy import ToyData, ToyModel, toy_collate
 
 model = dict(type=ToyModel)

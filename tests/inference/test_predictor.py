@@ -10,7 +10,7 @@ from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import BoxRecord, Turn
-from mg_llava.detection import ConnectedComponentProposals, Proposals
+from mg_llava.detection.proposals import ConnectedComponentProposals, Proposals
 from mg_llava.inference import Predictor, Request
 from tests import toy
 

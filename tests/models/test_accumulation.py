@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
-from mg_llava.data import collate
+from mg_llava.data.collate import collate
 from tests import toy
 
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mg_llava.models import build_language_model
 from mg_llava.models import llm as language_model
-from mg_llava.models.llm import attention_candidates
+from mg_llava.models.llm import attention_candidates, build_language_model
 from mg_llava.registry import MODELS
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset
 
-from mg_llava.data import LLaVADataset, collate
-from mg_llava.engine import FeatureCacheHook
+from mg_llava.data.collate import collate
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.engine.features import FeatureCacheHook
 from mg_llava.features import FEATURE_DTYPES, Features, pack, stack, unpack
-from mg_llava.models import MGLLaVA
+from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.models.vision import FeatureExtractor
 from tests import features, toy
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mg_llava.models import MGLLaVA
+from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.models.vision import FeatureExtractor
 from mg_llava.planning import Skeleton, make_plan
 from mg_llava.planning.feature_cache import describe_feature_cache, plan_feature_cache

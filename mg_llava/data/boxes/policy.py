@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from mg_llava.data.faults import Tally
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError, make_box_record
-from mg_llava.data.tally import Tally
-from mg_llava.registry import TRANSFORMS
+from mg_llava.registry import PROPOSERS
 
 MissingBox = Literal["error", "empty", "picture", "corner", "detect"]
 Picture = Image.Image | Callable[[], Image.Image]
@@ -99,7 +99,7 @@ class MissingBoxes:
         if picture is None:
             raise ValueError(f"{owner}; missing='detect' needs the picture, which was not given")
         if isinstance(self._proposer, Mapping):
-            self._proposer = TRANSFORMS.build(dict(self._proposer))
+            self._proposer = PROPOSERS.build(dict(self._proposer))
         image = self._to_frame(picture if isinstance(picture, Image.Image) else picture())
         boxes, scores, labels = self._proposer(image)
         return make_box_record(np.asarray(boxes), scores, labels, f"{owner}; proposals")
@@ -113,6 +113,5 @@ def advice() -> str:
 def _check_type(proposer: Mapping[str, Any]) -> None:
     """Find a misspelled type at the start and not in the middle of training."""
     kind = proposer.get("type")
-    if kind is None or (isinstance(kind, str) and TRANSFORMS.get(kind) is None):
-        known = ", ".join(sorted(TRANSFORMS.module_dict))
-        raise KeyError(f"proposer has type {kind!r}, which is not registered in {TRANSFORMS.name!r}; known: {known}")
+    if kind is None or (isinstance(kind, str) and PROPOSERS.find(kind) is None):
+        raise KeyError(f"proposer: {PROPOSERS.unknown(str(kind))}")

@@ -1,0 +1,1 @@
+"""What the frozen encoders give for each picture, kept in files."""

@@ -11,11 +11,11 @@ import numpy as np
 from mmengine.logging import print_log
 
 from mg_llava.data.boxes.augment import BoxAugmentation
+from mg_llava.data.faults import Tally
 from mg_llava.data.features.cache import FeatureCache, FeatureError
 from mg_llava.data.features.file import describe_pictures, picture_key
 from mg_llava.data.records.catalog import RecordCatalog
 from mg_llava.data.records.open import fingerprint
-from mg_llava.data.tally import Tally
 
 MissingFeatures = Literal["error", "picture"]
 

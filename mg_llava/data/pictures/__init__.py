@@ -1,0 +1,1 @@
+"""Picture files, their frames, and the canvas that the model sees."""

@@ -11,11 +11,11 @@ from PIL import Image
 
 from mg_llava.data.boxes.policy import Picture
 from mg_llava.data.boxes.store import BoxStore, picture_keys
+from mg_llava.data.faults import StrayBoxes
 from mg_llava.data.features.cache import FeatureCache, unique_boxes
 from mg_llava.data.pictures.files import exif_orientation, open_picture
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, LLaVARecord
-from mg_llava.data.strays import StrayBoxes
 from mg_llava.data.text.budget import TokenBudget, share_room
 
 BoxAugmentation = Callable[[BoxRecord, tuple[int, int], np.random.Generator], BoxRecord]

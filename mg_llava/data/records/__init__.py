@@ -1,0 +1,1 @@
+"""Record files: opening, schema, tables."""

@@ -12,6 +12,9 @@ from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 Role = Literal["human", "gpt"]
 
+SCHEMA_VERSION = 1
+"""Raised when a record stands for something else than before, or another one is refused: it voids caches."""
+
 _ROLES = ("human", "gpt")
 _OWN_KEYS = ("id", "image", "conversations")
 _OTHER_MEDIA = ("video", "videos", "audio", "audios", "frames", "images", "pictures", "point_cloud", "pcd")

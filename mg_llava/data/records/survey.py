@@ -14,8 +14,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from mg_llava.data.boxes.store import picture_keys
-from mg_llava.data.records import schema
-from mg_llava.data.records.schema import RecordError, measure_record
+from mg_llava.data.records.schema import SCHEMA_VERSION, RecordError, measure_record
 
 _SHOWN = 5
 _VERSION = 1
@@ -73,9 +72,7 @@ def load_survey(path: str | Path) -> tuple[Survey, dict[str, np.ndarray]] | None
 
 def survey_path(folder: str | Path, fingerprint: str, limit: int | None, seed: int) -> Path:
     """Where the survey of a record file with this fingerprint lies in a folder of caches."""
-    # The code that checks counts as well, so that a change of it finds no old survey.
-    code = Path(str(schema.__file__)).read_bytes()
-    key = repr((_VERSION, fingerprint, limit, None if limit is None else seed, code))
+    key = repr((_VERSION, SCHEMA_VERSION, fingerprint, limit, None if limit is None else seed))
     return Path(folder) / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.survey.npz"
 
 

@@ -25,6 +25,9 @@ OWN_TEMPLATES: dict[str, dict[str, Any]] = {
 }
 """Templates that XTuner does not have, in XTuner's form."""
 
+ENCODING_VERSION = 1
+"""Raised when a conversation gives other ids or labels than before: it voids caches of token ids."""
+
 _NO_BOS_CLASSES = ("QWenTokenizer", "QWen2Tokenizer", "Qwen2TokenizerFast")
 _CHATGLM_BOS = [64790, 64792]
 

@@ -14,29 +14,22 @@ import os
 import secrets
 import socket
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tokenizers
 import torch
 import transformers
 from mmengine.logging import print_log
-from torch.utils.data import DataLoader, Dataset, Subset
 
-from mg_llava.data.records import schema
-from mg_llava.data.text import conversation
-from mg_llava.data.text.budget import BudgetError, TokenBudget
-from mg_llava.data.text.conversation import EncodedConversation, NoLabelError, Template
+from mg_llava.data.records.schema import SCHEMA_VERSION
+from mg_llava.data.text.budget import TokenBudget
+from mg_llava.data.text.conversation import ENCODING_VERSION, EncodedConversation, Template
 from mg_llava.tokens import IGNORE_INDEX
-
-if TYPE_CHECKING:
-    from mg_llava.data.dataset import LLaVADataset
 
 _VERSION = 1
 _ENTRY = np.dtype([("row", "<i8"), ("offset", "<i8"), ("count", "<i4"), ("checksum", "<u4")])
-_BATCH = 256
 _LENGTHS = "lengths.npy"
 
 
@@ -167,51 +160,6 @@ class _Writer:
                 self.__dict__[name].close()
 
 
-def fill_token_cache(source: "LLaVADataset", workers: int = 0, progress: Callable[[int], object] | None = None) -> int:
-    """Tokenize all texts of a source before a run, which then groups samples by their exact lengths.
-
-    What is in the cache is not tokenized again, so that a fill that was interrupted goes on.
-
-    Args:
-        source: A source with a ``token_cache``.
-        workers: Processes that tokenize; 0 for this one.
-        progress: Gets the number of records after each batch.
-
-    Returns:
-        The number of records.
-
-    Raises:
-        ValueError: The source has no cache.
-    """
-    if source.token_cache is None:
-        raise ValueError(f"{source.data_path} has no token cache; set token_cache to a folder")
-    rows, indices = np.unique([source.row(index) for index in range(len(source))], return_index=True)
-    texts = Subset(_TextLengths(source), indices.tolist())
-    lengths: list[int] = []
-    for batch in DataLoader(texts, _BATCH, num_workers=workers, collate_fn=list):
-        lengths += batch
-        if progress is not None:
-            progress(len(batch))
-    source.token_cache.keep_lengths(rows, np.array(lengths))
-    return len(rows)
-
-
-class _TextLengths(Dataset):
-    """Number of ids of each sample, 0 for those without a label."""
-
-    def __init__(self, source: "LLaVADataset") -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> int:
-        try:
-            return len(self._source.encode(index).input_ids)
-        except (NoLabelError, BudgetError):
-            return 0
-
-
 def cache_key(tokenizer: Any, template: Template, budget: TokenBudget, data: str) -> str:
     """Short hash of all that the ids of a record file depend on.
 
@@ -222,7 +170,7 @@ def cache_key(tokenizer: Any, template: Template, budget: TokenBudget, data: str
         data: The fingerprint of the record file.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (_VERSION, tokenizer_fingerprint(tokenizer), template, budget, data, _code()):
+    for part in (_VERSION, SCHEMA_VERSION, ENCODING_VERSION, tokenizer_fingerprint(tokenizer), template, budget, data):
         digest.update(repr(part).encode() + b"\0")
     return digest.hexdigest()
 
@@ -245,15 +193,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         digest.update(tokenizer.backend_tokenizer.to_str().encode())
     if getattr(tokenizer, "sp_model", None) is not None:
         digest.update(tokenizer.sp_model.serialized_model_proto())
-    return digest.hexdigest()
-
-
-def _code() -> str:
-    """Hash of the code that makes ids of a record, so that a change of it is no stale cache."""
-    digest = hashlib.blake2b(digest_size=8)
-    for module in (schema, conversation):
-        assert module.__file__ is not None
-        digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
 
 

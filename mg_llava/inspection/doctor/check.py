@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.data.boxes.store import picture_keys
+from mg_llava.data.config import ConfigError, find_dataset
 from mg_llava.inspection.doctor.boxes import LinkCheck, check_links
 from mg_llava.inspection.doctor.findings import Found
 from mg_llava.inspection.doctor.images import PictureCache, PictureCheck, PictureFacts, check_pictures
 from mg_llava.inspection.doctor.leakage import EvalPicture, hash_eval_pictures, list_eval_pictures
 from mg_llava.inspection.doctor.opening import open_sources
 from mg_llava.inspection.doctor.report import Report
-from mg_llava.inspection.doctor.sources import ConfigError, Source, find_dataset
+from mg_llava.inspection.doctor.sources import Source
 from mg_llava.inspection.doctor.summary import Gathered, conclude
 from mg_llava.inspection.doctor.texts import TextResult, UsedRecord, check_template, check_texts
 from mg_llava.work.pool import available_cores, run_jobs, split

@@ -13,16 +13,17 @@ import numpy as np
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.convert import read_table
 from mg_llava.data.boxes.policy import MissingBoxes
+from mg_llava.data.config import MIXED, walk_sources
 from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.faults import FAULTS, SkippedSamples
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.records.survey import draw
-from mg_llava.data.skipped import FAULTS, SkippedSamples
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import TokenizerError, build_tokenizer
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Findings, Found, Level
-from mg_llava.inspection.doctor.sources import MIXED, Source, walk_sources
+from mg_llava.inspection.doctor.sources import Source
 from mg_llava.registry import DATASETS, TRANSFORMS
 
 _JSON = (".json", ".jsonl")

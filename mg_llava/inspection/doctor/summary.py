@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mg_llava.data.skipped import FAULTS
+from mg_llava.data.faults import FAULTS
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.inspection.doctor.boxes import LinkResult
 from mg_llava.inspection.doctor.coordinates import Mapped, bound_of, draw_and_find, pixel_bound

@@ -1,0 +1,1 @@
+"""Fusions of the low- and high-resolution encoders."""

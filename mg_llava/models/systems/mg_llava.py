@@ -27,7 +27,7 @@ from mg_llava.models.parts import ModuleOrConfig, build_part, check_parts, check
 from mg_llava.models.splice import Spliced, Vision, interleave, splice
 from mg_llava.models.vision import compare_encoders, describe_encoders, run_encoders
 from mg_llava.models.weights.parts import PARTS, load_parts, saved_state_dict, trained_keys
-from mg_llava.registry import MODELS
+from mg_llava.registry import EXPORTERS, MODELS
 from mg_llava.tokens import IMAGE_TOKEN_INDEX
 
 
@@ -384,9 +384,8 @@ class MGLLaVA(BaseModel):
 
     def to_hf(self, cfg: Any, save_dir: str, fp32: bool = False, save_format: str = "xtuner", **kwargs: Any) -> None:
         """What ``xtuner convert pth_to_hf`` calls; see :func:`mg_llava.conversion.pth_to_hf.export_model`."""
-        from mg_llava.conversion.pth_to_hf import export_model  # the one way up: XTuner asks the model, nobody else
-
-        export_model(self, cfg, save_dir, fp32, save_format, **kwargs)
+        # XTuner asks the model, which may not import the converter: that is a room above
+        EXPORTERS.get("export_model")(self, cfg, save_dir, fp32, save_format, **kwargs)
 
     def load_pretrained(self, path: str, whole: bool = False) -> None:
         """Load a checkpoint of this project or of the reference.

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mg_llava.data import BoxAugmentation, MixtureDataset
+from mg_llava.data.boxes.augment import BoxAugmentation
 from mg_llava.data.features.cache import FeatureCache, FeatureError
 from mg_llava.data.features.fill import Pictures, list_jobs, survey_cache
+from mg_llava.data.mixture import MixtureDataset
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.features import Features
 from mg_llava.inspection.browse.samples import view_sample

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data import LLaVADataset, PictureProcessor
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.text.budget import BudgetError, TokenBudget, share_room
 from mg_llava.data.text.conversation import NoLabelError, encode_conversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX

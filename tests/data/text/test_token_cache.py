@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mg_llava.data import LLaVADataset
+from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import EncodedConversation, Template
-from mg_llava.data.text.token_cache import TokenCache, cache_key, fill_token_cache, tokenizer_fingerprint
+from mg_llava.data.text.token_cache import TokenCache, cache_key, tokenizer_fingerprint
+from mg_llava.data.text.token_fill import fill_token_cache
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests.data.conftest import train_tokenizer, turns_of
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import ConcatDataset
 
-from mg_llava.data import BoxAugmentation, LLaVADataset, PictureProcessor
+from mg_llava.data.boxes.augment import BoxAugmentation
+from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.mixture import MixtureDataset
 from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.inspection.browse.drawing import REASON_COLORS, TOKEN_COLORS, draw_sample, visible
 from mg_llava.inspection.browse.page import write_page
 from mg_llava.inspection.browse.run import Choice, SampleChooser, load_dataset, locate, write_samples

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data import PictureProcessor
 from mg_llava.data.pictures.files import content_hash
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import make_box_record
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template

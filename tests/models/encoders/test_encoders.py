@@ -12,7 +12,9 @@ from mmengine.logging import MMLogger
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder
+from mg_llava.models.encoders.clip import CLIPEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
+from mg_llava.models.encoders.timm import TimmEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD, low_resolution_view, normalize
 from mg_llava.models.weights.loading import infer_convnext_kwargs, require_folder, resolve_dtype
 from mg_llava.registry import MODELS

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mg_llava.models import ConvGateFusion
-from mg_llava.models.fusion.conv_gate import token_grid
+from mg_llava.models.fusion.conv_gate import ConvGateFusion, token_grid
 from mg_llava.registry import MODELS
 
 PUBLISHED_SHAPES = {

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
-from mg_llava.models import RoIAlignBoxProjector
 from mg_llava.models.objects import roi_align as box_projector
-from mg_llava.models.objects.roi_align import axis_weights, fold_upsampling, pool_boxes
+from mg_llava.models.objects.roi_align import RoIAlignBoxProjector, axis_weights, fold_upsampling, pool_boxes
 from mg_llava.registry import MODELS
 
 CHANNELS = (3, 2, 4, 2)

@@ -127,7 +127,9 @@ def test_full_size_keys_are_the_references() -> None:
     """Vicuna-7B's size on the meta device: 311 tensors."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from mg_llava.models import ConvGateFusion, MLPProjector, RoIAlignBoxProjector
+    from mg_llava.models.fusion.conv_gate import ConvGateFusion
+    from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
+    from mg_llava.models.projectors import MLPProjector
 
     model = nn.Module()
     with torch.device("meta"):

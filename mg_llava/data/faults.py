@@ -1,0 +1,174 @@
+"""Faults of samples, counted across the worker processes of one training process.
+
+Samples that training cannot use are skipped or refused as the policies say; boxes outside of their pictures, whose
+tokens would show nothing, are reported; so is whatever else is worth a count.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from torch.utils.data import get_worker_info
+
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.records.schema import BoxRecord
+from mg_llava.data.text.budget import BudgetError
+from mg_llava.data.text.conversation import NoLabelError
+
+BadSample = Literal["error", "skip"]
+
+FAULTS: dict[str, type[ValueError]] = {"bad_image": PictureError, "no_label": NoLabelError, "over_budget": BudgetError}
+"""Errors of a sample, by the name of their policy."""
+
+_SLOTS = 64
+_SKIPS_LOGGED = 20
+_SKIPS_LOGGED_EVERY = 100
+_STRAYS_LOGGED = 5
+
+
+class Tally:
+    """A number that workers add to; the first time in each of them is logged."""
+
+    def __init__(self) -> None:
+        self._warned = False
+        # A slot per worker, so that none writes where another does; shared by the processes.
+        self._counts = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
+
+    @property
+    def total(self) -> int:
+        """What all workers added so far."""
+        return int(self._counts.sum())
+
+    def add(self, message: str) -> None:
+        """Count one; ``message`` is the warning of the first."""
+        worker = get_worker_info()
+        self._counts[0 if worker is None else 1 + worker.id % (_SLOTS - 1)] += 1
+        if not self._warned:
+            self._warned = True
+            print_log(message, logger="current", level=logging.WARNING)
+
+
+class SkippedSamples:
+    """Which of ``count`` records were found bad, and why; shared by the worker processes of one training process.
+
+    Args:
+        count: Number of records.
+        policies: For each name of ``FAULTS``, ``error`` or ``skip``.
+        limit: Number of different records that may be skipped before the run stops.
+        source: Name of the data, for messages.
+
+    Raises:
+        ValueError: A policy is unknown.
+    """
+
+    def __init__(self, count: int, policies: Mapping[str, BadSample], limit: int, source: str) -> None:
+        for name in FAULTS:
+            if policies[name] not in ("error", "skip"):
+                raise ValueError(f"{name} is {policies[name]!r}; allowed: 'error', 'skip'")
+        self.policies = dict(policies)
+        self.limit = limit
+        self.source = source
+        # 0 for good, else 1 + the number of the fault
+        self._codes = torch.zeros(count, dtype=torch.uint8).share_memory_()
+
+    def __contains__(self, position: int) -> bool:
+        return bool(self._codes[position])
+
+    def __len__(self) -> int:
+        return int(torch.count_nonzero(self._codes))
+
+    def counts(self) -> dict[str, int]:
+        """Number of records skipped so far, for each kind of fault."""
+        found = torch.bincount(self._codes.long(), minlength=len(FAULTS) + 1).tolist()
+        return dict(zip(FAULTS, found[1:], strict=True))
+
+    def first(self, count: int) -> list[int]:
+        """Places of the first ``count`` records skipped so far."""
+        return self._codes.nonzero().flatten()[:count].tolist()
+
+    def add(self, position: int, error: ValueError) -> None:
+        """Note a bad record.
+
+        Raises:
+            ValueError: ``error`` itself, where the policy is ``error``.
+            RuntimeError: More records than the limit are bad.
+        """
+        number, name = next((n, name) for n, (name, kind) in enumerate(FAULTS.items(), 1) if isinstance(error, kind))
+        if self.policies[name] == "error":
+            raise error
+        self._codes[position] = number
+        count = len(self)
+        message = f"skipped {count} samples so far, now: {error}"
+        if count > self.limit:
+            raise RuntimeError(
+                f"{self.source}: more than max_bad_samples={self.limit}; {message}; find them all with "
+                "tools/check_data.py, or raise max_bad_samples"
+            ) from error
+        if count <= _SKIPS_LOGGED or count % _SKIPS_LOGGED_EVERY == 0:
+            print_log(f"{self.source}: {message}", logger="current", level=logging.WARNING)
+
+
+class StrayBoxes:
+    """How many boxes of each record lie outside of its pictures; shared by the worker processes of one process.
+
+    Args:
+        positions: (M,) int64, the place of each sample's record among those that are used.
+        source: Name of the box file, for messages.
+    """
+
+    def __init__(self, positions: np.ndarray, source: str) -> None:
+        self.source = source
+        self._positions = positions
+        self._counts = torch.zeros(int(positions.max(initial=-1)) + 1, dtype=torch.int32).share_memory_()
+
+    def note(
+        self, index: int, keys: Sequence[str], records: Sequence[BoxRecord], frames: Sequence[tuple[int, int]]
+    ) -> None:
+        """Count the boxes of sample ``index`` that have no part of their picture; the first such records are logged.
+
+        Args:
+            index: Of the sample.
+            keys: Box id of each of its pictures.
+            records: Boxes of each, original pixels.
+            frames: Width and height of each.
+        """
+        outside = [_outside(record.boxes, frame) for record, frame in zip(records, frames, strict=True)]
+        position = int(self._positions[index])
+        count = sum(int(found.sum()) for found in outside)
+        if not count or self._counts[position]:
+            return
+        self._counts[position] = count
+        if self.records > _STRAYS_LOGGED:
+            return
+        number = next(i for i, found in enumerate(outside) if found.any())
+        stray = records[number].boxes[outside[number]]
+        width, height = frames[number]
+        message = (
+            f"{self.source}: {len(stray)} of {len(records[number])} boxes of id {keys[number]!r} lie outside of the "
+            f"picture of {width} x {height} pixels, such as {stray[0].tolist()}; boxes are in pixels of the original "
+            "picture. All such boxes are counted"
+        )
+        print_log(message, logger="current", level=logging.WARNING)
+
+    def first(self, count: int) -> list[int]:
+        """Places of the first ``count`` records with such boxes so far."""
+        return self._counts.nonzero().flatten()[:count].tolist()
+
+    @property
+    def records(self) -> int:
+        """Number of different records with such boxes so far."""
+        return int(torch.count_nonzero(self._counts))
+
+    @property
+    def boxes(self) -> int:
+        """Number of such boxes so far, each counted once."""
+        return int(self._counts.sum())
+
+
+def _outside(boxes: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """(n,) bool: which of (n, 4) boxes in original pixels have no part of a picture of this width and height."""
+    outside = np.concatenate([boxes[:, 2:] <= 0, boxes[:, :2] >= np.asarray(frame)], axis=1)  # (n, 4)
+    return np.logical_or.reduce(outside, axis=1)

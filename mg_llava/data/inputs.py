@@ -1,0 +1,131 @@
+"""From loose inputs (paths, lists, arrays) to typed pictures, boxes and turns."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from mg_llava.data.pictures.files import open_picture
+from mg_llava.data.records.schema import BoxRecord, RecordError, Turn, make_box_record
+from mg_llava.tokens import IMAGE_PLACEHOLDER
+
+PictureLike: TypeAlias = str | os.PathLike | Image.Image
+"""A picture, or the path of one."""
+
+BoxesLike: TypeAlias = Any
+"""Boxes xyxy in original pixels: (n, 4) numbers, a ``BoxRecord``, or anything with ``boxes`` and, optionally,
+``scores`` and ``labels`` as keys or attributes."""
+
+
+class Proposer(Protocol):
+    """Finds boxes in a picture, as ``mg_llava.detection.ConnectedComponentProposals`` does."""
+
+    def __call__(self, image: Image.Image) -> BoxesLike:
+        """Boxes in pixels of ``image``, best first."""
+
+
+def list_pictures(picture: Any, owner: str) -> list[PictureLike]:
+    """The pictures of a request.
+
+    Raises:
+        TypeError: Something is neither a picture nor a path.
+    """
+    if picture is None:
+        return []
+    pictures = [picture] if isinstance(picture, PictureLike) else picture
+    if not isinstance(pictures, Sequence) or not all(isinstance(item, PictureLike) for item in pictures):
+        raise TypeError(
+            f"{owner}: picture is a {type(picture).__name__}; allowed: a path, a PIL picture, a list of them"
+        )
+    return list(pictures)
+
+
+def load_picture(picture: PictureLike, owner: str) -> Image.Image:
+    """A decoded picture.
+
+    Raises:
+        PictureError: The file is missing or cannot be read.
+    """
+    return picture if isinstance(picture, Image.Image) else open_picture(os.fspath(picture), owner)
+
+
+def list_boxes(boxes: BoxesLike, pictures: int, owner: str) -> list[BoxRecord | None]:
+    """The boxes of each of ``pictures`` pictures; None where a proposer is to find them.
+
+    Raises:
+        ValueError: Boxes without a picture, or other than one set of boxes for each of several pictures.
+        RecordError: Boxes that are not (n, 4) finite numbers with x1 <= x2 and y1 <= y2.
+    """
+    if boxes is None:
+        return [None] * pictures
+    if pictures == 0:
+        raise ValueError(f"{owner}: boxes were given, but no picture")
+    if pictures == 1:
+        return [make_boxes(boxes, owner)]
+    if not isinstance(boxes, Sequence) or len(boxes) != pictures:
+        raise ValueError(
+            f"{owner}: {pictures} pictures need a list of {pictures} sets of boxes (None, or (n, 4) each)"
+        )
+    return [None if part is None else make_boxes(part, f"{owner}, picture {i}") for i, part in enumerate(boxes)]
+
+
+def make_boxes(boxes: BoxesLike, owner: str = "boxes") -> BoxRecord:
+    """Check the boxes of one picture.
+
+    Raises:
+        RecordError: They are not (n, 4) finite numbers with x1 <= x2 and y1 <= y2, or scores or labels do not match.
+    """
+    if isinstance(boxes, BoxRecord):
+        return boxes
+    scores, labels = None, None
+    if isinstance(boxes, Mapping):
+        if "boxes" not in boxes:
+            raise RecordError(f"{owner}: found the keys {sorted(map(str, boxes))}; 'boxes' is needed")
+        boxes, scores, labels = boxes["boxes"], boxes.get("scores"), boxes.get("labels")
+    elif hasattr(boxes, "boxes"):
+        boxes, scores, labels = boxes.boxes, getattr(boxes, "scores", None), getattr(boxes, "labels", None)
+    if hasattr(boxes, "detach"):
+        boxes = boxes.detach().cpu().float().numpy()
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{owner}: boxes are not n lists of four numbers ({error})") from error
+    if array.size and (array.ndim != 2 or array.shape[1] != 4):
+        raise RecordError(
+            f"{owner}: boxes have shape {array.shape}; give (n, 4): [x1, y1, x2, y2] in pixels of the picture, each"
+        )
+    return make_box_record(array.reshape(-1, 4), scores, labels, owner)
+
+
+def make_turns(question: str | Sequence[Any], pictures: int, owner: str) -> list[Turn]:
+    """The turns of a request, with one placeholder per picture.
+
+    Raises:
+        ValueError: The question is empty, a turn is malformed, the last one is not a question, or the placeholders
+            do not match the pictures.
+    """
+    turns = [Turn("human", question)] if isinstance(question, str) else [_make_turn(turn, owner) for turn in question]
+    if not turns or turns[-1].role != "human" or not turns[-1].text.replace(IMAGE_PLACEHOLDER, "").strip():
+        raise ValueError(f"{owner}: the question is empty; the last turn is a human one with text")
+    found = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
+    if found == 0 and pictures:
+        first = next(i for i, turn in enumerate(turns) if turn.role == "human")
+        turns[first] = Turn("human", f"{IMAGE_PLACEHOLDER}\n" * pictures + turns[first].text)
+    elif found != pictures:
+        raise ValueError(f"{owner}: {found} {IMAGE_PLACEHOLDER} in the questions, {pictures} pictures; one each")
+    return turns
+
+
+def _make_turn(turn: Any, owner: str) -> Turn:
+    if isinstance(turn, Turn):
+        return turn
+    role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else _pair(turn)
+    if role not in ("human", "gpt") or not isinstance(text, str):
+        raise ValueError(f"{owner}: found the turn {str(turn)[:80]!r}; a turn is ('human' or 'gpt', text)")
+    return Turn(role, text)
+
+
+def _pair(turn: Any) -> tuple[Any, Any]:
+    return tuple(turn) if isinstance(turn, Sequence) and len(turn) == 2 else (None, None)  # type: ignore[return-value]

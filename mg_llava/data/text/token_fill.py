@@ -1,0 +1,57 @@
+"""Filling a token cache before a run."""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.text.budget import BudgetError
+from mg_llava.data.text.conversation import NoLabelError
+
+_BATCH = 256
+
+
+def fill_token_cache(source: LLaVADataset, workers: int = 0, progress: Callable[[int], object] | None = None) -> int:
+    """Tokenize all texts of a source before a run, which then groups samples by their exact lengths.
+
+    What is in the cache is not tokenized again, so that a fill that was interrupted goes on.
+
+    Args:
+        source: A source with a ``token_cache``.
+        workers: Processes that tokenize; 0 for this one.
+        progress: Gets the number of records after each batch.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        ValueError: The source has no cache.
+    """
+    if source.token_cache is None:
+        raise ValueError(f"{source.data_path} has no token cache; set token_cache to a folder")
+    rows, indices = np.unique([source.row(index) for index in range(len(source))], return_index=True)
+    texts = Subset(_TextLengths(source), indices.tolist())
+    lengths: list[int] = []
+    for batch in DataLoader(texts, _BATCH, num_workers=workers, collate_fn=list):
+        lengths += batch
+        if progress is not None:
+            progress(len(batch))
+    source.token_cache.keep_lengths(rows, np.array(lengths))
+    return len(rows)
+
+
+class _TextLengths(Dataset):
+    """Number of ids of each sample, 0 for those without a label."""
+
+    def __init__(self, source: LLaVADataset) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> int:
+        try:
+            return len(self._source.encode(index).input_ids)
+        except (NoLabelError, BudgetError):
+            return 0
