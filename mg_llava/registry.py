@@ -4,7 +4,6 @@ Looking a name up imports the modules of the registry's own rooms alone. A modul
 has; nothing else lists it.
 """
 
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
@@ -63,24 +63,24 @@ class Registry(MMEngineRegistry):
         return f"{name!r} is no known {self.name}{hint} (known: {', '.join(sorted(self.module_dict))})"
 
 
-def exports(package: str, *registries: Registry) -> Callable[[str], Any]:
-    """A ``__getattr__`` for a package: every class and function that its modules register.
+def registered(name: str, package: str, *registries: Registry) -> Any:
+    """A class or function that a module of a package registers; for the package's ``__getattr__``.
 
     Args:
+        name: Its name.
         package: Name of the package.
-        *registries: Where they are registered.
+        *registries: Where to look.
+
+    Raises:
+        AttributeError: Nothing is registered under the name.
     """
-
-    def find(name: str) -> Any:
-        # private names and modules are asked for by the import system itself, before anything is registered
-        if not name.startswith("_") and name not in _names_below(package):
-            for registry in registries:
-                found = registry.find(name)
-                if found is not None:
-                    return found
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-
-    return find
+    # private names and modules are asked for by the import system itself, before anything is registered
+    if not name.startswith("_") and name not in _names_below(package):
+        for registry in registries:
+            found = registry.find(name)
+            if found is not None:
+                return found
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
 def _names_below(package: str) -> set[str]:
@@ -112,6 +112,7 @@ TRANSFORMS = Registry(
     "transform", "mg_llava.data.pictures.processor", "mg_llava.data.boxes.augment", parent=MMENGINE_TRANSFORMS
 )
 HOOKS = Registry("hook", "mg_llava.engine", parent=MMENGINE_HOOKS)
+LOOPS = Registry("loop", "mg_llava.engine.resume", parent=MMENGINE_LOOPS)
 PARAM_SCHEDULERS = Registry("parameter scheduler", "mg_llava.engine.schedulers", parent=MMENGINE_PARAM_SCHEDULERS)
 METRICS = Registry("metric", "mg_llava.evaluation.xtuner_loop", parent=MMENGINE_METRICS)
 BENCHMARKS = Registry("benchmark", "mg_llava.evaluation.benchmarks")

@@ -1,6 +1,6 @@
 """Measure a part of the project beside the plain way; prints a table and, as the last line, one JSON object.
 
-The benchmarks are the modules of mg_llava/benchmarks. The JSON has the keys benchmark, speedup, memory_ratio and error
+The benchmarks are the modules of mg_llava/profiling. The JSON has the keys benchmark, speedup, memory_ratio and error
 where they apply, and more.
 
 Examples:
@@ -39,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     modules = {}
-    for file in sorted((ROOT / "mg_llava" / "benchmarks").glob("[!_]*.py")):
+    for file in sorted((ROOT / "mg_llava" / "profiling").glob("[!_]*.py")):
         name, words = file.stem.replace("_", "-"), read_help(file)
         command = commands.add_parser(name, help=words, description=words)
         if name in sys.argv[1:2]:  # only this one is imported: others may need packages that are not there

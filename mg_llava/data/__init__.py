@@ -3,6 +3,16 @@
 Registered classes and functions are attributes of this package, so that configs need not know their files.
 """
 
-from mg_llava.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS, exports
+from typing import Any
 
-__getattr__ = exports(__name__, DATASETS, TRANSFORMS, FUNCTIONS, DATA_SAMPLERS)
+
+def __getattr__(name: str) -> Any:
+    from mg_llava.registry import (  # not before it is needed: it loads mmengine and torch
+        DATA_SAMPLERS,
+        DATASETS,
+        FUNCTIONS,
+        TRANSFORMS,
+        registered,
+    )
+
+    return registered(name, __name__, DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS)

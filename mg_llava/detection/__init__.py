@@ -3,6 +3,15 @@
 Registered classes and functions are attributes of this package, so that configs need not know their files.
 """
 
-from mg_llava.registry import DETECTORS, PROPOSERS, TAGGERS, exports
+from typing import Any
 
-__getattr__ = exports(__name__, DETECTORS, TAGGERS, PROPOSERS)
+
+def __getattr__(name: str) -> Any:
+    from mg_llava.registry import (  # not before it is needed: it loads mmengine and torch
+        DETECTORS,
+        PROPOSERS,
+        TAGGERS,
+        registered,
+    )
+
+    return registered(name, __name__, DETECTORS, PROPOSERS, TAGGERS)

@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from torch.utils.data import BatchSampler, DataLoader
 from xtuner.engine.runner import TrainLoop as XTunerTrainLoop
 
-from mg_llava.registry import HOOKS
+from mg_llava.registry import HOOKS, LOOPS
 
 STATES_KEY = "random_states"
 
@@ -68,6 +68,7 @@ def _is_due(hook: CheckpointHook, runner: Any) -> bool:
     return last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
 
 
+@LOOPS.register_module()
 class TrainLoop(XTunerTrainLoop):
     """XTuner's loop, which goes on exactly where a checkpoint was written, without loading the data before it.
 

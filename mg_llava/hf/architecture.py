@@ -192,7 +192,7 @@ def _kind(spec: Any, allowed: tuple[str, ...] | None = None) -> str:
     name = kind.rsplit(".", 1)[-1] if isinstance(kind, str) else kind.__name__
     if allowed is not None and name not in allowed:
         raise ValueError(f"a Hugging Face folder can describe {', '.join(allowed)} here, not {name!r}")
-    if MODELS.get(name) is None:
+    if MODELS.find(name) is None:
         raise ValueError(f"{name!r} is not registered in MODELS; import the module that registers it first")
     return name
 

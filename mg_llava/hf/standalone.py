@@ -3,7 +3,7 @@
 transformers takes such code as single files beside ``config.json`` that import each other by ``from .name import``.
 The copies are made from the package by rule, import line by import line, and never edited:
 
-* modules of this package become files in one folder (``mg_llava.data.pictures.geometry`` is ``data_geometry.py``);
+* modules of this package become files in one folder (``mg_llava.data.inputs`` is ``data_inputs.py``);
 * mmengine and the registry become the small module ``mg_llava.hf.standin``;
 * what a function imports beyond the packages that are always needed is imported by name when the function runs, where
   transformers does not look for it;

@@ -29,9 +29,11 @@ class Registry:
 
         return register
 
-    def get(self, name: str) -> Any:
+    def find(self, name: str) -> Any:
         """What is registered under a name, with or without a module before it; else None."""
         return self.module_dict.get(name.rsplit(".", 1)[-1])
+
+    get = find
 
     def build(self, config: dict[str, Any]) -> Any:
         """Call what ``type`` names with the rest of a config.

@@ -3,6 +3,10 @@
 Registered classes and functions are attributes of this package, so that configs need not know their files.
 """
 
-from mg_llava.registry import MODELS, exports
+from typing import Any
 
-__getattr__ = exports(__name__, MODELS)
+
+def __getattr__(name: str) -> Any:
+    from mg_llava.registry import MODELS, registered  # not before it is needed: it loads mmengine and torch
+
+    return registered(name, __name__, MODELS)

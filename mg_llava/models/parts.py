@@ -20,7 +20,7 @@ def build_part(part: ModuleOrConfig | None, **sizes: Any) -> Any:
         return part
     kind = part["type"]
     if isinstance(kind, str) and "." not in kind:
-        kind = MODELS.get(kind) or kind  # a plain name is ours, whatever scope a runner has made the default
+        kind = MODELS.get(kind)  # a plain name is ours, whatever scope a runner has made the default
     return MODELS.build({**sizes, **part, "type": kind})
 
 

@@ -53,7 +53,7 @@ def _find(kind: Any) -> Any:
     if not isinstance(kind, str):
         return kind
     if kind.startswith(f"{SCOPE}.") and kind.count(".") == 1:
-        return next((found for registry in _REGISTRIES if (found := registry.get(kind)) is not None), None)
+        return next((found for registry in _REGISTRIES if (found := registry.find(kind)) is not None), None)
     try:
         return get_object_from_string(kind)
     except (ImportError, AttributeError, ValueError):

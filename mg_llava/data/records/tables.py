@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mg_llava.data.records.delimited import delimiter_of, records
 from mg_llava.evaluation.scorers.joining import id_key
-from mg_llava.evaluation.table_records import delimiter_of, records
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,7 +14,7 @@ from mg_llava.data.pictures.geometry import PAD_COLOR, Canvas, picture_to_canvas
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "geometry.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "geometry.json").read_text())
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
 RNG = np.random.default_rng(0)

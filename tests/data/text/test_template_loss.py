@@ -17,7 +17,7 @@ from mg_llava.data.records.schema import Turn
 from mg_llava.data.text.conversation import encode_conversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TURNS = [
     Turn("human", "<image>\nHow many?"),
     Turn("gpt", "Three digits."),

@@ -21,7 +21,7 @@ from mg_llava.data.text.stopping import Stops
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests.smollm2 import find_smollm2
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ROWS = {
     name: row
     for name, row in runpy.run_path(str(ROOT / "configs" / "_base_" / "llms.py")).items()

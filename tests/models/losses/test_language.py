@@ -24,7 +24,7 @@ from mg_llava.models.losses.language import (
 )
 from mg_llava.tokens import IGNORE_INDEX
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 SIZES = dict(
     vocab_size=61,
