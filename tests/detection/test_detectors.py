@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -193,6 +193,7 @@ numbers = st.floats(-50, 150, allow_nan=False)
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(numbers, numbers, numbers, numbers, st.floats(0, 1), st.sampled_from("ab")), max_size=8))
+@example([(0, 0, 9, 9, 0.0, "a"), (0, 0, 9, 9, 8e-148, "a")])  # equal in float32
 def test_tidy_boxes(rows):
     corners = np.array([row[:4] for row in rows]).reshape(-1, 4)
     boxes = np.concatenate([np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1)
@@ -200,7 +201,7 @@ def test_tidy_boxes(rows):
     tidy = tidy_boxes(record, (100, 60))
     assert (tidy.boxes >= 0).all() and (tidy.boxes <= [100, 60, 100, 60]).all()
     assert (tidy.boxes[:, 2:] > tidy.boxes[:, :2]).all()
-    assert list(tidy.scores) == sorted(tidy.scores, reverse=True)
+    assert (np.diff(tidy.scores.astype(np.float32)) <= 0).all()  # ordered as float32, see box_filter
     overlaps = (np.clip(boxes, 0, [100, 60, 100, 60])[:, 2:] > np.clip(boxes, 0, [100, 60, 100, 60])[:, :2]).all(1)
     assert len(tidy) == overlaps.sum()
     best = tidy_boxes(record, (100, 60), nms_iou=0.2, max_boxes=2)
