@@ -1,5 +1,6 @@
 # Every target sets up .venv itself; needs Python 3.10-3.12 and git only.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+WORKERS ?= 2
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -25,8 +26,8 @@ $(VENV)/.installed: setup.py .ci/constraints.txt
 demo: $(VENV)/.installed ## Train both stages on the embedded default, evaluate, answer a question about a picture
 	$(BIN)/python tools/demo.py
 
-test: $(VENV)/.installed ## Run all tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.installed ## Run all tests in two processes (WORKERS=4 for four)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed ## Check style and types
 	$(BIN)/ruff check .

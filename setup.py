@@ -38,7 +38,7 @@ EXTRAS = {
     "detect": ["scikit-image", "scipy"],
     "demo": ["scikit-image", "scikit-learn", "scipy"],
     "eval": ["scikit-image", "scipy", "openpyxl"],
-    "dev": ["pytest", "hypothesis", "ruff", "mypy"],
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"],
 }
 
 setup(

@@ -1,14 +1,24 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, how tests are spread over processes, and which of them may be skipped."""
 
 import os
 
+# for this process, for the workers of xdist and for every process that a test starts
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests import toy
+
+torch.set_num_threads(1)  # toy tensors are too small to share between threads
+ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
+ONE_PROCESS = ("tests/end_to_end/",)
+"""Folders whose tests share runs of a session: one process of xdist gets them all."""
+_refused_skips: list[str] = []
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +30,59 @@ def toy_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file stay together, because they share fixtures; files with slow tests come first."""
+    slow: dict[str, int] = {}
+    for item in items:
+        group = _group(item)
+        slow[group] = slow.get(group, 0) + (item.get_closest_marker("slow") is not None)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: -slow[_group(item)])
+
+
+def _group(item: pytest.Item) -> str:
+    file = item.nodeid.split("::", 1)[0]
+    return next((folder for folder in ONE_PROCESS if file.startswith(folder)), file)
+
+
+# -- skips ----------------------------------------------------------------------------------------------------------
+
+
+def allowed_skips() -> set[str]:
+    """Tests that may be skipped, as ``file::function``."""
+    lines = (line.split("#", 1)[0].strip() for line in ALLOWED_SKIPS.read_text().splitlines())
+    return {line for line in lines if line}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """With xdist this runs in the process that collects the reports of the others."""
+    name = report.nodeid.split("[", 1)[0].split("@", 1)[0]
+    if report.skipped and not hasattr(report, "wasxfail") and name not in allowed_skips():
+        _refused_skips.append(f"{report.nodeid}: {report.longrepr[2] if report.longrepr else ''}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    """A file that skips itself as a whole would not be seen by the other hooks."""
+    report = yield
+    if report.skipped:
+        report.outcome, report.longrepr = "failed", f"{report.nodeid}: mark the tests, not the file, as skipped"
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _refused_skips and not hasattr(session.config, "workerinput") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _refused_skips:
+        terminalreporter.section("skipped, but not in tests/allowed_skips.txt: this fails the run", red=True)
+        for line in _refused_skips:
+            terminalreporter.line(line)

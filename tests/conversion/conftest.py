@@ -15,12 +15,6 @@ from tests import toy
 State = dict[str, Tensor]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Toy tensors are too small to share between threads."""
-    torch.set_num_threads(1)
-
-
 def config_values(paths: dict[str, str], tuning: str = "full", **changes: Any) -> dict[str, Any]:
     """A training config as far as a conversion looks at it."""
     return {

@@ -9,12 +9,6 @@ from safetensors.torch import load_file
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Toy tensors are too small to share between threads."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def golden_conv_gate() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN / "conv_gate.safetensors")
