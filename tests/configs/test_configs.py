@@ -152,7 +152,9 @@ def test_another_llm_reaches_model_data_and_tokenizer(load) -> None:
 
 def test_branches_can_be_left_out_or_replaced(load) -> None:
     assert load("fusion=None, box_projector=None").model.high_res_encoder is None
-    assert load("fusion=dict(type='mg_llava.MyFusion')").model.fusion.type == "mg_llava.MyFusion"
+    replaced = load("fusion=dict(type='mg_llava.MyFusion', width=3), box_projector=None").model
+    assert replaced.fusion == dict(type="mg_llava.MyFusion", width=3) and replaced.box_projector is None
+    assert replaced.high_res_encoder is not None  # the new fusion reads it
 
 
 def test_settings_of_speed_reach_model_and_optimizer(load) -> None:

@@ -63,7 +63,8 @@ def test_what_is_in_the_folder(folder: Path) -> None:
 
 def test_loads_where_a_runner_has_set_mmengines_scope(folder: Path) -> None:
     with DefaultScope.overwrite_default_scope("mmengine"):
-        load(folder)
+        scoped = load(folder).state_dict()
+    assert_same(scoped, load(folder).state_dict())
 
 
 def test_folder_to_folder(folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from mg_llava.detection.run import queue as queues
 from mg_llava.detection.run.queue import WorkQueue
 from mg_llava.detection.run.shards import ShardWriter, read_shards
 from mg_llava.registry import DETECTORS
+from tests.run import run_python
 
 NANO = Path(__file__).resolve().parents[2] / "data" / "nano"
 
@@ -308,12 +309,10 @@ def test_boxes_of_the_miniature_find_its_digits(tmp_path):
     from torch import from_numpy
     from torchvision.ops import box_iou
 
-    exact = NANO / "generated" / "heldout_exact_boxes.json"
-    if not exact.is_file():
-        pytest.skip("needs data/nano/generated: python data/nano/make_data.py")
-    pictures = NANO / "generated" / "images" / "heldout"
-    chosen = sorted(pictures.iterdir())[:40]
-    rows = [{"id": f"heldout-{path.stem}", "image": path.name} for path in chosen]
+    made = tmp_path / "made"
+    run_python(NANO / "make_data.py", "--stage1", 1, "--stage2", 1, "--heldout", 40, "--out", made).check_returncode()
+    pictures = made / "images" / "heldout"
+    rows = [{"id": f"heldout-{path.stem}", "image": path.name} for path in sorted(pictures.iterdir())]
     (tmp_path / "records.json").write_text(json.dumps(rows))
     settings = JobSettings(
         [str(tmp_path / "records.json")],
@@ -324,6 +323,7 @@ def test_boxes_of_the_miniature_find_its_digits(tmp_path):
     BoxJob(settings).run()
     merge(settings)
     store = open_box_store(tmp_path / "out" / "boxes.safetensors")
+    exact = made / "heldout_exact_boxes.json"
     truth = {record["id"]: record for record in json.loads(exact.read_text())}
     hits = []
     for row in rows:

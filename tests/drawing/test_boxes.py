@@ -49,7 +49,9 @@ def test_labels_have_colors() -> None:
 
 @pytest.mark.parametrize("boxes", [[], [[-50, -50, 500, 500]], [[0, 0, 0, 0]], [[199, 99, 200, 100], [0, 0, 200, 3]]])
 def test_boxes_at_the_edges(boxes: list[list[float]]) -> None:
-    draw_boxes(gray(), boxes, ["a label that is wider than the whole picture"] * len(boxes), min_side=10)
+    drawn = draw_boxes(gray(), boxes, ["a label that is wider than the whole picture"] * len(boxes), min_side=10)
+    assert drawn.size == (200, 100)
+    assert (np.asarray(drawn) != GRAY).any() == bool(boxes)  # every box leaves a mark, also beside the picture
 
 
 def test_large_pictures_are_reduced() -> None:

@@ -166,7 +166,7 @@ def test_errors(change: dict[str, Any], message: str, toy_paths: dict[str, str],
         (config if name in config else config["model"])[name] = value
     with pytest.raises(ValueError, match=message):
         folder_files(config, tmp_path / "hf")
-    assert not any((tmp_path / "hf").glob("*")) if (tmp_path / "hf").exists() else True
+    assert list(tmp_path.glob("hf/*")) == []
 
 
 def test_llm_with_code_of_its_own(toy_paths: dict[str, str], tmp_path: Path) -> None:

@@ -322,9 +322,8 @@ def test_gradient_checkpointing(exported: Exported) -> None:
         torch.testing.assert_close(gradient, gradients[1][name])
 
 
-def test_quantization_needs_a_gpu(exported: Exported) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
+def test_quantization_needs_a_gpu(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for how in ({"load_in_4bit": True}, {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}):
         with pytest.raises((RuntimeError, ImportError), match=r"GPU|bitsandbytes"):
             AutoModelForVision2Seq.from_pretrained(exported.folder, **how)

@@ -62,11 +62,11 @@ def test_all_ways_take_the_same_steps(steps):
     assert len(losses) == 3 and len(set(losses)) == 3 and min(found["ours"]["gradient_norms"]) > 1e-3
 
 
-def test_parts_of_a_step_sum_up_to_it(steps):
+def test_parts_of_a_step_lie_within_it(steps):
     _, found = steps
     for item in found.values():
         assert set(item["parts"]) == set(_step.PARTS)
-        assert 0.8 * item["seconds"] < sum(item["parts"].values()) <= item["seconds"]
+        assert sum(item["parts"].values()) <= item["seconds"]  # no second is counted twice
         assert all(item["parts"][part] > 0 for part in ("encoders", "fusion", "boxes", "llm", "optimizer"))
 
 
@@ -92,7 +92,8 @@ def test_work_counts_tokens_that_are_no_padding_and_grows_with_boxes():
 def test_boxes(tool):
     result, table = tool("boxes", "--boxes", 8, "--canvas", 64, "--channels", 4, 6, 8, 10, "--rounds", 1)
     assert result["benchmark"] == "boxes" and result["error"] <= 1e-5
-    assert result["speedup"] > 0 and result["memory_ratio"] >= 0
+    slow, fast = result["dense"], result["separable"]
+    assert result["speedup"] == pytest.approx(slow["seconds"] / fast["seconds"], rel=0.1, abs=0.1)
     assert result["growth"]["pictures"]["counts"] == [1, 2, 4] and len(result["growth"]["boxes"]["seconds"]) == 4
     assert "separable" in table and "dense" in table
 
@@ -213,7 +214,7 @@ def test_imports_are_split_into_ours_and_others():
 
 def test_commands_are_watched_up_to_their_first_iteration():
     watched = startup._watch([sys.executable, "-c", "import wave; print('Iter(train) [1/2]')"])
-    assert "wave" in watched.processes[0] and watched.first > 0 and watched.cpu_seconds > 0
+    assert "wave" in watched.processes[0] and watched.first is not None and watched.cpu_seconds > 0
     with pytest.raises(RuntimeError, match=r"(?s)failed with status 1: .*no_such_module"):
         startup._watch([sys.executable, "-c", "import no_such_module"])
 

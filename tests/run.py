@@ -1,0 +1,129 @@
+"""How tests run things: a tool in this process, Python or `xtuner` in others; and how they read the log of a run."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / "tools"
+
+
+class Ran(NamedTuple):
+    """What a tool gave back.
+
+    Attributes:
+        status: The status that a process would have.
+        out: What it printed.
+        err: What it wrote to standard error.
+    """
+
+    status: int | None
+    out: str
+    err: str
+
+    @property
+    def result(self) -> Any:
+        """The line for machines, which is the last one."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+def load_tool(name: str) -> ModuleType:
+    """The module of ``tools/NAME.py``, made anew."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_tool(name: str, *arguments: object) -> Ran:
+    """Call a tool in this process, which saves the seconds of an interpreter's imports."""
+    module = load_tool(name)
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [str(TOOLS / f"{name}.py"), *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            status = module.main()
+        except SystemExit as end:
+            status = end.code
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+def call_here(function: str, *arguments: Any) -> Any:
+    """What ``profiling``'s ``run_child`` does in a new interpreter, done in this one."""
+    module, name = function.rsplit(".", 1)
+    return json.loads(json.dumps(getattr(importlib.import_module(module), name)(*json.loads(json.dumps(arguments)))))
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Variables of a process on CPU that imports this repository, runs this Python and takes a port of its own."""
+    folder = Path(sys.executable).parent
+    return {
+        **os.environ,
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PORT": str(free_port()),
+        **changes,
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_python(*arguments: object, timeout: float = 600, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the repository; ``changes`` are variables of its environment."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment(**changes), capture_output=True, text=True, timeout=timeout, cwd=ROOT
+    )
+
+
+def tool_command(name: str, *arguments: object, processes: int = 1) -> list[str]:
+    """The command line of a tool, under torchrun where there are several processes."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*start, str(TOOLS / f"{name}.py"), *map(str, arguments)]
+
+
+def run_xtuner(*arguments: object, processes: int = 1, timeout: float = 600) -> str:
+    """Run `xtuner` in the repository; returns everything printed.
+
+    It hides the exit status of what it starts, so that callers look at what the run left.
+    """
+    command = [str(Path(sys.executable).parent / "xtuner"), *map(str, arguments)]
+    if processes > 1:
+        command += ["--launcher", "pytorch"]
+    variables = environment(NPROC_PER_NODE=str(processes))
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    return done.stdout + done.stderr
+
+
+def read_log(work_dir: Path) -> list[dict]:
+    """Records of the newest json log that have a loss, in order."""
+    file = sorted(Path(work_dir).glob("*/vis_data/scalars.json"))[-1]
+    return [record for record in map(json.loads, file.read_text().splitlines()) if "loss" in record]
+
+
+def read_losses(work_dir: Path) -> dict[int, float]:
+    """Loss by iteration of the newest log."""
+    return {record["step"]: record["loss"] for record in read_log(work_dir)}
