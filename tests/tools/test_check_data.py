@@ -17,7 +17,7 @@ TOOL = ROOT / "tools" / "check_data.py"
 
 SLOWED = """
 import runpy, sys, time
-from mg_llava.data.doctor import images
+from mg_llava.inspection.doctor import images
 examine = images.examine_picture
 def slowly(*arguments):
     time.sleep(0.02)

@@ -96,8 +96,8 @@ def test_llms_that_change_their_logits_are_left_to_themselves(llm):
 
 LIGER = """
 import torch
-from tests.models.test_loss import SIZES, _batch, _gradients
-from mg_llava.models.loss import causal_loss, check_liger
+from tests.models.losses.test_language import SIZES, _batch, _gradients
+from mg_llava.models.losses.language import causal_loss, check_liger
 from transformers import LlamaConfig, LlamaForCausalLM
 
 torch.manual_seed(0)
