@@ -90,5 +90,4 @@ def signed_lengths(texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, b
 
 def _left(record: BoxRecord, processor: PictureProcessor) -> int:
     """Number of boxes that the filter leaves; it does not need the picture."""
-    rules = processor.nms_iou, processor.max_boxes, processor.cap
-    return len(filter_boxes(record.boxes, record.scores, record.labels, *rules))
+    return len(filter_boxes(record.boxes, record.scores, record.labels, processor.rules).kept)

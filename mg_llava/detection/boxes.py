@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mg_llava.data.boxes.filter import Cap, filter_boxes
+from mg_llava.data.boxes.filter import BoxRules, filter_boxes
 from mg_llava.data.records.schema import BoxRecord
 
 
@@ -31,26 +31,22 @@ def from_shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _corners(boxes) * np.tile(np.array(size, dtype=np.float64), 2)
 
 
-def tidy_boxes(
-    record: BoxRecord,
-    size: tuple[int, int],
-    nms_iou: float | None = None,
-    max_boxes: int | None = None,
-    cap: Cap = "per_image",
-) -> BoxRecord:
+NO_RULES = BoxRules(nms_iou=None, max_boxes=None, cap="per_image")
+"""All boxes stay, best score first."""
+
+
+def tidy_boxes(record: BoxRecord, size: tuple[int, int], rules: BoxRules = NO_RULES) -> BoxRecord:
     """Clip boxes to the picture, drop those without area, sort by score, and apply class-aware NMS and the cap.
 
     Args:
         record: Boxes in original pixels.
         size: Width and height of the picture.
-        nms_iou: See ``box_filter.filter_boxes``.
-        max_boxes: See ``box_filter.filter_boxes``.
-        cap: See ``box_filter.filter_boxes``.
+        rules: Which boxes stay.
     """
     clipped = np.clip(record.boxes, 0, np.tile(np.array(size, dtype=np.float64), 2))
     inside = np.flatnonzero((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
     labels = [record.labels[i] for i in inside.tolist()]
-    kept = filter_boxes(clipped[inside], record.scores[inside], labels, nms_iou, max_boxes, cap)
+    kept = filter_boxes(clipped[inside], record.scores[inside], labels, rules).kept
     places = inside[kept]
     return BoxRecord(clipped[places], record.scores[places], tuple(record.labels[i] for i in places.tolist()))
 

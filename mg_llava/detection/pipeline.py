@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mg_llava.data.boxes.filter import Cap
+from mg_llava.data.boxes.filter import BoxRules, Cap
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import tidy_boxes
@@ -71,7 +71,7 @@ class BoxPipeline:
         detector: A detector or its config.
         nms_iou: Boxes that overlap a better one of the same label by more are dropped; None for no NMS.
         max_boxes: Most boxes of a picture; None for no limit.
-        cap: Which boxes stay; see ``box_filter.cap_boxes``.
+        cap: Which boxes stay; see ``boxes.filter.cap_boxes``.
 
     Raises:
         ValueError: The detector needs tags and there is no tagger.
@@ -98,7 +98,7 @@ class BoxPipeline:
             raise ValueError(
                 f"{type(self.detector).__name__} looks for tags; name a tagger, such as dict(type='FixedTags')"
             )
-        self.nms_iou, self.max_boxes, self.cap = nms_iou, max_boxes, cap
+        self.rules = BoxRules(nms_iou, max_boxes, cap)
         self._lock = threading.Lock()
 
     @property
@@ -134,10 +134,9 @@ class BoxPipeline:
             if self.tagger is not None and self.detector.needs_tags:
                 tags = self.tagger([picture.image for picture in pictures], names)
             found = self.detector.find([picture.input for picture in pictures], sizes, tags, names)
-        limits = self.nms_iou, self.max_boxes, self.cap
         asked = self.detector.needs_tags
         return [
-            Detection(tidy_boxes(record, size, *limits), looked_for if asked else None)
+            Detection(tidy_boxes(record, size, self.rules), looked_for if asked else None)
             for record, size, looked_for in zip(found, sizes, tags, strict=True)
         ]
 

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mg_llava.data.boxes.filter import BoxRules
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError
 from mg_llava.detection.boxes import tidy_boxes
 from mg_llava.detection.detector import split_text
@@ -204,10 +205,10 @@ def test_tidy_boxes(rows):
     assert (np.diff(tidy.scores.astype(np.float32)) <= 0).all()  # ordered as float32, see box_filter
     overlaps = (np.clip(boxes, 0, [100, 60, 100, 60])[:, 2:] > np.clip(boxes, 0, [100, 60, 100, 60])[:, :2]).all(1)
     assert len(tidy) == overlaps.sum()
-    best = tidy_boxes(record, (100, 60), nms_iou=0.2, max_boxes=2)
+    best = tidy_boxes(record, (100, 60), BoxRules(0.2, 2, "per_image"))
     assert len(best) <= 2 and set(best.labels) <= set(tidy.labels)
     if len(set(tidy.labels)) == 2:
-        assert set(tidy_boxes(record, (100, 60), nms_iou=0.2).labels) == {
+        assert set(tidy_boxes(record, (100, 60), BoxRules(0.2, None, "per_image")).labels) == {
             "a",
             "b",
         }  # labels do not suppress each other

@@ -22,6 +22,37 @@ _LONG_TEXT_PER_IMAGE = 20
 
 
 @dataclass(frozen=True)
+class BoxRules:
+    """Which boxes of a picture may become tokens.
+
+    Attributes:
+        nms_iou: Overlap above which NMS removes a box; None sorts by score only.
+        max_boxes: Limit of ``cap_boxes``; None for no limit.
+        cap: Rule of ``cap_boxes``.
+    """
+
+    nms_iou: float | None = 0.2
+    max_boxes: int | None = 100
+    cap: Cap = "per_category"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sample's text leaves for the boxes of a picture.
+
+    Attributes:
+        text_is_long: The text nearly fills the context.
+        room: Never keep more boxes than this, whatever the rules; None for no such limit.
+    """
+
+    text_is_long: bool = False
+    room: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
 class Filtered:
     """What each step of the filter left.
 
@@ -88,6 +119,7 @@ def cap_boxes(
     (5 where ``max_boxes`` is below 50) stay, grouped by label in the order of the labels' best boxes. The sum over
     labels is not limited. ``per_image`` keeps the best ``max_boxes`` boxes. Where the text nearly fills the context,
     the best box of each label (``per_category``) or the best 20 (``per_image``) stay, with ``max_boxes=None`` too.
+    Boxes without a label are no class of their own: of them as many stay as ``per_image`` would keep.
 
     Args:
         labels: Labels of the boxes, best score first.
@@ -102,63 +134,40 @@ def cap_boxes(
         ValueError: ``cap`` is unknown.
     """
     count = len(labels)
+    of_picture = min(count, count if max_boxes is None else max_boxes, _LONG_TEXT_PER_IMAGE if text_is_long else count)
     if cap == "per_image":
-        limit = count if max_boxes is None else max_boxes
-        return np.arange(min(count, limit, _LONG_TEXT_PER_IMAGE if text_is_long else count))
+        return np.arange(of_picture)
     if cap != "per_category":
         raise ValueError(f"cap is {cap!r}; allowed: 'per_category', 'per_image'")
     if text_is_long:
-        return _best_per_label(labels, _LONG_TEXT_PER_LABEL)
+        return _best_per_label(labels, _LONG_TEXT_PER_LABEL, of_picture)
     if max_boxes is None or count <= max_boxes:
         return np.arange(count)
-    return _best_per_label(labels, _PER_LABEL_SMALL if max_boxes < _SMALL_LIMIT else _PER_LABEL)
-
-
-def trace_boxes(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: Sequence[str],
-    nms_iou: float | None = 0.2,
-    max_boxes: int | None = 100,
-    cap: Cap = "per_category",
-    text_is_long: bool = False,
-    room: int | None = None,
-) -> Filtered:
-    """NMS and cap in one go, with what each step left and why; arguments as for ``filter_boxes``."""
-    survivors = _by_score(scores) if nms_iou is None else nms(boxes, scores, labels, nms_iou)
-    chosen = cap_boxes([labels[i] for i in survivors], max_boxes, cap, text_is_long)
-    if room is not None and len(chosen) > room:
-        # Places among the survivors are ranks: the best stay, in their order.
-        chosen = chosen[np.isin(chosen, np.sort(chosen)[:room])]
-    return Filtered(len(labels), survivors, survivors[chosen])
+    return _best_per_label(labels, _PER_LABEL_SMALL if max_boxes < _SMALL_LIMIT else _PER_LABEL, of_picture)
 
 
 def filter_boxes(
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: Sequence[str],
-    nms_iou: float | None = 0.2,
-    max_boxes: int | None = 100,
-    cap: Cap = "per_category",
-    text_is_long: bool = False,
-    room: int | None = None,
-) -> np.ndarray:
-    """NMS and cap in one go; see ``nms`` and ``cap_boxes``. Index boxes, scores and labels alike with the result.
+    rules: BoxRules = BoxRules(),
+    limits: Limits = NO_LIMITS,
+) -> Filtered:
+    """NMS and cap in one go; see ``nms`` and ``cap_boxes``. Index boxes, scores and labels alike with ``kept``.
 
     Args:
         boxes: (n, 4) xyxy in any one frame.
         scores: (n,).
-        labels: n label strings.
-        nms_iou: Overlap above which NMS removes a box; None sorts by score only.
-        max_boxes: Limit of ``cap_boxes``; None for no limit.
-        cap: Rule of ``cap_boxes``.
-        text_is_long: Whether the text nearly fills the context.
-        room: Never keep more boxes than this, whatever the rule; None for no such limit.
-
-    Returns:
-        (k,) int64 indices of the boxes kept, in the order of their tokens.
+        labels: n label strings; empty for boxes without one.
+        rules: Which boxes may stay.
+        limits: How many the text leaves room for.
     """
-    return trace_boxes(boxes, scores, labels, nms_iou, max_boxes, cap, text_is_long, room).kept
+    survivors = _by_score(scores) if rules.nms_iou is None else nms(boxes, scores, labels, rules.nms_iou)
+    chosen = cap_boxes([labels[i] for i in survivors], rules.max_boxes, rules.cap, limits.text_is_long)
+    if limits.room is not None and len(chosen) > limits.room:
+        # Places among the survivors are ranks: the best stay, in their order.
+        chosen = chosen[np.isin(chosen, np.sort(chosen)[: limits.room])]
+    return Filtered(len(labels), survivors, survivors[chosen])
 
 
 def _by_score(scores: np.ndarray) -> np.ndarray:
@@ -166,11 +175,14 @@ def _by_score(scores: np.ndarray) -> np.ndarray:
     return np.argsort(-np.asarray(scores, dtype=np.float32), kind="stable")
 
 
-def _best_per_label(labels: Sequence[str], count: int) -> np.ndarray:
-    """Indices of the first ``count`` boxes of each label, grouped by label in order of first appearance."""
+def _best_per_label(labels: Sequence[str], count: int, unlabelled: int) -> np.ndarray:
+    """Indices of the first ``count`` boxes of each label, grouped by label in order of first appearance.
+
+    Of boxes without a label the first ``unlabelled``.
+    """
     groups: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         group = groups.setdefault(label, [])
-        if len(group) < count:
+        if len(group) < (count if label else unlabelled):
             group.append(index)
     return np.array([index for group in groups.values() for index in group], dtype=np.int64)

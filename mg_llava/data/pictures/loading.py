@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mg_llava.data.boxes.filter import Limits
 from mg_llava.data.boxes.policy import Picture
 from mg_llava.data.boxes.store import BoxStore, picture_keys
 from mg_llava.data.faults import StrayBoxes
@@ -73,11 +74,8 @@ class PictureLoader:
         images = [open_picture(os.path.join(self.folder, name), owner, self.max_pixels) for name in record.images]
         frames = [self.frame_of(image) for image in images]
         boxes = self._boxes(record, frames, images, index)
-        is_long, rooms = self._limits(frames, boxes, ids)
-        pictures = [
-            self.processor(image, found, is_long, room=room)
-            for image, found, room in zip(images, boxes, rooms, strict=True)
-        ]
+        limits = self._limits(frames, boxes, ids)
+        pictures = [self.processor(*picture) for picture in zip(images, boxes, limits, strict=True)]
         return (
             [picture.pixels for picture in pictures],
             [self._ordered(picture.boxes, index, number) for number, picture in enumerate(pictures)],
@@ -99,13 +97,11 @@ class PictureLoader:
         frames = [picture.frame for picture in known]
         openers = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
         found = self._boxes(record, frames, openers, index)
-        is_long, rooms = self._limits(frames, found, ids)
+        limits = self._limits(frames, found, ids)
         features, boxes = [], []
-        for number, (picture, frame, record_boxes, room) in enumerate(zip(known, frames, found, rooms, strict=True)):
+        for number, (picture, frame, boxes_of, limit) in enumerate(zip(known, frames, found, limits, strict=True)):
             canvas = self.processor.canvas_of(frame)
-            placed, _ = self.processor.token_boxes(
-                NO_BOXES if record_boxes is None else record_boxes, canvas, is_long, room
-            )
+            placed, _ = self.processor.token_boxes(NO_BOXES if boxes_of is None else boxes_of, canvas, limit)
             boxes.append(self._ordered(placed, index, number))
             features.append(cache.read(picture, boxes[-1]))
         return features, boxes
@@ -151,13 +147,12 @@ class PictureLoader:
             for number, (boxes, frame) in enumerate(zip(found, frames, strict=True))
         ]
 
-    def _limits(
-        self, frames: Sequence[tuple[int, int]], boxes: Sequence[BoxRecord | None], ids: int
-    ) -> tuple[bool, list[int | None]]:
-        """Whether the text of ``ids`` ids nearly fills its part of the context, and how many box tokens fit beside."""
+    def _limits(self, frames: Sequence[tuple[int, int]], boxes: Sequence[BoxRecord | None], ids: int) -> list[Limits]:
+        """What a text of ``ids`` ids leaves for the boxes of each picture."""
         limit = self.budget.text_limit(len(frames))
         is_long = limit is not None and self.long_text_margin is not None and ids >= limit - self.long_text_margin
-        return is_long, self._rooms(frames, boxes, is_long, self.budget.box_room(ids, len(frames)))
+        rooms = self._rooms(frames, boxes, is_long, self.budget.box_room(ids, len(frames)))
+        return [Limits(is_long, room) for room in rooms]
 
     def _rooms(
         self, frames: Sequence[tuple[int, int]], boxes: Sequence[BoxRecord | None], is_long: bool, room: int | None
@@ -171,7 +166,7 @@ class PictureLoader:
             return [room]
         counts = []
         for frame, record in zip(frames, records, strict=True):
-            placed, _ = self.processor.place(record, self.processor.canvas_of(frame), is_long)
+            placed, _ = self.processor.place(record, self.processor.canvas_of(frame), Limits(is_long))
             counts.append(len(placed) or self.processor.stand_in_tokens(record))
         return list(share_room(counts, room))
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mg_llava.data.boxes.filter import Cap, Filtered, Reason, trace_boxes
+from mg_llava.data.boxes.filter import NO_LIMITS, BoxRules, Cap, Filtered, Limits, Reason, filter_boxes
 from mg_llava.data.boxes.policy import StandIn
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, Canvas, Resize, picture_to_canvas, place_boxes
@@ -75,7 +75,7 @@ class PictureProcessor:
             to the picture and drops tiny ones (see ``geometry``). Also the color conversion of ``pictures.to_rgb``.
         nms_iou: Overlap above which class-aware NMS removes a box; None for no NMS.
         max_boxes: Limit of boxes; None for no limit.
-        cap: ``per_category`` or ``per_image`` (see ``box_filter.cap_boxes``).
+        cap: ``per_category`` or ``per_image`` (see ``boxes.filter.cap_boxes``).
         empty_box: What stands for "no box": ``corner``, the box [0, 0, 0, 0], which the published weights know;
             ``none``, no box token; ``picture``, one box around the whole picture.
         resize: ``shortest_edge`` or ``squash`` (see ``Canvas``).
@@ -116,25 +116,20 @@ class PictureProcessor:
             raise ValueError(f"{type(self).__name__}: {'; '.join(wrong)}")
 
     def __call__(
-        self,
-        image: Image.Image,
-        boxes: BoxRecord | None = None,
-        text_is_long: bool = False,
-        room: int | None = None,
+        self, image: Image.Image, boxes: BoxRecord | None = None, limits: Limits = NO_LIMITS
     ) -> ProcessedPicture:
         """Process one picture.
 
         Args:
             image: The picture, in any color mode.
             boxes: Its boxes in original pixels, or None.
-            text_is_long: Whether the text nearly fills the context, which limits the boxes further.
-            room: Number of box tokens that the context has room for, the stand-in included; None for no limit.
+            limits: What the text leaves for its boxes, the stand-in included.
         """
         image = to_rgb(image, self.mode, self.apply_exif)
         canvas = self.canvas_of(image.size)
         pixels = torch.from_numpy(picture_to_canvas(image, canvas, self.pad_color))
         record = boxes if boxes is not None else NO_BOXES
-        placed, index = self.token_boxes(record, canvas, text_is_long, room)
+        placed, index = self.token_boxes(record, canvas, limits)
         is_empty = len(index) == 0
         blank = len(placed) if is_empty else 0
         return ProcessedPicture(
@@ -146,53 +141,52 @@ class PictureProcessor:
             is_empty=is_empty,
         )
 
+    @property
+    def rules(self) -> BoxRules:
+        """Which boxes may become tokens."""
+        return BoxRules(self.nms_iou, self.max_boxes, self.cap)
+
     def canvas_of(self, image_size: tuple[int, int]) -> Canvas:
         """Where a picture of this width and height (after ``to_rgb``) lies on the canvas."""
         return Canvas(*image_size, self.image_size, self.pad_to_square, self.resize)
 
     def token_boxes(
-        self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False, room: int | None = None
+        self, record: BoxRecord, canvas: Canvas, limits: Limits = NO_LIMITS
     ) -> tuple[torch.Tensor, np.ndarray]:
         """Boxes that become tokens; arguments as for ``place``.
 
         Returns:
             (k, 4) float32 canvas pixels, the stand-in where no box is left, and indices as from ``place``.
         """
-        placed, index = self.place(record, canvas, text_is_long, room)
+        placed, index = self.place(record, canvas, limits)
         if not len(index):
-            placed = self.stand_in(canvas, record)[:room]
+            placed = self.stand_in(canvas, record)[: limits.room]
         return torch.from_numpy(placed.astype(np.float32)), index
 
-    def place(
-        self, record: BoxRecord, canvas: Canvas, text_is_long: bool = False, room: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def place(self, record: BoxRecord, canvas: Canvas, limits: Limits = NO_LIMITS) -> tuple[np.ndarray, np.ndarray]:
         """Filter and place boxes.
 
         Args:
             record: Boxes in original pixels.
             canvas: The frame to place them on.
-            text_is_long: Whether the text nearly fills the context.
-            room: Number of box tokens that the context has room for; None for no limit.
+            limits: What the text leaves for the boxes.
 
         Returns:
             (k, 4) float64 canvas pixels and (k,) int64 indices into ``record``, both in the order of the tokens.
         """
-        placed, index, _ = self._place(record, canvas, text_is_long, room)
+        placed, index, _ = self._place(record, canvas, limits)
         return placed, index
 
-    def explain(
-        self, image_size: tuple[int, int], record: BoxRecord, text_is_long: bool = False, room: int | None = None
-    ) -> list[BoxFate]:
+    def explain(self, image_size: tuple[int, int], record: BoxRecord, limits: Limits = NO_LIMITS) -> list[BoxFate]:
         """What ``__call__`` and ``place`` make of each box of ``record``, in its order.
 
         Args:
             image_size: Width and height of the picture, after ``to_rgb``.
             record: Boxes in original pixels.
-            text_is_long: As for ``place``.
-            room: As for ``place``.
+            limits: As for ``place``.
         """
         canvas = self.canvas_of(image_size)
-        placed, index, reasons = self._place(record, canvas, text_is_long, room)
+        placed, index, reasons = self._place(record, canvas, limits)
         everywhere = canvas.to_canvas(record.boxes)
         drawn, inside = place_boxes(record.boxes, canvas, self.mode, self.min_box_area)
         everywhere[inside] = drawn
@@ -205,32 +199,28 @@ class PictureProcessor:
             )
         ]
 
-    def _place(
-        self, record: BoxRecord, canvas: Canvas, text_is_long: bool, room: int | None
-    ) -> tuple[np.ndarray, np.ndarray, list[Reason]]:
+    def _place(self, record: BoxRecord, canvas: Canvas, limits: Limits) -> tuple[np.ndarray, np.ndarray, list[Reason]]:
         """What ``place`` returns, and what became of each of the n boxes of ``record``."""
         if self.mode == "reference":
             everything = np.arange(len(record))
-            found = self._filter(canvas.to_padded(record.boxes), record, everything, text_is_long, room)
+            found = self._filter(canvas.to_padded(record.boxes), record, everything, limits)
             placed, left = place_boxes(record.boxes[found.kept], canvas, self.mode)
             reasons = found.reasons()
             for index in np.delete(found.kept, left).tolist():
                 reasons[index] = "outside"
             return placed, found.kept[left], reasons
         placed, left = place_boxes(record.boxes, canvas, self.mode, self.min_box_area)
-        found = self._filter(placed, record, left, text_is_long, room)
+        found = self._filter(placed, record, left, limits)
         reasons = ["outside" if missed else "too small" for missed in canvas.misses(record.boxes).tolist()]
         for index, reason in zip(left.tolist(), found.reasons(), strict=True):
             reasons[index] = reason
         return placed[found.kept], left[found.kept], reasons
 
-    def _filter(
-        self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, text_is_long: bool, room: int | None
-    ) -> Filtered:
+    def _filter(self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, limits: Limits) -> Filtered:
         """Which of (n, 4) ``boxes``, which are the boxes ``index`` of ``record`` in another frame, stay."""
         labels = [record.labels[i] for i in index]
         scores = record.scores[index]
-        return trace_boxes(boxes, scores, labels, self.nms_iou, self.max_boxes, self.cap, text_is_long, room)
+        return filter_boxes(boxes, scores, labels, self.rules, limits)
 
     def stand_in(self, canvas: Canvas, record: BoxRecord = NO_BOXES) -> np.ndarray:
         """(0 or 1, 4) canvas pixels, what stands for "no box": as ``record`` says, else as ``empty_box``."""

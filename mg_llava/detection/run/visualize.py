@@ -35,7 +35,7 @@ def visualize(settings: JobSettings, count: int) -> Iterator[Path]:
         number, part = results.plan.source_of(unique)
         source = Source(*results.sources[number])
         boxes = np.array(result["boxes"]).reshape(-1, 4)
-        kept = filter_boxes(boxes, np.array(result["scores"]), result["labels"])
+        kept = filter_boxes(boxes, np.array(result["scores"]), result["labels"]).kept
         labels, scores = ([result[name][i] for i in kept] for name in ("labels", "scores"))
         sheet = draw_boxes(reader.open(source)[part], boxes[kept], labels, scores)
         path = folder / f"{unique:07d}_{re.sub('[^A-Za-z0-9._-]+', '_', source.id)[-80:]}.png"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mg_llava.data.boxes.filter import Limits
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.inspection.doctor.coordinates import Mapped, map_and_return
@@ -84,14 +85,14 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
     pictures = boxes = kept = 0
     for used in check.used[number][start:stop]:
         count, drawn = 0, 0
-        is_long = _is_long(source, used)
+        limits = Limits(_is_long(source, used))
         for name, key in zip(used.images, picture_keys(used.id, len(used.images)), strict=True):
             facts = _facts_of(check, source, name)
             if facts is not None:
                 result.found.extend(_about_picture(check, facts, name, used))
                 if facts.fault:
                     result.skipped.append(used.row)
-            in_file, as_tokens = _about_boxes(source, facts, key, used, is_long, result)
+            in_file, as_tokens = _about_boxes(source, facts, key, used, limits, result)
             count, drawn = count + in_file, drawn + as_tokens
         # Without a text there is no sequence.
         room = source.budget.box_room(used.length, len(used.images)) if used.length else None
@@ -168,18 +169,18 @@ def _is_long(source: Source, used: UsedRecord) -> bool:
 
 
 def _about_boxes(
-    source: Source, facts: PictureFacts | None, key: str, used: UsedRecord, is_long: bool, result: LinkResult
+    source: Source, facts: PictureFacts | None, key: str, used: UsedRecord, limits: Limits, result: LinkResult
 ) -> tuple[int, int]:
     """Check the boxes of one picture; returns their number, and the number of box tokens."""
     if source.boxes is None:
-        return 0, _tokens(source, facts, NO_BOXES, is_long, result)
+        return 0, _tokens(source, facts, NO_BOXES, limits, result)
     row = source.boxes.find(key)
     if row is None and facts is not None and facts.content and source.boxes.has_pictures:
         row = source.boxes.find_picture(facts.content)
     if row is None:
         if not (key in source.bad_boxes and source.findings.level("bad_boxes") == "error"):
             result.found.append(Found("missing_boxes", used.id, used.row, f"no record with id {key!r}"))
-        return 0, _tokens(source, facts, NO_BOXES, is_long, result)
+        return 0, _tokens(source, facts, NO_BOXES, limits, result)
     record = source.boxes.record(row)
     if facts is not None and not facts.fault:
         size = facts.probe.upright_size(source.apply_exif)
@@ -187,14 +188,14 @@ def _about_boxes(
         result.found.extend(Found(kind, used.id, used.row, detail) for kind, detail in odd)
         if len(record):
             result.statistics.append(_statistics(record.boxes, size, {kind for kind, _ in odd}))
-    return len(record), _tokens(source, facts, record, is_long, result)
+    return len(record), _tokens(source, facts, record, limits, result)
 
 
-def _tokens(source: Source, facts: PictureFacts | None, record: BoxRecord, is_long: bool, result: LinkResult) -> int:
+def _tokens(source: Source, facts: PictureFacts | None, record: BoxRecord, limits: Limits, result: LinkResult) -> int:
     """Number of box tokens of a picture; notes the errors of the way to the canvas and back."""
     if facts is None or facts.fault or not hasattr(source.processor, "place"):
         return 0
-    mapped = map_and_return(source.processor, record, facts.probe.upright_size(source.apply_exif), is_long)
+    mapped = map_and_return(source.processor, record, facts.probe.upright_size(source.apply_exif), limits)
     if mapped.compared:
         result.mapped.append(mapped)
     return mapped.tokens

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mg_llava.data.boxes.filter import NO_LIMITS, Limits
 from mg_llava.data.pictures.geometry import Canvas
 from mg_llava.data.records.schema import BoxRecord, make_box_record
 
@@ -45,17 +46,17 @@ def bound_of(processor: Any) -> float:
     return BOUNDS.get(getattr(processor, "mode", "reference"), max(BOUNDS.values()))
 
 
-def map_and_return(processor: Any, record: BoxRecord, size: tuple[int, int], text_is_long: bool = False) -> Mapped:
+def map_and_return(processor: Any, record: BoxRecord, size: tuple[int, int], limits: Limits = NO_LIMITS) -> Mapped:
     """Place boxes as training does, map them back and compare.
 
     Args:
         processor: The picture processor.
         record: Boxes in original pixels.
         size: Width and height of the picture.
-        text_is_long: Whether the text nearly fills the context, which leaves fewer boxes.
+        limits: What the text leaves for the boxes.
     """
     canvas: Canvas = processor.canvas_of(size)
-    placed, index = processor.place(record, canvas, text_is_long)
+    placed, index = processor.place(record, canvas, limits)
     tokens = len(index) or processor.stand_in_tokens(record)
     boxes = record.boxes[index]
     # What hangs over is cut on purpose, in the picture or, where it is cropped, on the canvas.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mg_llava.data.boxes import filter as box_filter
-from mg_llava.data.boxes.filter import cap_boxes, filter_boxes, nms, trace_boxes
+from mg_llava.data.boxes.filter import BoxRules, Limits, cap_boxes, filter_boxes, nms
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
 
@@ -45,7 +45,9 @@ def test_equal_scores_stay_in_their_order(count):
     boxes = np.array([[20.0 * i, 0, 20 * i + 9, 9] for i in range(count)])
     labels = [f"l{i % 7}" for i in range(count)]
     for iou in (None, 0.2):
-        assert filter_boxes(boxes, np.full(count, 0.5), labels, iou, None).tolist() == list(range(count))
+        assert filter_boxes(boxes, np.full(count, 0.5), labels, BoxRules(iou, None)).kept.tolist() == list(
+            range(count)
+        )
     twins = np.repeat(boxes[:2], 2, axis=0)
     assert nms(twins, np.full(4, 0.5), ["a"] * 4, 0.2).tolist() == [0, 2]
 
@@ -73,12 +75,34 @@ def test_cap_per_image_and_long_texts():
         cap_boxes(labels, 100, "both")
 
 
+@pytest.mark.parametrize("count", [99, 100, 101, 150, 400])
+@pytest.mark.parametrize("make", [lambda n: None, lambda n: [""] * n], ids=["no labels", "empty labels"])
+def test_boxes_without_labels_are_no_class(count, make):
+    """One box more never costs 80 tokens, whoever leaves the labels out."""
+    corners = np.array([[12 * (i % 25), 12 * (i // 25)] for i in range(count)], dtype=float)
+    record = make_box_record(np.hstack([corners, corners + 9]), np.linspace(1, 0.1, count), make(count))
+    processor = PictureProcessor(336)
+    size = (336, 336)
+    _, index = processor.place(record, processor.canvas_of(size))
+    assert index.tolist() == list(range(min(count, 100)))
+    _, index = processor.place(record, processor.canvas_of(size), Limits(text_is_long=True))
+    assert index.tolist() == list(range(20))
+
+
+def test_boxes_without_labels_beside_others():
+    labels = ["", "a", "b"] * 60
+    assert cap_boxes(labels, 100).tolist() == [*range(0, 180, 3), *range(1, 61, 3), *range(2, 62, 3)]
+    assert cap_boxes(labels, 10).tolist() == [*range(0, 30, 3), *range(1, 16, 3), *range(2, 17, 3)]
+    assert cap_boxes(labels, None, text_is_long=True).tolist() == [*range(0, 60, 3), 1, 2]
+
+
 def test_room_keeps_the_best_in_their_order():
     labels = ["a", "b", "b"] * 50
     boxes, scores = np.zeros((150, 4)), np.linspace(1, 0.1, 150)
-    assert filter_boxes(boxes, scores, labels, None, 40).tolist() == [0, 3, 6, 9, 12, 1, 2, 4, 5, 7]
-    assert filter_boxes(boxes, scores, labels, None, 40, room=5).tolist() == [0, 3, 1, 2, 4]
-    assert filter_boxes(boxes, scores, labels, None, 40, room=0).tolist() == []
+    rules = BoxRules(None, 40)
+    assert filter_boxes(boxes, scores, labels, rules).kept.tolist() == [0, 3, 6, 9, 12, 1, 2, 4, 5, 7]
+    assert filter_boxes(boxes, scores, labels, rules, Limits(room=5)).kept.tolist() == [0, 3, 1, 2, 4]
+    assert filter_boxes(boxes, scores, labels, rules, Limits(room=0)).kept.tolist() == []
 
 
 @given(
@@ -95,7 +119,7 @@ def test_filter_properties(items, max_boxes, cap, text_is_long, iou):
     labels = [item[0] for item in items]
     scores = np.array([item[1] for item in items])
     boxes = np.array([[x, y, x + 9, y + 9] for _, _, x, y in items], dtype=np.float64).reshape(-1, 4)
-    keep = filter_boxes(boxes, scores, labels, iou, max_boxes, cap, text_is_long)
+    keep = filter_boxes(boxes, scores, labels, BoxRules(iou, max_boxes, cap), Limits(text_is_long)).kept
     assert len(set(keep.tolist())) == len(keep) <= len(items)
     assert (len(keep) > 0) == (len(items) > 0)
     if cap == "per_image" and max_boxes is not None:
@@ -103,21 +127,22 @@ def test_filter_properties(items, max_boxes, cap, text_is_long, iou):
         assert (np.diff(scores.astype(np.float32)[keep]) <= 0).all()
     if text_is_long and cap == "per_category":
         assert len(keep) == len(set(labels))
-    again = filter_boxes(boxes, scores, labels, iou, max_boxes, cap, text_is_long)
+    again = filter_boxes(boxes, scores, labels, BoxRules(iou, max_boxes, cap), Limits(text_is_long)).kept
     assert keep.tolist() == again.tolist()
 
 
 def test_scores_are_compared_in_float32():
     boxes = np.array([[0, 0, 9, 9], [50, 50, 60, 60], [0, 0, 9, 9]], dtype=float)
-    assert filter_boxes(boxes, np.array([0.5, 0.5 + 1e-9, 0.6]), ["a", "b", "b"]).tolist() == [2, 0, 1]
+    assert filter_boxes(boxes, np.array([0.5, 0.5 + 1e-9, 0.6]), ["a", "b", "b"]).kept.tolist() == [2, 0, 1]
 
 
 def test_result_does_not_depend_on_the_hash_seed():
     code = (
-        f"import runpy; filter_boxes = runpy.run_path({box_filter.__file__!r})['filter_boxes'];"  # without the package
+        f"import runpy; filter = runpy.run_path({box_filter.__file__!r});"  # without the package
         "import numpy as np;"
         "r = np.random.default_rng(1); b = r.integers(0, 90, (60, 2)).astype(float); b = np.hstack([b, b + 20]);"
-        "print(filter_boxes(b, r.integers(1, 4, 60) / 4, list('abcdef' * 10), max_boxes=10).tolist())"
+        "rules = filter['BoxRules'](max_boxes=10);"
+        "print(filter['filter_boxes'](b, r.integers(1, 4, 60) / 4, list('abcdef' * 10), rules).kept.tolist())"
     )
     runs = {
         subprocess.run(
@@ -162,9 +187,10 @@ def overlap(first, second):
 def test_fates_agree_with_the_tokens(processor, picture, text_is_long, room):
     size, record = picture
     canvas = processor.canvas_of(size)
-    placed, index = processor.place(record, canvas, text_is_long, room)
-    fates = processor.explain(size, record, text_is_long, room)
-    seen = processor(Image.new("RGB", size), record, text_is_long, room)
+    limits = Limits(text_is_long, room)
+    placed, index = processor.place(record, canvas, limits)
+    fates = processor.explain(size, record, limits)
+    seen = processor(Image.new("RGB", size), record, limits)
 
     tokens = sorted((fate for fate in fates if fate.kept), key=lambda fate: fate.token)
     assert [fate.token for fate in tokens] == list(range(len(index)))
@@ -221,7 +247,7 @@ def test_every_reason_has_its_case():
     assert [fate.reason for fate in reference] == ["kept", "nms", "kept", "outside", "kept"]
     assert [fate.token for fate in reference] == [0, None, 1, None, 2]
     assert reference[3].place == (200, 0, 220, 20)
-    traced = trace_boxes(record.boxes, record.scores, record.labels, max_boxes=None)
+    traced = filter_boxes(record.boxes, record.scores, record.labels, BoxRules(max_boxes=None))
     assert traced.reasons()[:2] == ["kept", "nms"]
     assert PictureProcessor(100).explain((100, 100), NO_BOXES) == []
-    assert len(PictureProcessor(100)(Image.new("RGB", (9, 9)), NO_BOXES, room=0).boxes) == 0
+    assert len(PictureProcessor(100)(Image.new("RGB", (9, 9)), NO_BOXES, Limits(room=0)).boxes) == 0
