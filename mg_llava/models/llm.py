@@ -128,4 +128,6 @@ def _add_lora(llm: Any, settings: dict[str, Any], quantized: bool) -> nn.Module:
     if quantized:
         # checkpointing is switched on by the caller, non-reentrant
         llm = prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)
-    return get_peft_model(llm, LoraConfig(task_type="CAUSAL_LM", **(LORA_DEFAULTS | settings)))
+    # other parts start from the same weights of a seed with and without adapters
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        return get_peft_model(llm, LoraConfig(task_type="CAUSAL_LM", **(LORA_DEFAULTS | settings)))

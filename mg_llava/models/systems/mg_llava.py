@@ -111,6 +111,13 @@ class MGLLaVA(BaseModel):
     def _log_trained(self) -> None:
         log_trained(self)
 
+    def init_weights(self) -> None:
+        """Change nothing: parts are initialized where they are built, and loaded weights must stay.
+
+        mmengine's runners call this before training. Its own version asks every part in turn, which reaches
+        transformers' ``init_weights`` through PEFT and fills the adapters with random numbers.
+        """
+
     @property
     def high_res_size(self) -> int:
         """Side of the canvas that workers send, in pixels."""
