@@ -6,7 +6,7 @@ copied, so that changing ``llm`` in a leaf would leave the old one in ``model`` 
 
 from mmengine.config import read_base
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 from transformers import AutoTokenizer
@@ -15,8 +15,10 @@ from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, Pi
 from mg_llava.engine import (
     DataReportHook,
     FeatureCacheHook,
+    FiniteHook,
     GateMonitorHook,
     RandomStateHook,
+    SafeCheckpointHook,
     SampleGenerationHook,
     ThroughputHook,
     TrainLoop,
@@ -177,6 +179,7 @@ def _stage(
         dict(type=ThroughputHook, interval=log_interval),
         dict(type=DataReportHook),
         dict(type=FeatureCacheHook),
+        dict(type=FiniteHook),
     ]
     if evaluation_samples:
         custom_hooks.append(
@@ -194,7 +197,7 @@ def _stage(
         logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=log_interval),
         param_scheduler=dict(type=ParamSchedulerHook),
         checkpoint=dict(
-            type=CheckpointHook,
+            type=SafeCheckpointHook,
             by_epoch=False,
             interval=save_steps,
             max_keep_ckpts=save_total_limit,

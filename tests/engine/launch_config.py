@@ -2,7 +2,6 @@
 
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import (
-    CheckpointHook,
     DistSamplerSeedHook,
     IterTimerHook,
     LoggerHook,
@@ -12,6 +11,8 @@ from mmengine.hooks import (
 from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 
+from mg_llava.engine.checkpoints import SafeCheckpointHook
+from mg_llava.engine.finite import FiniteHook
 from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook
 from mg_llava.engine.resume import RandomStateHook, TrainLoop
 from tests.engine.launch_toy import ToyData, ToyModel, toy_collate
@@ -32,7 +33,7 @@ default_hooks = dict(
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=1),
     param_scheduler=dict(type=ParamSchedulerHook),
     runtime_info=dict(type=RuntimeInfoHook),
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=2, save_optimizer=True),
+    checkpoint=dict(type=SafeCheckpointHook, by_epoch=False, interval=2, save_optimizer=True),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
 custom_hooks = [
@@ -40,6 +41,7 @@ custom_hooks = [
     dict(type=GateMonitorHook, interval=1),
     dict(type=ThroughputHook, interval=1, tokens_per_picture=0),
     dict(type=DataReportHook),
+    dict(type=FiniteHook),
 ]
 log_processor = dict(by_epoch=False, window_size=1)
 randomness = dict(seed=0, deterministic=False)
