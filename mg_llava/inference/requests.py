@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mg_llava.data.inputs import BoxesLike, PictureLike
-from mg_llava.data.pictures.geometry import Canvas
+from mg_llava.data.pictures.frames import Canvas
 
 PictureOpener: TypeAlias = Callable[[], Image.Image | Sequence[Image.Image]]
 """Opens a picture, or several, when they are due."""

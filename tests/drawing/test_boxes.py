@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_llava.data.pictures.geometry import Canvas
+from mg_llava.data.pictures.frames import Canvas
 from mg_llava.drawing.boxes import COLORS, draw_boxes
 from mg_llava.drawing.lettering import load_font, wrap
 from mg_llava.drawing.marks import Mark, draw_marks, place_tags

@@ -156,7 +156,7 @@ def test_nothing_that_a_model_writes_breaks_the_parsers(text: str) -> None:
 
 
 def test_padding_moves_boxes_as_the_canvas_does() -> None:
-    from mg_llava.data.pictures.geometry import Canvas
+    from mg_llava.data.pictures.frames import Canvas
 
     record = Referred("a", (), "cup", "", (10, 20, 30, 40), (101, 64), None)
     left, top = Canvas(101, 64, 336).pad_offset

@@ -1,107 +1,20 @@
-"""Pictures and boxes from original pixels to the square canvas of the high-resolution encoder, and back.
+"""Pictures and boxes from original pixels to the square canvas of the encoders, by the arithmetic of ``frames``.
 
-The only place that knows coordinates. Frames, all with continuous xyxy coordinates in pixels:
-original (W x H, as decoded), padded (the centered square around the original, or the original itself without padding)
-and canvas (S x S, what the encoders see). Shapes: ``n`` boxes, ``S`` canvas side.
+Shapes: ``n`` boxes, ``S`` canvas side.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-Resize = Literal["shortest_edge", "squash"]
+from mg_llava.data.pictures.frames import Canvas
+
 BoxMode = Literal["reference", "exact"]
 
 PAD_COLOR = (122, 116, 104)
 """The mean color of CLIP's training pictures, as 8-bit RGB."""
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """Where one picture lies on its canvas.
-
-    Args:
-        width: Width of the original in pixels.
-        height: Height of the original in pixels.
-        size: Side S of the canvas in pixels.
-        pad_to_square: Pad the original to a centered square first. Without it the longer side is cropped
-            (``shortest_edge``) or the aspect ratio is lost (``squash``).
-        resize: ``shortest_edge`` scales the shorter side to S and crops the center; ``squash`` scales each side to S
-            (for processors without a crop size, such as SigLIP's). The same thing where ``pad_to_square`` is set.
-
-    Raises:
-        ValueError: A side is not positive, or ``resize`` is unknown.
-    """
-
-    width: int
-    height: int
-    size: int
-    pad_to_square: bool = True
-    resize: Resize = "shortest_edge"
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.height, self.size) < 1:
-            raise ValueError(f"a picture of {self.width} x {self.height} does not fit a canvas of side {self.size}")
-        if self.resize not in ("shortest_edge", "squash"):
-            raise ValueError(f"resize is {self.resize!r}; allowed: 'shortest_edge', 'squash'")
-
-    @property
-    def padded_size(self) -> tuple[int, int]:
-        """Width and height of the padded frame."""
-        side = max(self.width, self.height)
-        return (side, side) if self.pad_to_square else (self.width, self.height)
-
-    @property
-    def pad_offset(self) -> tuple[int, int]:
-        """Where the original's top left corner lies in the padded frame (x, y)."""
-        width, height = self.padded_size
-        return (width - self.width) // 2, (height - self.height) // 2
-
-    @property
-    def resized_size(self) -> tuple[int, int]:
-        """Width and height after resizing, before the center crop."""
-        width, height = self.padded_size
-        if self.resize == "squash":
-            return self.size, self.size
-        longer = int(self.size * max(width, height) / min(width, height))
-        return (self.size, longer) if width <= height else (longer, self.size)
-
-    @property
-    def crop_offset(self) -> tuple[int, int]:
-        """Where the canvas' top left corner lies in the resized picture (x, y)."""
-        width, height = self.resized_size
-        return (width - self.size) // 2, (height - self.size) // 2
-
-    @property
-    def picture_box(self) -> np.ndarray:
-        """(4,) the part of the canvas that the picture covers, canvas pixels."""
-        corners = self.to_canvas(np.array([[0, 0, self.width, self.height]], dtype=np.float64))[0]
-        return np.clip(corners, 0, self.size)
-
-    def to_padded(self, boxes: np.ndarray) -> np.ndarray:
-        """Move (n, 4) boxes from original to padded pixels."""
-        return boxes + np.tile(self.pad_offset, 2)
-
-    def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
-        """Map (n, 4) boxes from original to canvas pixels: exact, neither rounded nor clipped."""
-        return self.to_padded(boxes) * self._scale() - np.tile(self.crop_offset, 2)
-
-    def to_original(self, boxes: np.ndarray) -> np.ndarray:
-        """Map (n, 4) boxes from canvas to original pixels: the inverse of ``to_canvas``."""
-        return (boxes + np.tile(self.crop_offset, 2)) / self._scale() - np.tile(self.pad_offset, 2)
-
-    def misses(self, boxes: np.ndarray) -> np.ndarray:
-        """(n,) bool: which of (n, 4) boxes in original pixels have no part of the picture that the canvas shows."""
-        left, top, right, bottom = self.to_original(self.picture_box[None])[0]
-        shown = np.clip([left, top, right, bottom], 0, [self.width, self.height] * 2)
-        return (boxes[:, 2:] <= shown[:2]).any(axis=1) | (boxes[:, :2] >= shown[2:]).any(axis=1)
-
-    def _scale(self) -> np.ndarray:
-        """(4,) resized pixels per padded pixel, for x, y, x, y."""
-        return np.tile(np.array(self.resized_size, dtype=np.float64) / np.array(self.padded_size), 2)
 
 
 def picture_to_canvas(image: Image.Image, canvas: Canvas, pad_color: tuple[int, int, int] = PAD_COLOR) -> np.ndarray:

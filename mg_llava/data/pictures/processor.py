@@ -9,7 +9,8 @@ from PIL import Image
 from mg_llava.data.boxes.filter import NO_LIMITS, BoxRules, Cap, Filtered, Limits, Reason, filter_boxes
 from mg_llava.data.boxes.policy import StandIn
 from mg_llava.data.pictures.files import to_rgb
-from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, Canvas, Resize, picture_to_canvas, place_boxes
+from mg_llava.data.pictures.frames import Canvas, Resize
+from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, picture_to_canvas, place_boxes
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.registry import TRANSFORMS
 

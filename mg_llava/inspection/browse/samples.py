@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mg_llava.data.dataset import LLaVADataset
-from mg_llava.data.pictures.geometry import Canvas
+from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.pictures.processor import BoxFate, PictureProcessor, ProcessedPicture
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX

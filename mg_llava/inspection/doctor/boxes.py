@@ -1,6 +1,6 @@
 """Boxes against the pictures they belong to: records, places, frames; and what the boxes of a whole source look like.
 
-Frames as in ``mg_llava.data.pictures.geometry``; ``n`` boxes of one picture, ``P`` pictures with boxes of one source.
+Frames as in ``mg_llava.data.pictures.frames``; ``n`` boxes of one picture, ``P`` pictures with boxes of one source.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

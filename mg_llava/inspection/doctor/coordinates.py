@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mg_llava.data.boxes.filter import NO_LIMITS, Limits
-from mg_llava.data.pictures.geometry import Canvas
+from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.records.schema import BoxRecord, make_box_record
 
 BOUNDS = {"exact": 1e-3, "reference": 1.5}

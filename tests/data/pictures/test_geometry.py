@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data.pictures.geometry import PAD_COLOR, Canvas, picture_to_canvas, place_boxes
+from mg_llava.data.pictures.frames import Canvas
+from mg_llava.data.pictures.geometry import PAD_COLOR, picture_to_canvas, place_boxes
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
 
