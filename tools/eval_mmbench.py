@@ -35,10 +35,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Evaluate one table."""
     arguments = parse_arguments()
-    from mg_llava.evaluation.catalog import CATALOG
+    from mg_llava.evaluation.benchmark import BENCHMARKS
 
     stem = arguments.data.stem.lower()
-    name = stem if stem.startswith("mmbench") and stem in CATALOG else "mmbench_dev_en"
+    name = stem if stem.startswith("mmbench") and stem in BENCHMARKS.releases else "mmbench_dev_en"
     names = [f"{name}={arguments.data}"]
     arguments.data = arguments.data.parent
     return command.run(arguments, names)

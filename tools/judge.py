@@ -20,15 +20,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mg_llava.evaluation.scorers import read_predictions
-from mg_llava.evaluation.scorers.judge import EndpointJudge, JudgeError, load_local_judge, run_judge
-from mg_llava.evaluation.scorers.protocols import PROTOCOLS, find_protocol
+from mg_llava.evaluation.judging.run import EndpointJudge, JudgeError, load_local_judge, run_judge
+from mg_llava.evaluation.score import find_protocol
+from mg_llava.evaluation.scoring.files import read_predictions
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=sorted(PROTOCOLS))
+    parser.add_argument("benchmark", help="name of a benchmark that a judge grades, such as mm_vet")
     parser.add_argument("--data", action="append", required=True, help="file or folder of the benchmark; repeatable")
     parser.add_argument("--predictions", required=True, help="the model's replies")
     parser.add_argument("--out", required=True, help="JSON lines: the predictions with the judge's replies")

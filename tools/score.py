@@ -38,10 +38,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     sys.path.insert(0, str(ROOT))
-    from mg_llava.evaluation.scorers import SCORERS, read_predictions, score_predictions
+    from mg_llava.evaluation.benchmark import BENCHMARKS
+    from mg_llava.evaluation.score import score_predictions
+    from mg_llava.evaluation.scoring.files import read_predictions
     from mg_llava.evaluation.submission import write_submission
 
-    listing = "\n".join(f"  {name:18} {scorer.help}" for name, scorer in SCORERS.items())
+    listing = "\n".join(f"  {name:18} {kind.form}" for name, kind in sorted(BENCHMARKS.scorers.items()))
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=f"Benchmarks, their --data and prediction lines (a split behind the name is allowed):\n{listing}",

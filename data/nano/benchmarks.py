@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mg_llava.data.pictures.files import open_picture
-from mg_llava.evaluation.benchmark import Benchmark, Question
-from mg_llava.evaluation.benchmarks.multiple_choice import MMBench, options_of
-from mg_llava.evaluation.benchmarks.yes_no import POPE
-from mg_llava.registry import BENCHMARKS
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.families.multiple_choice import MMBench, options_of
+from mg_llava.evaluation.families.pope import POPE
 
 
-@BENCHMARKS.register_module()
+@BENCHMARKS.register
 class NanoKinds(Benchmark):
     """``heldout.jsonl``: exact match by kind of question, beside chance; pictures are in ``images/`` beside it.
 
@@ -69,7 +68,7 @@ class NanoKinds(Benchmark):
         }
 
 
-@BENCHMARKS.register_module()
+@BENCHMARKS.register
 class NanoMMBench(MMBench):
     """The choice questions as an MMBench table, four rows each."""
 
@@ -81,7 +80,7 @@ class NanoMMBench(MMBench):
         return replace(super()._question(row, pictures), text=text, box_key=row["source"])
 
 
-@BENCHMARKS.register_module()
+@BENCHMARKS.register
 class NanoPOPE(POPE):
     """The presence questions as POPE's three files."""
 

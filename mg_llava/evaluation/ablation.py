@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.evaluation.boxes import is_box_file, parse_box_spec
-from mg_llava.evaluation.scorers import ScoreResult
+from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.evaluation.statistics import Interval, paired_bootstrap, scores_of
 
 Results = Mapping[str, ScoreResult]

@@ -1,20 +1,30 @@
-"""What a benchmark is: questions with their prompts and pictures, the form of a prediction, and a scorer.
+"""The parts of a benchmark: questions with their prompts and pictures, the form of a prediction, and a scorer.
 
-A new benchmark is a class here or in ``benchmarks/``, one registration, one test.
+Imports neither torch nor mmengine, so that scoring needs neither; this is why benchmarks have a registry of their own.
 """
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from PIL import Image
+from mg_llava.evaluation.judging.protocol import JudgeProtocol
+from mg_llava.evaluation.release import Release
+from mg_llava.evaluation.scoring.joining import ScoreResult
 
-from mg_llava.evaluation.scorers import ScoreResult, score_predictions
+if TYPE_CHECKING:
+    from PIL import Image
 
 QuestionId = str | int
 Prediction = dict[str, Any]
+SCOPE = "mg_llava."
+FAMILIES = "mg_llava.evaluation.families"
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,16 @@ class Benchmark(ABC):
 
     scorer: ClassVar[str]
     """Name of the scorer, as ``tools/score.py`` has it."""
+    form: ClassVar[str] = ""
+    """For the help of ``tools/score.py``: what ``--data`` and the prediction lines are."""
+    load: ClassVar[staticmethod[..., Any]]
+    """Reads the data files into annotations; raises ``ValueError`` that names the file and the row."""
+    rate: ClassVar[staticmethod[..., ScoreResult]]
+    """Scores prediction lines against annotations by every rule that applies."""
+    judge: ClassVar[JudgeProtocol | None] = None
+    """How a judge grades the replies, where one does."""
+    releases: ClassVar[Mapping[str, Release]] = {}
+    """Published data sets by the names that ``tools/evaluate.py`` takes."""
     prompts: ClassVar[tuple[str, ...]] = ("reference",)
     """Prompt versions, the default first."""
     id_field: ClassVar[str] = "index"
@@ -93,5 +113,81 @@ class Benchmark(ABC):
         return {self.id_field: question.id, **question.fields, self.text_field: text}
 
     def score(self, predictions: Sequence[Prediction], **options: Any) -> ScoreResult:
-        """Score prediction lines by every rule that applies; see ``scorers.score_predictions``."""
-        return score_predictions(self.scorer, self.data, predictions, **options)
+        """Score prediction lines by every rule that applies; see ``score.score_predictions``."""
+        kind = type(self)
+        return {"benchmark": self.scorer, **kind.rate(kind.load(self.data), predictions, **options)}
+
+    def picture_file(self, name: str, folder: str = "") -> Path:
+        """A picture in ``image_folder``, by default in a folder beside the data."""
+        beside = self.data[0] if self.data[0].is_dir() else self.data[0].parent
+        return (self.image_folder or beside / folder) / name
+
+
+Kind = TypeVar("Kind", bound=type[Benchmark])
+
+
+class Benchmarks:
+    """All benchmarks by the names of their classes; the families are imported at the first look-up."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, type[Benchmark]] = {}
+        self._is_complete = False
+
+    def register(self, kind: Kind) -> Kind:
+        """Decorator of a class.
+
+        Raises:
+            ValueError: Another class has the name.
+        """
+        known = self._kinds.setdefault(kind.__name__, kind)
+        if known.__module__ != kind.__module__:
+            raise ValueError(f"two benchmarks are called {kind.__name__}: in {known.__module__}, {kind.__module__}")
+        self._kinds[kind.__name__] = kind
+        return kind
+
+    @property
+    def kinds(self) -> Mapping[str, type[Benchmark]]:
+        """Classes by name."""
+        if not self._is_complete:
+            for module in iter_modules(import_module(FAMILIES).__path__, f"{FAMILIES}."):
+                import_module(module.name)
+            self._is_complete = True
+        return self._kinds
+
+    @property
+    def scorers(self) -> dict[str, type[Benchmark]]:
+        """Classes by the name of their scorer."""
+        return {kind.scorer: kind for kind in self.kinds.values() if "scorer" in vars(kind) and hasattr(kind, "rate")}
+
+    @property
+    def releases(self) -> dict[str, tuple[type[Benchmark], Release]]:
+        """Published data sets by name, each with its class."""
+        return {
+            name: (kind, release)
+            for kind in self.kinds.values()
+            for name, release in vars(kind).get("releases", {}).items()
+        }
+
+    def get(self, name: str) -> type[Benchmark]:
+        """A class by its name, with or without the scope or the module before it.
+
+        Raises:
+            KeyError: No class has the name; the message has the nearest and all known ones.
+        """
+        module, _, last = name.rpartition(".")
+        if last not in self.kinds and module and f"{module}." != SCOPE:
+            import_module(module)
+        if last not in self.kinds:
+            near = get_close_matches(last, self.kinds, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise KeyError(f"{name!r} is no known benchmark{hint} (known: {', '.join(sorted(self.kinds))})")
+        return self.kinds[last]
+
+    def build(self, config: Mapping[str, Any]) -> Benchmark:
+        """A benchmark of a config: ``type``, a class or its name, and the arguments of the class."""
+        settings = dict(config)
+        kind = settings.pop("type")
+        return (self.get(kind) if isinstance(kind, str) else kind)(**settings)
+
+
+BENCHMARKS = Benchmarks()

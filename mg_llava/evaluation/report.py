@@ -10,8 +10,9 @@ from typing import Any
 
 from mmengine.logging import print_log
 
-from mg_llava.evaluation.catalog import BASELINES, CATALOG, MG_LLAVA, PAPER_MODEL
+from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.predictions import write_json
+from mg_llava.evaluation.release import BASELINES, MG_LLAVA, PAPER_MODEL
 from mg_llava.evaluation.statistics import Scores, break_down, facts_of, scores_of
 
 Entry = dict[str, Any]
@@ -35,8 +36,8 @@ def make_entry(run: Any, object_sizes: Scores | None = None) -> Entry:
     samples = run.score.get("rules", {}).get(run.headline["rule"], {}).get("per_sample", ())
     facts = facts_of(run.samples, {**_answer_sizes(samples), **(object_sizes or {})})
     entry["breakdowns"] = break_down(scores_of(samples), facts) if samples else {}
-    known = CATALOG.get(run.benchmark)
-    entry["paper"] = {} if known is None else {"numbers": known.paper, "caution": known.caution}
+    _, release = BENCHMARKS.releases.get(run.benchmark, (None, None))
+    entry["paper"] = {} if release is None else {"numbers": release.paper, "caution": release.caution}
     return entry
 
 

@@ -20,7 +20,7 @@ from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.identity import package_versions, run_identity
 from mg_llava.evaluation.predictions import Line, Replies, write_json
-from mg_llava.evaluation.scorers import ScoreResult
+from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.inference import Answer, Predictor, Request
 from mg_llava.inference.answering import Batch
 from mg_llava.inference.predictor import CACHE_MB

@@ -12,15 +12,14 @@ from mmengine.config import Config
 
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.evaluation.ablation import Setting, format_differences, fusion_off, parse_settings, run_ablation
-from mg_llava.evaluation.benchmark import Benchmark
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.boxes import BoxSource, build_box_source
-from mg_llava.evaluation.catalog import benchmark_config, default_boxes, find_entry
+from mg_llava.evaluation.catalog import benchmark_config, box_file_in, default_boxes, find_release
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.evaluation.report import PAGE_FILE, format_table, make_entry, merge_results, write_page
 from mg_llava.evaluation.runner import RunResult, run_benchmark
-from mg_llava.evaluation.scorers import ScoreResult
+from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.inference import Predictor
-from mg_llava.registry import BENCHMARKS
 from mg_llava.work.processes import Processes, local_device
 
 
@@ -167,7 +166,7 @@ def build_benchmarks(names: Sequence[str], root: str | Path, prompt: str | None 
             config["data"] = files.split(":")
         gone = [path for path in config["data"] if not Path(path).exists()]
         if gone:
-            missing.append(f"{name}: {', '.join(gone)} not found; get {find_entry(name).note}")
+            missing.append(f"{name}: {', '.join(gone)} not found; get {find_release(name).get}")
         if name in configs:
             raise ValueError(f"benchmark {name} is named twice")
         configs[name] = config | ({"prompt": prompt} if prompt else {})
@@ -186,12 +185,7 @@ def find_box_files(names: Sequence[str], root: str | Path, given: Path | None) -
         raise FileNotFoundError(f"box file {given} does not exist")
     if given is None or given.is_file():
         return {name: given or default_boxes(name, root) for name in names}
-    return {name: default_boxes(name, given) or _in_folder(given, name) for name in names}
-
-
-def _in_folder(folder: Path, name: str) -> Path | None:
-    files = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".json", ".jsonl")]
-    return next((file for file in files if file.is_file()), None)
+    return {name: default_boxes(name, given) or box_file_in(given, name) for name in names}
 
 
 def choose_settings(boxes: str | None, fusion: str, has_boxes: bool) -> list[Setting]:

@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 
 from mg_llava.data.pictures.files import PictureError, to_rgb
 from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.boxes import build_box_source
 from mg_llava.evaluation.catalog import DEFAULT_ROOT, benchmark_config, default_boxes
 from mg_llava.evaluation.report import flat_metrics
 from mg_llava.inference import Predictor, Request
-from mg_llava.registry import BENCHMARKS, DATASETS, METRICS, TRANSFORMS
+from mg_llava.registry import DATASETS, METRICS, TRANSFORMS
 
 _FAILED = "failed"
 

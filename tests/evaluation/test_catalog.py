@@ -4,46 +4,45 @@ from pathlib import Path
 
 import pytest
 
+from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.catalog import (
-    CATALOG,
-    COLUMNS,
-    VIDEO,
     benchmark_config,
     default_boxes,
-    find_entry,
+    find_release,
     format_list,
     missing_files,
 )
-from mg_llava.evaluation.scorers import SCORERS
-from mg_llava.registry import BENCHMARKS
+from mg_llava.evaluation.release import COLUMNS, VIDEO
+
+RELEASES = {name: release for name, (_, release) in BENCHMARKS.releases.items()}
 
 
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", RELEASES)
 def test_benchmark_is_registered_and_documented(name: str) -> None:
     config = benchmark_config(name, "/root")
     kind = BENCHMARKS.get(config["type"])
     assert kind is not None, f"{config['type']} is not registered"
-    assert kind.scorer in SCORERS
+    assert kind.scorer in BENCHMARKS.scorers
     assert all(path.startswith("/root/") for path in config["data"])
-    assert "http" in CATALOG[name].note
+    assert "http" in RELEASES[name].get
 
 
 def test_every_number_of_the_paper_has_its_benchmark() -> None:
-    assert {entry.column for entry in CATALOG.values()} - {None} == {*COLUMNS, *VIDEO}
-    assert CATALOG["textvqa"].paper["MG-LLaVA Vicuna-7B"] == 67.3
-    assert CATALOG["mmvp"].paper == {
+    assert {release.column for release in RELEASES.values()} - {None} == {*COLUMNS, *VIDEO}
+    assert RELEASES["textvqa"].paper["MG-LLaVA Vicuna-7B"] == 67.3
+    assert RELEASES["mmvp"].paper == {
         "MG-LLaVA Vicuna-7B": 47.3,
         "MG-LLaVA Yi1.5-34B": 50.0,
         "LLaVA-1.5-7B": 24.7,
         "LLaVA-1.5-13B": 27.6,
     }
-    assert CATALOG["msvd_qa"].paper["MG-LLaVA Vicuna-7B"] == 71.5
-    assert CATALOG["gqa"].paper == {}
+    assert RELEASES["msvd_qa"].paper["MG-LLaVA Vicuna-7B"] == 71.5
+    assert RELEASES["gqa"].paper == {}
 
 
 def test_unknown_names_have_a_suggestion() -> None:
     with pytest.raises(ValueError, match="is 'mmbench_dev_en' meant"):
-        find_entry("mmbench_dev")
+        find_release("mmbench_dev")
 
 
 def test_list_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:

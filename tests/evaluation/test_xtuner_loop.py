@@ -16,7 +16,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
-from mg_llava.evaluation.benchmarks.multiple_choice import MMBench
+from mg_llava.evaluation.families.multiple_choice import MMBench
 from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkMetric, collate_questions
 from mg_llava.inference import Predictor
 from mg_llava.registry import MODELS

@@ -11,7 +11,6 @@ LONG_FILES: set[str] = {
     "data/nano/pretrain_llm.py",
     "mg_llava/data/dataset.py",
     "mg_llava/evaluation/runner.py",
-    "mg_llava/evaluation/scorers/multiple_choice.py",
     "mg_llava/hf/modeling.py",
     "mg_llava/models/systems/mg_llava.py",
 }

@@ -13,10 +13,9 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mg_llava.data.records.delimited import delimiter_of, records
-from mg_llava.evaluation.scorers.joining import id_key
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,6 +130,13 @@ def texts_of(cell: str) -> list[str]:
     except (ValueError, SyntaxError, MemoryError):
         return [cell]
     return [str(value) for value in values] if isinstance(values, list) and values else [cell]
+
+
+def id_key(value: Any) -> str:
+    """What ids are compared by: ``7``, ``"7"``, ``" 7 "`` and ``7.0`` (as spreadsheets have it) are one id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
 
 
 def plain_id(cell: str) -> int | str:
@@ -272,13 +278,6 @@ class TablePictures:
                 raise PictureError(f"{owner}: the picture cells point at each other in a circle", "missing")
             passed.append(source)
         return passed[-1]
-
-
-def picture_of(
-    rows: Sequence[Row], row: Row, image_folder: str | Path | None = None, owner: str = "table"
-) -> Opener | None:
-    """``TablePictures(rows, image_folder, owner).opener(row)``, for a single row."""
-    return TablePictures(rows, image_folder, owner).opener(row)
 
 
 def _decode(text: str, owner: str) -> Image.Image:

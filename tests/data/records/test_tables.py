@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.records.tables import TablePictures, is_missing, picture_of, read_header, read_table
+from mg_llava.data.records.tables import TablePictures, is_missing, read_header, read_table
 from tests.evaluation.benchmark_files import picture_base64, write_table
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -138,7 +138,7 @@ def test_bad_pictures_name_table_and_row(table: Path, index: str, message: str) 
     rows = read_table(table)
     row = next(row for row in rows if row["index"] == index)
     with pytest.raises(PictureError, match=f"pictures.tsv, index {index}.*{message}"):
-        picture_of(rows, row, owner="pictures.tsv")()
+        TablePictures(rows, owner="pictures.tsv").opener(row)()  # type: ignore[misc]
 
 
 def test_pictures_in_a_folder(tmp_path: Path) -> None:

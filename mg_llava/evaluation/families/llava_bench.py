@@ -1,0 +1,178 @@
+"""LLaVA-Bench (in the wild): a judge's scores of the model's answers, relative to those of a reference."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mg_llava.data.records.tables import id_key
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
+from mg_llava.evaluation.judging.replies import (
+    REPLY_FIELDS,
+    JudgedQuestion,
+    count_warning,
+    find_judge_reply,
+    judge_names,
+    needs_judge,
+)
+from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
+from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, reply_text
+from mg_llava.evaluation.scoring.metrics import flatten
+
+
+def load_llava_bench(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+    """Questions of ``questions.jsonl``, with ``context.jsonl`` and ``answers_gpt4.jsonl`` where they are given."""
+    path = find_file(paths, "question file", "*questions*.jsonl") if _is_folder(paths) else Path(paths[0])
+    contexts = {line.get("image"): line.get("caption") for line in _optional(paths, "*context*.jsonl")}
+    answers = {id_key(line.get("question_id")): line.get("text", "") for line in _optional(paths, "*gpt4*.jsonl")}
+    rules: dict[str, Any] = next((read_json(file) for file in find_files(paths, "rule*.json")), {})
+    questions = []
+    for number, line in enumerate(read_json_lines(path), start=1):
+        name = take(line, "question_id", f"{path}: line {number}")
+        category = f"llava_bench_{line['category']}" if "category" in line else ""
+        context = contexts.get(line.get("image")) or ""
+        questions.append(
+            JudgedQuestion(
+                name,
+                str(line.get("text", "")),
+                str(answers.get(id_key(name), "")),
+                (category,) if category else (),
+                str(line.get("image", "")),
+                "\n".join(context) if isinstance(context, list) else str(context),
+                str(rules.get(category, {}).get("prompt", "")),
+                str(rules.get(category, {}).get("role", "Assistant")),
+            )
+        )
+    check_unique((question.id for question in questions), path)
+    return questions
+
+
+def score_llava_bench(
+    annotations: Sequence[JudgedQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
+) -> ScoreResult:
+    """Mean score of the model over mean score of the reference, in all and for each category.
+
+    Only reviews that are there count. A review without two scores counts as -1 and -1, as in the official script.
+    """
+    joined = join_predictions(
+        [question.id for question in annotations],
+        predictions,
+        ("question_id", "id"),
+        ("tuple", *REPLY_FIELDS, "text", "prediction"),
+    )
+    pairs: dict[str, list[Sequence[float]]] = defaultdict(list)
+    samples = []
+    for question, line in zip(annotations, joined.lines, strict=True):
+        pair = _score_pair(line)
+        if line is not None and pair is not None:
+            category = line.get("category", "".join(question.groups))
+            for name in ("all", *([category] if category else [])):
+                pairs[name].append(pair)
+        ratio = pair[1] / pair[0] if pair and pair[0] > 0 else 0.0
+        samples.append({"id": question.id, "score": ratio, "pair": pair, "category": "".join(question.groups)})
+    if not pairs:
+        return make_result(joined, {}, [needs_judge("llava_bench")])
+    broken = count_warning((list(s["pair"] or ()) == [-1, -1] for s in samples), "reviews have not two scores: -1")
+    open_ones = count_warning((s["pair"] is None for s in samples), "questions have no review and are left out")
+    rules = {"official": {"metrics": flatten(_llava_bench_metrics(pairs)), "per_sample": samples}}
+    return make_result(joined, rules, [*broken, *open_ones], judge=judge_names(joined.lines))
+
+
+def parse_score_pair(review: str) -> tuple[float, float]:
+    """The two scores of a review's first line; (-1, -1) if there are not exactly two numbers."""
+    parts = review.split("\n")[0].replace(",", " ").split(" ")
+    try:
+        first, second = map(float, parts)
+    except ValueError:
+        return -1, -1
+    return first, second
+
+
+def _score_pair(line: Mapping[str, Any] | None) -> Sequence[float] | None:
+    if line is None:
+        return None
+    if isinstance(line.get("tuple"), list) and len(line["tuple"]) == 2:
+        return line["tuple"]
+    reply = find_judge_reply(line)
+    return None if reply is None else parse_score_pair(reply_text(reply))
+
+
+def _llava_bench_metrics(pairs: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"reference_mean": {}, "model_mean": {}, "n": {}}
+    rounded = {}
+    for name, some in sorted(pairs.items()):
+        reference, model = (sum(pair[side] for pair in some) / len(some) for side in (0, 1))
+        metrics["reference_mean"][name], metrics["model_mean"][name] = reference, model
+        metrics["n"][name] = len(some)
+        if reference:
+            metrics[name] = model / reference
+        if round(reference, 3):
+            # The script rounds the means before it divides them.
+            rounded[name] = round(round(model, 3) / round(reference, 3) * 100, 1)
+    return {**metrics, "rounded": rounded}
+
+
+def _is_folder(paths: Sequence[str | Path]) -> bool:
+    return len(paths) > 1 or Path(paths[0]).is_dir()
+
+
+def _optional(paths: Sequence[str | Path], pattern: str) -> list[dict[str, Any]]:
+    return [line for file in find_files(paths, pattern)[:1] for line in read_json_lines(file)]
+
+
+_INSTRUCTION = (
+    "Compare the two answers to the question above. The context describes the picture that the question is about. "
+    "Score each answer from 1 to 10 for how helpful, relevant, accurate and detailed it is; more is better. Write the "
+    "scores of the first and of the second answer, separated by a space, as the first line and nothing else in it. "
+    "Explain them in the lines below, and do not let the order of the answers count."
+)
+
+
+def _ask(question: JudgedQuestion, text: str) -> Messages:
+    role = question.role
+    content = (
+        f"[Context]\n{question.context}\n\n[Question]\n{question.text}\n\n"
+        f"[{role} 1]\n{question.answer}\n\n[End of {role} 1]\n\n[{role} 2]\n{text}\n\n[End of {role} 2]\n\n"
+        f"[System]\n{question.instruction or _INSTRUCTION}\n\n"
+    )
+    return from_user(content, system="You check carefully and exactly how good answers are.")
+
+
+@BENCHMARKS.register
+class LLaVABench(Benchmark):
+    """LLaVA-Bench (in the wild) from its folder or ``questions.jsonl``; ``tools/judge.py`` adds judge's replies."""
+
+    scorer = "llava_bench"
+    form = "the official files; judge replies"
+    load = staticmethod(load_llava_bench)
+    rate = staticmethod(score_llava_bench)
+    judge = JudgeProtocol(
+        "llava_bench-1",
+        load_llava_bench,
+        _ask,
+        lambda reply: True,  # the script counts what it cannot read as -1 and does not ask again
+        max_tokens=1024,
+        temperature=0.2,
+        attempts=1,
+    )
+    releases: ClassVar[Mapping[str, Release]] = {
+        "llava_bench": Release(
+            ("llava-bench-in-the-wild",),
+            "llava-bench-in-the-wild/images",
+            f"{HUGGING_FACE}liuhaotian/llava-bench-in-the-wild, the whole folder; rule.json is in LLaVA's repository",
+            "LLaVA-W",
+            JUDGED,
+        )
+    }
+    id_field = "question_id"
+    text_field = "text"
+    headline = ("official", "all")
+    max_new_tokens = 1024
+
+    def questions(self) -> Sequence[Question]:
+        """All questions."""
+        return [question.ask(self.picture_file(question.image, "images")) for question in load_llava_bench(self.data)]

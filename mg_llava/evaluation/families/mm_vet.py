@@ -1,0 +1,213 @@
+"""MM-Vet: a judge's grades from 0 to 1, averaged over questions, capabilities and their combinations."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mg_llava.data.records.tables import id_key
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
+from mg_llava.evaluation.judging.replies import (
+    REPLY_FIELDS,
+    JudgedQuestion,
+    count_warning,
+    find_judge_reply,
+    judge_names,
+    needs_judge,
+)
+from mg_llava.evaluation.release import JUDGED, Release
+from mg_llava.evaluation.scoring.answers import round_as_numpy
+from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, take
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, reply_text, share
+from mg_llava.evaluation.scoring.metrics import flatten
+
+
+def load_mm_vet(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+    """Questions with answers and capabilities of ``mm-vet.json``."""
+    patterns = ("mm-vet*.json",) if find_files(paths, "mm-vet*.json") else ("*.json",)
+    path = find_file(paths, "file with MM-Vet's answers (mm-vet.json)", *patterns)
+    questions = []
+    for name, record in read_json(path).items():
+        capabilities = take(record, "capability", f"{path}: question {name}")
+        questions.append(
+            JudgedQuestion(
+                name,
+                record.get("question", ""),
+                record.get("answer", ""),
+                tuple(sorted(set(capabilities))),
+                record.get("imagename", ""),
+            )
+        )
+    return questions
+
+
+def score_mm_vet(
+    annotations: Sequence[JudgedQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
+) -> ScoreResult:
+    """Mean grade, in all and for each capability and combination of them; several runs of the judge are averaged.
+
+    Args:
+        annotations: Questions.
+        predictions: The official grade file (``{"v1_0": {"score": [...]}}``), or lines with ``score`` or a judge's
+            reply; lines that differ in ``run`` only are runs.
+        options: Ignored.
+    """
+    joined = join_predictions(
+        [question.id for question in annotations],
+        _merged_runs(predictions),
+        text_field=(*REPLY_FIELDS, "score", "text", "prediction"),
+        key=lambda line: mm_vet_id(
+            next((line[name] for name in ("question_id", "id", "index") if name in line), None)
+        ),
+    )
+    grades = [_grades(line) for line in joined.lines]
+    if not any(grades):
+        return make_result(joined, {}, [needs_judge("mm_vet")])
+    runs = max(map(len, grades))
+    warnings = count_warning(
+        (line is not None and len(grade) < runs for line, grade in zip(joined.lines, grades, strict=True)),
+        f"replies have fewer than {runs} grades; the missing ones count as 0",
+    )
+    filled = [[*grade, *[0.0] * (runs - len(grade))] for grade in grades]
+    metrics = _mm_vet_metrics(annotations, filled, runs)
+    samples = [
+        {"id": question.id, "score": sum(some) / runs, "grades": some[: len(own)], "category": list(question.groups)}
+        for question, some, own in zip(annotations, filled, grades, strict=True)
+    ]
+    rules = {"official": {"metrics": flatten(metrics), "per_sample": samples}}
+    return make_result(joined, rules, warnings, judge=judge_names(joined.lines))
+
+
+def parse_grade(reply: str) -> float | None:
+    """The grade 0 to 1 at the start of a judge's reply; None where the script would ask again."""
+    try:
+        grade = float(reply.split(" ")[0].strip())
+    except ValueError:
+        return None
+    return grade if 0.0 <= grade <= 1.0 else None
+
+
+def mm_vet_id(value: Any) -> str:
+    """The id of a question in ``mm-vet.json`` (``v1_7``), also where LLaVA's question file has the number alone."""
+    name = id_key(value)
+    return f"v1_{name}" if name.isdigit() else name
+
+
+def _merged_runs(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Lines without ``run`` as they are; those with it, one for each id with all of its runs' replies."""
+    merged: list[Mapping[str, Any]] = []
+    runs: dict[str, dict[Any, Mapping[str, Any]]] = defaultdict(dict)
+    for line in lines:
+        if line.get("run") is None:
+            merged.append(line)
+        else:
+            runs[id_key(line.get("question_id", line.get("id")))][line["run"]] = line
+    for some in runs.values():
+        lines_of_id = [some[run] for run in sorted(some, key=id_key)]
+        merged.append({**lines_of_id[-1], "judge": [find_judge_reply(line) for line in lines_of_id]})
+    return merged
+
+
+def _grades(line: Mapping[str, Any] | None) -> list[float]:
+    """Grades of a line; a reply without a grade is 0, as in the script after five attempts."""
+    if line is None:
+        return []
+    if line.get("score") is not None:
+        values = line["score"] if isinstance(line["score"], list) else [line["score"]]
+        return [float(value) for value in values]
+    reply = find_judge_reply(line)
+    replies = reply if isinstance(reply, list) else [reply]
+    return [parse_grade(reply_text(one)) or 0.0 for one in replies if one is not None]
+
+
+def _mm_vet_metrics(
+    questions: Sequence[JudgedQuestion], grades: Sequence[Sequence[float]], runs: int
+) -> dict[str, Any]:
+    sums: dict[str, list[list[float]]] = defaultdict(list)
+    for question, some in zip(questions, grades, strict=True):
+        for name in (*question.groups, "total", "_".join(question.groups) + "\n"):
+            sums[name].append(list(some))
+    means = {
+        name: [share(sum(grade[run] for grade in members), len(members)) for run in range(runs)]
+        for name, members in sums.items()
+    }
+    percents = {name: [value * 100 for value in values] for name, values in means.items()}
+    single = {name: sum(values) / runs for name, values in means.items()}
+    rounded = {name: round_as_numpy(sum(values) / runs, 1) for name, values in percents.items()}
+    mean = sum(percents["total"]) / runs
+    deviation = (sum((value - mean) ** 2 for value in percents["total"]) / runs) ** 0.5
+
+    def split(values: Mapping[str, float]) -> dict[str, Any]:
+        alone = {name: value for name, value in values.items() if not name.endswith("\n")}
+        return {**alone, "combinations": {name[:-1]: value for name, value in values.items() if name.endswith("\n")}}
+
+    return {
+        **split(single),
+        "std": deviation / 100,
+        "runs": means["total"],
+        "rounded": {
+            **split(rounded),
+            "std": round_as_numpy(deviation, 1),
+            "runs": [round_as_numpy(value, 1) for value in percents["total"]],
+        },
+    }
+
+
+# A grade from 0.0 to 1.0, completed at the end of a table
+_TABLE = """You grade answers. The last column of the table is how right the given answer is, from 0.0 (nothing is \
+right) in steps of 0.1 to 1.0 (everything is right). <AND> in the true answer joins parts that are all needed; <OR> \
+separates alternatives of which one is enough. Write the number that is missing in the last row, nothing else.
+
+Question | True answer | Given answer | Grade
+--- | --- | --- | ---
+Which animals are there? | cat <AND> dog | There is a horse. | 0.0
+Which animals are there? | cat <AND> dog | I see a cat. | 0.5
+Which animals are there? | cat <AND> dog | A dog is lying beside a cat. | 1.0
+What color is the bag? | red <OR> maroon | It is maroon. | 1.0
+What does the sign ask for? | to keep the door shut, because the cat runs away | The door has to be closed. | 0.6
+"""
+
+
+def _ask(question: JudgedQuestion, text: str) -> Messages:
+    answer = question.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return from_user(_TABLE + " | ".join([question.text, answer, text, ""]))
+
+
+@BENCHMARKS.register
+class MMVet(Benchmark):
+    """MM-Vet from ``mm-vet.json``; ``tools/judge.py`` adds the judge's replies."""
+
+    scorer = "mm_vet"
+    form = "mm-vet.json; judge replies"
+    load = staticmethod(load_mm_vet)
+    rate = staticmethod(score_mm_vet)
+    judge = JudgeProtocol(
+        "mm_vet-1",
+        load_mm_vet,
+        _ask,
+        lambda reply: parse_grade(reply) is not None,
+        max_tokens=3,
+        warmer=0.5,
+        hint="\nThe grade as a number: ",
+        key=mm_vet_id,
+    )
+    releases: ClassVar[Mapping[str, Release]] = {
+        "mm_vet": Release(
+            ("mm-vet/mm-vet.json",),
+            "mm-vet/images",
+            "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",
+            "MM-Vet",
+            JUDGED,
+        )
+    }
+    id_field = "question_id"
+    text_field = "text"
+    headline = ("official", "total")
+    max_new_tokens = 1024
+
+    def questions(self) -> Sequence[Question]:
+        """All questions."""
+        return [question.ask(self.picture_file(question.image, "images")) for question in load_mm_vet(self.data)]

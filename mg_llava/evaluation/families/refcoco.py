@@ -1,0 +1,329 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: does the box that a reply names overlap the true one by more than half?
+
+Two forms of replies: ``{<x1><y1><x2><y2>}`` in percent of the original picture (XTuner), and ``[x1, y1, x2, y2]``
+as fractions of the original or of the padded picture (LLaVA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from mg_llava.data.records.tables import id_key
+from mg_llava.evaluation.asking import (
+    file_opener,
+)
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.release import COCO, Release
+from mg_llava.evaluation.scoring.box_replies import (
+    Box,
+    is_in_brackets,
+    overlap,
+    overlap_single_precision,
+    parse_llava_hr,
+    parse_lmms_eval,
+    parse_xtuner,
+)
+from mg_llava.evaluation.scoring.files import find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scoring.joining import (
+    ScoreResult,
+    join_repeated,
+    make_result,
+    number_repeated,
+    reply_text,
+    share,
+)
+from mg_llava.tokens import IMAGE_PLACEHOLDER
+
+BoxFormat = Literal["original", "padded"]
+
+_ID_FIELDS = ("id", "question_id", "img_id", "index")
+_LMMS_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_FIGURES = ("score", "iou", "center_inside")
+_NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Referred:
+    """One sentence and the box that it refers to.
+
+    Attributes:
+        id: XTuner's ``<picture>-<sentence>``, with a number where that is not unique, or the id of the file.
+        names: How predictions may name it: by ``id`` without its number, by ``id``, by the file's own id, and by the
+            number of its line, from 0.
+        sentence: The expression.
+        picture: File name of the picture, as far as the file tells.
+        xywh: Box in pixels of the original picture; None where the file has fractions only.
+        size: Width and height in pixels; None where the file does not tell.
+        fractions: Box xyxy as the file has it in fractions; None where it has pixels only.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    sentence: str
+    picture: str
+    xywh: Box | None
+    size: tuple[float, float] | None
+    fractions: Box | None
+
+    def box(self, box_format: BoxFormat) -> Box:
+        """The box xyxy as fractions of the original or of the padded picture."""
+        if self.fractions is not None:
+            return self.fractions
+        assert self.xywh is not None and self.size is not None
+        x, y, w, h = self.xywh
+        width, height = self.size
+        if box_format == "original":
+            return x / width, y / height, (x + w) / width, (y + h) / height
+        side = max(width, height)
+        left, top = (side - width) // 2, (side - height) // 2
+        return (x + left) / side, (y + top) / side, (x + w + left) / side, (y + h + top) / side
+
+
+def load_refcoco(paths: Sequence[str | Path]) -> list[Referred]:
+    """Sentences of XTuner's JSON list (``img_id, sents, bbox, height, width``) or of a LLaVA-style jsonl.
+
+    A line of the latter has the box as ``ans`` (fractions xyxy) or as ``bbox`` (pixels xywh) with the picture's size.
+    """
+    records = []
+    for path in find_files(paths, "*.json", "*.jsonl"):
+        lines = read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+        if not isinstance(lines, list):
+            raise ValueError(f"{path}: expected a list of sentences with boxes, found {type(lines).__name__}")
+        records += [_referred(line, f"{path}: entry {number}", number) for number, line in enumerate(lines, start=1)]
+    if not records:
+        raise ValueError(f"{', '.join(map(str, paths))}: no sentences with boxes there (looked for *.json, *.jsonl)")
+    ids = number_repeated([record.id for record in records])
+    return [replace(one, id=name, names=(one.id, name, *one.names)) for one, name in zip(records, ids, strict=True)]
+
+
+def score_refcoco(
+    annotations: Sequence[Referred],
+    predictions: Sequence[Mapping[str, Any]],
+    box_format: BoxFormat = "original",
+    **options: Any,
+) -> ScoreResult:
+    """Accuracy at an overlap of one half by the rules for the form of the replies.
+
+    Args:
+        annotations: Sentences with boxes.
+        predictions: Lines with ``id`` and ``ans`` (XTuner's form) or ``pred_text`` (LLaVA's); under another name the
+            reply's own form decides.
+        box_format: Whether fractions are of the original or of the padded picture.
+        options: Ignored.
+
+    Raises:
+        ValueError: If ``box_format`` is unknown.
+    """
+    if box_format not in get_args(BoxFormat):
+        raise ValueError(f"box_format is {box_format!r}; allowed: {', '.join(get_args(BoxFormat))}")
+    lines = [_with_form(line) for line in predictions]
+    joined = join_repeated(_names(annotations, lines), lines, _line_name, ("ans", "pred_text"))
+    rules: dict[str, Any] = {}
+    if any("ans" in line for line in lines) or not lines:
+        rules["xtuner"] = _apply(annotations, joined.lines, "ans", _score_xtuner)
+        rules["xtuner"]["metrics"] = _accuracy(rules["xtuner"]["per_sample"])
+    if any("pred_text" in line for line in lines):
+        rules["llava_hr"] = _apply(annotations, joined.lines, "pred_text", _score_llava_hr, box_format)
+        rules["llava_hr"]["metrics"] = _accuracy(rules["llava_hr"]["per_sample"])
+        rules["lmms_eval"] = _apply(annotations, joined.lines, "pred_text", _score_lmms_eval, box_format)
+        rules["lmms_eval"]["metrics"] = _lmms_metrics(rules["lmms_eval"]["per_sample"])
+    return make_result(joined, rules, box_format=box_format)
+
+
+def _line_name(line: Mapping[str, Any]) -> str:
+    return id_key(next((line[name] for name in _ID_FIELDS if name in line), None))
+
+
+def _names(annotations: Sequence[Referred], lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The ids of the sentences that the predictions use: of all ways to name them, the one that meets most."""
+    found = {_line_name(line) for line in lines}
+    ways = zip(*(record.names for record in annotations), strict=True)
+    return list(max(ways, key=lambda names: len(found.intersection(names)), default=()))
+
+
+# XTuner: percent of the original picture, whole numbers
+
+
+def xtuner_target(record: Referred) -> Box:
+    """The true box in percent, truncated."""
+    x1, y1, x2, y2 = (int(value * 100) for value in record.box("original"))
+    return x1, y1, x2, y2
+
+
+def _score_xtuner(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
+    box, target = parse_xtuner(text), xtuner_target(record)
+    iou = 0.0 if box is None else overlap(box, target, border=1)
+    return {"score": float(iou > 0.5), "iou": iou, "parsed": box, "answer": target}
+
+
+# LLaVA: fractions
+
+
+def _score_llava_hr(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
+    box, target = parse_llava_hr(text), record.box(box_format)
+    iou = overlap_single_precision(box or _NOWHERE, target)
+    return {"score": float(iou > 0.5), "iou": iou, "parsed": box, "answer": target}
+
+
+def _score_lmms_eval(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
+    box, target = parse_lmms_eval(text), record.box(box_format)
+    found = box or _NOWHERE
+    iou = overlap(target, found)
+    center = ((found[0] + found[2]) / 2, (found[1] + found[3]) / 2)
+    inside = target[0] <= center[0] <= target[2] and target[1] <= center[1] <= target[3]
+    return {"score": float(iou >= 0.5), "iou": iou, "center_inside": inside, "parsed": box, "answer": target}
+
+
+def _lmms_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    metrics = {**_accuracy(samples), "IoU": share(sum(sample["iou"] for sample in samples), len(samples))}
+    for threshold in _LMMS_THRESHOLDS:
+        metrics[f"ACC@{threshold}"] = share(sum(sample["iou"] >= threshold for sample in samples), len(samples))
+    return {**metrics, "Center_ACC": share(sum(sample["center_inside"] for sample in samples), len(samples))}
+
+
+# All
+
+
+def _apply(
+    annotations: Sequence[Referred],
+    lines: Sequence[Mapping[str, Any] | None],
+    field: str,
+    rule: Callable[[str, Referred, BoxFormat], dict[str, Any]],
+    box_format: BoxFormat = "original",
+) -> dict[str, Any]:
+    samples = []
+    for record, line in zip(annotations, lines, strict=True):
+        text = reply_text((line or {}).get(field))
+        sample = rule(text, record, box_format)
+        if line is None:
+            sample.update({name: type(value)() for name, value in sample.items() if name in _FIGURES})
+        samples.append({"id": record.id, **sample})
+    return {"per_sample": samples}
+
+
+def _accuracy(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    right = sum(sample["score"] for sample in samples)
+    return {
+        "accuracy": share(right, len(samples)),
+        "n_malformed": sum(sample["parsed"] is None for sample in samples),
+    }
+
+
+def _referred(line: Any, where: str, number: int) -> Referred:
+    sentence = next(
+        (str(line[name]) for name in ("sents", "sent", "sentence", "text", "question") if name in line), ""
+    )
+    own = next((str(line[name]) for name in ("id", "question_id", "img_id") if name in line), str(number - 1))
+    picture = str(line.get("image", ""))
+    key = own
+    if "img_id" in line:
+        parts = str(line["img_id"]).split("_")
+        name = parts[-2] if len(parts) > 1 else parts[0]
+        picture = picture or f"{name}.jpg"
+        key = str(line.get("id", f"{name}-{sentence}"))
+    size = _size(line)
+    if "ans" in line:
+        xywh, fractions = None, _four(line["ans"], where)
+    else:
+        xywh, fractions = _four(take(line, "bbox", where), where), None
+        if size is None:
+            raise ValueError(f"{where}: a box in pixels needs the picture's height and width")
+    return Referred(key, (own, str(number - 1)), sentence, picture, xywh, size, fractions)
+
+
+def _size(line: Mapping[str, Any]) -> tuple[float, float] | None:
+    width = line.get("width", line.get("image_width"))
+    height = line.get("height", line.get("image_height"))
+    return (float(width), float(height)) if width and height else None
+
+
+def _four(value: Any, where: str) -> Box:
+    if isinstance(value, str):
+        value = parse_lmms_eval(value)
+    try:
+        x1, y1, x2, y2 = map(float, value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: the box is {value!r}, expected four numbers") from error
+    return x1, y1, x2, y2
+
+
+def _with_form(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "ans" in line or "pred_text" in line:
+        return line
+    text = reply_text(next((line[name] for name in ("text", "prediction", "response") if name in line), None))
+    return {**line, "pred_text" if is_in_brackets(text) else "ans": text}
+
+
+_PROMPTS = {
+    "llava": "Please provide the bounding box coordinate of the region this sentence describes: {}",
+    "xtuner": "[refer] give me the location of {}\n" + IMAGE_PLACEHOLDER,
+}
+_SPLITS = {
+    "refcoco": ("val", "testA", "testB"),
+    "refcoco+": ("val", "testA", "testB"),
+    "refcocog": ("val", "test"),
+}
+
+
+def _release(name: str, split: str) -> Release:
+    file = f"refcoco/{name}_{split}.json"
+    get = (
+        f"a JSON list with img_id, sents, bbox [x, y, w, h], height, width as {file} (or a LLaVA-style jsonl), made "
+        "of the REFER annotations (https://github.com/lichengunc/refer; RefCOCOg: the umd split); COCO train2014 "
+        f"pictures ({COCO}train2014.zip) to coco/train2014"
+    )
+    return Release(
+        (file,), "coco/train2014", get, None, f"not in the paper; lmms-lab's {name} is another split of the same name"
+    )
+
+
+@BENCHMARKS.register
+class RefCOCO(Benchmark):
+    """RefCOCO, RefCOCO+ or RefCOCOg from XTuner's JSON or a LLaVA-style jsonl.
+
+    MG-LLaVA's authors have no such evaluation, so that prompt, frame and rule are ours to choose: the prompt of the
+    LLaVA-1.5 mixture that the model is trained on, fractions of the original picture, and an overlap of at least 0.5.
+
+    Args:
+        box_format: Whether the model's fractions are of the ``original`` or of the ``padded`` picture.
+        **arguments: As of ``Benchmark``. Prompt ``llava`` asks for ``[x1, y1, x2, y2]``; ``xtuner``, with the picture
+            behind the sentence, for ``{<x1><y1><x2><y2>}``.
+    """
+
+    scorer = "refcoco"
+    form = 'JSON list or jsonl; lines {"id", "ans"} or {"id", "pred_text"}'
+    load = staticmethod(load_refcoco)
+    rate = staticmethod(score_refcoco)
+    releases: ClassVar[Mapping[str, Release]] = {
+        f"{name}_{split.lower()}": _release(name, split) for name, splits in _SPLITS.items() for split in splits
+    }
+    prompts = tuple(_PROMPTS)
+    id_field = "id"
+
+    def __init__(self, *args: Any, box_format: BoxFormat = "original", **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self.box_format = box_format
+        self.text_field = "ans" if self.prompt == "xtuner" else "pred_text"  # type: ignore[misc]
+        self.headline = ("xtuner" if self.prompt == "xtuner" else "lmms_eval", "accuracy")  # type: ignore[misc]
+
+    def questions(self) -> Sequence[Question]:
+        """All sentences."""
+        return [self._question(record) for record in load_refcoco(self.data)]
+
+    def score(self, predictions: Sequence[Mapping[str, Any]], **options: Any) -> ScoreResult:
+        """As of ``Benchmark``, with the class's ``box_format``."""
+        return super().score([dict(line) for line in predictions], **{"box_format": self.box_format, **options})
+
+    def _question(self, record: Referred) -> Question:
+        opener = file_opener(self._path(record.picture), f"sentence {record.id!r}")
+        text = _PROMPTS[self.prompt].format(record.sentence)
+        return Question(record.id, text, opener, record.picture, record.picture)
+
+    def _path(self, picture: str) -> Path:
+        """The picture's file: COCO names its pictures with and without ``COCO_train2014_``."""
+        names = (picture, f"COCO_train2014_{picture}", picture.removeprefix("COCO_train2014_"))
+        files = [self.picture_file(name) for name in names]
+        return next((file for file in files if file.is_file()), files[0])

@@ -1,0 +1,246 @@
+"""Questions about short videos, MSVD-QA and MSRVTT-QA: a judge's verdicts by the protocol of Video-ChatGPT."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
+from mg_llava.evaluation.judging.replies import (
+    REPLY_FIELDS,
+    JudgedQuestion,
+    count_warning,
+    find_judge_reply,
+    judge_names,
+    needs_judge,
+)
+from mg_llava.evaluation.release import JUDGED, Release
+from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
+
+_MISSING = object()
+
+
+def load_video_qa(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+    """Questions of ``test_q.json`` with the answers at the same places of ``test_a.json``."""
+    question_path, answer_files = _find(paths)
+    questions = read_json(question_path)
+    answers = read_json(answer_files[0]) if answer_files else [{} for _ in questions]
+    if len(answers) != len(questions):
+        raise ValueError(
+            f"{answer_files[0]} has {len(answers)} answers for {len(questions)} questions of {question_path}; they "
+            "belong together by position, so both files must be whole"
+        )
+    loaded = []
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
+        where = f"{question_path}: entry {number}"
+        loaded.append(
+            JudgedQuestion(
+                take(question, "question_id", where),
+                str(take(question, "question", where)),
+                str(answer.get("answer", "")),
+                image=str(question.get("video_name", "")),
+            )
+        )
+    check_unique((question.id for question in loaded), question_path)
+    return loaded
+
+
+def score_video_qa(
+    annotations: Sequence[JudgedQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
+) -> ScoreResult:
+    """Accuracy (yes of yes and no) and mean score 0 to 5 of the Video-ChatGPT protocol, over what has been judged.
+
+    Args:
+        annotations: Questions.
+        predictions: The judge's combined file (``{id: [verdict, ...]}``), or lines with the judge's reply.
+        options: Ignored.
+    """
+    joined = join_predictions(
+        [question.id for question in annotations],
+        predictions,
+        ("id", "question_id"),
+        (*REPLY_FIELDS, "score", "pred", "prediction", "text"),
+    )
+    verdicts = [_verdict(line) for line in joined.lines]
+    judged = sum(verdict is not _MISSING for verdict in verdicts)
+    if not judged:
+        return make_result(joined, {}, [needs_judge("msvd_qa or msrvtt_qa")])
+    samples = []
+    counts = {"yes": 0, "no": 0}
+    for question, verdict in zip(annotations, verdicts, strict=True):
+        score, answer = _read_verdict(verdict)
+        if answer:
+            counts[answer] += 1
+        samples.append(
+            {"id": question.id, "score": float(answer == "yes"), "judge_score": score, "parsed": answer or ""}
+        )
+    metrics: dict[str, Any] = {
+        "score": sum(sample["judge_score"] for sample in samples) / judged,
+        "accuracy_over_all": share(counts["yes"], joined.n),
+        "n_judged": judged,
+        **counts,
+    }
+    warnings = count_warning((v is _MISSING for v in verdicts), "questions have no readable verdict and are left out")
+    if sum(counts.values()):
+        metrics = {"accuracy": counts["yes"] / sum(counts.values()), **metrics}
+    else:
+        warnings.append("no verdict is yes or no: there is no accuracy")
+    rules = {"official": {"metrics": metrics, "per_sample": samples}}
+    return make_result(joined, rules, warnings, judge=judge_names(joined.lines))
+
+
+def _find(paths: Sequence[str | Path]) -> tuple[Path, list[Path]]:
+    """The question file and, in a list, the answer file: by their names, else by the order they are given in."""
+    questions = find_files(paths, "*_q.json", "*_q_*.json", "*question*.json")
+    answers = find_files(paths, "*_a.json", "*_a_*.json", "*answer*.json")
+    if not questions and not answers and all(Path(path).is_file() for path in paths):
+        return Path(paths[0]), [Path(path) for path in paths[1:2]]
+    return find_file(paths, "question file", "*_q.json", "*_q_*.json", "*question*.json"), answers
+
+
+def parse_verdict(reply: str) -> Any:
+    """The Python literal that a judge replied with; raises ``ValueError`` where the script would ask again."""
+    try:
+        return ast.literal_eval(reply)
+    except (SyntaxError, MemoryError, RecursionError, TypeError) as error:
+        raise ValueError(f"not a Python literal: {reply!r}") from error
+
+
+def _verdict(line: Mapping[str, Any] | None) -> Any:
+    if line is None:
+        return _MISSING
+    reply = find_judge_reply(line)
+    if reply is None and isinstance(line.get("prediction"), list) and line["prediction"]:
+        reply = line["prediction"][0]  # a value of the official combined file: [verdict, question and answer]
+    if reply is None and "score" in line and "pred" in line:
+        reply = {"pred": line["pred"], "score": line["score"]}
+    if reply is None:
+        return _MISSING
+    if not isinstance(reply, str):
+        return reply
+    try:
+        return parse_verdict(reply)
+    except ValueError:
+        return _MISSING
+
+
+def _read_verdict(verdict: Any) -> tuple[int, str | None]:
+    """Score and answer as the script reads them: the answer is read only where there is a whole score."""
+    if not isinstance(verdict, Mapping):
+        return 0, None
+    try:
+        score = int(verdict["score"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 0, None
+    answer = verdict.get("pred")
+    if not isinstance(answer, str):
+        return score, None
+    lowered = answer.lower()
+    return score, "yes" if "yes" in lowered else "no" if "no" in lowered else None
+
+
+_SYSTEM = (
+    "You decide whether an answer to a question about a video means the same as the true answer. Other words with the "
+    "same meaning are right."
+)
+
+
+def _ask(question: JudgedQuestion, text: str) -> Messages:
+    content = (
+        f"Question: {question.text}\nTrue answer: {question.answer}\nGiven answer: {text}\n\n"
+        "Reply with a Python dictionary and nothing else. Its key 'pred' has the string 'yes' if the given answer is "
+        "right, else 'no'; its key 'score' has an integer from 0 (no relation) to 5 (the same meaning). "
+        "Example: {'pred': 'yes', 'score': 4}"
+    )
+    return from_user(content, system=_SYSTEM)
+
+
+def _accepts(reply: str) -> bool:
+    try:
+        verdict = parse_verdict(reply)
+    except ValueError:
+        return False
+    return isinstance(verdict, dict) and {"pred", "score"} <= set(verdict)
+
+
+class _VideoQA(Benchmark):
+    """Questions of ``test_q.json`` and ``test_a.json`` about videos in ``image_folder``, without any suffix.
+
+    The videos' frames come first, then the question. ``tools/judge.py`` adds the judge's replies.
+
+    Args:
+        frames: Number of frames, sampled uniformly from the first to the last.
+        **arguments: As of ``Benchmark``.
+    """
+
+    form = "test_q.json and test_a.json; JSON list with judge replies"
+    load = staticmethod(load_video_qa)
+    rate = staticmethod(score_video_qa)
+    judge = JudgeProtocol("video_qa-1", load_video_qa, _ask, _accepts, id_fields=("id", "question_id"))
+    id_field = "id"
+    text_field = "pred"
+    headline = ("official", "accuracy")
+
+    def __init__(self, *args: Any, frames: int = 8, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self.frames = frames
+
+    def questions(self) -> Sequence[Question]:
+        """All questions; names of videos may come without their ending."""
+        from mg_llava.data.pictures.video import VIDEO_SUFFIXES
+
+        folder = self.picture_file("", "videos")
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        endings = {file.stem: file.name for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
+        found = load_video_qa(self.data)
+        names = [
+            name if Path(name).suffix.lower() in VIDEO_SUFFIXES else endings.get(name, name)
+            for name in (question.image for question in found)
+        ]
+        return [self._question(question, folder, name) for question, name in zip(found, names, strict=True)]
+
+    def _question(self, question: JudgedQuestion, folder: Path, name: str) -> Question:
+        return Question(
+            question.id,
+            question.text,
+            partial(_read_frames, folder / name, self.frames, f"question {question.id}"),
+            name,
+            question.image,
+            {"question": question.text, "answer": question.answer},
+            frames=self.frames,
+        )
+
+
+def _read_frames(path: Path, frames: int, owner: str) -> Any:
+    from mg_llava.data.pictures.video import read_frames
+
+    return read_frames(path, frames, owner)
+
+
+def _release(name: str, column: str) -> Mapping[str, Release]:
+    get = (
+        "test_q.json and test_a.json of the Video-LLaVA release (https://github.com/PKU-YuanGroup/Video-LLaVA, "
+        f"zero-shot QA), and the videos to {name}/videos; needs the extra 'video'"
+    )
+    return {name: Release((f"{name}/test_q.json", f"{name}/test_a.json"), f"{name}/videos", get, column, JUDGED)}
+
+
+@BENCHMARKS.register
+class MSVDQA(_VideoQA):
+    """MSVD-QA."""
+
+    scorer = "msvd_qa"
+    releases = _release("msvd_qa", "MSVD-QA")
+
+
+@BENCHMARKS.register
+class MSRVTTQA(_VideoQA):
+    """MSRVTT-QA."""
+
+    scorer = "msrvtt_qa"
+    releases = _release("msrvtt_qa", "MSRVTT-QA")

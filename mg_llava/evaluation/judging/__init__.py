@@ -1,0 +1,1 @@
+"""Judges that grade replies: what they are asked, the endpoint, the run."""

@@ -1,0 +1,70 @@
+"""What the judged benchmarks share: their questions, and where a prediction line has the judge's reply and name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mg_llava.evaluation.asking import file_opener
+from mg_llava.evaluation.benchmark import Question
+
+REPLY_FIELDS = ("judge", "judge_reply", "content", "review")
+"""Keys of a prediction line that may hold the judge's reply."""
+_NAME_FIELDS = ("judge_name", "judge_model", "model")
+
+
+@dataclass(frozen=True)
+class JudgedQuestion:
+    """A question whose reply a judge grades.
+
+    Attributes:
+        id: As the data file has it.
+        text: The question.
+        answer: The true answer, or that of the reference.
+        groups: Capabilities or category.
+        image: File name of the picture, or name of the video.
+        context: Description of the picture that the judge gets.
+        instruction: What the judge is told to do, where the benchmark's files say it.
+        role: What the judge is to call the answers' authors.
+    """
+
+    id: Any
+    text: str = ""
+    answer: str = ""
+    groups: tuple[str, ...] = ()
+    image: str = ""
+    context: str = ""
+    instruction: str = ""
+    role: str = "Assistant"
+
+    def ask(self, picture: Path) -> Question:
+        """The question to the model, about a picture file."""
+        opener = file_opener(picture, f"question {self.id}")
+        return Question(self.id, self.text, opener, self.image, self.id, {"prompt": self.text})
+
+
+def find_judge_reply(line: Mapping[str, Any] | None) -> Any:
+    """The judge's reply on a prediction line: a text, a verdict, or a list of one for each run; None without one."""
+    return None if line is None else next((line[name] for name in REPLY_FIELDS if line.get(name) is not None), None)
+
+
+def judge_names(lines: Iterable[Mapping[str, Any] | None]) -> str:
+    """Names of the judges that the lines come from."""
+    names: set[str] = set()
+    for line in lines:
+        value = next((line[name] for name in _NAME_FIELDS if line.get(name)), None) if line else None
+        names.update(map(str, value if isinstance(value, list) else [value] if value else []))
+    return ", ".join(sorted(names)) or "unknown"
+
+
+def needs_judge(name: str) -> str:
+    """The warning where no line has a judge's reply."""
+    return f"no prediction has a judge's reply: run `tools/judge.py {name}` on them and score what it writes"
+
+
+def count_warning(flags: Iterable[bool], text: str) -> list[str]:
+    """A warning with the number of true flags; none where there are none."""
+    count = sum(flags)
+    return [f"{count} {text}"] if count else []

@@ -1,0 +1,1 @@
+"""Rules of scoring that several families share: joining, reading files, comparing answers."""

@@ -1,0 +1,220 @@
+"""Tables of multiple-choice questions: reading them; means over circular copies, categories, splits and sources."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mg_llava.data.records.tables import Row, cell_or_none, id_key, plain_id, read_table, require_columns, unique_rows
+from mg_llava.evaluation.scoring.choices import LETTERS
+from mg_llava.evaluation.scoring.joining import share
+
+CIRCULAR_STEP = 1_000_000
+"""Circular copies of a row have its index and multiples of this."""
+Metrics = dict[str, float]
+Scores = Mapping[str, float]
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
+_CV_BENCH = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row of a table.
+
+    Attributes:
+        id: The index, a number where it is written as one.
+        base: Key of the question that the row is a rotation of; its own for a base row.
+        answer: Letter of the right option; None where the table does not tell.
+        options: Text of each option by letter.
+        row: All cells.
+    """
+
+    id: int | str
+    base: str
+    answer: str | None
+    options: Mapping[str, str]
+    row: Row
+
+    @property
+    def key(self) -> str:
+        """What the row is joined by."""
+        return id_key(self.id)
+
+    def cell(self, column: str) -> str | None:
+        """A cell; None if it is empty or there is no such column."""
+        return cell_or_none(self.row, column)
+
+
+@dataclass(frozen=True)
+class ChoiceTable:
+    """A table.
+
+    Attributes:
+        path: Its file.
+        rows: Its rows.
+        open_questions: Whether rows without options are open questions, as in MMMU.
+        warnings: What is wrong with it.
+    """
+
+    path: Path
+    rows: Sequence[Choice]
+    open_questions: bool = False
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def groups(self) -> dict[str, list[Choice]]:
+        """Base rows, first, with their rotations, by key of the base row."""
+        groups = {row.key: [row] for row in self.rows if row.base == row.key}
+        for row in self.rows:
+            if row.base != row.key and row.base in groups:
+                groups[row.base].append(row)
+        return groups
+
+    @property
+    def circular(self) -> bool:
+        """Whether there are rotations."""
+        return any(row.base != row.key for row in self.rows)
+
+
+def load_table(paths: Sequence[Path], open_questions: bool = False) -> ChoiceTable:
+    """Read a table.
+
+    Args:
+        paths: Its file alone.
+        open_questions: Whether rows without options are open questions.
+
+    Raises:
+        ValueError: If there is more than one path, or the table is malformed; the message names file and row.
+    """
+    if len(paths) != 1:
+        raise ValueError(f"multiple choice takes one table, got {len(paths)}: {', '.join(map(str, paths))}")
+    path = paths[0]
+    rows, warnings = unique_rows(path, require_columns(path, read_table(path), ("index", "question", "A", "B")))
+    letters = [letter for letter in LETTERS if letter in rows[0]]
+    texts = {letter: _as_read_by_pandas([cell_or_none(row, letter) for row in rows]) for letter in letters}
+    choices = []
+    for number, row in enumerate(rows):
+        options = {letter: text for letter in letters if (text := texts[letter][number]) is not None}
+        index = plain_id(row["index"])
+        base = index % CIRCULAR_STEP if isinstance(index, int) else index
+        choices.append(Choice(index, id_key(base), _answer(row), options, row))
+    table = ChoiceTable(path, choices, open_questions, warnings)
+    orphans = len(choices) - sum(map(len, table.groups.values()))
+    if orphans:
+        warnings.append(f"{path}: {orphans} circular rows have no base row and are not scored")
+    return table
+
+
+def _answer(row: Row) -> str | None:
+    """The answer; ``(C)``, as CV-Bench has it, is C."""
+    answer = cell_or_none(row, "answer")
+    bracketed = re.fullmatch(r"\s*\(([A-Z])\)\s*", answer or "")
+    return bracketed.group(1) if bracketed else answer
+
+
+def _as_read_by_pandas(cells: Sequence[str | None]) -> list[str | None]:
+    """Text of a column after VLMEvalKit's way through a data frame: numbers if all are, floats if one is missing."""
+    given = [cell for cell in cells if cell is not None]
+    if not given or not all(_NUMBER.fullmatch(cell) for cell in given):
+        return list(cells)
+    whole = len(given) == len(cells) and all(_WHOLE_NUMBER.fullmatch(cell) for cell in given)
+    return [None if cell is None else str(int(cell) if whole else float(cell)) for cell in cells]
+
+
+def choice_metrics(
+    table: ChoiceTable, strict: Scores, vanilla: Scores, short_names: Mapping[str, str], title: str
+) -> Metrics:
+    """Means over all questions and by group.
+
+    Args:
+        table: The table.
+        strict: By base row, 1 where all rotations are right.
+        vanilla: By base row, 1 where the row itself is right.
+        short_names: Second names of categories.
+        title: Name of the mean over a split.
+    """
+    base = [group[0] for group in table.groups.values()]
+    metrics: Metrics = {"accuracy": mean(strict.values()), "vanilla": mean(vanilla.values())}
+    if table.circular:
+        metrics["circular"] = metrics["accuracy"]
+    metrics |= _by_group(base, strict, short_names)
+    if table.circular:
+        metrics |= {f"vanilla/{name}": value for name, value in _by_group(base, vanilla, {}).items()}
+    splits = sorted({row.cell("split") for row in base} - {None}, key=str)
+    for split in splits if len(splits) > 1 else ():
+        part = [row for row in base if row.cell("split") == split]
+        metrics[f"{split}/{title}"] = mean(strict[row.key] for row in part)
+        metrics |= {f"{split}/{name}": value for name, value in _by_group(part, strict, short_names).items()}
+    return metrics | _cycles(base, strict) | _sources(base, strict)
+
+
+def _by_group(rows: Sequence[Choice], scores: Scores, short_names: Mapping[str, str]) -> Metrics:
+    """Means by l2-category and by category; the latter wins where names meet, as in the scripts."""
+    metrics: Metrics = {}
+    for column in ("l2-category", "category"):
+        groups: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            name = row.cell(column)
+            if name is not None:
+                groups[name].append(scores[row.key])
+        for name in sorted(groups):
+            if name in metrics:
+                metrics[f"l2-category/{name}"] = metrics[name]
+            metrics[name] = mean(groups[name])
+            if name in short_names:
+                metrics[short_names[name]] = metrics[name]
+    return metrics
+
+
+def _cycles(rows: Sequence[Choice], scores: Scores) -> Metrics:
+    """HR-Bench: accuracy in each cycle, and of questions that are right in all of them."""
+    cycles: dict[str, list[Choice]] = defaultdict(list)
+    questions: dict[Any, list[float]] = defaultdict(list)
+    for row in rows:
+        cycle = row.cell("cycle_category")
+        if cycle is not None:
+            cycles[cycle].append(row)
+            same = (row.cell("question"), frozenset(row.options.values()), row.row.fingerprint, row.cell("image_path"))
+            questions[same].append(scores[row.key])
+    metrics: Metrics = {}
+    for cycle, part in cycles.items():
+        metrics[f"{cycle}/all"] = mean(scores[row.key] for row in part)
+        metrics |= {f"{cycle}/{name}": value for name, value in _by_group(part, scores, {}).items()}
+    for name in dict.fromkeys(key.split("/", 1)[1] for key in metrics):
+        values = [value for key, value in metrics.items() if key.split("/", 1)[1] == name]
+        metrics[f"Average/{name}"] = sum(values) / len(cycles)
+    if questions:
+        metrics["circular"] = mean(min(values) for values in questions.values())
+    return metrics
+
+
+def _sources(rows: Sequence[Choice], scores: Scores) -> Metrics:
+    """CV-Bench: 2D is the mean of its sources, the whole the mean of 2D and 3D."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        source = row.cell("source")
+        if source is not None:
+            groups[source].append(scores[row.key])
+    known = {source for sources in _CV_BENCH.values() for source in sources}
+    if not groups or not set(groups) <= known:
+        return {}
+    metrics = {f"source/{name}": mean(values) for name, values in groups.items()}
+    for part, sources in _CV_BENCH.items():
+        present = [metrics[f"source/{name}"] for name in sources if name in groups]
+        if present:
+            metrics[part] = mean(present)
+    if "2D" in metrics and "3D" in metrics:
+        metrics["CV-Bench"] = (metrics["2D"] + metrics["3D"]) / 2
+    return metrics
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean; 0 of nothing."""
+    numbers = list(values)
+    return share(sum(numbers), len(numbers))

@@ -1,0 +1,169 @@
+"""Joining predictions with annotations by id, with the counts of what did not meet; the layout of a result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mg_llava.data.records.tables import id_key
+
+ScoreResult = dict[str, Any]
+
+_SHOWN = 5
+_NAME = "joined on"
+"""Key of the number that lines of a repeated id are joined by."""
+
+
+@dataclass
+class Joined:
+    """Predictions in the order of the annotations.
+
+    Attributes:
+        texts: Reply to each question, unchanged; ``""`` where it is missing, null or NaN.
+        lines: Prediction line of each question; None where there is none.
+        n_missing: Questions without a prediction line.
+        n_unknown: Prediction lines whose id is no question's.
+        n_duplicates: Prediction lines that a later line of the same id replaced.
+        warnings: The same in words, with the first few ids.
+    """
+
+    texts: list[str]
+    lines: list[Mapping[str, Any] | None]
+    n_missing: int = 0
+    n_unknown: int = 0
+    n_duplicates: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        """Number of questions."""
+        return len(self.texts)
+
+
+def reply_text(value: Any) -> str:
+    """A reply as text: null and NaN (as spreadsheets have an empty one) are empty, other values are written out."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    return value if isinstance(value, str) else str(value)
+
+
+def join_predictions(
+    ids: Sequence[Any],
+    predictions: Iterable[Mapping[str, Any]],
+    id_field: str | Sequence[str] = "index",
+    text_field: str | Sequence[str] = "prediction",
+    key: Callable[[Mapping[str, Any]], Any] | None = None,
+) -> Joined:
+    """Join prediction lines with questions by id; the last line of an id wins.
+
+    Args:
+        ids: Ids of the questions, unique as far as ``id_key`` goes.
+        predictions: Prediction lines.
+        id_field: Key of the id on a line; of several, the first that the line has.
+        text_field: Key of the reply on a line; of several, the first that the line has.
+        key: Id of a line, instead of ``id_field``; None for a line of no question.
+
+    Raises:
+        ValueError: If a line has none of the id fields or none of the reply fields.
+    """
+    id_fields = (id_field,) if isinstance(id_field, str) else tuple(id_field)
+    text_fields = (text_field,) if isinstance(text_field, str) else tuple(text_field)
+    found: dict[str, Mapping[str, Any]] = {}
+    known = {id_key(value) for value in ids}
+    unknown: list[str] = []
+    duplicates: list[str] = []
+    for number, line in enumerate(predictions, start=1):
+        value = key(line) if key is not None else line[_field(line, id_fields, "id", number)]
+        _field(line, text_fields, "reply", number)
+        name = id_key(value)
+        if value is None or name not in known:
+            unknown.append(name)
+            continue
+        if name in found:
+            duplicates.append(name)
+        found[name] = line
+    lines = [found.get(id_key(value)) for value in ids]
+    missing = [id_key(value) for value, line in zip(ids, lines, strict=True) if line is None]
+    texts = ["" if line is None else reply_text(line[_field(line, text_fields, "reply", 0)]) for line in lines]
+    warnings = [
+        *_warning(missing, f"of {len(lines)} questions have no prediction"),
+        *_warning(unknown, "predictions are of no question in the data and were left out"),
+        *_warning(duplicates, "predictions were replaced by a later one of the same id"),
+    ]
+    return Joined(texts, lines, len(missing), len(unknown), len(duplicates), warnings)
+
+
+def number_repeated(keys: Iterable[str]) -> list[str]:
+    """Unique names: the first of a key is the key, the next ones are ``key #2``, ``key #3``, ..."""
+    seen: Counter[str] = Counter()
+    names = []
+    for key in keys:
+        seen[key] += 1
+        names.append(key if seen[key] == 1 else f"{key} #{seen[key]}")
+    return names
+
+
+def join_repeated(
+    keys: Sequence[str],
+    predictions: Sequence[Mapping[str, Any]],
+    key: Callable[[Mapping[str, Any]], str],
+    text_field: str | Sequence[str],
+) -> Joined:
+    """Join as ``join_predictions`` does, where several questions may have one key.
+
+    Where a key has more lines than questions, the last lines count and the surplus is counted as duplicates.
+
+    Args:
+        keys: Keys of the questions.
+        predictions: Prediction lines.
+        key: Key of a line.
+        text_field: As in ``join_predictions``.
+    """
+    found = [key(line) for line in predictions]
+    surplus = Counter(found)
+    surplus.subtract(keys)
+    seen: Counter[str] = Counter()
+    lines = []
+    for line, name in zip(predictions, found, strict=True):
+        place = max(1, seen[name] + 1 - max(0, surplus[name]))
+        seen[name] += 1
+        lines.append({**line, _NAME: name if place == 1 else f"{name} #{place}"})
+    return join_predictions(number_repeated(keys), lines, _NAME, text_field)
+
+
+def make_result(
+    joined: Joined, rules: Mapping[str, Mapping[str, Any]], warnings: Sequence[str] = (), **extra: Any
+) -> ScoreResult:
+    """A result in the common layout; ``extra`` keys are added as they are."""
+    return {
+        "n": joined.n,
+        "n_missing": joined.n_missing,
+        "n_unknown": joined.n_unknown,
+        "n_duplicates": joined.n_duplicates,
+        "warnings": [*joined.warnings, *warnings],
+        **extra,
+        "rules": dict(rules),
+    }
+
+
+def share(right: float, count: float) -> float:
+    """``right / count``; 0 where there is nothing to count, which the caller warns of."""
+    return right / count if count else 0.0
+
+
+def _field(line: Mapping[str, Any], names: Sequence[str], what: str, number: int) -> str:
+    for name in names:
+        if name in line:
+            return name
+    raise ValueError(
+        f"prediction {number} has no {what}: expected {' or '.join(map(repr, names))}, found the keys {list(line)}"
+    )
+
+
+def _warning(ids: Sequence[str], text: str) -> list[str]:
+    if not ids:
+        return []
+    shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+    return [f"{len(ids)} {text} ({shown})"]

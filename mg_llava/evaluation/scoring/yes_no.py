@@ -1,0 +1,93 @@
+"""How the published scripts read yes or no out of a reply, and what they count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mg_llava.evaluation.scoring.answers import strip_punctuation
+from mg_llava.evaluation.scoring.joining import share
+
+UNKNOWN = "Unknown"
+_NEGATIONS = ("No", "not", "no")
+_PREFIX = 4
+
+
+def reference_yes_no(reply: str) -> str:
+    """MG-LLaVA's and VLMEvalKit's reading: ``Yes`` or ``No`` if one of the words occurs and the other does not.
+
+    Returns:
+        ``Yes``, ``No`` or ``Unknown``.
+    """
+    words = strip_punctuation(reply.lower()).split()
+    if ("yes" in words) == ("no" in words):
+        return UNKNOWN
+    return "Yes" if "yes" in words else "No"
+
+
+def pope_yes_no(reply: str) -> str:
+    """POPE's reading: ``no`` if the first sentence has the word No, no or not, else ``yes``, whatever it says.
+
+    Words are split at single spaces, so ``NO``, ``nope``, an empty reply and ``No`` before a line break are yes.
+    """
+    words = reply.split(".")[0].replace(",", "").split(" ")
+    return "no" if any(word in words for word in _NEGATIONS) else "yes"
+
+
+def mme_yes_no(reply: str) -> str:
+    """MME's reading: ``yes``, else ``no``, if it occurs in the first four characters in any case, else ``other``.
+
+    So ``Not sure`` and ``none`` are no, and ``The answer is yes.`` is other.
+    """
+    beginning = reply.lower()[:_PREFIX]
+    if "yes" in beginning:
+        return "yes"
+    return "no" if "no" in beginning else "other"
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of predictions of yes (positive) and no against labels."""
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+
+    @classmethod
+    def of(cls, predicted: Sequence[bool], labels: Sequence[bool]) -> Confusion:
+        """Count pairs; True is yes."""
+        pairs = list(zip(predicted, labels, strict=True))
+        return cls(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions."""
+        return share(self.tp + self.tn, self.tp + self.fp + self.tn + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of yes among the predictions of yes; 0 without any, where the scripts divide by zero."""
+        return share(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of the labels yes that were predicted; 0 without any."""
+        return share(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 0 if both are."""
+        return share(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def undefined(self) -> list[str]:
+        """Figures whose denominator is zero, on which the scripts fail."""
+        names = []
+        if not self.tp + self.fp:
+            names.append("precision")
+        if not self.tp + self.fn:
+            names.append("recall")
+        if not self.tp:
+            names.append("f1")
+        return names
