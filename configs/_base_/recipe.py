@@ -11,7 +11,8 @@ from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 from transformers import AutoTokenizer
 
-from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, PictureProcessor, collate
+from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, PictureProcessor
+from mg_llava.data.collate import collate  # the package's attribute of this name is the module
 from mg_llava.engine import (
     DataReportHook,
     FeatureCacheHook,
