@@ -99,9 +99,9 @@ def fill(arguments: Any, config: Any, sources: list[Any], folder: Path, processe
     from mg_llava.data.features.file import FeatureWriter
     from mg_llava.data.features.fill import Pictures, about_cache, add_reports, fill_feature_cache, list_jobs
     from mg_llava.models.vision import FeatureExtractor
-    from mg_llava.work.processes import local_device
+    from mg_llava.work.devices import pick_device
 
-    device = arguments.device or local_device()
+    device = pick_device(arguments.device or "auto")
     extractor = FeatureExtractor.build(config.model).to(device)
     dtype = extractor.dtype_name if arguments.dtype == "auto" else arguments.dtype
     about = about_cache(sources, dtype, extractor.sizes, extractor.describe())

@@ -64,12 +64,12 @@ class MGLLaVAModel(lmms):
     ) -> None:
         super().__init__()
         from mg_llava.detection.proposals import ConnectedComponentProposals
-        from mg_llava.work.processes import local_device
+        from mg_llava.work.devices import pick_device
 
         if boxes not in ("none", "proposals"):
             raise ValueError(f"boxes={boxes!r}; allowed: none, proposals")
         if predictor is None:
-            place = local_device() if device in (None, "auto", "cuda") else str(device)
+            place = str(pick_device("auto" if device in (None, "cuda") else str(device)))
             predictor = Predictor.from_config(config, checkpoint, place)
         self.predictor = predictor
         self.batch_size_per_gpu = int(batch_size) if str(batch_size).isdecimal() else 1

@@ -20,7 +20,8 @@ from mg_llava.evaluation.report import PAGE_FILE, format_table, make_entry, merg
 from mg_llava.evaluation.runner import RunResult, run_benchmark
 from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.inference import Predictor
-from mg_llava.work.processes import Processes, local_device
+from mg_llava.work.devices import pick_device
+from mg_llava.work.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Model:
         if not Path(config).is_file():
             raise FileNotFoundError(f"config {config} does not exist; give the .py file the model was trained with")
         parsed = Config.fromfile(str(config))
-        device = local_device() if device == "auto" else device
+        device = str(pick_device(device))
         predictor = Predictor.from_config(parsed, checkpoint, device, **settings)
         hashes: dict[str, Any] = {}
         if processes.is_main:  # reading a large checkpoint once more is enough

@@ -1,50 +1,65 @@
-"""Jobs over processes, with a progress bar; what all jobs need is handed over once."""
+"""Jobs over the processes of one machine; what all jobs need is handed over once."""
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-import torch
-from tqdm import tqdm
-
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+_AHEAD = 2
+"""Jobs that wait or are done for each worker; results of more would pile up where their taker is slow."""
+_LOOK = 1.0
+"""Seconds between two looks of a worker at its parent."""
 
 _shared: Any = None
 
 
 def run_jobs(
-    function: Callable[[Any, Job], Result],
-    jobs: Sequence[Job],
-    sizes: Sequence[int],
-    shared: Any,
-    workers: int,
-    title: str,
-    show_progress: bool = True,
+    function: Callable[[Any, Job], Result], jobs: Iterable[Job], shared: Any, workers: int
 ) -> Iterator[Result]:
     """Call ``function(shared, job)`` for every job; results in the order of the jobs.
 
     Args:
         function: A function of a module.
-        jobs: Its second arguments.
-        sizes: Number of items of each job, for the progress bar.
+        jobs: Its second arguments; the next ones are asked for as workers become free.
         shared: Its first argument. Where processes are forked, it is not copied.
-        workers: Number of processes; 1 for this one alone.
-        title: Of the progress bar.
-        show_progress: Whether there is one, on stderr.
+        workers: Number of processes; 1 or 0 for this one alone. Without ``torchrun`` each is the local rank of its
+            own number, so that ``pick_device`` gives each its GPU.
 
     Raises:
         RuntimeError: A process was killed.
     """
-    with tqdm(total=sum(sizes), desc=title, unit="", unit_scale=True, disable=not show_progress) as bar:
-        results = _in_pool(function, jobs, shared, workers) if workers > 1 else _here(function, jobs, shared)
-        for size, result in zip(sizes, results, strict=True):
-            yield result
-            bar.update(size)
+    if workers <= 1:
+        for job in jobs:
+            yield function(shared, job)
+        return
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    context = multiprocessing.get_context(method)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (shared, context.Value("i", 0), os.getpid()))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(_call, function, job))
+            if len(waiting) > _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process was killed, perhaps for its memory; run again with fewer workers, and it goes on from "
+            "what is done"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def split(count: int, size: int) -> list[tuple[int, int]]:
@@ -57,35 +72,26 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _here(function: Callable[[Any, Job], Result], jobs: Sequence[Job], shared: Any) -> Iterator[Result]:
-    for job in jobs:
-        yield function(shared, job)
-
-
-def _in_pool(
-    function: Callable[[Any, Job], Result], jobs: Sequence[Job], shared: Any, workers: int
-) -> Iterator[Result]:
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(min(workers, max(1, len(jobs))), context, _start_worker, (shared,))
-    try:
-        yield from pool.map(_call, [function] * len(jobs), jobs)
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process was killed, perhaps for its memory; run again with --workers 1 and it goes on from here"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(shared: Any) -> None:
+def _start_worker(shared: Any, started: Any, parent: int) -> None:
     global _shared
     _shared = shared
+    with started.get_lock():
+        os.environ.setdefault("LOCAL_RANK", str(started.value))
+        started.value += 1
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     # Ctrl-C is for the process that collects the results.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Threads of a forked process would wait for those that its parent had, in torch and in the tokenizers.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _leave_with(parent: int) -> None:
+    """End this worker when its parent is gone, whoever killed it."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
 
 
 def _call(function: Callable[[Any, Job], Result], job: Job) -> Result:

@@ -1,18 +1,19 @@
-"""Several processes that share one evaluation, started by ``torchrun``; they meet over gloo, on CPU and GPU alike."""
+"""Several processes of one run, started by ``torchrun`` or ``srun``; they meet over gloo, on CPU and GPU alike."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
-
-import torch
-import torch.distributed as dist
+from pathlib import Path
+from typing import Any, TypeVar
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: as long as the slowest share of a large benchmark takes."""
 
+Value = TypeVar("Value")
+
 
 class Processes:
-    """The processes of a run; one where ``torchrun`` was not used.
+    """The processes of a run; one where no launcher was used.
 
     Attributes:
         rank: Number of this process.
@@ -23,13 +24,43 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self._group: Any = None
-        if self.size > 1:
-            if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=PATIENCE)
-            # a group of our own: the one that exists may be for a GPU, and less patient
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        elif dist.is_initialized():
-            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        if self.size == 1:
+            dist = _distributed_if_used()
+            if dist is not None:
+                self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            return
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=PATIENCE)
+        # a group of our own: the one that exists may be for a GPU, and less patient
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    @classmethod
+    def of_slurm(cls, folder: str | Path) -> "Processes":
+        """The tasks of a job step that ``srun`` started.
+
+        Args:
+            folder: Seen by all of them; they find each other through a file there.
+
+        Raises:
+            ValueError: ``srun`` did not start this process.
+        """
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID")
+        absent = [name for name in names if name not in os.environ]
+        if absent:
+            raise ValueError(f"{', '.join(absent)} are not set; start the tasks with srun, or use another engine")
+        rank, size, job = (os.environ[name] for name in names)
+        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        os.environ.update(RANK=rank, WORLD_SIZE=size)
+        if int(size) > 1:
+            import torch.distributed as dist
+
+            attempt = [job, *(os.environ.get(name, "0") for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT"))]
+            place = Path(folder).resolve() / f"meeting-{'-'.join(attempt)}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            dist.init_process_group("gloo", f"file://{place}", PATIENCE, int(size), int(rank))
+        return cls()
 
     @property
     def is_main(self) -> bool:
@@ -40,13 +71,38 @@ class Processes:
         """What each process gives, in the order of the processes; also waits for all of them."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def on_main(self, work: Callable[[], Value]) -> Value:
+        """Do something in the main process alone; all processes get its result, or its error."""
+        return self.together(work if self.is_main else None)[0]
 
-def local_device() -> str:
-    """The device of this process: its own GPU where there are any, else the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    def together(self, work: Callable[[], Value] | None) -> list[Any]:
+        """Do something in all processes and wait for all; each gives None where it has nothing to do.
+
+        Raises:
+            Exception: The first one of any process, in all of them, so that none waits for one that gave up.
+        """
+        error: Exception | None = None
+        value = None
+        try:
+            value = None if work is None else work()
+        except Exception as found:
+            error = found
+        results = self.gather((value, error))
+        failed = next((found for _, found in results if found is not None), None)
+        if failed is not None:
+            raise failed
+        return [result for result, _ in results]
+
+
+def _distributed_if_used() -> Any:
+    """``torch.distributed`` where a process group exists; torch is not imported for the question."""
+    import sys
+
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None

@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.config import ConfigError, find_dataset
 from mg_llava.inspection.doctor.boxes import LinkCheck, check_links
@@ -84,9 +86,14 @@ def check_dataset(dataset: Mapping[str, Any], options: Options, positions: int |
     )
 
 
-def _run(function: Any, jobs: Sequence[Any], sizes: Sequence[int], shared: Any, title: str, options: Options) -> Any:
+def _run(
+    function: Any, jobs: Sequence[Any], sizes: Sequence[int], shared: Any, title: str, options: Options
+) -> Iterator[Any]:
     workers = options.workers or available_cores()
-    return run_jobs(function, jobs, sizes, shared, workers, title, options.show_progress)
+    with tqdm(total=sum(sizes), desc=title, unit="", unit_scale=True, disable=not options.show_progress) as bar:
+        for size, result in zip(sizes, run_jobs(function, jobs, shared, min(workers, len(jobs))), strict=True):
+            yield result
+            bar.update(size)
 
 
 def _check_texts(sources: Sequence[Source], gathered: Sequence[Gathered], options: Options) -> None:

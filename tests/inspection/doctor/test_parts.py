@@ -23,7 +23,6 @@ from mg_llava.inspection.doctor.sources import Source
 from mg_llava.inspection.doctor.texts import check_template, check_texts, decode, length_summary
 from mg_llava.inspection.doctor.verdicts import judge_source
 from mg_llava.registry import TRANSFORMS
-from mg_llava.work.pool import run_jobs
 from tests.data.broken import write_clean
 from tests.data.conftest import turns_of
 
@@ -248,18 +247,3 @@ def test_evaluation_pictures_of_every_source(tmp_path):
         list_eval_pictures(tmp_path / "none")
     with pytest.raises(ValueError, match="unknown kind"):
         list_eval_pictures(tmp_path / "images" / "notes.txt")
-
-
-def kill_self(shared, job):
-    import os
-    import signal
-
-    if job == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return shared + job
-
-
-def test_jobs_keep_their_order_and_a_killed_worker_is_named():
-    assert list(run_jobs(divmod, [3, 5], [1, 1], 17, 2, "jobs", False)) == [divmod(17, 3), divmod(17, 5)]
-    with pytest.raises(RuntimeError, match="a worker process was killed"):
-        list(run_jobs(kill_self, [0, 1, 2, 3], [1] * 4, 1, 2, "jobs", False))

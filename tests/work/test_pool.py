@@ -1,0 +1,114 @@
+"""Jobs over processes: order, laziness, kills."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mg_llava.work.pool import available_cores, run_jobs, split
+
+
+def add(shared, job):
+    return shared + job
+
+
+def rank_of(_, job):
+    time.sleep(0.05)
+    return os.environ["LOCAL_RANK"]
+
+
+def die(_, job):
+    if job == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def fail(_, job):
+    raise ValueError(f"job {job}")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_in_the_order_of_the_jobs(workers):
+    assert list(run_jobs(add, range(50), 100, workers)) == list(range(100, 150))
+    assert list(run_jobs(add, [], 100, workers)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_are_asked_for_as_they_are_done(workers):
+    asked = []
+
+    def jobs():
+        for number in range(1000):
+            asked.append(number)
+            yield number
+
+    results = run_jobs(add, jobs(), 0, workers)
+    assert not asked
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(asked) <= 5 + 2 * workers
+    results.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_come_back(workers):
+    with pytest.raises(ValueError, match="job 0"):
+        list(run_jobs(fail, range(5), None, workers))
+
+
+def test_a_killed_worker_is_said():
+    with pytest.raises(RuntimeError, match="a worker process was killed"):
+        list(run_jobs(die, range(10), None, 2))
+
+
+def test_each_worker_is_a_local_rank_of_its_own(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert set(run_jobs(rank_of, range(12), None, 3)) == {"0", "1", "2"}
+    assert "LOCAL_RANK" not in os.environ
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    assert set(run_jobs(rank_of, range(4), None, 2)) == {"5"}
+
+
+@pytest.mark.slow
+def test_workers_leave_with_their_parent():
+    code = """
+import os, time
+from mg_llava.work.pool import run_jobs
+def work(_, job):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+list(run_jobs(work, range(2), None, 2))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_alive, workers))
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_ranges_cover():
+    assert split(10, 4) == [(0, 4), (4, 8), (8, 10)] and split(0, 4) == []
+    assert available_cores() >= 1
+
+
+def test_work_needs_no_torch():
+    names = ("atomic", "blobs", "devices", "journal", "pool", "prefetch", "processes")
+    code = "import sys; " + "; ".join(f"import mg_llava.work.{name}" for name in names)
+    code += "; from mg_llava.work.processes import Processes; Processes(); print('torch' in sys.modules)"
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.stdout == "False\n", result.stderr
