@@ -79,9 +79,11 @@ class Batch(TypedDict, total=False):
     """``(N, 3, S, S)`` uint8, in the order of the placeholders; absent where there is none."""
     boxes: list[Tensor]
     """N tensors ``(n_i, 4)`` float32 xyxy, canvas pixels, finite."""
-    media: Tensor
-    """``(N,)`` int64 on the CPU: the placeholder (0 to M - 1) that each canvas belongs to; frames of a video share
-    one. Absent where every canvas has a placeholder of its own."""
+    media: list[int]
+    """For each of the N canvases the placeholder (0 to M - 1) that it belongs to; frames of a video share one. Absent
+    where every canvas has a placeholder of its own. Numbers, not a tensor, so that they stay on the host."""
+    cached: list[bool]
+    """For each of the N canvases whether it is in ``features`` and not in ``canvas``; absent where all are in one."""
     layout: Layout
     """Planned by ``collate``; absent where rows were not counted, and then planned by the model."""
     ids: list[str]
@@ -166,4 +168,4 @@ def _check_placeholders(negative: np.ndarray, counts: int) -> None:
             f"{', '.join(map(str, sorted(PLACEHOLDERS, reverse=True)))}, see mg_llava.tokens"
         )
     if len(negative) != counts:
-        raise ValueError(f"{len(negative)} placeholders in input_ids but tokens of {counts}")
+        raise ValueError(f"{len(negative)} placeholders in input_ids but {counts} pictures in the batch")

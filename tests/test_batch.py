@@ -98,7 +98,7 @@ def test_defaults_are_no_labels_and_every_column() -> None:
 @pytest.mark.parametrize("counts", [[], [4], [4, 4, 4]])
 def test_number_of_placeholders(counts: list[int]) -> None:
     ids = torch.tensor([[IMAGE_TOKEN_INDEX, 1], [2, IMAGE_TOKEN_INDEX]])
-    with pytest.raises(ValueError, match=f"2 placeholders in input_ids but tokens of {len(counts)}"):
+    with pytest.raises(ValueError, match=f"2 placeholders in input_ids but {len(counts)} pictures in the batch"):
         plan_layout(ids, counts)
 
 

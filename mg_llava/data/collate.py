@@ -6,75 +6,105 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from mg_llava.batch import plan_layout
 from mg_llava.features import stack
 from mg_llava.registry import FUNCTIONS
-from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX, PAD_TOKEN_ID
+from mg_llava.tokens import IGNORE_INDEX, PAD_TOKEN_ID, PLACEHOLDERS
 
 
 @FUNCTIONS.register_module()
 def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of B samples with N pictures and T ids in the longest row.
+    """Make a batch of B samples with N canvases and T ids in the longest row.
 
     Args:
-        instances: Samples of ``LLaVADataset``; ``labels`` may be absent in all of them (prompts).
+        instances: Samples of ``LLaVADataset``. ``labels`` may be absent in all of them (prompts). With ``tokens``, the
+            tokens of each placeholder, in all of them, the layout is planned. ``media`` says for each canvas which of
+            the sample's placeholders it belongs to; without it each has its own.
 
     Returns:
-        ``data``: ``input_ids`` (B, T) int64, right-padded; ``attention_mask`` (B, T) bool, true on the first
-        ``len(row)`` columns of each row; ``labels`` (B, T) int64; ``ids``, B strings; and, where N > 0, ``images``
-        (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels. Samples from a feature cache
-        have ``features`` for images, arrays of ``mg_llava.features.stack`` and ``source``, the name of the cache; in
-        a batch with both kinds ``cached`` (N,) bool says which pictures are cached. ``data_samples`` is None.
+        ``data``, a :class:`mg_llava.batch.Batch`, right-padded; without pictures there are neither ``canvas`` nor
+        ``boxes``. Samples from a feature cache have ``features`` for a canvas, arrays of ``mg_llava.features.stack``
+        and ``source``, the name of the cache; in a batch with both kinds ``cached``, N bools, says which are cached.
+        ``data_samples`` is None.
 
     Raises:
-        ValueError: Pictures of different sizes, other than one picture and one set of boxes per placeholder, or
-            features of different caches.
+        ValueError: Pictures of different sizes, other than one picture and one set of boxes per placeholder, boxes
+            that are not finite, or features of different caches.
     """
     if not instances:
         raise ValueError("there are no samples to make a batch of")
     for instance in instances:
         _check(instance)
-    rows = [torch.as_tensor(instance["input_ids"], dtype=torch.int64) for instance in instances]
-    lengths = torch.tensor([len(row) for row in rows])
-    input_ids = pad_sequence(rows, batch_first=True, padding_value=PAD_TOKEN_ID)
-    ids = [str(instance.get("id", number)) for number, instance in enumerate(instances)]
-    data: dict[str, Any] = {
-        "input_ids": input_ids,
-        "attention_mask": torch.arange(input_ids.shape[1])[None] < lengths[:, None],
-        "ids": ids,
-    }
-    if all(instance.get("labels") is not None for instance in instances):
-        labels = [torch.as_tensor(instance["labels"], dtype=torch.int64) for instance in instances]
-        data["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+    data = _text(instances)
     images = [image for instance in instances for image in instance.get("images") or ()]
     features = _stack_features(instances)
     if images:
-        data["images"] = _stack(images, ids)
+        data["canvas"] = _stack(images, data["ids"])
     if features:
         data["features"] = features
     if images and features:
         counts = [(len(instance.get("images") or ()), len(instance.get("features") or ())) for instance in instances]
-        data["cached"] = torch.tensor(
-            [bool(cached) for pair in counts for cached in [False] * pair[0] + [True] * pair[1]]
-        )
+        data["cached"] = [bool(own) for pair in counts for own in [False] * pair[0] + [True] * pair[1]]
     if images or features:
         data["boxes"] = [boxes.to(torch.float32) for instance in instances for boxes in instance.get("boxes") or ()]
+    if any(instance.get("media") is not None for instance in instances):
+        data["media"] = _number_media(instances)
+    if all(instance.get("tokens") is not None for instance in instances):
+        tokens = [count for instance in instances for count in instance["tokens"]]
+        data["layout"] = plan_layout(data["input_ids"], tokens, data["attention_mask"], data.get("labels"))
     return {"data": data, "data_samples": None}
 
 
+def _text(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Padded rows of text, and names of the samples."""
+    rows = [torch.as_tensor(instance["input_ids"], dtype=torch.int64) for instance in instances]
+    lengths = torch.tensor([len(row) for row in rows])
+    input_ids = pad_sequence(rows, batch_first=True, padding_value=PAD_TOKEN_ID)
+    data = {
+        "input_ids": input_ids,
+        "attention_mask": torch.arange(input_ids.shape[1])[None] < lengths[:, None],
+        "ids": [str(instance.get("id", number)) for number, instance in enumerate(instances)],
+    }
+    if all(instance.get("labels") is not None for instance in instances):
+        labels = [torch.as_tensor(instance["labels"], dtype=torch.int64) for instance in instances]
+        data["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+    return data
+
+
 def _check(instance: dict[str, Any]) -> None:
-    placeholders = sum(1 for token in instance["input_ids"] if int(token) == IMAGE_TOKEN_INDEX)
-    images = len(instance.get("images") or ()) + len(instance.get("features") or ())
-    boxes = len(instance.get("boxes") or ())
-    if not placeholders == images == boxes:
+    owner = f"sample {instance.get('id')!r}"
+    placeholders = sum(1 for token in instance["input_ids"] if int(token) in PLACEHOLDERS)
+    canvases = len(instance.get("images") or ()) + len(instance.get("features") or ())
+    sets, media, tokens = instance.get("boxes") or (), instance.get("media"), instance.get("tokens")
+    if canvases != len(sets) or (placeholders != canvases if media is None else canvases != len(media)):
         raise ValueError(
-            f"sample {instance.get('id')!r} has {placeholders} placeholders, {images} pictures and {boxes} sets of "
-            "boxes; it needs one of each per picture (a set may be empty)"
+            f"{owner} has {placeholders} placeholders, {canvases} pictures and {len(sets)} sets of boxes"
+            f"{'' if media is None else f', and {len(media)} pictures in media'}; it needs one of each per picture (a "
+            "set may be empty), or media for placeholders of several pictures"
         )
+    if media is not None and sorted(set(media)) != list(range(placeholders)):
+        raise ValueError(f"{owner}: media is {list(media)}; it must name each of the {placeholders} placeholders")
+    if media is not None and list(media) != sorted(media):
+        raise ValueError(f"{owner}: media is {list(media)}; pictures must be in the order of their placeholders")
+    if tokens is not None and len(tokens) != placeholders:
+        raise ValueError(f"{owner} has {placeholders} placeholders and counts the tokens of {len(tokens)}")
     labels = instance.get("labels")
     if labels is not None and len(labels) != len(instance["input_ids"]):
-        raise ValueError(
-            f"sample {instance.get('id')!r} has {len(instance['input_ids'])} ids and {len(labels)} labels"
-        )
+        raise ValueError(f"{owner} has {len(instance['input_ids'])} ids and {len(labels)} labels")
+    for picture, boxes in enumerate(sets):
+        if not boxes.isfinite().all():
+            bad = int((~boxes.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"{owner}: box {boxes[bad].tolist()} of picture {picture} is not finite")
+
+
+def _number_media(instances: Sequence[dict[str, Any]]) -> list[int]:
+    """For each of the N canvases the placeholder of the batch that it belongs to."""
+    media: list[int] = []
+    for instance in instances:
+        first = media[-1] + 1 if media else 0
+        own = instance.get("media")
+        media += [first + place for place in (range(len(instance.get("boxes") or ())) if own is None else own)]
+    return media
 
 
 def _stack(images: Sequence[torch.Tensor], ids: Sequence[str]) -> torch.Tensor:

@@ -252,7 +252,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if attention_mask is not None:
             data["attention_mask"] = attention_mask.bool()
         if pixel_values is not None:
-            data["images"] = pixel_values.to(input_ids.device)
+            data["canvas"] = pixel_values.to(input_ids.device)
             if self.model.bbox_projector is not None:
                 data["boxes"] = self._checked_boxes(boxes, len(pixel_values))
         if padding_side is None:
@@ -267,7 +267,11 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if len(boxes) != pictures:
             raise ValueError(f"{pictures} pictures but {len(boxes)} sets of boxes; give one, maybe empty, for each")
-        return [torch.as_tensor(item, dtype=torch.float32).reshape(-1, 4) for item in boxes]
+        checked = [torch.as_tensor(item, dtype=torch.float32).reshape(-1, 4) for item in boxes]
+        for picture, item in enumerate(checked):
+            if not item.isfinite().all():
+                raise ValueError(f"boxes of picture {picture} must be finite numbers, found {item.tolist()}")
+        return checked
 
     # -- generation ---------------------------------------------------------------------------------------------------
 

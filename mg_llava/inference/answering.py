@@ -162,8 +162,8 @@ class Answering:
         """Encode N pictures with the boxes of all their variants, one after the other."""
         images = torch.stack([variants[0].pixels for variants in pictures])
         boxes = [torch.cat([variant.boxes for variant in variants]) for variants in pictures]
-        data = self.model.data_preprocessor({"images": images, "boxes": boxes}, False)
-        return self.model.encode(data["images"], data["boxes"])
+        data = self.model.data_preprocessor({"canvas": images, "boxes": boxes}, False)
+        return self.model.encode(data["canvas"], data["boxes"])
 
     @staticmethod
     def _variant(variants: Sequence[ProcessedPicture], tokens: Tensor, number: int) -> Tensor:

@@ -5,12 +5,13 @@ Shapes: B samples of merged length up to L, R packed rows of length M, D hidden 
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mg_llava.models.splice import Spliced
+from mg_llava.batch import Layout, send
 from mg_llava.tokens import IGNORE_INDEX
 
 _PADDING = -1
@@ -79,37 +80,54 @@ def _spread(lengths: Sequence[int], count: int) -> tuple[list[list[int]], int]:
     return rows, max(length for length, _ in filled)
 
 
-def pack(inputs: Spliced, capacity: int, pair: float = 0.0) -> tuple[Spliced, Tensor]:
-    """Put the samples of a batch into few rows.
+class Packed(NamedTuple):
+    """Samples of a batch in few rows."""
+
+    layout: Layout
+    """Of the packed rows. Positions begin at 0 with each sample, and the first token of a sample has no label."""
+    samples: Tensor
+    """``(R, M)`` int64, the sample of each position; -1 on padding."""
+
+
+def pack(layout: Layout, capacity: int, pair: float = 0.0) -> Packed:
+    """Put the samples of a batch into few rows; the plan is made on the host from their lengths.
 
     Args:
-        inputs: One sample in each row, padded.
+        layout: One sample in each row, padded on the right; on any device.
         capacity: As for :func:`plan_rows`.
         pair: As for :func:`plan_rows`.
-
-    Returns:
-        Packed rows ``(R, M)``, in which positions begin at 0 with each sample and the first token of a sample has no
-        label (nothing stands before it), and the sample of each position ``(R, M)`` int64, -1 on padding.
     """
-    mask = inputs.attention_mask
-    lengths = mask.sum(dim=1).tolist()
-    rows = plan_rows(lengths, capacity, pair)
-    width = max(sum(lengths[number] for number in row) for row in rows)
-    samples = torch.full((len(rows), width), _PADDING, device=mask.device)
-    order: list[int] = []
-    for row, numbers in enumerate(rows):
-        owner = torch.tensor(numbers).repeat_interleave(torch.tensor([lengths[number] for number in numbers]))
-        samples[row, : len(owner)] = owner.to(mask.device)
-        order += numbers
-    taken = samples != _PADDING  # (R, M)
-    embeds = inputs.inputs_embeds.new_zeros(*samples.shape, inputs.inputs_embeds.shape[-1])
-    labels = torch.full_like(samples, IGNORE_INDEX)
-    positions = torch.zeros_like(samples)
-    embeds[taken] = torch.cat([inputs.inputs_embeds[number][mask[number]] for number in order])
-    positions[taken] = torch.cat([inputs.position_ids[number][mask[number]] for number in order])
-    labels[taken] = torch.cat([inputs.labels[number][mask[number]] for number in order])
-    labels[positions == 0] = IGNORE_INDEX
-    return Spliced(embeds, labels, taken, positions), samples
+    lengths, (rows, padded) = layout.lengths, layout.source.shape
+    plan = plan_rows(lengths, capacity, pair)
+    width = max(sum(lengths[number] for number in row) for row in plan)
+    origin = np.full((len(plan), width), _PADDING)  # of each position, that in the padded rows
+    for row, numbers in enumerate(plan):
+        places = [np.arange(number * padded, number * padded + lengths[number]) for number in numbers]
+        origin[row, : sum(map(len, places))] = np.concatenate(places)
+    taken = origin != _PADDING
+    place = np.zeros(rows * padded, dtype=np.int64)  # the inverse
+    place[origin[taken]] = np.flatnonzero(taken)
+    samples = np.where(taken, origin // padded, _PADDING)
+    positions = np.where(taken, origin % padded, 0)
+
+    def there(array: np.ndarray) -> Tensor:
+        return send(torch.from_numpy(array), layout.source.device)
+
+    index, empty, first = there(origin.clip(min=0).flatten()), there(~taken), there(positions == 0)
+    source = layout.source.flatten().index_select(0, index).view(origin.shape)
+    labels = layout.labels.flatten().index_select(0, index).view(origin.shape)
+    return Packed(
+        Layout(
+            source=source.masked_fill(empty, 0),
+            labels=labels.masked_fill(first, IGNORE_INDEX),  # nothing stands before it; padding is at 0, too
+            attention_mask=there(taken),
+            position_ids=there(positions),
+            targets=there(place).index_select(0, layout.targets),
+            lengths=tuple(sum(lengths[number] for number in row) for row in plan),
+            counts=layout.counts,
+        ),
+        there(samples),
+    )
 
 
 def block_mask(samples: Tensor, dtype: torch.dtype) -> Tensor:
@@ -123,14 +141,12 @@ def block_mask(samples: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=samples.device).masked_fill(~allowed, blocked)[:, None]
 
 
-def packed_arguments(llm: Any, packed: Spliced, samples: Tensor) -> dict[str, Any]:
-    """Arguments with which an LLM reads packed rows.
+def packed_arguments(llm: Any, embeds: Tensor, packed: Packed) -> dict[str, Any]:
+    """Arguments with which an LLM reads packed rows ``(R, M, D)``.
 
     Flash attention finds the samples by their positions, which begin at 0, and computes no pair of two samples; other
     backends get a mask.
     """
-    if llm.config._attn_implementation == "flash_attention_2":
-        mask = None
-    else:
-        mask = block_mask(samples, packed.inputs_embeds.dtype)
-    return {"inputs_embeds": packed.inputs_embeds, "attention_mask": mask, "position_ids": packed.position_ids}
+    is_flash = llm.config._attn_implementation == "flash_attention_2"
+    mask = None if is_flash else block_mask(packed.samples, embeds.dtype)
+    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": packed.layout.position_ids}

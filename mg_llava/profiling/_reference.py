@@ -21,7 +21,7 @@ from mg_llava.models.encoders.clip import CLIPEncoder
 from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
 from mg_llava.models.encoders.views import low_resolution_view, normalize
 from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
-from mg_llava.models.splice import splice
+from mg_llava.models.splice import Vision, layout_of, splice
 
 
 def dense_box_features(stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int, bins: int) -> list[Tensor]:
@@ -100,10 +100,10 @@ def reference_batch(data: dict[str, Any], low_size: int) -> dict[str, Any]:
         low_size: Side s of the low-resolution view.
 
     Returns:
-        The batch with ``pixel_values`` (N, 3, s, s) and ``pixel_values_aux``, N tensors (3, S, S), for ``images``.
+        The batch with ``pixel_values`` (N, 3, s, s) and ``pixel_values_aux``, N tensors (3, S, S), for ``canvas``.
     """
-    rest = {name: value for name, value in data.items() if name != "images"}
-    canvas = normalize(data["images"])
+    rest = {name: value for name, value in data.items() if name != "canvas"}
+    canvas = normalize(data["canvas"])
     return {**rest, "pixel_values": low_resolution_view(canvas, low_size), "pixel_values_aux": list(canvas.unbind())}
 
 
@@ -134,15 +134,9 @@ class ReferenceStep(nn.Module):
         fused = self.fuse_module(tokens, stages[-1].to(dtype))
         visual = checkpoint(self.projector, fused, use_reentrant=True)
         text = self.llm.get_input_embeddings()(data["input_ids"].clamp(min=0))
-        inputs = splice(
-            data["input_ids"],
-            text,
-            visual,
-            list(boxes.split([len(own) for own in data["boxes"]])),
-            labels=data["labels"],
-            attention_mask=data["attention_mask"],
-        )
+        pieces = Vision(visual, list(boxes.split([len(own) for own in data["boxes"]]))).pieces()
+        layout = layout_of(data, pieces)
         # No mask: by a slip of the published code all padding is attended to. Right-padded and causal, rows are the
         # same with it, and the attention takes its fastest path.
-        logits = self.llm(inputs_embeds=inputs.inputs_embeds, use_cache=False).logits.float()
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), inputs.labels[:, 1:].flatten())
+        logits = self.llm(inputs_embeds=splice(text, pieces, layout), use_cache=False).logits.float()
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), layout.labels[:, 1:].flatten())

@@ -109,7 +109,7 @@ class Stepper:
         if not self.case.is_on("uint8"):
             batch = reference_batch(batch, self.model.visual_encoder.image_size)
             if not self.case.reference:
-                batch["images"] = torch.stack(batch.pop("pixel_values_aux"))
+                batch["canvas"] = torch.stack(batch.pop("pixel_values_aux"))
         return _each(batch, Tensor.pin_memory) if self.clock.cuda else batch
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -213,9 +213,11 @@ def _matmul_rate(device: str, threads: int) -> float:
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with all tensors in its dicts and lists changed."""
+    """``value`` with all tensors in its dicts, lists and tuples changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
         return {key: _each(item, change) for key, item in value.items()}
-    return [_each(item, change) for item in value] if isinstance(value, list | tuple) else value
+    if hasattr(value, "_fields"):
+        return type(value)(*(_each(item, change) for item in value))
+    return type(value)(_each(item, change) for item in value) if isinstance(value, list | tuple) else value

@@ -251,15 +251,15 @@ def test_collate_contract(files, tokenizer):
         assert data["input_ids"][row, :n].tolist() == item["input_ids"] and not data["input_ids"][row, n:].any()
         assert data["labels"][row, :n].tolist() == item["labels"]
         assert (data["labels"][row, n:] == IGNORE_INDEX).all()
-    assert data["images"].shape == (3, 3, 32, 32) and data["images"].dtype == torch.uint8
+    assert data["canvas"].shape == (3, 3, 32, 32) and data["canvas"].dtype == torch.uint8
     assert [len(boxes) for boxes in data["boxes"]] == [1, 1, 2] and data["boxes"][0].dtype == torch.float32
-    assert torch.equal(data["images"][2], items[2]["images"][0])
+    assert torch.equal(data["canvas"][2], items[2]["images"][0])
 
 
 def test_collate_text_alone_and_faults(files, tokenizer):
     dataset = make(files, tokenizer)
     data = collate([dataset[0], dataset[0]])["data"]
-    assert len(data["input_ids"]) == 2 and "images" not in data and "boxes" not in data
+    assert len(data["input_ids"]) == 2 and "canvas" not in data and "boxes" not in data
     with pytest.raises(ValueError, match="'1' has 1 placeholders, 0 pictures"):
         collate([{**dataset[1], "images": []}])
     with pytest.raises(ValueError, match="different sizes"):

@@ -83,7 +83,7 @@ def test_monitor_refuses_settings(settings):
 def test_count_tokens():
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     assert count_tokens({"attention_mask": mask}, 4) == 8
-    data = {"attention_mask": mask, "images": torch.zeros(2, 3, 8, 8), "boxes": [torch.zeros(3, 4), torch.zeros(0, 4)]}
+    data = {"attention_mask": mask, "canvas": torch.zeros(2, 3, 8, 8), "boxes": [torch.zeros(3, 4), torch.zeros(0, 4)]}
     assert count_tokens(data, 4) == 8 - 2 + 2 * 4 + 3
 
 

@@ -57,7 +57,7 @@ def make_inputs(processor: MGLLaVAProcessor, questions: list, **kwargs: Any) -> 
 
 def as_hf(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch of training under the names that transformers knows."""
-    names = {"images": "pixel_values", "ids": None}
+    names = {"canvas": "pixel_values", "ids": None}
     return {names.get(key, key): value for key, value in batch.items() if names.get(key, key) is not None}
 
 
@@ -164,7 +164,7 @@ def test_variants(changes: dict, toy_paths: dict[str, str], tmp_path: Path) -> N
     ours = write_folder(tmp_path, toy_paths, **changes)
     model = AutoModelForVision2Seq.from_pretrained(tmp_path)
     inputs = make_inputs(AutoProcessor.from_pretrained(tmp_path), QUESTIONS[:2])
-    batch = {**{k: v for k, v in inputs.items() if k != "pixel_values"}, "images": inputs["pixel_values"]}
+    batch = {**{k: v for k, v in inputs.items() if k != "pixel_values"}, "canvas": inputs["pixel_values"]}
     batch["attention_mask"] = batch["attention_mask"].bool()
     wanted = ours.generate(batch, max_new_tokens=6)
     output = model.generate(**inputs, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :]
@@ -369,7 +369,7 @@ def test_counts_must_match(model: Any, processor: Any) -> None:
         ({"boxes": None}, "1 pictures but no boxes"),
         ({"boxes": []}, "1 pictures but 0 sets of boxes"),
         ({"boxes": inputs["boxes"] * 2}, "1 pictures but 2 sets of boxes"),
-        ({"pixel_values": None, "boxes": None}, "1 picture placeholders in input_ids but 0 pictures"),
+        ({"pixel_values": None, "boxes": None}, "1 placeholders in input_ids but 0 pictures"),
         ({"pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1), "boxes": inputs["boxes"] * 2}, "2 pictures in"),
         ({"input_ids": inputs["input_ids"].masked_fill(inputs["input_ids"] == 1, -7)}, "-7"),
     ]

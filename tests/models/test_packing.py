@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mg_llava.batch import plan_layout
 from mg_llava.data.collate import collate
 from mg_llava.models.packing import block_mask, check_packing, pack, pair_cost, plan_rows
-from mg_llava.models.splice import Spliced
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.tokens import IGNORE_INDEX
 from tests import toy
@@ -39,32 +39,33 @@ def test_pairs_cost_nothing_where_samples_are_computed_apart(toy_paths, attentio
     assert pair_cost(llm) == cost
 
 
-@given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    st.integers(1, 30),
-    st.sampled_from(["left", "right"]),
-)
-def test_packing_keeps_what_a_sample_has(lengths, capacity, side):
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 3))
+def test_packing_keeps_what_a_sample_has(lengths, capacity, seed):
+    generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
-    rows = []
-    for number, length in enumerate(lengths):
-        empty = longest - length
-        begin = empty if side == "left" else 0
-        slots = torch.zeros(longest, dtype=torch.int64)
-        slots[begin : begin + length] = torch.arange(1, length + 1)
-        rows.append(slots + 100 * number * (slots > 0))
-    marks = torch.stack(rows)
-    mask = marks > 0
-    inputs = Spliced(marks[..., None].float(), marks.clone(), mask, (marks % 100 - 1).clamp(min=0))
-    packed, samples = pack(inputs, capacity)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    ids = torch.randint(1, 90, mask.shape, generator=generator) * mask
+    labels = ids.masked_fill(torch.rand(mask.shape, generator=generator) < 0.4, IGNORE_INDEX)
+    layout = plan_layout(ids, [], mask, labels)
+    packed, samples = pack(layout, capacity)
+    embeds, before = ids.flatten(), labels.masked_fill(~mask, IGNORE_INDEX)
     for number, length in enumerate(lengths):
         found = samples == number
-        assert packed.inputs_embeds[found][:, 0].tolist() == [100 * number + i for i in range(1, length + 1)]
+        assert packed.source[found].tolist() == layout.source[number, :length].tolist()
+        assert embeds[packed.source[found] - 1].tolist() == ids[number, :length].tolist()
         assert packed.position_ids[found].tolist() == list(range(length))
-        assert packed.labels[found].tolist()[:1] == [IGNORE_INDEX]
-        assert packed.labels[found].tolist()[1:] == [100 * number + i for i in range(2, length + 1)]
-    assert int(packed.attention_mask.sum()) == sum(lengths)
-    assert (packed.labels[~packed.attention_mask] == IGNORE_INDEX).all()
+        assert packed.labels[found].tolist() == [IGNORE_INDEX, *before[number, 1:length].tolist()]
+    assert int(packed.attention_mask.sum()) == sum(lengths) == sum(packed.lengths)
+    empty = ~packed.attention_mask
+    assert (
+        (packed.labels[empty] == IGNORE_INDEX).all()
+        and not packed.source[empty].any()
+        and (samples[empty] == -1).all()
+    )
+    # the same tokens are predicted, in the same order, from the tokens before them
+    predicted, wanted = (one.labels.flatten()[one.targets + 1] for one in (packed, layout))
+    assert predicted.tolist() == wanted.tolist() and int((labels[:, 1:] * mask[:, 1:] > 0).sum()) == len(wanted)
+    assert packed.source.flatten()[packed.targets].tolist() == layout.source.flatten()[layout.targets].tolist()
 
 
 def test_a_position_sees_its_own_sample_alone():

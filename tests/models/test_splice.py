@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mg_llava.models.splice import Spliced, splice
-from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
+from mg_llava.batch import Layout, plan_layout
+from mg_llava.models.splice import Vision, layout_of, splice
+from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 WIDTH = 5
 VOCABULARY = 30
@@ -72,14 +73,38 @@ batches = st.builds(
 )
 
 
-def run(batch: Batch, **kwargs: object) -> Spliced:
+class Merged(NamedTuple):
+    """What the LLM reads."""
+
+    inputs_embeds: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+
+def merge(
+    ids: Tensor,
+    embeds: Tensor,
+    visual: Tensor | None = None,
+    boxes: list[Tensor] | None = None,
+    labels: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    padding_side: str = "right",
+) -> Merged:
+    pieces = [] if visual is None else Vision(visual, boxes).pieces()
+    data = {"input_ids": ids, "labels": labels, "attention_mask": attention_mask}
+    layout: Layout = layout_of(data, pieces, padding_side)
+    return Merged(splice(embeds, pieces, layout), layout.labels, layout.attention_mask, layout.position_ids)
+
+
+def run(batch: Batch, **kwargs: object) -> Merged:
     embeds = batch.embedding[batch.input_ids.clamp(min=0)]
-    return splice(batch.input_ids, embeds, batch.visual, batch.boxes, batch.labels, batch.attention_mask, **kwargs)
+    return merge(batch.input_ids, embeds, batch.visual, batch.boxes, batch.labels, batch.attention_mask, **kwargs)
 
 
 def test_golden_sequence(golden_sequence: dict[str, Tensor]) -> None:
     g = golden_sequence
-    out = splice(
+    out = merge(
         g["input_ids"],
         g["embedding"][g["input_ids"].clamp(min=0)],
         g["visual_tokens"],
@@ -115,7 +140,7 @@ def test_left_padding_is_right_padding_shifted(batch: Batch) -> None:
     right, left = run(batch), run(batch, padding_side="left")
     for index, row in enumerate(batch.rows):
         shift = right.labels.shape[1] - len(row)
-        for name in Spliced._fields:
+        for name in Merged._fields:
             one, other = getattr(right, name)[index], getattr(left, name)[index]
             assert torch.equal(one.roll(shift, dims=0), other), name
 
@@ -130,7 +155,7 @@ def test_a_row_does_not_depend_on_the_others(batch: Batch) -> None:
         mine = slice(picture, picture + count)
         picture += count
         ids = batch.input_ids[index : index + 1]
-        alone = splice(
+        alone = merge(
             ids,
             batch.embedding[ids.clamp(min=0)],
             batch.visual[mine],
@@ -138,7 +163,7 @@ def test_a_row_does_not_depend_on_the_others(batch: Batch) -> None:
             batch.labels[index : index + 1],
             batch.attention_mask[index : index + 1],
         )
-        for name in Spliced._fields:
+        for name in Merged._fields:
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[index, : len(row)]), name
 
 
@@ -161,7 +186,7 @@ def test_masked_columns_leave_no_trace(batch: Batch, side: str) -> None:
 def test_text_only_rows_stay_one_row_each() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
     embeds = torch.randn(2, 3, WIDTH)
-    out = splice(ids, embeds, attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    out = merge(ids, embeds, attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]))
     assert out.inputs_embeds.shape == (2, 3, WIDTH)
     assert torch.equal(out.inputs_embeds[0], embeds[0]) and torch.equal(out.inputs_embeds[1, :2], embeds[1, :2])
     assert (out.labels == IGNORE_INDEX).all()
@@ -172,9 +197,9 @@ def test_boxes_follow_their_own_picture() -> None:
     ids = torch.tensor([[IMAGE_TOKEN_INDEX, 1, IMAGE_TOKEN_INDEX]])
     visual = torch.tensor([[[10.0]], [[20.0]]])
     boxes = [torch.tensor([[11.0], [12.0]]), torch.tensor([[21.0]])]
-    out = splice(ids, torch.ones(1, 3, 1), visual, boxes)
+    out = merge(ids, torch.ones(1, 3, 1), visual, boxes)
     assert out.inputs_embeds.flatten().tolist() == [10, 11, 12, 1, 20, 21]
-    without = splice(ids, torch.ones(1, 3, 1), visual)
+    without = merge(ids, torch.ones(1, 3, 1), visual)
     assert without.inputs_embeds.flatten().tolist() == [10, 1, 20]
 
 
@@ -183,7 +208,7 @@ def test_tokens_take_the_dtype_of_the_text_and_pass_gradients() -> None:
     visual = torch.randn(1, 3, WIDTH, requires_grad=True)
     boxes = torch.randn(2, WIDTH, requires_grad=True)
     embeds = torch.randn(1, 2, WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    out = splice(ids, embeds, visual, [boxes])
+    out = merge(ids, embeds, visual, [boxes])
     assert out.inputs_embeds.dtype == torch.bfloat16
     out.inputs_embeds.sum().backward()
     assert torch.equal(visual.grad, torch.ones_like(visual)) and torch.equal(boxes.grad, torch.ones_like(boxes))
@@ -201,17 +226,17 @@ def test_inputs_are_left_alone() -> None:
 def test_number_of_pictures(pictures: int) -> None:
     ids = torch.tensor([[IMAGE_TOKEN_INDEX, 1], [2, IMAGE_TOKEN_INDEX]])
     visual = torch.zeros(pictures, 4, WIDTH) if pictures else None
-    with pytest.raises(ValueError, match=f"2 picture placeholders in input_ids but {pictures} pictures"):
-        splice(ids, torch.zeros(2, 2, WIDTH), visual)
+    with pytest.raises(ValueError, match=f"2 placeholders in input_ids but {pictures} pictures in the batch"):
+        merge(ids, torch.zeros(2, 2, WIDTH), visual)
 
 
 def test_number_of_box_lists() -> None:
+    with pytest.raises(ValueError, match="longer than"):
+        Vision(torch.zeros(1, 4, WIDTH), [torch.zeros(1, WIDTH)] * 2).pieces()
+
+
+def test_a_layout_for_other_numbers_of_tokens_is_refused() -> None:
     ids = torch.tensor([[IMAGE_TOKEN_INDEX, 1]])
-    with pytest.raises(ValueError, match="1 pictures but 2 lists of box tokens"):
-        splice(ids, torch.zeros(1, 2, WIDTH), torch.zeros(1, 4, WIDTH), [torch.zeros(1, WIDTH)] * 2)
-
-
-def test_other_negative_ids_are_refused() -> None:
-    ids = torch.tensor([[VIDEO_TOKEN_INDEX, 1]])
-    with pytest.raises(ValueError, match="input_ids holds -201"):
-        splice(ids, torch.zeros(1, 2, WIDTH))
+    data = {"input_ids": ids, "layout": plan_layout(ids, [5])}
+    with pytest.raises(ValueError, match=r"planned for placeholders of \[5\] tokens, the model gives \[4\]"):
+        layout_of(data, [[torch.zeros(4, WIDTH)]])

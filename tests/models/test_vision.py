@@ -79,7 +79,7 @@ def test_losses_and_gradients(model, data, toy_paths, folders, dtype):
     accept(model, cached)
     seen = batch(*(plain[index] for index in MIXED))
     known = batch(*(cached[index] for index in MIXED))
-    assert "images" not in known and "features" not in seen and len(known["boxes"]) == 3
+    assert "canvas" not in known and "features" not in seen and len(known["boxes"]) == 3
     loss, norms = take(model, seen)
     monitor = dict(model.monitor)
     other, other_norms = take(model, known)
@@ -111,7 +111,7 @@ def test_batches_of_pictures_and_features(model, data, toy_paths, folders):
     accept(model, cached)
     expected = take(model, batch(*(plain[index] for index in (0, 1, 3, 4))))
     both = batch(cached[0], plain[1], cached[3], cached[4])
-    assert both["cached"].tolist() == [True, False, False, True] and len(both["images"]) == 2
+    assert both["cached"] == [True, False, False, True] and len(both["canvas"]) == 2
     loss, norms = take(model, both)
     assert loss == pytest.approx(expected[0], rel=1e-5) and norms == pytest.approx(expected[1], rel=1e-4)
 

@@ -37,7 +37,7 @@ def check_loss_settings(chunk: int | None, kernel: LossKernel) -> None:
 
 
 def causal_loss(
-    llm: Any, arguments: Mapping[str, Any], labels: Tensor, chunk: int | None, kernel: LossKernel
+    llm: Any, arguments: Mapping[str, Any], labels: Tensor, targets: Tensor, chunk: int | None, kernel: LossKernel
 ) -> Tensor:
     """Mean next-token cross-entropy of rows, without more logits than it needs.
 
@@ -45,36 +45,48 @@ def causal_loss(
         llm: A causal LM.
         arguments: What it reads.
         labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
+        targets: ``(K,)`` int64, the positions before those with a label; see :class:`mg_llava.batch.Layout`.
         chunk: Positions whose logits exist at once; None makes the logits of all positions.
         kernel: ``"torch"``, or ``"liger"`` for an LLM that passes ``check_liger``.
     """
     if chunk is None or not splits_logits(llm):
-        return token_loss(llm(**arguments).logits, labels)
+        return token_loss(llm(**arguments).logits, labels, targets)
     hidden = decoder_of(llm)(**arguments).last_hidden_state
     if kernel == "liger":
-        return liger_token_loss(llm, hidden, labels)
-    return hidden_token_loss(llm, hidden, labels, chunk)
+        return liger_token_loss(llm, hidden, labels, targets)
+    return hidden_token_loss(llm, hidden, labels, targets, chunk)
 
 
-def token_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+def find_targets(labels: Tensor) -> Tensor:
+    """Positions ``(K,)`` int64 into ``B * L`` whose next one in ``(B, L)`` has a label, where no layout says them."""
+    rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    return rows * labels.shape[1] + columns
+
+
+def token_loss(
+    logits: Tensor, labels: Tensor, targets: Tensor | None = None, reduction: Literal["mean", "none"] = "mean"
+) -> Tensor:
     """Next-token cross-entropy in float32 over the positions that carry a label.
 
     Args:
         logits: ``(B, L, V)``.
         labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
+        targets: As for :func:`causal_loss`; None to find them in the labels.
         reduction: ``"mean"`` over all labeled tokens of the batch, or ``"none"`` for the mean of each row ``(B,)``.
 
     Returns:
         Zero, with a graph, where there is no label.
     """
-    targets = labels[:, 1:]
-    labeled = targets != IGNORE_INDEX
-    losses = F.cross_entropy(logits[:, :-1][labeled].float(), targets[labeled], reduction="none")  # (labeled,)
+    targets = find_targets(labels) if targets is None else targets
+    states, wanted = _labeled(logits, labels, targets)
+    losses = F.cross_entropy(states.float(), wanted, reduction="none")  # (K,)
     if reduction == "mean":
         return losses.mean() if len(losses) else 0.0 * logits.sum()
-    rows = labeled.nonzero()[:, 0]
-    sums = losses.new_zeros(len(labels)).index_add(0, rows, losses)
-    return sums / labeled.sum(dim=1).clamp(min=1)
+    rows = targets // labels.shape[1]
+    sums, counts = (
+        losses.new_zeros(len(labels)).index_add(0, rows, item) for item in (losses, torch.ones_like(losses))
+    )
+    return sums / counts.clamp(min=1)
 
 
 def splits_logits(llm: Any) -> bool:
@@ -105,7 +117,7 @@ def check_liger(llm: Any) -> None:
         )
 
 
-def liger_token_loss(llm: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+def liger_token_loss(llm: Any, hidden: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """As :func:`hidden_token_loss`, with liger-kernel, whose forward pass computes the gradients as well.
 
     So no logits are made again. Only for whole weights: where processes share the head's (ZeRO-3), and without any
@@ -115,26 +127,28 @@ def liger_token_loss(llm: Any, hidden: Tensor, labels: Tensor) -> Tensor:
         llm: A causal LM that passes ``check_liger``.
         hidden: ``(B, L, D)``, after the last norm.
         labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
+        targets: As for :func:`causal_loss`.
     """
     head = llm.get_output_embeddings()
-    states, wanted = _labeled(hidden, labels)
+    states, wanted = _labeled(hidden, labels, targets)
     if not len(wanted) or hasattr(head.weight, "ds_id"):
-        return hidden_token_loss(llm, hidden, labels, max(1, len(wanted)))
+        return hidden_token_loss(llm, hidden, labels, targets, max(1, len(wanted)))
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
     return LigerFusedLinearCrossEntropyFunction.apply(states.to(head.weight.dtype), head.weight, wanted, head.bias)
 
 
-def hidden_token_loss(llm: Any, hidden: Tensor, labels: Tensor, chunk: int) -> Tensor:
+def hidden_token_loss(llm: Any, hidden: Tensor, labels: Tensor, targets: Tensor, chunk: int) -> Tensor:
     """``token_loss`` of the logits of the last hidden states, made for ``chunk`` labeled positions at a time.
 
     Args:
         llm: A causal LM that ``splits_logits``.
         hidden: ``(B, L, D)``, after the last norm.
         labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
+        targets: As for :func:`causal_loss`.
         chunk: Positions whose logits exist at once; with more of them, logits are made again in the backward pass.
     """
-    states, wanted = _labeled(hidden, labels)
+    states, wanted = _labeled(hidden, labels, targets)
     if not len(wanted):
         # The head takes part all the same, so that all processes reduce the same gradients.
         return 0.0 * _chunk_loss(llm, hidden[:1, 0], labels.new_zeros(1)) + 0.0 * hidden.sum()
@@ -146,11 +160,9 @@ def hidden_token_loss(llm: Any, hidden: Tensor, labels: Tensor, chunk: int) -> T
     return torch.stack(sums).sum() / len(wanted)
 
 
-def _labeled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states ``(labeled, D)`` before the tokens with a label, and these tokens ``(labeled,)``."""
-    targets = labels[:, 1:]
-    labeled = targets != IGNORE_INDEX
-    return hidden[:, :-1][labeled], targets[labeled]
+def _labeled(states: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states or logits ``(K, C)`` before the tokens with a label, and these tokens ``(K,)``."""
+    return states.flatten(0, 1).index_select(0, targets), labels.flatten().index_select(0, targets + 1)
 
 
 def _chunk_loss(llm: Any, states: Tensor, targets: Tensor) -> Tensor:

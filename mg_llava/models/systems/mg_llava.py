@@ -11,6 +11,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mg_llava.batch import Layout, PaddingSide
 from mg_llava.features import unpack
 from mg_llava.models.compilation import compile_parts
 from mg_llava.models.generation import (
@@ -24,11 +25,10 @@ from mg_llava.models.generation import (
 from mg_llava.models.losses.language import LossKernel, causal_loss, check_liger, check_loss_settings
 from mg_llava.models.packing import check_packing, pack, packed_arguments, pair_cost
 from mg_llava.models.parts import ModuleOrConfig, build_part, check_parts, check_readers, log_trained
-from mg_llava.models.splice import Spliced, Vision, interleave, splice
+from mg_llava.models.splice import Spliced, Vision, interleave, layout_of, splice
 from mg_llava.models.vision import compare_encoders, describe_encoders, run_encoders
 from mg_llava.models.weights.parts import PARTS, load_parts, saved_state_dict, trained_keys
 from mg_llava.registry import EXPORTERS, MODELS
-from mg_llava.tokens import IMAGE_TOKEN_INDEX
 
 
 @MODELS.register_module()
@@ -140,7 +140,7 @@ class MGLLaVA(BaseModel):
 
         Args:
             data: ``input_ids`` (B, T) int64 with ``IMAGE_TOKEN_INDEX`` where a picture goes; ``attention_mask``
-                (B, T) bool; ``labels`` (B, T) int64; ``images`` (N, 3, S, S) uint8 and ``boxes``, N tensors
+                (B, T) bool; ``labels`` (B, T) int64; ``canvas`` (N, 3, S, S) uint8 and ``boxes``, N tensors
                 (n_i, 4) float32 xyxy in canvas pixels, both absent in a batch without pictures.
             data_samples: Not used.
             mode: ``"loss"`` gives ``{"loss": scalar}``; ``"tensor"`` gives logits (B, L, vocabulary) with the
@@ -153,57 +153,74 @@ class MGLLaVA(BaseModel):
             return self.generate(data)
         if mode not in ("loss", "tensor"):
             raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found {mode!r}")
+        if mode == "loss":
+            read, layout = self._read(data)
+            losses = causal_loss(self.llm, read, layout.labels, layout.targets, self.loss_chunk, self.loss_kernel)
+            return {"loss": losses}
         inputs = self.merge(data)
-        read: dict[str, Any] = {
-            "inputs_embeds": inputs.inputs_embeds,
-            "attention_mask": inputs.attention_mask,
-            "position_ids": inputs.position_ids,
-        }
-        if mode == "loss" and self.packing is not None:
-            inputs, samples = pack(inputs, self.packing, pair_cost(self.llm))
-            read = packed_arguments(self.llm, inputs, samples)
-        read["use_cache"] = False
-        if mode == "tensor":
-            return {"logits": self.llm(**read).logits, "inputs": inputs}
-        return {"loss": causal_loss(self.llm, read, inputs.labels, self.loss_chunk, self.loss_kernel)}
+        output = self.llm(
+            inputs_embeds=inputs.inputs_embeds,
+            attention_mask=inputs.attention_mask,
+            position_ids=inputs.position_ids,
+            use_cache=False,
+        )
+        return {"logits": output.logits, "inputs": inputs}
 
-    def merge(self, data: dict[str, Any], padding_side: Literal["left", "right"] = "right") -> Spliced:
+    def _read(self, data: dict[str, Any]) -> tuple[dict[str, Any], Layout]:
+        """What the LLM reads in training, and the layout of it."""
+        pieces, anchor = self._look(data)
+        layout = layout_of(data, pieces)
+        if self.packing is not None:
+            packed = pack(layout, self.packing, pair_cost(self.llm))
+            layout = packed.layout
+            read = packed_arguments(self.llm, self._embed(data, pieces, anchor, layout), packed)
+        else:
+            # No mask: padding on the right is behind every token that counts, and nothing looks ahead. With one,
+            # attention looks for padding on the host, and waits for the device.
+            embeds = self._embed(data, pieces, anchor, layout)
+            read = {"inputs_embeds": embeds, "position_ids": layout.position_ids}
+        return {**read, "use_cache": False}, layout
+
+    def merge(self, data: dict[str, Any], padding_side: PaddingSide = "right") -> Spliced:
         """Encode the pictures of a batch and put their tokens into the text; arguments as for :meth:`forward`.
 
         ``data["vision"]``, a :class:`Vision`, stands for pictures that are encoded already.
         """
+        pieces, anchor = self._look(data)
+        layout = layout_of(data, pieces, padding_side)
+        return Spliced(self._embed(data, pieces, anchor, layout), layout)
+
+    def _look(self, data: dict[str, Any]) -> tuple[list[list[Tensor]], Tensor | None]:
+        """Tokens of each placeholder, and a zero for the inputs that depends on every trained part, for gradients."""
+        vision = self._see(data)
+        # before the word embeddings with and without pictures: processes gather split parameters in one order
+        anchor = self._zero_weight(vision) if torch.is_grad_enabled() else None
+        return [] if vision is None else vision.pieces(), anchor
+
+    def _embed(
+        self, data: dict[str, Any], pieces: list[list[Tensor]], anchor: Tensor | None, layout: Layout
+    ) -> Tensor:
+        """``(B, L, D)``, the rows of a layout."""
         input_ids = data["input_ids"]
         text_embeds = self.llm.get_input_embeddings()(input_ids.clamp(min=0))  # placeholders are replaced below
-        vision = data.get("vision")
-        if vision is None:
-            vision = self._see(data)
-        inputs = splice(
-            input_ids,
-            text_embeds,
-            None if vision is None else vision.visual,
-            None if vision is None else vision.boxes,
-            labels=data.get("labels"),
-            attention_mask=data.get("attention_mask"),
-            padding_side=padding_side,
-        )
-        if torch.is_grad_enabled():
-            anchor = self._zero_weight(vision)
-            inputs = inputs._replace(inputs_embeds=inputs.inputs_embeds + anchor.to(text_embeds.dtype))
+        embeds = splice(text_embeds, pieces, layout)
         if self.training:
-            is_text = input_ids != IMAGE_TOKEN_INDEX
+            is_text = input_ids >= 0
             if data.get("attention_mask") is not None:
                 is_text = is_text & data["attention_mask"].bool()
-            self._observe("text", text_embeds[is_text])
-        return inputs
+            self._observe("text", text_embeds, is_text)
+        return embeds if anchor is None else embeds + anchor.to(embeds)
 
     def _see(self, data: dict[str, Any]) -> Vision | None:
         """Tokens of the pictures of a batch, from their pixels, from a feature cache, or some from each."""
-        images, features, boxes = data.get("images"), data.get("features"), data.get("boxes", ())
+        if data.get("vision") is not None:
+            return data["vision"]
+        images, features, boxes = data.get("canvas"), data.get("features"), data.get("boxes", ())
         if features is None:
             return self.encode(images, boxes) if images is not None and len(images) else None
         if images is None:
             return self.encode_features(features, boxes)
-        cached = data["cached"].tolist()
+        cached = data["cached"]
         seen = self.encode(images, [item for item, is_cached in zip(boxes, cached, strict=True) if not is_cached])
         known = self.encode_features(
             features, [item for item, is_cached in zip(boxes, cached, strict=True) if is_cached]
@@ -329,9 +346,12 @@ class MGLLaVA(BaseModel):
         return Vision(visual, [self.bbox_projector.project(nothing(1, self.bbox_projector.in_channels))])
 
     @torch.no_grad()
-    def _observe(self, name: str, tokens: Tensor) -> None:
+    def _observe(self, name: str, tokens: Tensor, where: Tensor | None = None) -> None:
+        """Keep the mean norm of tokens ``(..., D)``, of those alone where a mask ``(...)`` is true."""
         if self.training and tokens.numel():
-            self.monitor[f"{name}_norm"] = tokens.detach().float().norm(dim=-1).mean()
+            norms = tokens.detach().float().norm(dim=-1)
+            mean = norms.mean() if where is None else (norms * where).sum() / where.sum().clamp(min=1)
+            self.monitor[f"{name}_norm"] = mean
 
     def _observe_fusion(self) -> None:
         for name, attribute in (("gate", "last_gate"), ("high_norm", "last_high_norm")):

@@ -18,6 +18,7 @@ from mg_llava.models.losses.language import (
     check_liger,
     check_loss_settings,
     decoder_of,
+    find_targets,
     hidden_token_loss,
     splits_logits,
     token_loss,
@@ -63,7 +64,9 @@ def test_value_and_gradients_are_those_of_all_logits(llm, chunk, labeled):
     embeds, labels = _batch(labeled)
     expected = token_loss(llm(inputs_embeds=embeds).logits, labels)
     wanted = _gradients(llm, expected)
-    loss = hidden_token_loss(llm, decoder_of(llm)(inputs_embeds=embeds).last_hidden_state, labels, chunk)
+    loss = hidden_token_loss(
+        llm, decoder_of(llm)(inputs_embeds=embeds).last_hidden_state, labels, find_targets(labels), chunk
+    )
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
     found = _gradients(llm, loss)
     assert found.keys() == wanted.keys()
@@ -73,7 +76,9 @@ def test_value_and_gradients_are_those_of_all_logits(llm, chunk, labeled):
 
 def test_without_labels_the_loss_is_zero_and_every_parameter_takes_part(llm):
     embeds, labels = _batch(0.0)
-    loss = hidden_token_loss(llm, decoder_of(llm)(inputs_embeds=embeds).last_hidden_state, labels, 4)
+    loss = hidden_token_loss(
+        llm, decoder_of(llm)(inputs_embeds=embeds).last_hidden_state, labels, find_targets(labels), 4
+    )
     gradients = _gradients(llm, loss)
     assert loss.item() == 0
     assert "lm_head.weight" in gradients and all(not gradient.any() for gradient in gradients.values())
@@ -83,7 +88,7 @@ def test_logits_are_made_of_labeled_positions_alone(llm):
     embeds, labels = _batch(0.3)
     sizes = []
     llm.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
-    hidden_token_loss(llm, decoder_of(llm)(inputs_embeds=embeds).last_hidden_state, labels, 4)
+    hidden_token_loss(llm, decoder_of(llm)(inputs_embeds=embeds).last_hidden_state, labels, find_targets(labels), 4)
     assert max(sizes) <= 4 and sum(sizes) == int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
@@ -107,7 +112,7 @@ for labeled in (0.0, 0.3, 1.0):
     embeds, labels = _batch(labeled)
     found = {}
     for kernel in ("torch", "liger"):
-        loss = causal_loss(llm, {"inputs_embeds": embeds}, labels, 4, kernel)
+        loss = causal_loss(llm, {"inputs_embeds": embeds}, labels, find_targets(labels), 4, kernel)
         found[kernel] = loss.detach(), _gradients(llm, loss)
     torch.testing.assert_close(found["liger"], found["torch"], atol=1e-6, rtol=1e-5)
 """

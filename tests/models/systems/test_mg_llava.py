@@ -119,9 +119,9 @@ def test_every_branch_matters(model: MGLLaVA) -> None:
     data = batch_of(instances)
     other_boxes = batch_of([instances[0] | {"boxes": [torch.tensor([[0.0, 0, 40, 40], [3, 3, 9, 9]])]}])
     with torch.no_grad():
-        vision = model.encode(data["images"], data["boxes"])
+        vision = model.encode(data["canvas"], data["boxes"])
         low_only = model.projector(model.visual_encoder(torch.randn(1, 3, 28, 28)))
-        moved = model.encode(data["images"], other_boxes["boxes"])
+        moved = model.encode(data["canvas"], other_boxes["boxes"])
     assert vision.boxes is not None and moved.boxes is not None
     assert not torch.allclose(vision.visual, low_only, atol=0.1)
     assert torch.equal(vision.visual, moved.visual)
@@ -133,7 +133,7 @@ def test_every_branch_matters(model: MGLLaVA) -> None:
 
 def test_two_text_only_samples_give_two_rows(model: MGLLaVA) -> None:
     data = batch_of(toy.make_batch([(6, 0), (4, 0)]))
-    assert "images" not in data
+    assert "canvas" not in data
     for training in (False, True):
         model.train(training)
         output = model(data, mode="tensor")
@@ -577,11 +577,11 @@ def test_unknown_mode(model: MGLLaVA) -> None:
 def test_placeholder_without_a_picture(model: MGLLaVA) -> None:
     data = batch_of(toy.make_batch([(6, 0), (9, 1)]))
     data["input_ids"][0, 2] = IMAGE_TOKEN_INDEX
-    with pytest.raises(ValueError, match="2 picture placeholders in input_ids but 1 pictures"):
+    with pytest.raises(ValueError, match="2 placeholders in input_ids but 1 pictures in the batch"):
         model(data)
     data = batch_of(toy.make_batch([(6, 0)]))
     data["input_ids"][0, 2] = VIDEO_TOKEN_INDEX
-    with pytest.raises(ValueError, match="input_ids holds -201"):
+    with pytest.raises(ValueError, match="1 placeholders in input_ids but 0 pictures in the batch"):
         model(data)
 
 

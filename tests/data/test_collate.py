@@ -1,0 +1,103 @@
+"""Batches of samples: their layout and the placeholders of their canvases, and samples that are refused by name."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from mg_llava.batch import Layout, TokenCount
+from mg_llava.data.collate import collate
+from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
+from tests import toy
+
+COUNT = TokenCount(4)
+
+
+def counted(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [sample | {"tokens": [COUNT(1, len(boxes)) for boxes in sample["boxes"]]} for sample in samples]
+
+
+def sample(**changes: Any) -> dict[str, Any]:
+    box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    return {
+        "id": "a",
+        "input_ids": [1, IMAGE_TOKEN_INDEX, 5],
+        "labels": [IGNORE_INDEX, IGNORE_INDEX, 5],
+        "images": [torch.zeros(3, 8, 8, dtype=torch.uint8)],
+        "boxes": [box],
+        **changes,
+    }
+
+
+def test_counted_samples_give_a_layout_of_their_batch() -> None:
+    samples = counted(toy.make_batch([(9, 2), (5, 0), (12, 1)], seed=2))
+    data = collate(samples)["data"]
+    layout = data["layout"]
+    assert isinstance(layout, Layout) and layout.counts == tuple(count for one in samples for count in one["tokens"])
+    assert layout.lengths == tuple(len(one["input_ids"]) - len(one["tokens"]) + sum(one["tokens"]) for one in samples)
+    for row, length in enumerate(layout.lengths):
+        assert layout.attention_mask[row].tolist() == [True] * length + [False] * (max(layout.lengths) - length)
+    labeled = sum((one["labels"] != IGNORE_INDEX).sum() for one in samples)
+    assert len(layout.targets) == (layout.labels != IGNORE_INDEX).sum() == labeled
+
+
+def test_one_sample_that_is_not_counted_leaves_the_layout_to_the_model() -> None:
+    first, second = toy.make_batch([(9, 1), (5, 0)])
+    assert "layout" not in collate([*counted([first]), second])["data"]
+    assert "layout" not in collate([first, second])["data"]
+
+
+def test_layouts_survive_workers_and_move_with_the_batch() -> None:
+    from mmengine.model import BaseDataPreprocessor
+
+    loader = torch.utils.data.DataLoader(
+        counted(toy.make_batch([(9, 1), (5, 0)])), batch_size=2, collate_fn=collate, num_workers=1
+    )
+    data = next(iter(loader))["data"]
+    moved = BaseDataPreprocessor(non_blocking=True)(data, False)
+    for one in (data["layout"], moved["layout"]):
+        assert isinstance(one, Layout) and all(type(length) is int for length in (*one.lengths, *one.counts))
+
+
+def test_frames_that_share_a_placeholder() -> None:
+    frames = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    video = sample(
+        id="film",
+        input_ids=[VIDEO_TOKEN_INDEX, 7, 5],
+        images=list(frames),
+        boxes=[torch.zeros(2, 4)] * 3,
+        media=[0, 0, 0],
+    )
+    data = collate([sample(), video, sample()])["data"]
+    assert data["media"] == [0, 1, 1, 1, 2] and len(data["canvas"]) == len(data["boxes"]) == 5
+    assert "media" not in collate([sample(), sample()])["data"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": []}, "'a' has 1 placeholders, 0 pictures and 1 sets of boxes"),
+        ({"boxes": []}, "1 placeholders, 1 pictures and 0 sets of boxes"),
+        ({"input_ids": [1, 2, 5]}, "0 placeholders, 1 pictures"),
+        ({"media": [0, 0]}, "and 2 pictures in media"),
+        ({"media": [1]}, r"media is \[1\]; it must name each of the 1 placeholders"),
+        ({"tokens": [5, 5]}, "'a' has 1 placeholders and counts the tokens of 2"),
+        ({"labels": [5]}, "'a' has 3 ids and 1 labels"),
+        (
+            {"boxes": [torch.tensor([[0, 0, 1, 1], [0, 0, math.nan, 1]])]},
+            r"'a': box \[.*nan.* of picture 0 is not finite",
+        ),
+        ({"boxes": [torch.tensor([[0, 0, math.inf, 1]])]}, "of picture 0 is not finite"),
+    ],
+)
+def test_samples_that_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        collate([sample(), sample(**changes)])
+
+
+def test_frames_out_of_order() -> None:
+    two = sample(input_ids=[IMAGE_TOKEN_INDEX] * 2, labels=None, media=[1, 0])
+    two |= {"images": two["images"] * 2, "boxes": two["boxes"] * 2}
+    with pytest.raises(ValueError, match="in the order of their placeholders"):
+        collate([two])
