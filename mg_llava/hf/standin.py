@@ -54,6 +54,8 @@ class Registry:
 MODELS = Registry()
 DATASETS = Registry()
 DATA_SAMPLERS = Registry()
+EXPORTERS = Registry()
+PROPOSERS = Registry()
 FUNCTIONS = Registry()
 TRANSFORMS = Registry()
 
