@@ -1,10 +1,7 @@
 """The pipeline for a fresh picture: as a function, as a proposer, and from short texts."""
 
-import importlib.util
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.detector import Detector
 from mg_llava.detection.pipeline import BoxPipeline, build_pipeline, pipeline_config
 from tests.detection import toys
+from tests.run import run_tool
 
 
 class Corner(Detector):
@@ -90,16 +88,10 @@ def test_a_predictor_takes_it(toy_paths):
     assert len(predictor.predict(Image.new("RGB", (40, 30)), "What is there?", boxes=[]).boxes) == 0
 
 
-def test_benchmark(tmp_path, capsys, monkeypatch):
-    tool = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark", tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_benchmark(tmp_path):
     model = toys.write_owlv2(tmp_path)
-    arguments = ["--pictures", "5", "--batch-size", "2", "--rounds", "1", "--model", model]
-    monkeypatch.setattr(sys, "argv", [str(tool), "boxes-pipeline", *arguments])
-    assert module.main() == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    sizes = ["--pictures", 5, "--batch-size", 2, "--rounds", 1]
+    result = run_tool("benchmark", "boxes-pipeline", *sizes, "--model", model).result
     assert result["benchmark"] == "boxes-pipeline" and result["boxes"] > 20 and result["error"] < 0.01
     for key, other in (("speedup", "plain_per_s"), ("speedup_of_batching", "one_by_one_per_s")):
         assert result[key] == pytest.approx(result["batched_per_s"] / result[other], rel=0.05, abs=0.05)

@@ -1,33 +1,22 @@
 """The benchmark of the feature cache, at a tiny size through the same code."""
 
-import importlib.util
-import json
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from mg_llava.profiling import feature_cache
-from tests.profiling.test_performance import call_here
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+from tests.run import call_here, run_tool
 
 
-def test_steps_from_a_cache_are_those_from_pictures(monkeypatch, capsys):
+def test_steps_from_a_cache_are_those_from_pictures(monkeypatch):
     monkeypatch.setattr(feature_cache, "run_child", call_here)
-    spec = importlib.util.spec_from_file_location("benchmark", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     sizes = ["--batch-size", "2", "--steps", "1", "--warmup", "1", "--boxes", "3", "--text", "12", "--threads", "1"]
-    monkeypatch.setattr(sys, "argv", [str(TOOL), "feature-cache", *sizes, "--dtypes", "int8"])
     threads = torch.get_num_threads()
     try:
-        assert module.main() == 0
+        done = run_tool("benchmark", "feature-cache", *sizes, "--dtypes", "int8")
     finally:
         torch.set_num_threads(threads)
-    *table, last = capsys.readouterr().out.splitlines()
-    result = json.loads(last)
+    *table, _ = done.out.splitlines()
+    result = done.result
     assert result["benchmark"] == "feature-cache" and result["dtype"] == "int8"
     assert {"speedup", "step_speedup", "speedup_cpu", "memory_ratio"} <= set(result)
     assert 0 < result["error"] < 1e-3 and 0 < result["rounding"] < 0.02

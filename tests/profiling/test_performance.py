@@ -1,44 +1,28 @@
 """The benchmarks of box features and training steps, at tiny sizes through the same code."""
 
-import importlib
-import importlib.util
-import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from mg_llava.profiling import _sizes, _step, boxes, packing, scaling, startup, train
 from mg_llava.profiling._sizes import LEVERS, Case
+from tests.run import call_here, run_tool
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 TINY = Case(vision="nano", batch_size=2, boxes=3, text=12, warmup=1, threads=1)
 
 
-def call_here(function, *arguments):
-    """``run_child`` without the seconds that a new interpreter needs for its imports."""
-    module, name = function.rsplit(".", 1)
-    return json.loads(json.dumps(getattr(importlib.import_module(module), name)(*json.loads(json.dumps(arguments)))))
-
-
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(monkeypatch):
     """Run ``tools/benchmark.py`` in this process; gives its result and its table."""
     for module in (boxes, packing, scaling, train):
         monkeypatch.setattr(module, "run_child", call_here)
-    spec = importlib.util.spec_from_file_location("benchmark", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        status = module.main()
-        captured = capsys.readouterr()
-        assert status == 0, captured.err
-        *table, last = captured.out.splitlines()
-        return json.loads(last), "\n".join(table)
+        done = run_tool("benchmark", *arguments)
+        assert done.status == 0, done.err
+        return done.result, done.out
 
     threads = torch.get_num_threads()
     yield run
@@ -177,13 +161,9 @@ def test_scaling(tool):
         (["--model", "paking=1"], "the model has no paking; it has"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message, monkeypatch, capsys):
-    parsed = ["train", *arguments]
-    spec = importlib.util.spec_from_file_location("benchmark", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *parsed])
-    assert module.main() == 1 and message in capsys.readouterr().err
+def test_wrong_arguments_are_named(arguments, message):
+    done = run_tool("benchmark", "train", *arguments)
+    assert done.status == 1 and message in done.err
 
 
 IMPORTS = """\

@@ -1,32 +1,17 @@
 """The tool around box stores: reports, exit status, and the way back to JSON."""
 
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_boxes.py"
+from tests.run import TOOLS, run_python, run_tool
+
 GOOD = {"boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": ["a"]}
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the tool in this process; returns exit status and what it printed."""
-    spec = importlib.util.spec_from_file_location("convert_boxes", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        status = module.main()
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def call(*arguments):
+    return run_tool("convert_boxes", *arguments)
 
 
 @pytest.fixture
@@ -36,7 +21,7 @@ def source(tmp_path):
     return path
 
 
-def test_there_and_back(call, source, tmp_path):
+def test_there_and_back(source, tmp_path):
     store = tmp_path / "boxes.safetensors"
     settings = {"threshold": 0.2}
     status, out, _ = call(
@@ -56,7 +41,7 @@ def test_there_and_back(call, source, tmp_path):
     assert back == [{**raw, "id": str(raw["id"])} for raw in json.loads(source.read_text())]
 
 
-def test_faults_give_status_1_unless_dropped(call, tmp_path):
+def test_faults_give_status_1_unless_dropped(tmp_path):
     source, store = tmp_path / "boxes.json", tmp_path / "boxes.safetensors"
     source.write_text(json.dumps({"good": GOOD, "broken": {**GOOD, "boxes": [[3, 2, 1, 4]]}}))
     status, out, _ = call(source, "--out", store, "--report", tmp_path / "report.json")
@@ -67,7 +52,7 @@ def test_faults_give_status_1_unless_dropped(call, tmp_path):
     assert status == 0 and store.exists() and "1 records with inverted boxes" in out
 
 
-def test_damage_and_wrong_files_give_status_1(call, source, tmp_path):
+def test_damage_and_wrong_files_give_status_1(source, tmp_path):
     store = tmp_path / "boxes.safetensors"
     call(source, "--out", store)
     data = bytearray(store.read_bytes())
@@ -80,7 +65,7 @@ def test_damage_and_wrong_files_give_status_1(call, source, tmp_path):
         assert status == 1 and "error: " in err
 
 
-def test_pictures_are_hashed_for_lookup_by_content(call, source, tmp_path):
+def test_pictures_are_hashed_for_lookup_by_content(source, tmp_path):
     Image.new("RGB", (9, 8), "red").save(tmp_path / "a.png")
     (tmp_path / "records.json").write_text(json.dumps([{"id": 2, "image": "a.png"}]))
     store = tmp_path / "boxes.safetensors"
@@ -91,9 +76,8 @@ def test_pictures_are_hashed_for_lookup_by_content(call, source, tmp_path):
     assert not (tmp_path / "boxes.safetensors.pictures").exists()
 
 
-def test_wrong_arguments_give_status_2(call, source, tmp_path):
+def test_wrong_arguments_give_status_2(source, tmp_path):
     for arguments in ((source,), (source, "--out", "x", "--images", tmp_path), (source, source, "--info")):
-        with pytest.raises(SystemExit, match="2"):
-            call(*arguments)
-    done = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True)
+        assert call(*arguments).status == 2
+    done = run_python(TOOLS / "convert_boxes.py", "--help")
     assert done.returncode == 0 and "Examples:" in done.stdout and "Exit status:" in done.stdout

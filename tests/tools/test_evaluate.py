@@ -2,15 +2,11 @@
 
 import base64
 import csv
-import importlib.util
 import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +15,8 @@ import torch
 from PIL import Image
 
 from tests import toy
+from tests.run import ROOT, environment, run_tool, tool_command
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / "tools"
 ROWS = 6
 CONFIG = """
 model = {model!r}
@@ -29,8 +24,6 @@ tokenizer = dict(type="transformers.AutoTokenizer", pretrained_model_name_or_pat
 prompt_template = "vicuna"
 picture_processor = dict(type="mg_llava.PictureProcessor", image_size={canvas})
 """
-
-Tool = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -88,30 +81,10 @@ def write_root(root: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs a tool in this process; returns exit status, output and errors."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        try:
-            status = module.main()
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
-
-
-def test_a_set_of_benchmarks(call: Tool, trained: list[str], tmp_path: Path) -> None:
+def test_a_set_of_benchmarks(trained: list[str], tmp_path: Path) -> None:
     root, out = write_root(tmp_path / "data"), tmp_path / "out"
     options = ["--data", root, "--out", out, "--max-new-tokens", 4, "--batch-size", 5]
-    status, text, err = call("evaluate", *trained, "--benchmarks", "mmbench_dev_en,pope", *options)
+    status, text, err = run_tool("evaluate", *trained, "--benchmarks", "mmbench_dev_en,pope", *options)
     assert status == 0, err
     table = {line.split()[0]: line for line in text.splitlines() if line.startswith(("mmbench", "pope"))}
     assert "72.1" in table["mmbench_dev_en"] and " 12 " in table["mmbench_dev_en"]
@@ -127,7 +100,7 @@ def test_a_set_of_benchmarks(call: Tool, trained: list[str], tmp_path: Path) -> 
     lines = [json.loads(line) for line in (out / "pope" / "predictions.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines[:1]] == [{"question_id", "category", "text"}]
     # what was written is what tools/score.py takes
-    status, _, err = call(
+    status, _, err = run_tool(
         "score", "pope", "--data", root / "pope", "--predictions", out / "pope" / "predictions.jsonl", "--out",
         tmp_path / "score.json",
     )  # fmt: skip
@@ -136,15 +109,15 @@ def test_a_set_of_benchmarks(call: Tool, trained: list[str], tmp_path: Path) -> 
     assert scored["n_missing"] == scored["n_unknown"] == 0
     official = scored["rules"]["official"]["metrics"]
     assert official == results["pope"]["score"]["rules"]["official"]["metrics"]
-    status, _, err = call("evaluate", *trained, "--benchmarks", "pope", *options, "--max-new-tokens", 5)
+    status, _, err = run_tool("evaluate", *trained, "--benchmarks", "pope", *options, "--max-new-tokens", 5)
     assert status == 1 and "generation.max_new_tokens was 4, is 5" in err and "--fresh" in err
 
 
-def test_mmbench_alone(call: Tool, trained: list[str], tmp_path: Path) -> None:
+def test_mmbench_alone(trained: list[str], tmp_path: Path) -> None:
     table, boxes = write_mmbench(tmp_path / "mmbench_test_en.tsv", answers=False, bad=2), tmp_path / "boxes.json"
     boxes.write_text(json.dumps([{"id": 0, "boxes": [[2, 3, 30, 28]]}]))
     options = ["--data", table, "--boxes", boxes, "--out", tmp_path / "out", "--max-new-tokens", 3]
-    status, text, err = call("eval_mmbench", *trained, *options)
+    status, text, err = run_tool("eval_mmbench", *trained, *options)
     assert status == 0, err
     entry = json.loads((tmp_path / "out" / "results.json").read_text())["benchmarks"]["mmbench_test_en"]
     assert entry["counts"]["failed"] == 2 and entry["counts"]["answered"] == 10
@@ -153,10 +126,10 @@ def test_mmbench_alone(call: Tool, trained: list[str], tmp_path: Path) -> None:
     assert entry["headline"]["value"] is None and "2 questions could not be answered" in text
 
 
-def test_ablation(call: Tool, trained: list[str], tmp_path: Path) -> None:
+def test_ablation(trained: list[str], tmp_path: Path) -> None:
     root, out = write_root(tmp_path / "data"), tmp_path / "out"
     options = ["--data", root, "--out", out, "--max-new-tokens", 3, "--boxes", "detected,none", "--fusion", "on,off"]
-    status, text, err = call("evaluate", *trained, "--benchmarks", "mmbench_dev_en", *options)
+    status, text, err = run_tool("evaluate", *trained, "--benchmarks", "mmbench_dev_en", *options)
     assert status == 0, err
     ablation = json.loads((out / "results.json").read_text())["ablation"]
     assert ablation["baseline"] == "boxes detected" and len(ablation["differences"]) == 3
@@ -165,33 +138,29 @@ def test_ablation(call: Tool, trained: list[str], tmp_path: Path) -> None:
     assert len(replies) == 4 and len(set(replies.values())) > 1
 
 
-def test_list_and_usage(call: Tool, trained: list[str], tmp_path: Path) -> None:
+def test_list_and_usage(trained: list[str], tmp_path: Path) -> None:
     root = write_root(tmp_path / "data")
-    status, text, _ = call("evaluate", "--list", "--data", root)
+    status, text, _ = run_tool("evaluate", "--list", "--data", root)
     assert status == 0
     there, missing = text.split("missing:")
     assert "mmbench_dev_en" in there and "mmbench_dev_en.json" in there and "textvqa/train_images" in missing
-    assert call("evaluate", trained[0])[0] == 2
-    assert call("evaluate", *trained, "--benchmarks", "pope", "--limit", "0")[0] == 2
-    status, _, err = call("evaluate", *trained, "--benchmarks", "popee", "--data", root)
+    assert run_tool("evaluate", trained[0])[0] == 2
+    assert run_tool("evaluate", *trained, "--benchmarks", "pope", "--limit", "0")[0] == 2
+    status, _, err = run_tool("evaluate", *trained, "--benchmarks", "popee", "--data", root)
     assert status == 1 and "is 'pope' meant?" in err
-    status, _, err = call("evaluate", *trained, "--benchmarks", "pope,gqa,mmstar", "--data", root)
+    status, _, err = run_tool("evaluate", *trained, "--benchmarks", "pope,gqa,mmstar", "--data", root)
     assert status == 1 and "testdev_balanced_questions.json" in err and "MMStar.tsv" in err
-    status, _, err = call("evaluate", *trained, "--benchmarks", "pope", "--data", root, "--boxes", "jiter=0.1")
+    status, _, err = run_tool("evaluate", *trained, "--benchmarks", "pope", "--data", root, "--boxes", "jiter=0.1")
     assert status == 1 and "jitter" in err
-    status, _, err = call("evaluate", "no.py", *trained[1:], "--benchmarks", "pope", "--data", root)
+    status, _, err = run_tool("evaluate", "no.py", *trained[1:], "--benchmarks", "pope", "--data", root)
     assert status == 1 and "no.py does not exist" in err
 
 
 def command(name: str, *arguments: object, processes: int = 1) -> subprocess.Popen:
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [*start, str(TOOLS / f"{name}.py"), *map(str, arguments)],
+        tool_command(name, *arguments, processes=processes),
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

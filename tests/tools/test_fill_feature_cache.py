@@ -1,9 +1,6 @@
 """The tool fills a cache for a config, and the real training reads it."""
 
-import importlib.util
-import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +8,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from tests import toy
-from tests.end_to_end.conftest import Project, read_losses
+from tests.end_to_end.conftest import Project
+from tests.run import ROOT, read_losses, run_tool
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "fill_feature_cache.py"
 CACHE = "train_dataloader.dataset.feature_cache={}"
 
 
@@ -29,23 +25,13 @@ def config(project: Project) -> Path:
     return project.config("leaf", "instruct", batch_size=4, seed=0, pretrained_pth=None)
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the tool in this process; gives its exit status, its report and what it complained of."""
-    spec = importlib.util.spec_from_file_location("fill_feature_cache", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        status = module.main()
-        captured = capsys.readouterr()
-        return status, json.loads(captured.out.splitlines()[-1]) if status in (0, 3) else {}, captured.err
-
-    return run
+def run(*arguments):
+    """Run the tool; gives its exit status, its report and what it complained of."""
+    done = run_tool("fill_feature_cache", *arguments)
+    return done.status, done.result if done.status in (0, 3) else {}, done.err
 
 
-def test_fill_check_and_fill_again(project, config, run, tmp_path):
+def test_fill_check_and_fill_again(project, config, tmp_path):
     folder = tmp_path / "features"
     assert run(config)[0] == 2
     status, report, _ = run(config, "--folder", folder, "--batch-size", 4, "--dtype", "int8")
@@ -68,7 +54,7 @@ def test_fill_check_and_fill_again(project, config, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_reads_it(project, config, run, tmp_path):
+def test_training_reads_it(project, config, tmp_path):
     folder = tmp_path / "features"
     assert run(config, "--folder", folder)[0] == 0
     work_dir, output = project.train(config, "--cfg-options", CACHE.format(folder))

@@ -1,37 +1,19 @@
 """The tool that makes boxes for a data set: small detectors from disk, torchrun, reports and exit status."""
 
-import importlib.util
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
 from tests.detection import toys
+from tests.run import environment, run_tool, tool_command
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate_boxes.py"
 
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the tool in this process; returns exit status and what it printed."""
-    spec = importlib.util.spec_from_file_location("generate_boxes", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        status = module.main()
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def call(*arguments):
+    return run_tool("generate_boxes", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +44,7 @@ def arguments_for(files, out, detector, tagger, threshold=0.1):
     ("detector", "tagger", "threshold"),
     [("owlv2", "clip:{clip}", 0.1), ("grounding-dino", "cat, dog", 0.1)],
 )
-def test_whole_tool(call, files, tmp_path, detector, tagger, threshold):
+def test_whole_tool(files, tmp_path, detector, tagger, threshold):
     path = files["owlv2"] if detector == "owlv2" else files["dino"]
     arguments = arguments_for(files, tmp_path, f"{detector}:{path}", tagger.format(**files), threshold)
     status, out, err = call(*arguments, "--json", tmp_path / "boxes.json", "--visualize", 2)
@@ -84,7 +66,7 @@ def test_whole_tool(call, files, tmp_path, detector, tagger, threshold):
     assert status == 1 and "12 of 12 pictures have no result yet" in err
 
 
-def test_errors_give_status_1(call, files, tmp_path):
+def test_errors_give_status_1(files, tmp_path):
     for detector, tagger, message in (
         ("owlv3:x", "coco80", "is 'owlv2' meant"),
         (f"owlv2:{files['owlv2']}", "list:none.txt", "does not exist"),
@@ -94,26 +76,15 @@ def test_errors_give_status_1(call, files, tmp_path):
         assert status == 1 and "error: " in err and message in err
     status, _, err = call(*arguments_for(files, tmp_path, "proposals", "coco80"), "--merge")
     assert status == 1 and "not all pictures were read yet" in err
-    with pytest.raises(SystemExit, match="2"):
-        call("--out", tmp_path)
+    assert call("--out", tmp_path).status == 2
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_give_the_file_of_one(call, files, tmp_path):
+def test_two_processes_of_torchrun_give_the_file_of_one(files, tmp_path):
     detector = f"owlv2:{files['owlv2']}"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as torchrun does; rounding depends on it
-    try:
-        assert call(*arguments_for(files, tmp_path / "one", detector, "coco80"))[0] == 0
-    finally:
-        torch.set_num_threads(threads)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(TOOL)]
-    done = subprocess.run(
-        [*command, *arguments_for(files, tmp_path / "two", detector, "coco80")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    assert call(*arguments_for(files, tmp_path / "one", detector, "coco80")).status == 0
+    command = tool_command("generate_boxes", *arguments_for(files, tmp_path / "two", detector, "coco80"), processes=2)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("different pictures") == 1
     one, two = ((tmp_path / name / "boxes.safetensors").read_bytes() for name in ("one", "two"))
