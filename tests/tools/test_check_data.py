@@ -1,19 +1,15 @@
 """The command line of the data doctor: exit status, report, messages, kill and resume."""
 
 import json
-import runpy
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.data.broken import write_broken, write_clean
-
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "check_data.py"
+from tests.run import ROOT, TOOLS, run_tool
 
 SLOWED = """
 import runpy, sys, time
@@ -36,21 +32,11 @@ def write_config(data, **changes):
     return path
 
 
-@pytest.fixture
-def check(monkeypatch, capsys):
-    """Run the tool in this process; gives exit status, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments), "--quiet", "--workers", "1"])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return run
+def check(*arguments):
+    return run_tool("check_data", *arguments, "--quiet", "--workers", 1)
 
 
-def test_clean_data(check, tmp_path):
+def test_clean_data(tmp_path):
     data = write_clean(tmp_path / "data")
     status, out, _ = check(write_config(data), "--out", tmp_path / "report.json", "--strict")
     assert status == 0 and "0 errors, 0 warnings: training can start" in out
@@ -58,7 +44,7 @@ def test_clean_data(check, tmp_path):
     assert not report["training_would_fail"] and report["config"].endswith("config.py")
 
 
-def test_broken_data(check, tmp_path):
+def test_broken_data(tmp_path):
     data = write_broken(tmp_path / "data", with_refused=False)
     config = write_config(data)
     status, out, _ = check(config, "--out", tmp_path / "a.json", "--eval", data.evaluation())
@@ -69,14 +55,14 @@ def test_broken_data(check, tmp_path):
     assert status == 1 and "training would fail" in out
 
 
-def test_a_missing_path_is_one_clear_message(check, tmp_path):
+def test_a_missing_path_is_one_clear_message(tmp_path):
     data = write_clean(tmp_path / "data")
     status, out, _ = check(write_config(data, image_folder="/nowhere/images"), "--out", tmp_path / "a.json")
     assert status == 1 and out.count("/nowhere/images does not exist") == 1
     assert "1 error, 0 warnings" in out
 
 
-def test_usage(check, tmp_path):
+def test_usage(tmp_path):
     data = write_clean(tmp_path / "data", records=1)
     config = write_config(data)
     assert check(tmp_path / "none.py")[0] == 2
@@ -89,13 +75,13 @@ def test_usage(check, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_report(check, tmp_path):
+def test_a_killed_run_goes_on_with_the_same_report(tmp_path):
     data = write_clean(tmp_path / "data", records=160)
     config = write_config(data)
     script, out = tmp_path / "slowed.py", tmp_path / "a.json"
     script.write_text(SLOWED)
     cache = tmp_path / "a.pictures.jsonl"
-    command = [sys.executable, script, TOOL, config, "--out", out, "--workers", "1", "--quiet"]
+    command = [sys.executable, script, TOOLS / "check_data.py", config, "--out", out, "--workers", "1", "--quiet"]
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < end and not (cache.is_file() and cache.stat().st_size):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +9,11 @@ import torch
 
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from tests import toy
+from tests.run import Ran, run_tool
 
-TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(TOOL), run_name="__main__")
-    return int(stop.value.code or 0)
+def run(*arguments: object) -> Ran:
+    return run_tool("convert_checkpoint", *arguments)
 
 
 class Attack:
@@ -40,28 +34,26 @@ def checkpoint(toy_paths: dict[str, str], tmp_path: Path) -> Path:
     return tmp_path / "iter_1.pth"
 
 
-def test_inspect_and_convert(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object
-) -> None:
-    assert run(monkeypatch, checkpoint, "--inspect", "--json") == 0
-    report = json.loads(capsys.readouterr().out)  # type: ignore[attr-defined]
+def test_inspect_and_convert(checkpoint: Path, tmp_path: Path) -> None:
+    done = run(checkpoint, "--inspect", "--json")
+    report = json.loads(done.out)
+    assert done.status == 0
     assert report["kind"] == "reference .pth" and report["parts"]["fuse_module"]["tensors"] == 12
     target = tmp_path / "out.pth"
-    assert run(monkeypatch, checkpoint, target, "--to", "mmengine", "--dtype", "float16") == 0
-    captured = capsys.readouterr()  # type: ignore[attr-defined]
-    assert "fuse_module: 12 tensors" in captured.out and "writing" in captured.err
+    done = run(checkpoint, target, "--to", "mmengine", "--dtype", "float16")
+    assert done.status == 0 and "fuse_module: 12 tensors" in done.out and "writing" in done.err
     state = load_training_checkpoint(target, dtype=None)
     assert len(state) == 20 and all(tensor.dtype == torch.float16 for tensor in state.values())
     torch.load(target, weights_only=True)
     assert not (tmp_path / "hacked").exists()
 
 
-def test_failures(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
+def test_failures(checkpoint: Path, tmp_path: Path) -> None:
     state = load_training_checkpoint(checkpoint)
     del state["projector.model.0.bias"]
     torch.save(state, tmp_path / "part.pth")
-    assert run(monkeypatch, tmp_path / "part.pth", "--inspect") == 1
-    assert "incomplete: 1 keys are missing: projector.model.0.bias" in capsys.readouterr().out  # type: ignore[attr-defined]
+    done = run(tmp_path / "part.pth", "--inspect")
+    assert done.status == 1 and "incomplete: 1 keys are missing: projector.model.0.bias" in done.out
     cut = tmp_path / "cut.pth"
     cut.write_bytes(checkpoint.read_bytes()[:5000])
     for source, message in (
@@ -70,10 +62,9 @@ def test_failures(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path, "is a work directory. Give one of its checkpoints: cut.pth, iter_1.pth, part.pth"),
         (tmp_path / "none.pth", "none.pth does not exist"),
     ):
-        assert run(monkeypatch, source, tmp_path / "out.pth", "--to", "reference") == 1
-        error = capsys.readouterr().err  # type: ignore[attr-defined]
-        assert "error: " in error and message in error
+        done = run(source, tmp_path / "out.pth", "--to", "reference")
+        assert done.status == 1 and "error: " in done.err and message in done.err
         assert not (tmp_path / "out.pth").exists()
-    assert run(monkeypatch, checkpoint) == 2
-    assert run(monkeypatch, checkpoint, tmp_path / "hf", "--to", "hf") == 1
-    assert "--config" in capsys.readouterr().err  # type: ignore[attr-defined]
+    assert run(checkpoint).status == 2
+    done = run(checkpoint, tmp_path / "hf", "--to", "hf")
+    assert done.status == 1 and "--config" in done.err

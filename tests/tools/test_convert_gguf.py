@@ -1,16 +1,14 @@
 """GGUF to a Hugging Face folder: a small Llama written by gguf itself, and what goes wrong."""
 
 import json
-import runpy
-import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.run import ROOT, Ran, run_tool
+
 NAME = "tiny.gguf"
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -53,23 +51,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs the tool; returns exit status, output and errors."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["convert_gguf.py", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "tools" / "convert_gguf.py"), run_name="__main__")
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
+def run(*arguments: str) -> Ran:
+    return run_tool("convert_gguf", *arguments)
 
 
-def test_folder_has_the_weights_and_the_special_tokens(
-    tiny: Path, run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_folder_has_the_weights_and_the_special_tokens(tiny: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "llm"
@@ -108,9 +94,7 @@ def test_sources(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["other", "truncated"])
-def test_damaged_file_leaves_nothing(
-    damage: str, tiny: Path, run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_damaged_file_leaves_nothing(damage: str, tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "bad.gguf"
     file.write_bytes(b"hello" if damage == "other" else tiny.read_bytes()[:3000])
     status, _, err = run(str(file), "--out", str(tmp_path / "llm"))

@@ -1,33 +1,20 @@
 """The command line of the planner."""
 
 import json
-import runpy
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.run import ROOT, Ran, run_python, run_tool
+
 CONFIG = str(ROOT / "configs" / "mg_llava_qwen2_5_0_5b_instruct.py")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs the tool; returns exit status, output and errors."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "tools" / "plan.py"), run_name="__main__")
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
+def run(*arguments: str) -> Ran:
+    return run_tool("plan", *arguments)
 
 
-def test_tables_and_json(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_tables_and_json(tmp_path: Path) -> None:
     status, out, _ = run(CONFIG, "--gpus", "8", "--gpu", "A100-80G", "--json", str(tmp_path / "plan.json"))
     assert status == 3
     for text in (
@@ -48,12 +35,11 @@ def test_tables_and_json(run: Callable[..., tuple[int, str, str]], tmp_path: Pat
 @pytest.mark.slow
 def test_json_alone_is_printed_for_a_pipe() -> None:
     """In a process of its own, where the log has not been opened before."""
-    command = [sys.executable, str(ROOT / "tools" / "plan.py"), CONFIG, "--ignore-missing", "--json", "-"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["fits"]
+    done = run_python(ROOT / "tools" / "plan.py", CONFIG, "--ignore-missing", "--json", "-")
+    assert done.returncode == 0 and json.loads(done.stdout)["fits"]
 
 
-def test_status_for_ci(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_status_for_ci() -> None:
     status, out, _ = run(CONFIG, "--ignore-missing", "--cfg-options", "train_dataloader.batch_size=4096")
     assert status == 1
     assert "This cannot run." in out and "takes" in out and "groups 16 samples" in out
