@@ -2,11 +2,14 @@
 
 import json
 import runpy
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.utils import get_object_from_string
 from PIL import Image
 
 from mg_llava.data.dataset import LLaVADataset
@@ -70,6 +73,25 @@ def test_leaf_loads_and_survives_a_dump(leaf: str, tmp_path: Path) -> None:
     assert flat.to_dict() == config.to_dict()
     assert {"model", "tokenizer", "picture_processor", "prompt_template", "train_dataloader"} <= set(flat)
     assert "globals" not in flat and "pretrain" not in flat and "instruct" not in flat
+
+
+def types_in(value: Any) -> Iterator[Any]:
+    """What every ``type`` of a config names."""
+    if isinstance(value, dict):
+        if "type" in value:
+            yield value["type"]
+        yield from (found for item in value.values() for found in types_in(item))
+    elif isinstance(value, list | tuple):
+        yield from (found for item in value for found in types_in(item))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+def test_types_are_classes_and_functions(stage: str, tmp_path: Path) -> None:
+    """A module of the same name would be found only when the training starts."""
+    read(f"configs/mg_llava_vicuna7b_{stage}.py").dump(tmp_path / "flat.py")
+    names = set(types_in(Config.fromfile(tmp_path / "flat.py").to_dict()))
+    paths = {name for name in names if "." in name}  # the others are names in registries
+    assert len(paths) > 20 and {name for name in paths if not callable(get_object_from_string(name))} == set()
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
