@@ -9,8 +9,9 @@ A local model of Transformers:
 Then:
     python tools/score.py mm_vet --data mm-vet.json --predictions judged.jsonl --out result.json
 
-A run that was stopped goes on where it was. Exit status: 0 done, 1 some replies of the judge could not be used,
-2 wrong arguments or files, 3 the judge could not be reached.
+A run that was stopped goes on where it was, and asks again about replies that the judge refused or that could not be
+used. Exit status: 0 done, 1 some replies have no usable verdict, 2 wrong arguments or files, 3 the judge could not be
+reached.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mg_llava.evaluation.judging.run import EndpointJudge, JudgeError, load_local_judge, run_judge
+from mg_llava.evaluation.judging.endpoint import EndpointJudge
+from mg_llava.evaluation.judging.protocol import JudgeError
+from mg_llava.evaluation.judging.run import load_local_judge, run_judge
 from mg_llava.evaluation.score import find_protocol
 from mg_llava.evaluation.scoring.files import read_predictions
 
@@ -70,9 +73,11 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    unusable = sum(not line["judge_accepted"] for line in lines)
-    print(f"{len(lines)} replies judged by {judge.name}, {unusable} of them without a usable verdict: {args.out}")
-    return int(unusable > 0)
+    unusable = [str(requests[i].id) for i, line in enumerate(lines) if not line["judge_accepted"]]
+    print(f"{len(lines)} replies judged by {judge.name}, {len(unusable)} of them without a usable verdict: {args.out}")
+    if unusable:
+        print(f"the same command asks about these again: {', '.join(unusable)}", file=sys.stderr)
+    return int(bool(unusable))
 
 
 if __name__ == "__main__":

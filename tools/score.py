@@ -21,7 +21,7 @@ Examples:
         --submission mmbench_test.xlsx
     python tools/score.py vqav2_submission --data FULL.jsonl --predictions replies.jsonl --out upload.json
 
-Exit status: 0 scored (warnings included), 2 wrong arguments, unreadable or malformed files.
+Exit status: 0 scored (warnings included), 1 nothing could be scored, 2 wrong arguments, unreadable or malformed files.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     from mg_llava.evaluation.score import score_predictions
     from mg_llava.evaluation.scoring.files import read_predictions
     from mg_llava.evaluation.submission import write_submission
+    from mg_llava.work.atomic import write_json
 
     listing = "\n".join(f"  {name:18} {kind.form}" for name, kind in sorted(BENCHMARKS.scorers.items()))
     parser = argparse.ArgumentParser(
@@ -63,16 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = score_predictions(args.benchmark, args.data, read_predictions(args.predictions), **options)
         submission = result.get("submission")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         only_submission = args.benchmark.lower().endswith("_submission")
         content = submission if only_submission else {k: v for k, v in result.items() if k != "submission"}
-        args.out.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, content)
         if args.submission is not None:
             write_submission(args.submission, submission)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print_result(result)
+    if not result["rules"] and submission is None:
+        print("error: nothing was scored; the warnings say why", file=sys.stderr)
+        return 1
     return 0
 
 

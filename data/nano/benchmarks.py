@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from mg_llava.data.pictures.files import open_picture
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.families.multiple_choice import MMBench, options_of
+from mg_llava.evaluation.families.multiple_choice import MMBench
 from mg_llava.evaluation.families.pope import POPE
+from mg_llava.evaluation.scoring.choice_table import options_of
 
 
 @BENCHMARKS.register

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mg_llava.work.atomic import replacing, write_json
+
+_LONGEST_CELL = 32_767
 
 
 def write_submission(path: str | Path, lines: Sequence[Mapping[str, Any]] | None) -> None:
@@ -22,31 +25,46 @@ def write_submission(path: str | Path, lines: Sequence[Mapping[str, Any]] | None
     path = Path(path)
     if lines is None:
         raise ValueError(f"{path}: nothing to submit: the data has the answers, or the benchmark has no test server")
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for line in lines for name in line))
     if path.suffix.lower() == ".tsv":
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with replacing(path, "w", newline="") as file:
             writer = csv.DictWriter(file, columns, delimiter="\t")
             writer.writeheader()
             writer.writerows(lines)
     elif path.suffix.lower() == ".xlsx":
         _write_xlsx(path, columns, lines)
     else:
-        path.write_text(json.dumps(list(lines), ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, list(lines), indent=None)
 
 
 def _write_xlsx(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Texts stay texts, also where they look like a formula (``=2x``) or like an error (``#N/A``)."""
     try:
         from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError as error:
         raise ValueError(
             f"{path}: writing spreadsheets needs openpyxl (pip install 'mg_llava[eval]'); .tsv needs nothing"
         ) from error
+    for number, line in enumerate(lines, start=1):
+        for name, value in line.items():
+            if isinstance(value, str) and len(value) > _LONGEST_CELL:
+                raise ValueError(
+                    f"{path}: {name!r} of row {number} has {len(value)} characters, a spreadsheet's cell "
+                    f"{_LONGEST_CELL} at most; write a .tsv"
+                )
     workbook = Workbook(write_only=True)
     sheet = workbook.create_sheet()
-    sheet.append(columns)
-    for line in lines:
-        cells = [line.get(name) for name in columns]
-        sheet.append([ILLEGAL_CHARACTERS_RE.sub("", cell) if isinstance(cell, str) else cell for cell in cells])
-    workbook.save(path)
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        made = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value))
+        made.data_type = "s"
+        return made
+
+    for row in (columns, *([line.get(name) for name in columns] for line in lines)):
+        sheet.append([cell(value) for value in row])
+    with replacing(path) as file:
+        workbook.save(file)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openpyxl
 import pytest
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
@@ -56,7 +57,6 @@ def test_predictions_come_in_many_forms(kind: str, table: Path, tmp_path: Path) 
     if kind in ("tsv", "csv"):
         write_table(path, lines)
     elif kind == "xlsx":
-        openpyxl = pytest.importorskip("openpyxl")
         book = openpyxl.Workbook()
         for cells in (("index", "prediction"), *((line["index"], line["prediction"] or None) for line in lines)):
             book.active.append(cells)
@@ -118,6 +118,37 @@ def test_submission_of_a_test_split(suffix: str, tmp_path: Path) -> None:
     expected = [("1", "?", "x", "y", ""), ("2", "?", "x", "y", "B")]
     lines = [tuple("" if v is None else str(v) for v in line.values()) for line in read_predictions(file)]
     assert lines == expected
+
+
+TEXTS = ["=2x", "=B", "#N/A", "#DIV/0!", "=HYPERLINK(1)", "TRUE", "1e5", "'x", "@sum", "+1"]
+
+
+@pytest.mark.parametrize("suffix", ["xlsx", "tsv", "json"])
+def test_texts_stay_texts_in_an_upload(suffix: str, tmp_path: Path) -> None:
+    rows = [{"index": n, "question": text, "=A": "head", "A": text, "B": "y"} for n, text in enumerate(TEXTS)]
+    table = write_table(tmp_path / "MMBench_TEST_EN.tsv", rows)
+    predictions = write_json_lines(
+        tmp_path / "p.jsonl", [{"index": n, "prediction": text} for n, text in enumerate(TEXTS)]
+    )
+    file = tmp_path / f"upload.{suffix}"
+    assert run("mmbench_test_en", table, predictions, "--submission", str(file))[0] == 0
+    if suffix == "xlsx":
+        sheet = openpyxl.load_workbook(file, data_only=True).active  # as the server's reader sees it
+        head, *lines = [[cell.value for cell in line] for line in sheet.iter_rows()]
+        read = [dict(zip(head, line, strict=True)) for line in lines]
+    else:
+        read = read_predictions(file)
+    assert [(line["question"], line["A"], line["prediction"], line["=A"]) for line in read] == [
+        (text, text, text, "head") for text in TEXTS
+    ]
+
+
+def test_a_text_that_no_spreadsheet_holds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = write_table(tmp_path / "MMBench_TEST_EN.tsv", [{"index": 1, "question": "?", "A": "x", "B": "y"}])
+    predictions = write_json_lines(tmp_path / "p.jsonl", [{"index": 1, "prediction": "x" * 40_000}])
+    assert run("mmbench_test_en", table, predictions, "--submission", str(tmp_path / "u.xlsx"))[0] == 2
+    assert "'prediction' of row 1 has 40000 characters" in capsys.readouterr().err
+    assert not (tmp_path / "u.xlsx").exists()
 
 
 def test_no_submission_where_there_are_answers(table: Path, tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_u
 from mg_llava.evaluation.judging.replies import (
     REPLY_FIELDS,
     JudgedQuestion,
-    count_warning,
     find_judge_reply,
     judge_names,
     needs_judge,
+    unreadable,
 )
 from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
 from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, reply_text
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, reply_text
 from mg_llava.evaluation.scoring.metrics import flatten
 
 
@@ -76,10 +76,15 @@ def score_llava_bench(
         samples.append({"id": question.id, "score": ratio, "pair": pair, "category": "".join(question.groups)})
     if not pairs:
         return make_result(joined, {}, [needs_judge("llava_bench")])
-    broken = count_warning((list(s["pair"] or ()) == [-1, -1] for s in samples), "reviews have not two scores: -1")
-    open_ones = count_warning((s["pair"] is None for s in samples), "questions have no review and are left out")
+    broken = [sample["id"] for sample in samples if list(sample["pair"] or ()) == [-1, -1]]
+    if len(broken) == len(pairs["all"]):  # -1 over -1 would be 100 %
+        return make_result(joined, {}, [unreadable("llava_bench", broken)])
+    warnings = [
+        *name_ids(broken, "reviews have not two scores: -1"),
+        *name_ids((s["id"] for s in samples if s["pair"] is None), "questions have no review and are left out"),
+    ]
     rules = {"official": {"metrics": flatten(_llava_bench_metrics(pairs)), "per_sample": samples}}
-    return make_result(joined, rules, [*broken, *open_ones], judge=judge_names(joined.lines))
+    return make_result(joined, rules, warnings, judge=judge_names(joined.lines))
 
 
 def parse_score_pair(review: str) -> tuple[float, float]:

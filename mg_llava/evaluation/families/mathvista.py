@@ -16,7 +16,7 @@ from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_u
 from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
 from mg_llava.evaluation.scoring.answers import edit_distance, round_as_printed
 from mg_llava.evaluation.scoring.files import find_file, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, reply_text, share
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, reply_text, share
 from mg_llava.evaluation.scoring.metrics import flatten
 
 _ID_FIELDS = ("pid", "question_id", "id", "index")
@@ -67,13 +67,15 @@ def score_mathvista(
     if not any("answer" in problem for problem in annotations.values()):
         return make_result(joined, {}, [_NO_ANSWERS])
     quick = quick_extract if isinstance(quick_extract, bool) else quick_extract.lower() in ("1", "true", "yes")
-    samples, scored, open_replies = [], [], 0
+    samples, scored, open_replies, formless = [], [], [], []
     for (name, problem), line in zip(annotations.items(), joined.lines, strict=True):
         extraction: Any = None
         if line is not None:
             extraction, certain = _extraction(line, problem, quick)
-            open_replies += not certain
+            open_replies += [] if certain else [name]
         parsed = None if line is None else normalize_extraction(extraction, problem)
+        if line is not None and (parsed is None or extraction in (None, "")):
+            formless.append(name)
         answer = problem.get("answer")
         sample = {
             "id": name,
@@ -86,9 +88,10 @@ def score_mathvista(
         samples.append(sample)
         if line is not None:
             scored.append(({**problem, **(problem.get("metadata") or {})}, sample["score"]))
-    warnings = []
-    if open_replies:
-        warnings.append(f"{open_replies} replies have no extracted answer and were scored as they are; run a judge")
+    warnings = [
+        *name_ids(open_replies, "replies have no extracted answer and were scored as they are; run a judge"),
+        *name_ids(formless, "extracted answers are empty or have not the form of the true ones"),
+    ]
     if joined.n_missing:
         warnings.append("accuracy is over the problems with a prediction, as in the official script")
     metrics = {**_metrics(scored), "accuracy_over_all": share(sum(score for _, score in scored), joined.n)}

@@ -13,15 +13,15 @@ from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_u
 from mg_llava.evaluation.judging.replies import (
     REPLY_FIELDS,
     JudgedQuestion,
-    count_warning,
     find_judge_reply,
     judge_names,
     needs_judge,
+    unreadable,
 )
 from mg_llava.evaluation.release import JUDGED, Release
 from mg_llava.evaluation.scoring.answers import round_as_numpy
 from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, reply_text, share
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, reply_text, share
 from mg_llava.evaluation.scoring.metrics import flatten
 
 
@@ -63,14 +63,22 @@ def score_mm_vet(
             next((line[name] for name in ("question_id", "id", "index") if name in line), None)
         ),
     )
-    grades = [_grades(line) for line in joined.lines]
-    if not any(grades):
+    read = [_grades(line) for line in joined.lines]
+    if not any(read):
         return make_result(joined, {}, [needs_judge("mm_vet")])
-    runs = max(map(len, grades))
-    warnings = count_warning(
-        (line is not None and len(grade) < runs for line, grade in zip(joined.lines, grades, strict=True)),
-        f"replies have fewer than {runs} grades; the missing ones count as 0",
-    )
+    ids = [question.id for question in annotations]
+    broken = [name for name, some in zip(ids, read, strict=True) if None in some]
+    if all(grade is None for some in read for grade in some):
+        return make_result(joined, {}, [unreadable("mm_vet", broken)])
+    runs = max(map(len, read))
+    short = [
+        name for name, some, line in zip(ids, read, joined.lines, strict=True) if line is not None and len(some) < runs
+    ]
+    warnings = [
+        *name_ids(short, f"replies have fewer than {runs} grades; the missing ones count as 0"),
+        *name_ids(broken, "questions have a judge's reply that is no grade from 0 to 1; it counts as 0"),
+    ]
+    grades = [[grade or 0.0 for grade in some] for some in read]
     filled = [[*grade, *[0.0] * (runs - len(grade))] for grade in grades]
     metrics = _mm_vet_metrics(annotations, filled, runs)
     samples = [
@@ -111,8 +119,8 @@ def _merged_runs(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return merged
 
 
-def _grades(line: Mapping[str, Any] | None) -> list[float]:
-    """Grades of a line; a reply without a grade is 0, as in the script after five attempts."""
+def _grades(line: Mapping[str, Any] | None) -> list[float | None]:
+    """Grades of a line; None for a reply without one, which the script takes for 0 after five attempts."""
     if line is None:
         return []
     if line.get("score") is not None:
@@ -120,7 +128,7 @@ def _grades(line: Mapping[str, Any] | None) -> list[float]:
         return [float(value) for value in values]
     reply = find_judge_reply(line)
     replies = reply if isinstance(reply, list) else [reply]
-    return [parse_grade(reply_text(one)) or 0.0 for one in replies if one is not None]
+    return [parse_grade(reply_text(one)) for one in replies if one is not None]
 
 
 def _mm_vet_metrics(

@@ -21,15 +21,16 @@ from mg_llava.evaluation.asking import (
 )
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
-from mg_llava.evaluation.judging.replies import REPLY_FIELDS
+from mg_llava.evaluation.judging.replies import REPLY_FIELDS, unreadable
 from mg_llava.evaluation.release import HUGGING_FACE, Release
 from mg_llava.evaluation.scoring.files import find_file
-from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result, name_ids, share
 
 JUDGE_FIELDS = (*REPLY_FIELDS, "gpt_grade", "grade", "gpt_answer", "verdict", "judgement", "judgment")
 QUESTIONS = "Questions.csv"
 _IDS = ("question_id", "index", "id")
 _TEXTS = ("response", "text", "prediction", "answer")
+_CLEAR = ("yes", "no")
 DISPUTED = (99, 100, 279, 280)
 """Questions, from 1, whose labels are held for wrong."""
 _PATTERNS = tuple(
@@ -88,16 +89,18 @@ def score_mmvp(
     warnings = []
     rules: dict[str, Any] = {}
     verdicts = [_verdict(line) for line in joined.lines]
-    if any(verdict is not None for verdict in verdicts):
+    unclear = [
+        q.id for q, verdict in zip(questions, verdicts, strict=True) if (verdict or "yes").lower() not in _CLEAR
+    ]
+    judged = sum(verdict is not None for verdict in verdicts)
+    if judged and len(unclear) == judged:
+        warnings.append(unreadable("mmvp", unclear))
+    elif judged:
         rules["official"] = _judged(questions, verdicts)
-        silent = sum(
-            verdict is None and line is not None for verdict, line in zip(verdicts, joined.lines, strict=True)
-        )
-        unclear = sum(verdict is not None and verdict.lower() not in ("yes", "no") for verdict in verdicts)
-        if silent or unclear:
-            warnings.append(
-                f"{silent} predictions have no judge's reply and {unclear} one that is neither yes nor no; wrong"
-            )
+        both = zip(questions, verdicts, joined.lines, strict=True)
+        silent = [question.id for question, verdict, line in both if verdict is None and line is not None]
+        warnings += name_ids(silent, "predictions have no judge's reply and are wrong")
+        warnings += name_ids(unclear, "judge's replies are neither yes nor no and count as wrong")
     else:
         warnings.append(
             "no judge's replies (a field such as 'judge' on each line): the official figure is left out, the others "
@@ -164,9 +167,7 @@ class MMVP(Benchmark):
     form = 'Questions.csv; lines {"question_id", "response"}, and "judge" for judged scoring'
     load = staticmethod(load_mmvp)
     rate = staticmethod(score_mmvp)
-    judge = JudgeProtocol(
-        "mmvp-1", load_mmvp, _ask, lambda reply: reply.strip().lower() in ("yes", "no"), max_tokens=10
-    )
+    judge = JudgeProtocol("mmvp-1", load_mmvp, _ask, lambda reply: reply.strip().lower() in _CLEAR, max_tokens=10)
     releases: ClassVar[Mapping[str, Release]] = {
         "mmvp": Release(
             ("mmvp/Questions.csv",),

@@ -23,7 +23,7 @@ from mg_llava.data.records.tables import Row, TablePictures, cell_or_none, read_
 from mg_llava.evaluation.asking import LETTER_REQUEST, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import HUGGING_FACE, Release, published_table
-from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, mean
+from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, mean, options_of
 from mg_llava.evaluation.scoring.choices import LETTERS, infer_choice, reference_letter
 from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result
 
@@ -43,12 +43,6 @@ _SUBMISSION_LEFT_OUT = ("image", "image_path")
 _RULES = "the paper does not say whether a server, ChatGPT or rules scored; compare with LLaVA-1.5 run the same way"
 _CIRCULAR = "all rotations of a question must be right; the table of July 2023 has 4377 rows, later ones 4329"
 _UPLOAD = "no answers: upload the predictions to the MMBench server"
-
-
-def options_of(row: Row) -> dict[str, str]:
-    """Text of each option of a row by its letter; letters in between may be missing."""
-    cells = ((letter, cell_or_none(row, letter)) for letter in LETTERS)
-    return {letter: cell for letter, cell in cells if cell is not None}
 
 
 def reference_prompt(row: Row) -> str:

@@ -65,21 +65,21 @@ class Referred:
     sentence: str
     picture: str
     xywh: Box | None
-    size: tuple[float, float] | None
+    size: tuple[int, int] | None
     fractions: Box | None
 
     def box(self, box_format: BoxFormat) -> Box:
         """The box xyxy as fractions of the original or of the padded picture."""
         if self.fractions is not None:
             return self.fractions
+        import numpy as np  # other benchmarks are scored without it
+
+        from mg_llava.data.pictures.frames import to_shares
+
         assert self.xywh is not None and self.size is not None
         x, y, w, h = self.xywh
-        width, height = self.size
-        if box_format == "original":
-            return x / width, y / height, (x + w) / width, (y + h) / height
-        side = max(width, height)
-        left, top = (side - width) // 2, (side - height) // 2
-        return (x + left) / side, (y + top) / side, (x + w + left) / side, (y + h + top) / side
+        x1, y1, x2, y2 = to_shares(np.array([x, y, x + w, y + h]), self.size, box_format).tolist()
+        return x1, y1, x2, y2
 
 
 def load_refcoco(paths: Sequence[str | Path]) -> list[Referred]:
@@ -234,10 +234,10 @@ def _referred(line: Any, where: str, number: int) -> Referred:
     return Referred(key, (own, str(number - 1)), sentence, picture, xywh, size, fractions)
 
 
-def _size(line: Mapping[str, Any]) -> tuple[float, float] | None:
+def _size(line: Mapping[str, Any]) -> tuple[int, int] | None:
     width = line.get("width", line.get("image_width"))
     height = line.get("height", line.get("image_height"))
-    return (float(width), float(height)) if width and height else None
+    return (int(width), int(height)) if width and height else None
 
 
 def _four(value: Any, where: str) -> Box:

@@ -13,14 +13,14 @@ from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_u
 from mg_llava.evaluation.judging.replies import (
     REPLY_FIELDS,
     JudgedQuestion,
-    count_warning,
     find_judge_reply,
     judge_names,
     needs_judge,
+    unreadable,
 )
 from mg_llava.evaluation.release import JUDGED, Release
 from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, share
 
 _MISSING = object()
 
@@ -69,11 +69,20 @@ def score_video_qa(
     verdicts = [_verdict(line) for line in joined.lines]
     judged = sum(verdict is not _MISSING for verdict in verdicts)
     if not judged:
-        return make_result(joined, {}, [needs_judge("msvd_qa or msrvtt_qa")])
+        replied = [
+            q.id for q, line in zip(annotations, joined.lines, strict=True) if find_judge_reply(line) is not None
+        ]
+        name = "msvd_qa or msrvtt_qa"
+        return make_result(joined, {}, [unreadable(name, replied) if replied else needs_judge(name)])
     samples = []
     counts = {"yes": 0, "no": 0}
-    for question, verdict in zip(annotations, verdicts, strict=True):
+    unread, unclear = [], []
+    for question, verdict, line in zip(annotations, verdicts, joined.lines, strict=True):
         score, answer = _read_verdict(verdict)
+        if verdict is _MISSING and line is not None:
+            unread.append(question.id)
+        elif verdict is not _MISSING and answer is None:
+            unclear.append(question.id)
         if answer:
             counts[answer] += 1
         samples.append(
@@ -85,7 +94,10 @@ def score_video_qa(
         "n_judged": judged,
         **counts,
     }
-    warnings = count_warning((v is _MISSING for v in verdicts), "questions have no readable verdict and are left out")
+    warnings = [
+        *name_ids(unread, "predictions have no readable verdict and are left out"),
+        *name_ids(unclear, "verdicts are neither yes nor no, or have no score; they are left out of the accuracy"),
+    ]
     if sum(counts.values()):
         metrics = {"accuracy": counts["yes"] / sum(counts.values()), **metrics}
     else:

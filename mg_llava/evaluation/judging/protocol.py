@@ -9,13 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.scoring.joining import reply_text
 
 Message = dict[str, str]
 Messages = tuple[Message, ...]
+
+
+class JudgeError(RuntimeError):
+    """A judge that cannot be reached, or that takes no question; the message says what to do."""
+
+
+class JudgeRefusal(RuntimeError):
+    """A judge that refuses one question, such as for its content; the others are judged."""
+
+
+class Judge(Protocol):
+    """Replies to messages.
+
+    Attributes:
+        name: Written into the results, since scores of different judges are not comparable.
+    """
+
+    name: str
+
+    def __call__(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> str:
+        """The reply to a conversation."""
 
 
 def from_user(text: str, system: str = "") -> Messages:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import Question
+from mg_llava.evaluation.scoring.joining import name_ids
 
 REPLY_FIELDS = ("judge", "judge_reply", "content", "review")
 """Keys of a prediction line that may hold the judge's reply."""
@@ -64,7 +65,7 @@ def needs_judge(name: str) -> str:
     return f"no prediction has a judge's reply: run `tools/judge.py {name}` on them and score what it writes"
 
 
-def count_warning(flags: Iterable[bool], text: str) -> list[str]:
-    """A warning with the number of true flags; none where there are none."""
-    count = sum(flags)
-    return [f"{count} {text}"] if count else []
+def unreadable(name: str, ids: Iterable[Any]) -> str:
+    """The warning where judges have replied, and none of their replies can be read."""
+    (text,) = name_ids(ids, "judge's replies, which are all there are, cannot be read: nothing is scored")
+    return f"{text}; run `tools/judge.py {name}` again, or with another judge"

@@ -1,7 +1,6 @@
-"""Judges: any OpenAI-compatible endpoint or a local model grades replies; a killed run goes on where it was.
+"""The run of a judge over predictions: each reply is written at once, and a run that was stopped goes on where it was.
 
-Nothing but the standard library is needed. What a judge is asked, and which replies are accepted, is in
-``protocols.py``; what its replies amount to, in the scorers.
+Questions that the judge refused, or about which no reply could be used, are open work: the next run asks them again.
 """
 
 from __future__ import annotations
@@ -9,40 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from mg_llava.evaluation.judging.protocol import JudgeProtocol, JudgeRequest, Message
+from mg_llava.evaluation.judging.protocol import (
+    Judge,
+    JudgeError,
+    JudgeProtocol,
+    JudgeRefusal,
+    JudgeRequest,
+    Message,
+)
+from mg_llava.work.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
-_PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
-_LONGEST_PAUSE = 60.0
 _KEY = "judge_key"
-
-
-class JudgeError(RuntimeError):
-    """A judge that cannot be reached, or that refuses; the message says what to do."""
-
-
-class Judge(Protocol):
-    """Replies to messages.
-
-    Attributes:
-        name: Written into the results, since scores of different judges are not comparable.
-    """
-
-    name: str
-
-    def __call__(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> str:
-        """The reply to a conversation."""
+_ACCEPTED = "judge_accepted"
+_REFUSED_IN_A_ROW = 10
+"""So many refused questions with no reply between them are a fault of the set-up, and end the run."""
 
 
 class CallableJudge:
@@ -60,59 +46,6 @@ class CallableJudge:
     def __call__(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> str:
         """What the function makes of the messages."""
         return self._function(messages)
-
-
-@dataclass
-class EndpointJudge:
-    """A model behind an OpenAI-compatible endpoint (OpenAI, vLLM, LMDeploy, llama.cpp, Ollama, ...).
-
-    Args:
-        url: Base URL up to and with the version, such as ``http://localhost:8000/v1``.
-        name: The model's name there.
-        key_variable: Environment variable that holds the key; servers of one's own need none.
-        timeout: Seconds for one reply.
-        retries: Further attempts where the server is busy or out of reach.
-        pause: Seconds before the first of them; doubled each time, up to a minute.
-    """
-
-    url: str
-    name: str
-    key_variable: str = "OPENAI_API_KEY"
-    timeout: float = 120.0
-    retries: int = 5
-    pause: float = 1.0
-
-    def __call__(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> str:
-        """The endpoint's reply; raises ``JudgeError`` if there is none."""
-        body = {"model": self.name, "messages": list(messages), "max_tokens": max_tokens, "temperature": temperature}
-        content = self._post(json.dumps(body).encode())
-        try:
-            return content["choices"][0]["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError) as error:
-            raise JudgeError(f"{self.url}: unexpected answer of the endpoint: {str(content)[:300]}") from error
-
-    def _post(self, body: bytes) -> Any:
-        url = f"{self.url.rstrip('/')}/chat/completions"
-        headers = {"Content-Type": "application/json"}
-        key = os.environ.get(self.key_variable)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        for attempt in range(self.retries + 1):
-            try:
-                request = urllib.request.Request(url, data=body, headers=headers)
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code} ({error.read()[:300].decode(errors='replace')})"
-                if error.code not in _PASSING:
-                    raise JudgeError(f"{url}: {problem}; check the model's name and {self.key_variable}") from error
-            except (OSError, ValueError) as error:  # refused, timed out, cut off
-                problem = str(error)
-            if attempt < self.retries:
-                pause = min(self.pause * 2**attempt, _LONGEST_PAUSE)
-                logger.warning("judge %s: %s; asking again in %.1f s", self.name, problem, pause)
-                time.sleep(pause)
-        raise JudgeError(f"{url}: no reply after {self.retries + 1} attempts: {problem}; is the server running?")
 
 
 def load_local_judge(folder: str | Path, device: str = "cpu") -> CallableJudge:
@@ -154,20 +87,26 @@ def run_judge(
         The prediction lines with the judge's reply and name, in the order of the requests.
 
     Raises:
-        JudgeError: If the judge cannot be reached; what has been judged stays in ``out``.
+        JudgeError: If the judge cannot be reached, or refuses one question after the other; what has been judged
+            stays in ``out``.
+        ValueError: If ``out`` holds something else.
     """
     out = Path(out)
     requests = list(requests)
     keys = [_key_of(request, judge, protocol) for request in requests]
-    done = {line[_KEY]: line for line in _read_whole_lines(out)}
+    done = _usable_lines(out)
     open_ones = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
+    refused = 0
     with open(out, "a", encoding="utf-8") as file:
         judged = _ask_all(open_ones, judge, protocol, workers)
         for line in judged if progress is None else progress(judged, len(open_ones)):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             done[line[_KEY]] = line
+            refused = refused + 1 if "judge_error" in line else 0
+            if refused == _REFUSED_IN_A_ROW:
+                raise JudgeError(f"{refused} questions in a row were refused, the last one: {line['judge_error']}")
     return [done[key] for key in keys]
 
 
@@ -192,17 +131,21 @@ def _ask_all(
 def _ask(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> dict[str, Any]:
     base = {**request.line, "judge_prompt": protocol.version}
     if request.reply is not None:
-        return {**base, protocol.reply_field: request.reply, "judge_name": "rule", "judge_accepted": True}
+        return {**base, protocol.reply_field: request.reply, "judge_name": "rule", _ACCEPTED: True}
     reply, accepted = "", False
     for attempt in range(protocol.attempts):
         messages = request.messages if attempt == 0 else protocol.insist(request.messages)
-        reply = judge(messages, protocol.max_tokens, protocol.temperature + attempt * protocol.warmer)
+        try:
+            reply = judge(messages, protocol.max_tokens, protocol.temperature + attempt * protocol.warmer)
+        except JudgeRefusal as error:
+            logger.warning("question %s: %s", request.id, error)
+            return {**base, "judge_name": judge.name, _ACCEPTED: False, "judge_error": str(error)}
         accepted = protocol.accepts(reply)
         if accepted:
             break
     if not accepted:
         logger.warning("judge %s: no usable reply about %s: %.80r", judge.name, request.id, reply)
-    return {**base, protocol.reply_field: reply, "judge_name": judge.name, "judge_accepted": accepted}
+    return {**base, protocol.reply_field: reply, "judge_name": judge.name, _ACCEPTED: accepted}
 
 
 def _key_of(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> str:
@@ -210,25 +153,28 @@ def _key_of(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> str
     return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
 
-def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of an earlier run; a last one that was cut off by a kill is removed from the file."""
+def _usable_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of an earlier run by their key; a cut last one and those without a usable reply leave the file."""
     if not path.is_file():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-    lines = []
-    for number, line in enumerate(whole.decode("utf-8").split("\n"), start=1):
-        if not line.strip():
+        return {}
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    lines = {}
+    kept = []
+    for number, raw in enumerate(whole.split("\n"), start=1):
+        if not raw.strip():
             continue
         try:
-            lines.append(json.loads(line))
+            line = json.loads(raw)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path}: line {number} is not JSON ({error.msg}); remove it or give another file"
             ) from error
-        if _KEY not in lines[-1]:
+        if not isinstance(line, dict) or _KEY not in line:
             raise ValueError(f"{path}: line {number} is not of a judge; give another file for the judge's replies")
+        if line.get(_ACCEPTED, True):
+            lines[line[_KEY]] = line
+            kept.append(raw + "\n")
+    if "".join(kept) != text:
+        write_text(path, "".join(kept))
     return lines

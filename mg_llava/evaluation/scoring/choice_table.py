@@ -9,9 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.records.tables import Row, cell_or_none, id_key, plain_id, read_table, require_columns, unique_rows
+from mg_llava.data.records.tables import (
+    Row,
+    cell_or_none,
+    id_key,
+    is_missing,
+    plain_id,
+    read_table,
+    require_columns,
+    unique_rows,
+)
 from mg_llava.evaluation.scoring.choices import LETTERS
-from mg_llava.evaluation.scoring.joining import share
+from mg_llava.evaluation.scoring.joining import name_ids, share
 
 CIRCULAR_STEP = 1_000_000
 """Circular copies of a row have its index and multiples of this."""
@@ -20,6 +29,7 @@ Scores = Mapping[str, float]
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
+_WORDS = frozenset(["None", "NA", "N/A", "n/a", "NULL", "null"])
 _CV_BENCH = {"2D": ("ADE20K", "COCO"), "3D": ("Omni3D",)}
 
 
@@ -82,6 +92,19 @@ class ChoiceTable:
         return any(row.base != row.key for row in self.rows)
 
 
+def options_of(row: Row) -> dict[str, str]:
+    """Text of each option of a row by its letter, as a question has them; letters in between may be missing.
+
+    ``None`` and ``N/A``, which pandas takes for an empty cell, are options; so is any such mark that is the answer.
+    """
+    return {letter: row[letter] for letter in LETTERS if letter in row and _is_option(row, letter)}
+
+
+def _is_option(row: Row, letter: str) -> bool:
+    cell = row[letter]
+    return not is_missing(cell) or (cell != "" and (cell in _WORDS or _answer(row) == letter))
+
+
 def load_table(paths: Sequence[Path], open_questions: bool = False) -> ChoiceTable:
     """Read a table.
 
@@ -104,6 +127,17 @@ def load_table(paths: Sequence[Path], open_questions: bool = False) -> ChoiceTab
         index = plain_id(row["index"])
         base = index % CIRCULAR_STEP if isinstance(index, int) else index
         choices.append(Choice(index, id_key(base), _answer(row), options, row))
+    words = [
+        f"{row['index']} {letter}: {text}"
+        for row in rows
+        for letter, text in options_of(row).items()
+        if is_missing(text)
+    ]
+    warnings += name_ids(
+        words,
+        f"options of {path} are words that pandas takes for an empty cell; they are asked, but the published rules "
+        "that go through pandas do not know them",
+    )
     table = ChoiceTable(path, choices, open_questions, warnings)
     orphans = len(choices) - sum(map(len, table.groups.values()))
     if orphans:

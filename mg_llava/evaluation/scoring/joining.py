@@ -88,9 +88,9 @@ def join_predictions(
     missing = [id_key(value) for value, line in zip(ids, lines, strict=True) if line is None]
     texts = ["" if line is None else reply_text(line[_field(line, text_fields, "reply", 0)]) for line in lines]
     warnings = [
-        *_warning(missing, f"of {len(lines)} questions have no prediction"),
-        *_warning(unknown, "predictions are of no question in the data and were left out"),
-        *_warning(duplicates, "predictions were replaced by a later one of the same id"),
+        *name_ids(missing, f"of {len(lines)} questions have no prediction"),
+        *name_ids(unknown, "predictions are of no question in the data and were left out"),
+        *name_ids(duplicates, "predictions were replaced by a later one of the same id"),
     ]
     return Joined(texts, lines, len(missing), len(unknown), len(duplicates), warnings)
 
@@ -148,6 +148,15 @@ def make_result(
     }
 
 
+def name_ids(ids: Iterable[Any], text: str) -> list[str]:
+    """A warning with the number of ids, a text, and the first few of them; none where there are none."""
+    names = [str(name) for name in ids]
+    if not names:
+        return []
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return [f"{len(names)} {text} ({shown})"]
+
+
 def share(right: float, count: float) -> float:
     """``right / count``; 0 where there is nothing to count, which the caller warns of."""
     return right / count if count else 0.0
@@ -160,10 +169,3 @@ def _field(line: Mapping[str, Any], names: Sequence[str], what: str, number: int
     raise ValueError(
         f"prediction {number} has no {what}: expected {' or '.join(map(repr, names))}, found the keys {list(line)}"
     )
-
-
-def _warning(ids: Sequence[str], text: str) -> list[str]:
-    if not ids:
-        return []
-    shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
-    return [f"{len(ids)} {text} ({shown})"]

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mg_llava.data.records.tables import read_table
 from mg_llava.evaluation.families.mmstar import mmstar_right
+from mg_llava.evaluation.families.multiple_choice import MultipleChoice
 from mg_llava.evaluation.score import find_scorer, score_predictions
+from mg_llava.evaluation.scoring.choice_table import options_of
 from mg_llava.evaluation.scoring.choices import infer_choice, reference_letter
 from tests.evaluation.benchmark_files import write_table
 
@@ -336,3 +339,26 @@ def test_a_table_without_options_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.tsv", [{"index": 1, "question": "?", "answer": "yes"}])
     with pytest.raises(ValueError, match=r"t\.tsv has no column 'A', 'B'"):
         score(path, {1: "A"})
+
+
+@pytest.mark.parametrize(
+    ("cells", "shown"),
+    [
+        ({"A": "None", "B": "Two", "answer": "A"}, "AB"),
+        ({"A": "One", "B": "N/A", "C": "Two", "answer": "A"}, "ABC"),
+        ({"A": "One", "B": "Two", "C": "null", "D": "", "answer": "A"}, "ABC"),
+        ({"A": "One", "B": "Two", "C": "nan", "answer": "A"}, "AB"),  # a mark of the writer for an empty cell
+        ({"A": "One", "B": "Two", "C": "NaN", "answer": "C"}, "ABC"),  # but it is the answer
+        ({"A": "One", "B": "NA", "C": "", "D": "Two", "answer": "D"}, "ABD"),
+    ],
+)
+def test_options_that_read_as_nothing_are_asked_and_said(cells: dict[str, str], shown: str, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "MMBench_X.tsv", [{"index": 7, "question": "How many?", **cells}])
+    (row,) = read_table(table)
+    assert "".join(options_of(row)) == shown
+    (question,) = MultipleChoice(table).questions()
+    for letter in shown:
+        assert f"\n{letter}. {cells[letter]}\n" in question.text
+    warnings = score_predictions("mmbench", [table], [{"index": 7, "prediction": "A"}])["warnings"]
+    is_word = any(cells[letter] not in ("One", "Two") for letter in shown)
+    assert any("options of" in warning and "7 " in warning for warning in warnings) == is_word

@@ -14,7 +14,9 @@ import pytest
 
 from mg_llava.evaluation.families.llava_bench import parse_score_pair
 from mg_llava.evaluation.families.mm_vet import parse_grade
-from mg_llava.evaluation.judging.run import CallableJudge, EndpointJudge, JudgeError, run_judge
+from mg_llava.evaluation.judging.endpoint import EndpointJudge
+from mg_llava.evaluation.judging.protocol import JudgeError
+from mg_llava.evaluation.judging.run import CallableJudge, run_judge
 from mg_llava.evaluation.score import find_protocol, score_predictions
 from mg_llava.evaluation.scoring.files import read_predictions
 
