@@ -47,7 +47,7 @@ def run_identity(
         "model": dict(model) if model is not None else {"weights": _weights_hash(predictor.model)},
         "generation": {
             **{key: value if _is_plain(value) else repr(value) for key, value in sorted(settings.items())},
-            "system": predictor.system,
+            "system": predictor.front_end.system,
             "dtype": str(next(predictor.model.llm.parameters()).dtype).removeprefix("torch."),
         },
         "boxes": {key: value for key, value in described.items() if key not in ("counts", "file")},

@@ -22,7 +22,7 @@ from mg_llava.evaluation.identity import package_versions, run_identity
 from mg_llava.evaluation.predictions import Line, Replies, write_json
 from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.inference import Answer, Predictor, Request
-from mg_llava.inference.answering import Batch
+from mg_llava.inference.answering import Answered
 from mg_llava.inference.predictor import CACHE_MB
 from mg_llava.work.processes import Processes
 
@@ -198,7 +198,7 @@ def run_benchmark(
 
 
 def _write(
-    stream: Iterable[Batch],
+    stream: Iterable[Answered],
     share: Sequence[int],
     asked: Sequence[Question],
     counts: dict[int, dict[str, int]],

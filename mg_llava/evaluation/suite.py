@@ -142,7 +142,7 @@ class Suite:
         return runs
 
     def _boxes(self, benchmark: Benchmark, setting: Setting) -> BoxSource:
-        processor = self.model.predictor.picture_processor
+        processor = self.model.predictor.front_end.picture_processor
         return build_box_source(
             setting.boxes,
             self.box_files.get(benchmark.name),

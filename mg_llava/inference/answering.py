@@ -1,14 +1,10 @@
 """Answers a window of requests: encodes its pictures once, then generates batch by batch.
 
-Shapes: B rows of a batch, T text ids, N pictures, P visual tokens of a picture, D hidden size of the LLM, n_i boxes.
+Shapes: B rows of a batch, T text ids, N pictures, P visual tokens of a picture, D hidden size of the LLM.
 """
 
-from __future__ import annotations
-
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,219 +12,192 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import ProcessedPicture
-from mg_llava.inference.batching import Item, Loaded, Shared
+from mg_llava.data.text.stopping import TextStream
+from mg_llava.inference.batching import DecodedPictures, Loaded, PictureGroup, PreparedRequest
+from mg_llava.inference.encoding import EncodedRequest, RequestEncoder, Statistics
+from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.requests import Answer, SeenPicture
-from mg_llava.inference.ties import MARGIN, Leads
-from mg_llava.models.generation import can_share
+from mg_llava.models.generation import (
+    MARGIN,
+    Decoding,
+    Ended,
+    Generated,
+    Prompt,
+    Step,
+    collect,
+    evaluating,
+    generate,
+    read_prefixes,
+)
 from mg_llava.models.systems.mg_llava import Vision
-from mg_llava.tokens import IMAGE_TOKEN_INDEX, PAD_TOKEN_ID
+from mg_llava.tokens import PAD_TOKEN_ID
 
-if TYPE_CHECKING:
-    from mg_llava.inference.predictor import Predictor
-
-Batch = list[tuple[int, Answer | ValueError]]
+Answered = list[tuple[int, Answer | ValueError]]
 """Numbers of requests with their answers, or why there is none."""
 
 MOST_PICTURES = 16
 """Pictures that are encoded at a time, at most."""
 
-_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
-
 _Item = TypeVar("_Item")
 
 
-@dataclass
-class _Ready:
-    """An item with its encoded pictures.
-
-    Attributes:
-        visual: For each picture ``(P, D)``.
-        boxes: For each picture ``(n_i, D)``; None for a model without object branch.
-        pictures: The pictures as they were processed, with pixels where they may be encoded again.
-        alone: Whether the pictures were encoded as for this item alone.
-        prefix: The same for rows of the window that are equal up to their last picture; None without pictures.
-    """
-
-    item: Item
-    visual: list[Tensor]
-    boxes: list[Tensor] | None
-    pictures: list[ProcessedPicture]
-    alone: bool
-    prefix: Hashable = None
-
-    @property
-    def cut(self) -> int:
-        """Number of ids up to and with the last placeholder."""
-        return len(self.item.ids) - list(reversed(self.item.ids)).index(IMAGE_TOKEN_INDEX)
-
-    @property
-    def rest(self) -> int:
-        """Number of ids after the last placeholder."""
-        return len(self.item.ids) - self.cut
-
-    @property
-    def length(self) -> int:
-        """Length of the row with visual and box tokens in it."""
-        tokens = sum(map(len, self.visual)) + sum(map(len, self.boxes or ()))
-        return len(self.item.ids) - len(self.visual) + tokens
+_Rows = list[EncodedRequest]
 
 
 class Answering:
-    """How requests are answered with one set of arguments of ``generate``.
+    """How requests are answered with one set of arguments of generation.
 
     Args:
-        predictor: Has model, tokenizer, stops.
-        generation: Arguments of ``generate``.
+        model: The system.
+        front_end: Of the requests.
+        generation: Arguments of :class:`~mg_llava.models.generation.Decoding`; and ``stop``, further stop words.
         batch_size: Questions at a time.
+        exact: Generate an answer once more alone where rounding could decide it, so that greedy answers in float32
+            do not depend on the batch.
+        statistics: Counted here.
     """
 
-    def __init__(self, predictor: Predictor, generation: dict[str, Any], batch_size: int) -> None:
-        self.predictor = predictor
-        self.model = predictor.model
-        self.stops = predictor.stops
+    def __init__(
+        self,
+        model: Any,
+        front_end: FrontEnd,
+        generation: dict[str, Any],
+        batch_size: int,
+        exact: bool,
+        statistics: Statistics,
+    ) -> None:
+        settings = {"eos_token_id": front_end.stops.ids, **generation}
+        self.model = model
+        self.front_end = front_end
+        self.stops = front_end.stops.also(settings.pop("stop", ()))
+        self.decoding = Decoding.of(model.llm, settings)
         self.batch_size = batch_size
-        self.settings = {"eos_token_id": self.stops.ids, **generation}
-        is_greedy = not self.settings["do_sample"] and self.settings.get("num_beams") in (None, 1)
-        floats = [parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()]
-        self.can_share = batch_size > 1 and can_share(self.model.llm, self.settings)
-        self.is_exact = is_greedy and all(dtype in (torch.float32, torch.float64) for dtype in floats)
-        self.context: int | None = getattr(self.model.llm.config, "max_position_embeddings", None)
+        self.statistics = statistics
+        floats = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+        is_fine = all(dtype in (torch.float32, torch.float64) for dtype in floats)
+        self.margin = MARGIN if exact and is_fine and not self.decoding.do_sample else 0.0
+        self.encoder = RequestEncoder(model, statistics, keeps_pixels=self.margin > 0)
+        self.context: int | None = getattr(model.llm.config, "max_position_embeddings", None)
 
     @property
     def picture_bytes(self) -> int:
         """Most bytes that an encoded picture takes."""
-        boxes = (self.predictor.picture_processor.max_boxes or 100) if self.model.bbox_projector is not None else 0
+        boxes = (self.front_end.picture_processor.max_boxes or 100) if self.model.bbox_projector is not None else 0
         parameter = next(self.model.projector.parameters())
         width = self.model.llm.get_input_embeddings().embedding_dim
-        return (self.predictor.visual_tokens + boxes) * width * parameter.element_size()
+        return (self.model.visual_encoder.grid**2 + boxes) * width * parameter.element_size()
 
-    def window(self, groups: Iterable[tuple[Shared, Loaded | PictureError]]) -> Iterator[Batch]:
-        """Answer the items of a window; long rows first, so that memory runs out early or never."""
-        ready: list[_Ready] = []
-        failed: Batch = []
-        for done in self._encoded(groups, failed):
-            problem = self._too_long(done)
+    def window(self, groups: Iterable[Loaded]) -> Iterator[Answered]:
+        """Answer the requests of a window; long rows first, so that memory runs out early or never."""
+        ready: list[EncodedRequest] = []
+        failed: Answered = []
+        for one in self._encoded(groups, failed):
+            problem = self._too_long(one)
             if problem is None:
-                ready.append(done)
+                ready.append(one)
             else:
-                failed.append((done.item.number, problem))
+                failed.append((one.prepared.number, problem))
         if failed:
             yield failed
         plain, shared = self._sorted(ready)
         for batch in plain:
-            yield self._answers(batch, *self._generate(batch))
+            yield self._answers(batch, self._prompt(batch, [one.prepared.ids for one in batch]))
         for block in shared:
             yield from self._after_prefixes(block)
 
+    def stream(self, prepared: PreparedRequest) -> Generator[str, None, Answer]:
+        """Answer one request in pieces of text.
+
+        Raises:
+            PictureError: A picture cannot be read.
+            ValueError: It is too long.
+        """
+        group = PictureGroup([prepared])
+        decoded = group.load()
+        if isinstance(decoded, PictureError):
+            raise decoded
+        (one,) = self.encoder.encode([(group, decoded)])
+        problem = self._too_long(one)
+        if problem is not None:
+            raise problem
+        text = TextStream(self.stops)
+        ended: Ended = ""
+        with evaluating(self.model):
+            for step in self._steps([one], self._prompt([one], [prepared.ids]), 0.0):
+                (ended,) = step.ended
+                yield text.push(step.ids if ended != "end" else [])
+        yield text.finish()
+        return self._make_answer(one, Generated(text.ids, ended))
+
     # -- pictures -----------------------------------------------------------------------------------------------
 
-    def _encoded(self, groups: Iterable[tuple[Shared, Loaded | PictureError]], failed: Batch) -> Iterator[_Ready]:
-        """Items with their encoded pictures; those whose pictures cannot be read are added to ``failed``."""
-        waiting: list[tuple[Shared, Loaded]] = []
-        for group, loaded in groups:
-            if isinstance(loaded, PictureError):
-                failed += [(item.number, loaded) for item in group.items]
+    def _encoded(self, groups: Iterable[Loaded], failed: Answered) -> Iterator[EncodedRequest]:
+        """Requests with encoded pictures; those whose pictures cannot be read are added to ``failed``."""
+        waiting: list[tuple[PictureGroup, DecodedPictures]] = []
+        for group, decoded in groups:
+            if isinstance(decoded, PictureError):
+                failed += [(request.number, decoded) for request in group.requests]
                 continue
-            waiting.append((group, loaded))
-            if sum(shared.pictures for shared, _ in waiting) >= min(self.batch_size, MOST_PICTURES):
-                yield from self._encode(waiting)
+            waiting.append((group, decoded))
+            if sum(len(known.pictures) for _, known in waiting) >= min(self.batch_size, MOST_PICTURES):
+                yield from self.encoder.encode(waiting)
                 waiting = []
-        yield from self._encode(waiting)
-
-    def _encode(self, groups: Sequence[tuple[Shared, Loaded]]) -> list[_Ready]:
-        """Encode the pictures of some groups in one batch, each with the boxes of all its variants."""
-        pictures = [variants for _, loaded in groups for variants in loaded.variants]
-        vision = self._run_encoders(pictures) if pictures else Vision(torch.zeros(0), None)
-        ready, first = [], 0
-        for group, loaded in groups:
-            places = range(first, first + group.pictures)
-            first += group.pictures
-            # boxes of several variants at once round differently than those of one
-            alone = len(groups) == 1 and all(len(variants) == 1 for variants in loaded.variants)
-            for item in group.items:
-                chosen = list(zip(places, loaded.chosen[item.number], strict=True))
-                boxes = vision.boxes and [self._variant(pictures[p], vision.boxes[p], v) for p, v in chosen]
-                seen = [pictures[place][variant] for place, variant in chosen]
-                if not self.is_exact:
-                    seen = [replace(picture, pixels=_NO_PIXELS) for picture in seen]
-                done = _Ready(item, [vision.visual[place] for place in places], boxes, seen, alone)
-                if chosen and done.rest:
-                    done.prefix = (id(group), tuple(loaded.chosen[item.number]), tuple(item.ids[: done.cut]))
-                ready.append(done)
-        return ready
-
-    @torch.no_grad()
-    def _run_encoders(self, pictures: Sequence[Sequence[ProcessedPicture]]) -> Vision:
-        """Encode N pictures with the boxes of all their variants, one after the other."""
-        images = torch.stack([variants[0].pixels for variants in pictures])
-        boxes = [torch.cat([variant.boxes for variant in variants]) for variants in pictures]
-        data = self.model.data_preprocessor({"canvas": images, "boxes": boxes}, False)
-        return self.model.encode(data["canvas"], data["boxes"])
-
-    @staticmethod
-    def _variant(variants: Sequence[ProcessedPicture], tokens: Tensor, number: int) -> Tensor:
-        """Box tokens of one variant among those of all."""
-        return tokens.split([len(variant.boxes) for variant in variants])[number]
+        yield from self.encoder.encode(waiting)
 
     # -- text ---------------------------------------------------------------------------------------------------
 
-    def _too_long(self, one: _Ready) -> ValueError | None:
+    def _too_long(self, one: EncodedRequest) -> ValueError | None:
         if self.context is None or one.length < self.context:
             return None
         return ValueError(
-            f"{one.item.owner}: question, picture and box tokens are {one.length} long, the LLM's context is "
+            f"{one.prepared.owner}: question, picture and box tokens are {one.length} long, the LLM's context is "
             f"{self.context}; shorten the question or give fewer boxes"
         )
 
-    def _limit(self, one: _Ready) -> int:
+    def _limit(self, one: EncodedRequest) -> int:
         """Number of tokens that the answer has room for."""
-        limit = int(self.settings["max_new_tokens"])
+        limit = self.decoding.limit
         return limit if self.context is None else min(limit, self.context - one.length)
 
-    def _sorted(self, ready: Sequence[_Ready]) -> tuple[list[list[_Ready]], list[list[_Ready]]]:
+    def _sorted(self, ready: Sequence[EncodedRequest]) -> tuple[list[_Rows], list[_Rows]]:
         """Batches of rows of similar length, and blocks of rows that share prefixes of similar length.
 
-        Rows that the context cuts short are alone, so that they do not cut others. A block has one prefix for each two
-        rows of a batch: what the LLM keeps of its prefixes is half of what it keeps of a batch.
+        A block has one prefix for each two rows of a batch: what the LLM keeps of its prefixes is half of what it
+        keeps of a batch.
         """
-        whole = [one for one in ready if self._limit(one) == self.settings["max_new_tokens"]]
-        plain = [[one] for one in ready if self._limit(one) < self.settings["max_new_tokens"]]
-        groups: dict[Hashable, list[_Ready]] = {}
-        for one in whole:
-            groups.setdefault(one.prefix if self.can_share else None, []).append(one)
+        can_share = self.batch_size > 1 and not getattr(self.model, "reads_question", False)
+        groups: dict[Hashable, list[EncodedRequest]] = {}
+        for one in ready:
+            groups.setdefault(one.prefix if can_share else None, []).append(one)
         single = [one for key, rows in groups.items() if key is None or len(rows) == 1 for one in rows]
-        single.sort(key=lambda one: (-one.length, one.item.number))
-        plain += _chunks(single, self.batch_size)
+        single.sort(key=lambda one: (-one.length, one.prepared.number))
         several = [rows for key, rows in groups.items() if key is not None and len(rows) > 1]
         several.sort(key=lambda rows: -max(one.length for one in rows))
         blocks = _chunks(several, (self.batch_size + 1) // 2)
-        return plain, [[one for rows in block for one in rows] for block in blocks]
+        return _chunks(single, self.batch_size), [[one for rows in block for one in rows] for block in blocks]
 
-    def _after_prefixes(self, block: Sequence[_Ready]) -> Iterator[Batch]:
+    def _after_prefixes(self, block: Sequence[EncodedRequest]) -> Iterator[Answered]:
         """Answer a block batch by batch; the LLM reads its prefixes once."""
         first = {one.prefix: one for one in reversed(block)}
         numbers = {prefix: number for number, prefix in enumerate(first)}
         starts = list(first.values())
-        prefixes = self.model.read_prefixes(self._inputs(starts, [one.item.ids[: one.cut] for one in starts]))
-        criteria = self.stops.criteria()
-        settings = {
-            "ends": self.settings["eos_token_id"],
-            "max_new_tokens": self.settings["max_new_tokens"],
-            "stop": None if criteria is None else partial(criteria, scores=None),
-        }
+        prompt = self._prompt(starts, [one.prepared.ids[: one.cut] for one in starts])
+        with evaluating(self.model):
+            prefixes = read_prefixes(self.model.llm, prompt)
+        self.statistics.prefixes += len(starts)
         for batch in self._by_rest(block):
-            texts = _pad([one.item.ids[one.cut :] for one in batch], left=True)
-            chosen = torch.tensor([numbers[one.prefix] for one in batch])
-            data = self.model.data_preprocessor({"rows": chosen, **texts}, False)
-            ids, leads = self.model.generate_after(prefixes, data.pop("rows"), data, **settings)
-            yield self._answers(batch, ids, leads.tolist())
+            texts = _pad([one.prepared.ids[one.cut :] for one in batch], left=True)
+            rows = torch.tensor([numbers[one.prefix] for one in batch])
+            data = self.model.data_preprocessor({"rows": rows, **texts}, False)
+            embeds = self.model.llm.get_input_embeddings()(data["input_ids"])
+            yield self._answers(batch, prefixes.before(data["rows"], embeds, data["attention_mask"]))
 
-    def _by_rest(self, block: Sequence[_Ready]) -> Iterator[list[_Ready]]:
+    def _by_rest(self, block: Sequence[EncodedRequest]) -> Iterator[list[EncodedRequest]]:
         """Batches of rows by length after the prefix, long ones first.
 
         Where rows become half as long, a batch that is a quarter full ends: padding would cost more than it saves.
         """
-        batch: list[_Ready] = []
+        batch: list[EncodedRequest] = []
         for one in sorted(block, key=lambda one: -one.rest):
             is_short = 4 * len(batch) >= self.batch_size and 2 * one.rest <= batch[0].rest
             if is_short or len(batch) == self.batch_size:
@@ -237,36 +206,9 @@ class Answering:
             batch.append(one)
         yield batch
 
-    def _answers(self, batch: Sequence[_Ready], rows: Sequence[Tensor], leads: Sequence[float]) -> Batch:
-        """Answers of the new ids of each row; what rounding could decide is asked again alone."""
-        answers: Batch = []
-        for one, ids, lead in zip(batch, rows, leads, strict=True):
-            if self.is_exact and lead < MARGIN:
-                ids = self._generate([self._encode_alone(one)])[0][0]
-            answers.append((one.item.number, self._make_answer(one, ids)))
-        return answers
-
-    def _encode_alone(self, one: _Ready) -> _Ready:
-        if one.alone or not one.pictures:
-            return one
-        vision = self._run_encoders([[picture] for picture in one.pictures])
-        return replace(one, visual=list(vision.visual), boxes=vision.boxes, alone=True)
-
-    def _generate(self, batch: Sequence[_Ready]) -> tuple[list[Tensor], list[float]]:
-        """New ids of each row, and its smallest lead of the best token over the second; endless for one row alone."""
-        settings = {**self.settings, "max_new_tokens": min(map(self._limit, batch))}
-        criteria = self.stops.criteria()
-        if criteria is not None:
-            settings["stopping_criteria"] = [*criteria, *settings.get("stopping_criteria", [])]
-        leads = Leads(settings["eos_token_id"])
-        if self.is_exact:
-            settings["logits_processor"] = [*settings.get("logits_processor", []), leads]
-        rows = self.model.generate(self._inputs(batch, [one.item.ids for one in batch]), **settings)
-        is_alone = len(batch) == 1 and batch[0].alone
-        return rows, leads.smallest.tolist() if self.is_exact and not is_alone else [torch.inf] * len(batch)
-
-    def _inputs(self, batch: Sequence[_Ready], ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Rows of ids with the encoded pictures of ``batch``, on the device."""
+    @torch.no_grad()
+    def _prompt(self, batch: Sequence[EncodedRequest], ids: Sequence[Sequence[int]]) -> Prompt:
+        """What the LLM reads: rows of ids with the encoded pictures of ``batch``, on the device."""
         data = self.model.data_preprocessor(_pad(ids), False)
         if any(one.visual for one in batch):
             visual = torch.stack([tokens for one in batch for tokens in one.visual])  # (N, P, D)
@@ -274,12 +216,35 @@ class Answering:
             if self.model.bbox_projector is not None:
                 boxes = [tokens for one in batch for tokens in one.boxes or ()]
             data["vision"] = Vision(visual, boxes)
-        return data
+        with evaluating(self.model):
+            return self.model.prompt(data)
 
-    def _make_answer(self, one: _Ready, ids: Tensor) -> Answer:
-        text, stopped = self.stops.cut(self.predictor.tokenizer.decode(ids, skip_special_tokens=True))
-        truncated = len(ids) >= self._limit(one) and not stopped
-        return Answer(text, tuple(ids.tolist()), tuple(map(_seen, one.pictures)), truncated, one.item.request.id)
+    def _steps(self, batch: Sequence[EncodedRequest], prompt: Prompt, margin: float) -> Iterator[Step]:
+        """The steps of a batch, counted."""
+        limits = [self._limit(one) for one in batch]
+        stop = self.stops.at_word if self.stops.words else None
+        self.statistics.rows += len(batch)
+        for step in generate(self.model.llm, prompt, self.decoding, limits, stop, margin):
+            self.statistics.steps += 1
+            yield step
+
+    def _answers(self, batch: Sequence[EncodedRequest], prompt: Prompt) -> Answered:
+        """Answers to a batch; what rounding could decide is generated once more, alone."""
+        with evaluating(self.model):
+            is_alone = len(batch) == 1 and batch[0].alone and prompt.cache is None
+            rows = collect(self._steps(batch, prompt, 0.0 if is_alone else self.margin), len(batch))
+            for place, one in enumerate(batch):
+                if rows[place].ended == "close":
+                    self.statistics.alone += 1
+                    one = self.encoder.alone(one)
+                    prompt = self._prompt([one], [one.prepared.ids])
+                    (rows[place],) = collect(self._steps([one], prompt, 0.0), 1)
+        return [(one.prepared.number, self._make_answer(one, row)) for one, row in zip(batch, rows, strict=True)]
+
+    def _make_answer(self, one: EncodedRequest, row: Generated) -> Answer:
+        text, _ = self.stops.cut(self.stops.read(row.ids))
+        seen, name = tuple(map(_seen, one.pictures)), one.prepared.request.id
+        return Answer(text, tuple(row.ids), seen, row.ended == "limit", name, one.length)
 
 
 def _chunks(items: Sequence[_Item], size: int) -> list[list[_Item]]:

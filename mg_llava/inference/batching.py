@@ -4,29 +4,24 @@ A window is as many requests as are looked at together: their pictures are encod
 length and answered in batches. It bounds what is held in memory, whatever the number of requests.
 """
 
-from __future__ import annotations
-
 import itertools
-from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from mg_llava.data.inputs import BoxesLike, list_boxes, list_pictures, load_picture, make_boxes, make_turns
-from mg_llava.data.pictures.files import PictureError, to_rgb
+from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.data.records.schema import BoxRecord
-from mg_llava.data.text.conversation import encode_prompt
+from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.requests import Request
-
-if TYPE_CHECKING:
-    from mg_llava.inference.predictor import Predictor
+from mg_llava.work.prefetch import prefetched
 
 
-class Item:
+class PreparedRequest:
     """A request that was checked and tokenized; its pictures are opened when they are due.
 
     Raises:
@@ -34,8 +29,8 @@ class Item:
         ValueError: The question is empty, or boxes or placeholders do not fit.
     """
 
-    def __init__(self, predictor: Predictor, number: int, request: Request) -> None:
-        self.predictor = predictor
+    def __init__(self, front_end: FrontEnd, number: int, request: Request) -> None:
+        self.front_end = front_end
         self.number = number
         self.request = request
         self.owner = f"request {request.id or number!r}"
@@ -44,12 +39,11 @@ class Item:
         self.count = request.pictures if callable(picture) else len(self.listed)
         if not callable(self.boxes):
             self.boxes = list_boxes(self.boxes, self.count, self.owner)
-        turns = make_turns(request.question, self.count, self.owner)
-        self.ids = encode_prompt(turns, predictor.tokenizer, predictor.template, predictor.system)
+        self.ids = front_end.encode(make_turns(request.question, self.count, self.owner), request.system)
 
     @property
     def key(self) -> Hashable:
-        """The same for items of one window that show the same pictures."""
+        """The same for requests of one window that show the same pictures."""
         if self.request.key is not None or not self.listed:
             return ("key", self.request.key if self.request.key is not None else self.number)
         return tuple(id(item) if isinstance(item, Image.Image) else str(item) for item in self.listed)
@@ -72,14 +66,10 @@ class Item:
     def boxes_in(self, images: Sequence[Image.Image]) -> list[BoxRecord]:
         """The boxes of each opened picture: given, found, or none."""
         found = list_boxes_of(self.boxes(images), len(images), self.owner) if callable(self.boxes) else self.boxes
-        return [self._propose(image) if boxes is None else boxes for image, boxes in zip(images, found, strict=True)]
-
-    def _propose(self, image: Image.Image) -> BoxRecord:
-        processor, propose = self.predictor.picture_processor, self.predictor.proposer
-        if propose is None:
-            return make_boxes([], self.owner)
-        found = propose(to_rgb(image, processor.mode, processor.apply_exif))
-        return make_boxes(found, f"{self.owner}, proposals")
+        return [
+            self.front_end.propose(image, self.owner) if boxes is None else boxes
+            for image, boxes in zip(images, found, strict=True)
+        ]
 
 
 def list_boxes_of(found: Sequence[BoxesLike], pictures: int, owner: str) -> list[BoxRecord | None]:
@@ -90,115 +80,86 @@ def list_boxes_of(found: Sequence[BoxesLike], pictures: int, owner: str) -> list
 
 
 @dataclass
-class Loaded:
-    """The pictures that some items share, processed.
+class DecodedPictures:
+    """The pictures of some requests, processed.
 
     Attributes:
-        variants: For each picture the different ways in which the items see it: with these boxes or with others.
-        chosen: For each item's number the variant of each picture.
+        pictures: Each with the boxes that a request sees it with; once for all that see the same.
+        chosen: For each request's number its pictures.
     """
 
-    variants: list[list[ProcessedPicture]]
+    pictures: list[ProcessedPicture] = field(default_factory=list)
     chosen: dict[int, list[int]] = field(default_factory=dict)
 
 
-class Shared:
-    """Items of a window that show the same pictures."""
+class PictureGroup:
+    """Requests of a window that show the same pictures."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = list(items)
+    def __init__(self, requests: Sequence[PreparedRequest]) -> None:
+        self.requests = list(requests)
 
-    @property
-    def pictures(self) -> int:
-        """Number of pictures."""
-        return self.items[0].count
+    def load(self) -> DecodedPictures | PictureError:
+        """Open the pictures once and process them with the boxes of each request; an error where one is unreadable."""
+        try:
+            return self._load()
+        except PictureError as error:
+            return error
 
-    def load(self) -> Loaded:
-        """Open the pictures once and process them with the boxes of each item.
-
-        Raises:
-            PictureError: A picture cannot be read.
-        """
-        images = self.items[0].open()
-        processor = self.items[0].predictor.picture_processor
-        loaded = Loaded([[] for _ in images])
-        known: list[dict[Hashable, int]] = [{} for _ in images]
-        for item in self.items:
-            chosen = []
-            for image, record, variants, seen in zip(
-                images, item.boxes_in(images), loaded.variants, known, strict=True
-            ):
-                content = _content(record)
-                if content not in seen:
-                    seen[content] = len(variants)
-                    variants.append(processor(image, record))
-                chosen.append(seen[content])
-            loaded.chosen[item.number] = chosen
-        return loaded
+    def _load(self) -> DecodedPictures:
+        images = self.requests[0].open()
+        decoded = DecodedPictures()
+        known: dict[Hashable, int] = {}
+        for request in self.requests:
+            chosen = decoded.chosen[request.number] = []
+            for place, (image, record) in enumerate(zip(images, request.boxes_in(images), strict=True)):
+                content = (place, *_content(record))
+                if content not in known:
+                    known[content] = len(decoded.pictures)
+                    decoded.pictures.append(request.front_end.picture_processor(image, record))
+                chosen.append(known[content])
+        return decoded
 
 
-def windows(items: Iterable[Item], questions: int, pictures: int) -> Iterator[list[Shared]]:
-    """Cut a stream of items into windows, and group each of them by picture.
+Loaded = tuple[PictureGroup, DecodedPictures | PictureError]
+"""A group with its pictures, or why they cannot be read."""
+
+
+def windows(requests: Iterable[PreparedRequest], questions: int, pictures: int) -> Iterator[list[PictureGroup]]:
+    """Cut a stream of requests into windows, and group each of them by picture.
 
     Args:
-        items: The items; those that share pictures are best neighbors.
-        questions: Most items of a window.
-        pictures: Most pictures of a window, but one item's at least.
+        requests: The requests; those that share pictures are best neighbors.
+        questions: Most requests of a window.
+        pictures: Most pictures of a window, but one request's at least.
     """
-    window: dict[Hashable, list[Item]] = {}
+    window: dict[Hashable, list[PreparedRequest]] = {}
     asked = shown = 0
-    for item in items:
-        new = 0 if item.key in window else item.count
+    for request in requests:
+        new = 0 if request.key in window else request.count
         if window and (asked >= questions or shown + new > pictures):
-            yield [Shared(group) for group in window.values()]
-            window, asked, shown, new = {}, 0, 0, item.count
-        window.setdefault(item.key, []).append(item)
+            yield [PictureGroup(group) for group in window.values()]
+            window, asked, shown, new = {}, 0, 0, request.count
+        window.setdefault(request.key, []).append(request)
         asked, shown = asked + 1, shown + new
     if window:
-        yield [Shared(group) for group in window.values()]
+        yield [PictureGroup(group) for group in window.values()]
 
 
-def loaded_windows(
-    stream: Iterable[list[Shared]], workers: int, ahead: int
-) -> Iterator[Iterator[tuple[Shared, Loaded | PictureError]]]:
-    """Load the pictures of windows; threads are ahead of what is asked for.
+def loaded_windows(stream: Iterable[list[PictureGroup]], workers: int, ahead: int) -> Iterator[Iterator[Loaded]]:
+    """Load the pictures of windows, each of which is an iterator over its groups; threads are ahead of it.
 
     Args:
         stream: Windows.
         workers: Threads.
         ahead: Groups that are loaded before they are asked for, at most.
-
-    Yields:
-        An iterator over the groups of a window with their pictures, or why they cannot be read.
     """
-    first, second = itertools.tee(stream)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        try:
-            groups = _ahead(pool, itertools.chain.from_iterable(first), max(1, ahead))
-            for window in second:
-                yield itertools.islice(groups, len(window))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    groups = ((number, group) for number, window in enumerate(stream) for group in window)
+    with closing(prefetched(groups, lambda one: [one[1]], PictureGroup.load, workers, ahead)) as loaded:
+        for _, window in itertools.groupby(loaded, key=lambda pair: pair[0][0]):
+            yield ((group, decoded) for (_, group), (decoded,) in window)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, groups: Iterator[Shared], ahead: int
-) -> Iterator[tuple[Shared, Loaded | PictureError]]:
-    waiting: deque[tuple[Shared, Future[Loaded]]] = deque()
-    while True:
-        for group in itertools.islice(groups, ahead - len(waiting)):
-            waiting.append((group, pool.submit(group.load)))
-        if not waiting:
-            return
-        group, future = waiting.popleft()
-        try:
-            result: Loaded | PictureError = future.result()
-        except PictureError as error:
-            result = error
-        yield group, result
-
-
-def _content(record: BoxRecord) -> Hashable:
+def _content(record: BoxRecord) -> tuple[Hashable, ...]:
     """Equal for records that the picture processor treats alike."""
     stand_in: Any = getattr(record, "empty_box", None)
     return record.boxes.tobytes(), record.scores.tobytes(), record.labels, stand_in

@@ -4,24 +4,22 @@ Text, pictures and boxes take the same way as in training: ``encode_prompt``, ``
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mg_llava.data.inputs import BoxesLike, PictureLike, Proposer
-from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.data.text.conversation import Template
-from mg_llava.data.text.stopping import Stops
-from mg_llava.data.text.tokenizer import build_tokenizer
-from mg_llava.inference.answering import Answering, Batch
-from mg_llava.inference.batching import Item, loaded_windows, windows
+from mg_llava.inference.answering import Answered, Answering
+from mg_llava.inference.batching import PreparedRequest, loaded_windows, windows
+from mg_llava.inference.encoding import Statistics
+from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.requests import Answer, Request
 from mg_llava.models.parts import for_any_machine
-from mg_llava.registry import MODELS, TRANSFORMS
+from mg_llava.registry import MODELS
+from mg_llava.work.devices import pick_device
 
 CONFIG_KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
 """What a config must have to predict with."""
@@ -40,18 +38,25 @@ class Predictor:
     """Answers questions about pictures, with boxes of yours, of a proposer, or none.
 
     Args:
-        model: An ``MGLLaVA``; it is put into evaluation mode.
+        model: The system; it is put into evaluation mode.
         tokenizer: The LLM's tokenizer, its folder, or a config of one.
         template: Name of the prompt template, or a template.
         picture_processor: The ``PictureProcessor`` of the training, or its config.
         proposer: Finds the boxes of requests that come without; None for no boxes.
         system: System text before the first question; none, as in training, by default.
-        **generation: Arguments of the LLM's ``generate``, e.g. ``max_new_tokens=100``; greedy by default.
+        **generation: Arguments of :class:`~mg_llava.models.generation.Decoding`, e.g. ``max_new_tokens=100``, and
+            ``stop``, words that end an answer; greedy by default.
+
+    Attributes:
+        front_end: All that requests are prepared with.
+        statistics: Counts of the work so far.
 
     Examples:
         >>> predictor = Predictor.from_config("configs/mg_llava_nano_instruct.py", "work_dirs/.../iter_250.pth")
         >>> predictor.predict("picture.jpg", "Which digit is leftmost?", boxes=[[10, 20, 30, 44]]).text
         '7'
+        >>> for piece in predictor.answer(Request("What is there?", "picture.jpg")):
+        ...     print(piece, end="", flush=True)
     """
 
     def __init__(
@@ -65,24 +70,18 @@ class Predictor:
         **generation: Any,
     ) -> None:
         self.model = model.eval()
-        self.tokenizer = build_tokenizer(tokenizer)
-        self.template = Template.build(template)
-        is_config = isinstance(picture_processor, dict)
-        self.picture_processor: PictureProcessor = (
-            TRANSFORMS.build(picture_processor) if is_config else picture_processor
-        )
+        ends = model.llm.generation_config.eos_token_id
+        self.front_end = FrontEnd.build(tokenizer, template, picture_processor, ends, proposer, system)
+        self.generation = {"max_new_tokens": 100, "do_sample": False} | generation
+        self.statistics = Statistics()
+        size = self.front_end.picture_processor.image_size
         # the low-resolution view is sampled from a canvas of any size
-        if model.visual_encoder_aux is not None and self.picture_processor.image_size != model.high_res_size:
+        if model.visual_encoder_aux is not None and size != model.high_res_size:
             print_log(
-                f"pictures are made for {self.picture_processor.image_size} px, the model reads {model.high_res_size}",
+                f"pictures are made for {size} px, the model reads {model.high_res_size}",
                 logger="current",
                 level=logging.WARNING,
             )
-        self.proposer = proposer
-        self.system = system
-        self.generation = {"max_new_tokens": 100, "do_sample": False} | generation
-        eos = model.llm.generation_config.eos_token_id
-        self.stops = Stops(self.tokenizer, self.template, [eos] if isinstance(eos, int) else eos or [])
 
     @classmethod
     def from_config(
@@ -102,7 +101,7 @@ class Predictor:
                 model, or the device is not there.
         """
         config = _load_config(config)
-        target = _find_device(device)
+        target = pick_device(device)
         if not Path(checkpoint).exists():
             raise FileNotFoundError(
                 f"checkpoint {checkpoint} does not exist; `last_checkpoint` in a work_dir names it"
@@ -129,12 +128,20 @@ class Predictor:
         """
         return self.predict_many([Request(question, picture, boxes)], **generation)[0]
 
+    def answer(self, request: Request, **generation: Any) -> "StreamedAnswer":
+        """Answer one question in pieces of text as they come; arguments as for :meth:`predict`.
+
+        A conversation goes on with a request of all its turns.
+        """
+        return StreamedAnswer(self._answering(generation, 1).stream(PreparedRequest(self.front_end, 0, request)))
+
     def predict_many(
         self,
         requests: Sequence[Request],
         batch_size: int = 8,
         progress: Progress | None = None,
         workers: int = 2,
+        exact: bool = True,
         **generation: Any,
     ) -> list[Answer]:
         """Answer many questions, in batches of similar length, padded on the left.
@@ -144,7 +151,8 @@ class Predictor:
             batch_size: Questions at a time.
             progress: Called after each batch.
             workers: Threads that decode and prepare the next pictures meanwhile.
-            **generation: Overrides the predictor's arguments of ``generate``.
+            exact: As for :meth:`stream`.
+            **generation: Overrides the predictor's arguments.
 
         Returns:
             The answers, in the order of ``requests``.
@@ -153,20 +161,21 @@ class Predictor:
             PictureError: A picture cannot be read.
             ValueError: As for :meth:`predict`; messages name the request.
         """
-        groups: dict[Hashable, list[Item]] = {}
+        groups: dict[Hashable, list[PreparedRequest]] = {}
         for number, request in enumerate(requests):
-            item = Item(self, number, request)
-            groups.setdefault(item.key, []).append(item)
-        items = [item for group in groups.values() for item in group]
+            prepared = PreparedRequest(self.front_end, number, request)
+            groups.setdefault(prepared.key, []).append(prepared)
+        sorted_requests = [prepared for group in groups.values() for prepared in group]
+        answering = self._answering(generation, batch_size, exact)
         answers: dict[int, Answer] = {}
-        for batch in self._stream(items, batch_size, workers, CACHE_MB, **generation):
+        for batch in self._windows(answering, sorted_requests, workers, CACHE_MB):
             for number, answer in batch:
                 if isinstance(answer, Exception):
                     raise answer
                 answers[number] = answer
             if progress is not None:
-                progress(len(answers), len(items))
-        return [answers[number] for number in range(len(items))]
+                progress(len(answers), len(requests))
+        return [answers[number] for number in range(len(requests))]
 
     def stream(
         self,
@@ -174,20 +183,22 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 2,
         cache_mb: int = CACHE_MB,
+        exact: bool = True,
         **generation: Any,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Answered]:
         """Answer a stream of any length, batch by batch, in an order that suits the batches.
 
         Pictures are opened and encoded when they are due, once for all neighbors in the stream that share them
-        (see ``Request.key``). Greedy answers in float32 do not depend on the batches: where rounding could decide, the
-        question is asked again alone (see ``ties``).
+        (see ``Request.key``).
 
         Args:
             requests: The questions; read ahead by a window of some batches.
             batch_size: Questions at a time.
             workers: Threads that decode and prepare the next pictures meanwhile.
             cache_mb: Limit of the encoded pictures that are kept at a time, in MB.
-            **generation: Overrides the predictor's arguments of ``generate``.
+            exact: Ask a question again alone where rounding could decide its answer, so that greedy answers in float32
+                do not depend on the batches.
+            **generation: Overrides the predictor's arguments.
 
         Yields:
             The answers of a batch with the places of their requests in the stream. Where a request cannot be answered,
@@ -195,35 +206,51 @@ class Predictor:
             long. Errors of a function ``boxes`` are raised.
         """
         failed: list[tuple[int, Answer | ValueError]] = []
-        for batch in self._stream(self._items(requests, failed), batch_size, workers, cache_mb, **generation):
+        answering = self._answering(generation, batch_size, exact)
+        for batch in self._windows(answering, self._prepared(requests, failed), workers, cache_mb):
             yield [*failed, *batch]
             failed.clear()
         if failed:
             yield failed
 
-    def _items(self, requests: Iterable[Request], failed: list[tuple[int, Answer | ValueError]]) -> Iterator[Item]:
+    def _prepared(
+        self, requests: Iterable[Request], failed: list[tuple[int, Answer | ValueError]]
+    ) -> Iterator[PreparedRequest]:
         for number, request in enumerate(requests):
             try:
-                yield Item(self, number, request)
+                yield PreparedRequest(self.front_end, number, request)
             except ValueError as error:
                 failed.append((number, error))
 
-    def _stream(
-        self, items: Iterable[Item], batch_size: int, workers: int, cache_mb: int, **generation: Any
-    ) -> Iterator[Batch]:
+    def _answering(self, generation: dict[str, Any], batch_size: int, exact: bool = False) -> Answering:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
-        answering = Answering(self, {**self.generation, **generation}, batch_size)
+        settings = {**self.generation, **generation}
+        return Answering(self.model, self.front_end, settings, batch_size, exact, self.statistics)
+
+    def _windows(
+        self, answering: Answering, requests: Iterable[PreparedRequest], workers: int, cache_mb: int
+    ) -> Iterator[Answered]:
         room = max(1, int(cache_mb * 1e6 / answering.picture_bytes))
-        stream = windows(items, batch_size * WINDOW_BATCHES, room)
-        ahead = min(4 * batch_size, room)
-        for window in loaded_windows(stream, workers, ahead):
+        stream = windows(requests, answering.batch_size * WINDOW_BATCHES, room)
+        for window in loaded_windows(stream, workers, min(4 * answering.batch_size, room)):
             yield from answering.window(window)
 
-    @property
-    def visual_tokens(self) -> int:
-        """Number of visual tokens of a picture."""
-        return self.model.visual_encoder.grid**2
+
+class StreamedAnswer:
+    """Pieces of an answer's text as they come, which together are its text; closing the iterator stops the work.
+
+    Attributes:
+        whole: The answer, when all pieces have come.
+    """
+
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        self._pieces = pieces
+        self.whole: Answer | None = None
+
+    def __iter__(self) -> Generator[str]:
+        """The pieces; empty ones stand for steps that settled no text."""
+        self.whole = yield from self._pieces
 
 
 def _load_config(config: str | Path | Config) -> Config:
@@ -243,17 +270,3 @@ def _load_config(config: str | Path | Config) -> Config:
     if missing:
         raise ValueError(f"config lacks {', '.join(missing)}; a training config of this project has them all")
     return config
-
-
-def _find_device(name: str) -> torch.device:
-    """A device of this machine."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(
-            f"device {name!r} is not there ({str(error).splitlines()[0]}); allowed: auto, cpu, cuda:0, ..."
-        ) from error
-    return device

@@ -33,6 +33,7 @@ class Request:
         key: The same for requests about the same pictures, which are then opened and encoded once. None for as many
             keys as there are different paths and objects.
         pictures: How many pictures a function ``picture`` opens.
+        system: System text before the first question; None for the predictor's.
     """
 
     question: str | Sequence[Any]
@@ -41,6 +42,7 @@ class Request:
     id: str = ""
     key: Hashable = None
     pictures: int = 1
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Answer:
         token_ids: The ids it was decoded from.
         pictures: How the model saw each picture of the request.
         truncated: Whether the limit of new tokens ended it.
+        prompt_tokens: Length of what the LLM read before it, with template, visual and box tokens.
         id: Name of the request.
     """
 
@@ -78,6 +81,7 @@ class Answer:
     pictures: tuple[SeenPicture, ...] = field(default=(), repr=False)
     truncated: bool = False
     id: str = ""
+    prompt_tokens: int = 0
 
     @property
     def boxes(self) -> np.ndarray:

@@ -6,7 +6,6 @@ Pictures come as ``data:`` URLs, one question at a time is answered, replies are
 
 import base64
 import binascii
-import copy
 import hmac
 import io
 import json
@@ -35,11 +34,11 @@ class BadRequest(ValueError):
     """A request that cannot be answered; the message goes back to the client."""
 
 
-def make_request(body: Any) -> tuple[Request, str, dict[str, Any], list[str]]:
+def make_request(body: Any) -> tuple[Request, dict[str, Any]]:
     """What a body of ``/v1/chat/completions`` asks.
 
     Returns:
-        The request, its system text, arguments of ``generate``, and strings that end the answer.
+        The request and arguments of ``predict``.
 
     Raises:
         BadRequest: The body is malformed, or asks for what this server does not do.
@@ -62,8 +61,8 @@ def make_request(body: Any) -> tuple[Request, str, dict[str, Any], list[str]]:
             boxes += [found for _, found in seen]
         else:
             system += text
-    request = Request(turns, pictures or None, (boxes[0] if len(boxes) == 1 else boxes) if pictures else None)
-    return request, system, _generation(body), _stops(body)
+    found = (boxes[0] if len(boxes) == 1 else boxes) if pictures else None
+    return Request(turns, pictures or None, found, system=system or None), _generation(body)
 
 
 def complete(predictor: Predictor, body: Any, model: str) -> dict[str, Any]:
@@ -72,15 +71,12 @@ def complete(predictor: Predictor, body: Any, model: str) -> dict[str, Any]:
     Raises:
         BadRequest: See :func:`make_request`; also for boxes and questions that the predictor refuses.
     """
-    request, system, generation, stops = make_request(body)
-    if system:
-        predictor = copy.copy(predictor)  # shares everything but this
-        predictor.system = system
+    request, generation = make_request(body)
     try:
         answer = predictor.predict_many([request], **generation)[0]
     except ValueError as error:
         raise BadRequest(str(error)) from error
-    return _completion(answer, stops, model, _count_tokens(predictor, request))
+    return _completion(answer, model)
 
 
 def make_server(
@@ -204,20 +200,13 @@ def _generation(body: Mapping[str, Any]) -> dict[str, Any]:
     if temperature > 0:
         settings |= {"do_sample": True, "temperature": float(temperature)}
         settings |= {} if top_p is None else {"top_p": top_p}
-    return settings
-
-
-def _stops(body: Mapping[str, Any]) -> list[str]:
     stop = body.get("stop") or []
-    return [stop] if isinstance(stop, str) else [str(word) for word in stop]
+    return settings | {"stop": [stop] if isinstance(stop, str) else stop}
 
 
-def _completion(answer: Answer, stops: list[str], model: str, prompt_tokens: int) -> dict[str, Any]:
-    ends = [at for word in stops if word and (at := answer.text.find(word)) >= 0]
-    text = answer.text[: min(ends)] if ends else answer.text
-    reason = "length" if answer.truncated and not ends else "stop"
-    tokens = len(answer.token_ids)
-    message = {"role": "assistant", "content": text}
+def _completion(answer: Answer, model: str) -> dict[str, Any]:
+    reason, tokens = "length" if answer.truncated else "stop", len(answer.token_ids)
+    message = {"role": "assistant", "content": answer.text}
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -225,16 +214,8 @@ def _completion(answer: Answer, stops: list[str], model: str, prompt_tokens: int
         "model": model,
         "choices": [{"index": 0, "message": message, "finish_reason": reason}],
         "usage": {
-            "prompt_tokens": prompt_tokens,
+            "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": tokens,
-            "total_tokens": prompt_tokens + tokens,
+            "total_tokens": answer.prompt_tokens + tokens,
         },
     }
-
-
-def _count_tokens(predictor: Predictor, request: Request) -> int:
-    """Tokens of the texts and pictures of a request, without the template's and the boxes'."""
-    text = "".join(turn.text for turn in request.question if isinstance(turn, Turn))
-    pictures = text.count(IMAGE_PLACEHOLDER)
-    ids = predictor.tokenizer.encode(text.replace(IMAGE_PLACEHOLDER, ""), add_special_tokens=False)
-    return len(ids) + pictures * predictor.visual_tokens

@@ -1,58 +1,233 @@
-"""Generation for questions about one picture: the LLM reads what they have in common once, and keeps it.
+"""Generation: one loop over steps, which batches, shared prefixes and streamed text read from.
 
-Shapes: U prefixes of merged length P at most, B rows of T text ids at most, D hidden size and V vocabulary of the LLM.
+Shapes: B rows, b of them that have not ended, L positions of a prompt, P of what the LLM has read before it, U
+prefixes, D hidden size and V vocabulary of the LLM.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from mg_llava.models.losses.language import decoder_of, splits_logits
 
-_HARMLESS = {
-    "bos_token_id",
-    "do_sample",
-    "eos_token_id",
-    "max_length",
-    "max_new_tokens",
-    "num_beams",
-    "pad_token_id",
-    "temperature",
-    "top_k",
-    "top_p",
-    "use_cache",
-}
-"""Arguments of ``generate`` that do not look at the ids of the prompt."""
+MARGIN = 2e-3
+"""Least lead of the best logit that float32 rounding cannot overturn, with room to spare: the same row gives slightly
+different logits in batches of different size, and differences of 1e-5 to 1e-4 were seen."""
+
+Ended = Literal["", "end", "stop", "limit", "close"]
+"""Why a row ended: an end token, which is no part of it; ``stop``; its limit; a call that rounding could decide. Empty
+while it goes on."""
+
+_ALONE = {"num_beams": (None, 1), "use_cache": (None, True), "num_return_sequences": (None, 1)}
+"""Arguments of transformers' ``generate`` that have one value here."""
 
 
-def can_share(llm: Any, settings: dict[str, Any]) -> bool:
-    """Whether :func:`generate_after` does what ``llm.generate`` does with these arguments.
+@dataclass(frozen=True)
+class Decoding:
+    """How ids are chosen, and which end a row.
 
-    Not so with sampling and beams, with what looks at the prompt's ids, such as a repetition penalty (those of a
-    prefix with pictures do not exist), and for LLMs that change their logits after the output embedding.
+    Attributes:
+        ends: End tokens.
+        limit: Most new ids of a row.
+        do_sample: Draw ids; otherwise the best one is taken, and the next three do not matter.
+        temperature: Divides the logits.
+        top_p: Least share of the probability that is drawn from.
+        top_k: Number of ids that are drawn from; 0 for all.
+        repetition_penalty: Divides the logits of ids that the row has already; 1 for none.
+        seed: Of each row's own random numbers, so that what is drawn does not depend on the batch; None for torch's.
+        logits_processor: Further processors of transformers, which may not depend on earlier calls.
     """
-    if settings.get("do_sample") or settings.get("num_beams") not in (None, 1) or not splits_logits(llm):
-        return False
-    return set(settings) <= _HARMLESS
+
+    ends: frozenset[int] = frozenset()
+    limit: int = 100
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logits_processor: Sequence[LogitsProcessor] = ()
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("max_new_tokens", self.limit, self.limit >= 1, "at least 1"),
+            ("temperature", self.temperature, not self.do_sample or 0 < self.temperature < inf, "above 0, finite"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("top_k", self.top_k, self.top_k >= 0, "at least 0"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < inf, "above 0, finite"),
+        ]
+        wrong = [f"{name} is {value!r}, must be {rule}" for name, value, is_right, rule in rules if not is_right]
+        if wrong:
+            raise ValueError(f"arguments of generate: {'; '.join(wrong)}")
+
+    @classmethod
+    def of(cls, llm: Any, given: Mapping[str, Any]) -> "Decoding":
+        """From arguments named as those of transformers' ``generate``; greedy, with the LLM's end tokens, by default.
+
+        What else the LLM's folder asks for, such as the repetition penalty of Qwen2.5's, was made for chats and would
+        change benchmark replies; none of it is taken.
+
+        Raises:
+            ValueError: An argument is unknown or out of its range.
+        """
+        settings = {key: value for key, value in given.items() if value is not None and key != "pad_token_id"}
+        for name, values in _ALONE.items():
+            if settings.pop(name, None) not in values:
+                raise ValueError(f"{name} is {given[name]!r}; allowed: {values[-1]!r}")
+        ends = settings.pop("eos_token_id", llm.generation_config.eos_token_id)
+        settings["ends"] = frozenset([ends] if isinstance(ends, int) else ends or [])
+        settings["limit"] = settings.pop("max_new_tokens", cls.limit)
+        unknown = sorted(set(settings) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = sorted({*cls.__dataclass_fields__, "eos_token_id", "max_new_tokens"} - {"ends", "limit"})
+            raise ValueError(f"unknown arguments of generate: {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**settings)
+
+    def processors(self) -> LogitsProcessorList:
+        """What changes logits before an id is chosen, in the order of transformers."""
+        found = [RepetitionPenaltyLogitsProcessor(self.repetition_penalty)] if self.repetition_penalty != 1 else []
+        found += self.logits_processor
+        if self.do_sample:
+            found += [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
+            found += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+            found += [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
+        return LogitsProcessorList(found)
 
 
-def generation_settings(llm: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``llm.generate``: greedy, with the LLM's own end tokens, unless ``given`` says otherwise.
+class Prompt(NamedTuple):
+    """What the LLM is to read before the first new id."""
 
-    What else the LLM's folder asks for, such as the repetition penalty of Qwen2.5's, was made for chats and would
-    change benchmark replies; none of it is taken.
+    embeds: Tensor
+    """``(B, L, D)``, padded on the left."""
+    mask: Tensor
+    """``(B, P + L)`` bool."""
+    cache: DynamicCache | None = None
+    """Keys and values of the first P positions; None for P = 0. The generation writes into it."""
+
+
+class Step(NamedTuple):
+    """One new id of each row that had not ended."""
+
+    rows: list[int]
+    """The b rows."""
+    ids: list[int]
+    leads: list[float]
+    """Lead of each row's best logit over its second."""
+    ended: list[Ended]
+    hidden: Tensor | None
+    """``(b, D)``, last hidden states that the ids were chosen from; None for LLMs that change their logits."""
+
+
+@dataclass
+class Generated:
+    """The new ids of a row, without an end token."""
+
+    ids: list[int] = field(default_factory=list)
+    ended: Ended = ""
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Prefixes that an LLM has read.
+
+    Attributes:
+        cache: Keys and values of all layers, for U rows.
+        mask: ``(U, P)`` bool.
     """
-    plain: dict[str, Any] = {"generation_config": GenerationConfig(), "do_sample": False}
-    settings = plain | {"max_new_tokens": 100, "use_cache": True} | given
-    ends = settings.setdefault("eos_token_id", llm.generation_config.eos_token_id)
-    if settings.get("pad_token_id") is None:
-        settings["pad_token_id"] = ends[0] if isinstance(ends, list | tuple) else ends
-    return settings
+
+    cache: DynamicCache
+    mask: Tensor
+
+    def before(self, rows: Tensor, embeds: Tensor, mask: Tensor) -> Prompt:
+        """A prompt of B rows that follow prefixes.
+
+        Args:
+            rows: ``(B,)`` int64, the prefix of each row.
+            embeds: ``(B, L, D)``, padded on the left.
+            mask: ``(B, L)`` bool.
+        """
+        return Prompt(embeds, torch.cat([self.mask[rows], mask], dim=1), _select(self.cache, rows))
+
+
+@torch.no_grad()
+def read_prefixes(llm: Any, prompt: Prompt) -> Prefixes:
+    """Let the LLM read U prefixes, to be continued by any number of rows."""
+    return Prefixes(_read(llm, prompt)[2], prompt.mask)
+
+
+@torch.no_grad()
+def generate(
+    llm: Any,
+    prompt: Prompt,
+    decoding: Decoding,
+    limits: Sequence[int] | None = None,
+    stop: Callable[[list[int]], bool] | None = None,
+    margin: float = 0.0,
+) -> Iterator[Step]:
+    """Generate step by step; a row that has ended costs nothing more, and closing the iterator ends all of them.
+
+    Args:
+        llm: A causal LM, possibly with adapters.
+        prompt: B rows.
+        decoding: How ids are chosen, and which end a row.
+        limits: Most new ids of each row, in place of ``decoding.limit``.
+        stop: Says of the new ids of a row whether it ends with them.
+        margin: Least lead; a row whose best two logits are closer ends, for the caller to decide it otherwise.
+    """
+    rows = list(range(len(prompt.mask)))
+    new: list[list[int]] = [[] for _ in rows]
+    limits = [decoding.limit] * len(rows) if limits is None else limits
+    choose = _Chooser(decoding, len(rows), prompt.embeds.device)
+    while rows:
+        hidden, scores, cache = _read(llm, prompt)
+        ids, leads = choose(scores, rows, new)
+        ended: list[Ended] = []
+        for row, token, lead in zip(rows, ids.tolist(), leads, strict=True):
+            new[row].append(token)
+            if lead < margin:
+                ended.append("close")
+            elif token in decoding.ends:
+                ended.append("end")
+            elif stop is not None and stop(new[row]):
+                ended.append("stop")
+            else:
+                ended.append("limit" if len(new[row]) >= limits[row] else "")
+        yield Step(rows, [new[row][-1] for row in rows], leads, ended, hidden)
+        mask = prompt.mask
+        if any(ended):
+            kept = [place for place, why in enumerate(ended) if not why]
+            rows = [rows[place] for place in kept]
+            if not rows:
+                return
+            places = torch.tensor(kept, dtype=torch.int64, device=ids.device)
+            ids, mask, cache = ids[places], mask[places], _select(cache, places)
+        embeds = llm.get_input_embeddings()(ids)[:, None].to(prompt.embeds.device)
+        prompt = Prompt(embeds, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), cache)
+
+
+def collect(steps: Iterable[Step], rows: int) -> list[Generated]:
+    """Take all steps of a generation; the new ids of each of its rows."""
+    found = [Generated() for _ in range(rows)]
+    for step in steps:
+        for row, token, ended in zip(step.rows, step.ids, step.ended, strict=True):
+            found[row].ended = ended
+            if ended != "end":
+                found[row].ids.append(token)
+    return found
 
 
 @contextmanager
@@ -66,97 +241,52 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-@dataclass
-class Prefixes:
-    """Prefixes that an LLM has read.
+class _Chooser:
+    """Chooses an id for each of B rows, step by step."""
 
-    Attributes:
-        cache: Keys and values of all layers, for U rows.
-        mask: ``(U, P)`` bool.
-    """
+    def __init__(self, decoding: Decoding, rows: int, device: torch.device) -> None:
+        self.do_sample = decoding.do_sample
+        self.processors = decoding.processors()
+        self.generators: list[torch.Generator] = []
+        if decoding.do_sample and decoding.seed is not None:
+            self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in range(rows)]
 
-    cache: DynamicCache
-    mask: Tensor
+    def __call__(self, scores: Tensor, rows: Sequence[int], new: Sequence[list[int]]) -> tuple[Tensor, list[float]]:
+        """Choose by ``(b, V)`` float32 logits of ``rows``, given the new ids of each of the B rows.
 
-    def of_rows(self, rows: Tensor) -> DynamicCache:
-        """A cache of its own for (B,) int64 ``rows``, the prefix of each."""
-        return _select(self.cache, rows)
-
-
-@torch.no_grad()
-def read_prefixes(llm: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor) -> Prefixes:
-    """Let the LLM read U prefixes.
-
-    Args:
-        llm: A causal LM, possibly with adapters.
-        embeds: ``(U, P, D)``, padded on the left.
-        mask: ``(U, P)`` bool.
-        positions: ``(U, P)`` int64.
-    """
-    cache = decoder_of(llm)(
-        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=True
-    ).past_key_values
-    return Prefixes(cache if isinstance(cache, DynamicCache) else DynamicCache.from_legacy_cache(cache), mask)
+        Returns:
+            ``(b,)`` int64, and each row's lead of the best logit over the second.
+        """
+        if len(self.processors):
+            known = torch.tensor([new[row] for row in rows], dtype=torch.int64, device=scores.device)
+            scores = self.processors(known, scores)
+        best = scores.topk(2, dim=-1).values  # (b, 2)
+        leads = (best[:, 0] - best[:, 1]).tolist()
+        if not self.do_sample:
+            return scores.argmax(dim=-1), leads
+        shares = scores.softmax(dim=-1)
+        if not self.generators:
+            return torch.multinomial(shares, 1)[:, 0], leads
+        pairs = zip(shares, [self.generators[row] for row in rows], strict=True)
+        return torch.cat([torch.multinomial(share, 1, generator=own) for share, own in pairs]), leads
 
 
-@torch.no_grad()
-def generate_after(
-    llm: Any,
-    prefixes: Prefixes,
-    rows: Tensor,
-    ids: Tensor,
-    mask: Tensor,
-    ends: Sequence[int],
-    max_new_tokens: int,
-    stop: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[list[Tensor], Tensor]:
-    """Generate greedily for B rows of text, each of which follows a prefix; a row that has ended costs nothing more.
-
-    Args:
-        llm: The causal LM; it ``splits_logits``.
-        prefixes: Of :func:`read_prefixes`.
-        rows: ``(B,)`` int64, the prefix of each row.
-        ids: ``(B, T)`` int64, padded on the left with any id.
-        mask: ``(B, T)`` bool.
-        ends: Ids that end a row.
-        max_new_tokens: Most new ids of a row.
-        stop: Says of ``(b, new)`` int64 new ids, b rows that have not ended, which end here: ``(b,)`` bool.
-
-    Returns:
-        The new ids of each row, 1-D int64 on the CPU without the end, and ``(B,)`` float32, the smallest lead of the
-        row's ids over the second best.
-    """
-    decoder, head = decoder_of(llm), llm.get_output_embeddings()
-    cache, seen = prefixes.of_rows(rows), torch.cat([prefixes.mask[rows], mask], dim=1).long()  # (B, P + T)
-    end_ids = torch.tensor(list(ends), dtype=ids.dtype, device=ids.device)
-    new = ids.new_zeros(len(ids), max_new_tokens)
-    lengths = ids.new_full((len(ids),), max_new_tokens)
-    leads = torch.full((len(ids),), torch.inf, device=ids.device)
-    going = torch.arange(len(ids), device=ids.device)  # (b,) the rows that have not ended
-    for step in range(max_new_tokens):
-        positions = (seen.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        hidden = decoder(
-            input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        scores = head(hidden[:, -1]).float().to(ids.device)  # (b, V)
-        best = scores.topk(2, dim=-1).values
-        leads[going] = torch.minimum(leads[going], best[:, 0] - best[:, 1])
-        token = scores.argmax(dim=-1)
-        new[going, step] = token
-        is_end = torch.isin(token, end_ids)
-        lengths[going[is_end]] = step
-        if stop is not None:
-            stops = stop(new[going, : step + 1]) & ~is_end
-            lengths[going[stops]] = step + 1
-            is_end |= stops
-        if is_end.any():
-            kept = (~is_end).nonzero().flatten()
-            if not len(kept):
-                break
-            going, seen, token = going[kept], seen[kept], token[kept]
-            cache = _select(cache, kept)
-        ids, seen = token[:, None], torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-    return [row[:length] for row, length in zip(new.cpu(), lengths.tolist(), strict=True)], leads
+def _read(llm: Any, prompt: Prompt) -> tuple[Tensor | None, Tensor, DynamicCache]:
+    """Last hidden states ``(B, D)`` and logits ``(B, V)`` float32 of the last position, and the cache of all."""
+    embeds, mask, cache = prompt
+    positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+    inputs = {"inputs_embeds": embeds, "attention_mask": mask.long(), "position_ids": positions, "use_cache": True}
+    inputs["past_key_values"] = DynamicCache() if cache is None else cache
+    if splits_logits(llm):
+        output = decoder_of(llm)(**inputs)
+        hidden = output.last_hidden_state[:, -1]
+        logits = llm.get_output_embeddings()(hidden)
+    else:
+        output, hidden = llm(**inputs), None
+        logits = output.logits[:, -1]
+    cache = output.past_key_values
+    kept = cache if isinstance(cache, DynamicCache) else DynamicCache.from_legacy_cache(cache)
+    return hidden, logits.float().to(embeds.device), kept
 
 
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
@@ -166,11 +296,3 @@ def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
         here = rows.to(keys.device)  # layers may be spread over devices
         selected.update(keys.index_select(0, here), values.index_select(0, here), layer)
     return selected
-
-
-def until_end(ids: Tensor, ends: int | Sequence[int] | None) -> Tensor:
-    """Cut a row before its first end token; what follows is padding."""
-    if ends is None:
-        return ids
-    stop = torch.isin(ids, torch.tensor([ends] if isinstance(ends, int) else list(ends))).nonzero().flatten()
-    return ids[: stop[0]] if len(stop) else ids

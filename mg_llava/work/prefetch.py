@@ -1,7 +1,7 @@
 """Decode ahead: groups of things are loaded in threads while the groups before them are worked on."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ def prefetched(
     load: Callable[[Item], Loaded],
     workers: int,
     ahead: int = 2,
-) -> Iterator[tuple[Group, list[Loaded]]]:
+) -> Generator[tuple[Group, list[Loaded]]]:
     """Groups in their order, each with its items loaded.
 
     Args:

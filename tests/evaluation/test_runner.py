@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
@@ -17,7 +18,8 @@ from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.boxes import build_box_source
 from mg_llava.evaluation.predictions import Replies, ResumeError
 from mg_llava.evaluation.runner import RunResult, run_benchmark
-from mg_llava.inference import Predictor, answering
+from mg_llava.inference import Predictor
+from mg_llava.inference.encoding import Statistics
 from mg_llava.work.processes import Processes
 from tests import toy
 
@@ -119,53 +121,33 @@ def test_batches_do_not_change_replies(predictor: Predictor, tmp_path: Path, sto
     assert with_boxes["boxes"] == 2 and with_boxes["confidence"] == 0.65 and 0 < with_boxes["size"] < 1
 
 
-def test_pictures_are_encoded_once(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
-) -> None:
-    encoded: list[int] = []
-    encode = predictor.model.encode
-    monkeypatch.setattr(
-        predictor.model, "encode", lambda images, boxes: encoded.append(len(images)) or encode(images, boxes)
-    )
-    monkeypatch.setattr(answering, "MARGIN", 0.0)  # no close calls
-    run(predictor, ToyBenchmark(tmp_path), tmp_path, boxes=build_box_source("detected", store), batch_size=2)
-    assert sum(encoded) == 5 and max(encoded) == 2
+def test_pictures_are_encoded_once(predictor: Predictor, tmp_path: Path, store: Path) -> None:
+    predictor.statistics = Statistics()
+    source = build_box_source("detected", store)
+    run(predictor, ToyBenchmark(tmp_path), tmp_path, boxes=source, batch_size=2, exact=False)
+    assert (predictor.statistics.pictures, predictor.statistics.encodings) == (5, 3)
 
 
-def test_close_calls_are_decided_alone(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_calls_are_decided_alone(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    model = toy.build_model(toy_paths)
+    head = model.llm.get_output_embeddings().weight
+    with torch.no_grad():
+        head[1::2] = head[::2]  # each token has another that is as good
+    predictor = Predictor(model, toy_paths["llm"], "vicuna", PROCESSOR)
     run(predictor, ToyBenchmark(tmp_path), tmp_path / "single", batch_size=1)
-    rows: list[int] = []
-    together: list[int] = []
-    generate = predictor.model.generate
-    monkeypatch.setattr(
-        predictor.model, "generate", lambda data, **kw: rows.append(len(data["input_ids"])) or generate(data, **kw)
-    )
-    after = predictor.model.generate_after
-    monkeypatch.setattr(
-        predictor.model, "generate_after", lambda *given, **kw: together.append(len(given[1])) or after(*given, **kw)
-    )
-    monkeypatch.setattr(answering, "MARGIN", float("inf"))
+    assert predictor.statistics.rows == 16 and predictor.statistics.alone == 0
+    predictor.statistics = Statistics()
     run(predictor, ToyBenchmark(tmp_path), tmp_path / "close", batch_size=16)
-    assert sum(together) == 15 and max(together) > 3, "the questions about pictures, three about each"
-    assert Counter(rows) == {1: 17}, "these once more, and twice the one without a picture"
+    assert predictor.statistics.alone == 15, "the questions about pictures"
+    assert predictor.statistics.rows == 31, "and the one without a picture, which is alone anyway"
     assert final(tmp_path / "single") == final(tmp_path / "close")
 
 
-def test_prefixes_are_read_once(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    decoder = predictor.model.llm.model
-    forward = decoder.forward
-
-    def spy(*args: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
-        if inputs_embeds is not None and kwargs.get("past_key_values") is None:
-            read.append(len(inputs_embeds))
-        return forward(*args, inputs_embeds=inputs_embeds, **kwargs)
-
-    monkeypatch.setattr(decoder, "forward", spy)
-    monkeypatch.setattr(answering, "MARGIN", 0.0)
-    run(predictor, ToyBenchmark(tmp_path), tmp_path / "shared", batch_size=16)
-    assert read == [5], "five pictures, of three questions each"
-    monkeypatch.setattr(answering, "MARGIN", answering.MARGIN)
+def test_prefixes_are_read_once(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.statistics = Statistics()
+    run(predictor, ToyBenchmark(tmp_path), tmp_path / "shared", batch_size=16, exact=False)
+    assert predictor.statistics.prefixes == 5, "five pictures, of three questions each"
+    assert predictor.statistics.rows == 16
     run(predictor, ToyBenchmark(tmp_path), tmp_path / "penalty", batch_size=16, repetition_penalty=1.2)
     run(predictor, ToyBenchmark(tmp_path), tmp_path / "single", batch_size=1, repetition_penalty=1.2)
     assert final(tmp_path / "penalty") == final(tmp_path / "single") != final(tmp_path / "shared")

@@ -86,9 +86,6 @@ IN_A_CIRCLE: set[str] = {
     "mg_llava.conversion.hugging_face",
     "mg_llava.conversion.inputs",
     "mg_llava.conversion.prepare",
-    "mg_llava.inference.answering",
-    "mg_llava.inference.batching",
-    "mg_llava.inference.predictor",
 }
 """Modules that still need each other in a circle, by lazy imports; the list only gets shorter."""
 

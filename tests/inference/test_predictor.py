@@ -56,8 +56,8 @@ def test_same_ids_as_model(predictor: Predictor, picture: Image.Image) -> None:
     from mg_llava.data.collate import collate
     from mg_llava.data.text.conversation import encode_prompt
 
-    seen = predictor.picture_processor(picture)
-    ids = encode_prompt([Turn("human", "<image>\nwhat?")], predictor.tokenizer, predictor.template)
+    seen = predictor.front_end.picture_processor(picture)
+    ids = encode_prompt([Turn("human", "<image>\nwhat?")], predictor.front_end.tokenizer, predictor.front_end.template)
     batch = collate([{"id": "x", "input_ids": ids, "images": [seen.pixels], "boxes": [seen.boxes]}])
     wanted = predictor.model.generate(batch["data"], max_new_tokens=6)[0]
     assert predictor.predict(picture, "what?").token_ids == tuple(wanted.tolist())
@@ -120,12 +120,13 @@ def test_low_resolution_only(toy_paths: dict[str, str], picture: Image.Image) ->
 def test_stop_words(predictor: Predictor, toy_paths: dict[str, str], picture: Image.Image) -> None:
     answer = predictor.predict(picture, "what?", max_new_tokens=12)
     assert answer.truncated
-    text = predictor.tokenizer.decode(answer.token_ids)
-    word = next(text[i : i + 3] for i in range(2, len(text)) if len(predictor.tokenizer.encode(text[i : i + 3])) > 1)
+    tokenizer = predictor.front_end.tokenizer
+    text = tokenizer.decode(answer.token_ids)
+    word = next(text[i : i + 3] for i in range(2, len(text)) if len(tokenizer.encode(text[i : i + 3])) > 1)
     template = {"INSTRUCTION": "USER: {input} ASSISTANT:", "SEP": "\n", "STOP_WORDS": [word, "</s>"]}
     stopping = Predictor(predictor.model, toy_paths["llm"], template, PROCESSOR, max_new_tokens=12)
-    assert stopping.stops.words == [word.strip() or word]
-    assert stopping.stops.ids == [2]
+    assert stopping.front_end.stops.words == [word.strip() or word]
+    assert stopping.front_end.stops.ids == [2]
     short = stopping.predict(picture, "what?")
     assert not short.truncated
     assert short.text == text[: text.find(word.strip() or word)].strip()
@@ -147,7 +148,7 @@ def test_context_limit(predictor: Predictor, picture: Image.Image) -> None:
     with pytest.raises(ValueError, match=f"context is {context}"):
         predictor.predict(picture, "z" * (context + 1))
     nearly = "z" * (context - 100)
-    left = context - len(predictor.tokenizer.encode("USER:  ASSISTANT:")) - (context - 100)
+    left = context - len(predictor.front_end.tokenizer.encode("USER:  ASSISTANT:")) - (context - 100)
     assert len(predictor.predict(question=nearly, max_new_tokens=10_000).token_ids) <= left
 
 

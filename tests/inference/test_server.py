@@ -93,15 +93,15 @@ def test_conversations_with_a_system_text_and_a_later_picture(
     turns = [Turn("human", "a digit?"), Turn("gpt", "two"), Turn("human", "and  here <image>\n")]
     own = Predictor(
         predictor.model,
-        predictor.tokenizer,
-        predictor.template,
-        predictor.picture_processor,
+        predictor.front_end.tokenizer,
+        predictor.front_end.template,
+        predictor.front_end.picture_processor,
         system="two digits",
         max_new_tokens=6,
     )
     assert status == 200
     assert answer["choices"][0]["message"]["content"] == own.predict(picture, turns).text
-    assert predictor.system == ""
+    assert predictor.front_end.system == ""
 
 
 def test_stop_strings_end_the_answer(url: str) -> None:

@@ -1,5 +1,6 @@
-"""Where an answer ends: end tokens for the LLM's generation, and stop words of several tokens."""
+"""Where an answer ends: end tokens, and stop words of several tokens, in whole answers and in streamed ones."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from mg_llava.data.text.conversation import Template, special_ids
+
+_HALF = "\N{REPLACEMENT CHARACTER}"
+"""Stands for a character whose other bytes are still to come."""
 
 
 class Stops:
@@ -34,28 +38,80 @@ class Stops:
         self.ids: list[int] = list(dict.fromkeys(ids))
         self.words: list[str] = [word for word in words if word]
 
+    def also(self, words: Sequence[str]) -> "Stops":
+        """These ends and further stop words, which may begin and end inside of tokens."""
+        more = copy.copy(self)
+        more.words = [*self.words, *(word for word in words if word)]
+        return more
+
     def criteria(self) -> StoppingCriteriaList | None:
-        """What stops the generation at a stop word; None where there is no such word."""
-        return StoppingCriteriaList([_AtWords(self.tokenizer, self.words)]) if self.words else None
+        """What stops transformers' ``generate`` at a stop word; None where there is no such word."""
+        return StoppingCriteriaList([_AtWords(self)]) if self.words else None
+
+    def at_word(self, ids: Sequence[int]) -> bool:
+        """Whether new ids end with a stop word, possibly inside of the last one."""
+        if not self.words:
+            return False
+        tail = max(len(word.encode()) for word in self.words)  # a token has one byte at least
+        text = self.tokenizer.decode(ids[-tail:])
+        return any(word in text for word in self.words)
+
+    def read(self, ids: Sequence[int]) -> str:
+        """The text of new ids, with its stop words."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def cut(self, text: str) -> tuple[str, bool]:
         """The text before the first stop word, stripped, and whether there was one."""
         ends = [at for word in self.words if (at := text.find(word)) >= 0]
         return text[: min(ends, default=len(text))].strip(), bool(ends)
 
+    def settled(self, text: str) -> str:
+        """What further ids cannot change of a text: no half characters, nothing that may begin a stop word."""
+        cut, is_whole = self.cut(text)
+        if is_whole:
+            return cut
+        text = text.rstrip(_HALF)
+        begun = (size for word in self.words for size in range(1, len(word)) if text.endswith(word[:size]))
+        return text[: len(text) - max(begun, default=0)].strip()
+
+
+class TextStream:
+    """The text of ids that come one after the other, in pieces that together are the answer's text.
+
+    Args:
+        stops: Where the answer ends.
+    """
+
+    def __init__(self, stops: Stops) -> None:
+        self.stops = stops
+        self.ids: list[int] = []
+        self.sent = ""
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Take new ids; the text that is settled by them and was not given before, often none."""
+        self.ids.extend(ids)
+        return self._send(self.stops.settled(self.stops.read(self.ids)))
+
+    def finish(self) -> str:
+        """The rest of the text, when there are no more ids."""
+        return self._send(self.stops.cut(self.stops.read(self.ids))[0])
+
+    def _send(self, text: str) -> str:
+        if not text.startswith(self.sent):  # a tokenizer that reads whole runs of bytes may take them back for a while
+            return ""
+        new, self.sent = text[len(self.sent) :], text
+        return new
+
 
 class _AtWords(StoppingCriteria):
     """Stops each row at its first stop word."""
 
-    def __init__(self, tokenizer: Any, words: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.words = list(words)
-        self.tail = max(len(word.encode()) for word in words)  # a token has one byte at least
+    def __init__(self, stops: Stops) -> None:
+        self.stops = stops
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
         """Whether each row of (B, new) ids ends with a stop word, possibly inside its last token."""
-        texts = self.tokenizer.batch_decode(input_ids[:, -self.tail :])
-        return torch.tensor([any(word in text for word in self.words) for text in texts], device=input_ids.device)
+        return torch.tensor([self.stops.at_word(row) for row in input_ids.tolist()], device=input_ids.device)
 
 
 def _token_of(tokenizer: Any, word: str) -> int | None:

@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from mg_llava.batch import Layout, PaddingSide
 from mg_llava.features import unpack
 from mg_llava.models.compilation import compile_parts
-from mg_llava.models.generation import (
-    Prefixes,
-    evaluating,
-    generate_after,
-    generation_settings,
-    read_prefixes,
-    until_end,
-)
+from mg_llava.models.generation import Decoding, Prompt, collect, evaluating, generate
 from mg_llava.models.losses.language import LossKernel, causal_loss, check_liger, check_loss_settings
 from mg_llava.models.packing import check_packing, pack, packed_arguments, pair_cost
 from mg_llava.models.parts import ModuleOrConfig, build_part, check_parts, check_readers, log_trained
@@ -361,46 +354,26 @@ class MGLLaVA(BaseModel):
 
     # -- generation ---------------------------------------------------------------------------------------------
 
+    def prompt(self, data: dict[str, Any]) -> Prompt:
+        """What the LLM reads of a batch before it answers; ``data`` is as for :meth:`forward`, without labels."""
+        inputs = self.merge({**data, "labels": None}, padding_side="left")
+        return Prompt(inputs.inputs_embeds, inputs.attention_mask)
+
     @torch.no_grad()
-    def generate(self, data: dict[str, Any], **kwargs: Any) -> list[Tensor]:
+    def generate(self, data: dict[str, Any], **given: Any) -> list[Tensor]:
         """Answer every row of a batch; shorter rows are padded on the left.
 
         Args:
             data: As for :meth:`forward`; ``labels`` is not used.
-            **kwargs: Passed to ``llm.generate``; greedy unless they say otherwise.
+            **given: Arguments of :class:`~mg_llava.models.generation.Decoding`; greedy unless they say otherwise.
 
         Returns:
-            For each row the new ids, 1-D int64 on the CPU, without what follows an end token.
+            For each row the new ids, 1-D int64 on the CPU, without an end token.
         """
-        settings = generation_settings(self.llm, kwargs)
+        decoding = Decoding.of(self.llm, given)
         with evaluating(self):
-            inputs = self.merge({**data, "labels": None}, padding_side="left")
-            output = self.llm.generate(
-                inputs_embeds=inputs.inputs_embeds, attention_mask=inputs.attention_mask.long(), **settings
-            )
-        return [until_end(row.cpu(), settings["eos_token_id"]) for row in output]
-
-    @torch.no_grad()
-    def read_prefixes(self, data: dict[str, Any]) -> Prefixes:
-        """Let the LLM read U rows with pictures that questions start with; ``data`` is as for :meth:`forward`."""
-        with evaluating(self):
-            inputs = self.merge({**data, "labels": None}, padding_side="left")
-            return read_prefixes(self.llm, inputs.inputs_embeds, inputs.attention_mask, inputs.position_ids)
-
-    @torch.no_grad()
-    def generate_after(
-        self, prefixes: Prefixes, rows: Tensor, data: dict[str, Any], **kwargs: Any
-    ) -> tuple[list[Tensor], Tensor]:
-        """Answer rows of text that follow prefixes, greedily; see :func:`mg_llava.models.generation.generate_after`.
-
-        Args:
-            prefixes: Of :meth:`read_prefixes`.
-            rows: ``(B,)`` int64, the prefix of each row.
-            data: ``input_ids`` (B, T) int64, text that is padded on the left, and ``attention_mask`` (B, T) bool.
-            **kwargs: ``ends``, ``max_new_tokens``, ``stop``.
-        """
-        with evaluating(self):
-            return generate_after(self.llm, prefixes, rows, data["input_ids"], data["attention_mask"], **kwargs)
+            rows = collect(generate(self.llm, self.prompt(data), decoding), len(data["input_ids"]))
+        return [torch.tensor(row.ids, dtype=torch.int64) for row in rows]
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,129 @@
+"""Requests with their pictures as tokens: the encoders see a picture once, whatever the number of its questions.
+
+Shapes: P visual tokens of a picture, D hidden size of the LLM, n_i boxes of picture i.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mg_llava.data.pictures.processor import ProcessedPicture
+from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest
+from mg_llava.models.generation import evaluating
+from mg_llava.models.systems.mg_llava import Vision
+from mg_llava.tokens import IMAGE_TOKEN_INDEX
+
+_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
+
+
+@dataclass
+class Statistics:
+    """Counts of a predictor's work.
+
+    Attributes:
+        pictures: Pictures that were encoded.
+        encodings: Passes of the encoders.
+        prefixes: Beginnings of prompts that the LLM read once for several questions.
+        rows: Rows that were generated.
+        alone: Those among them that were generated again, alone, because rounding could have decided them.
+        steps: Passes of the LLM that gave an id to each row of a batch.
+    """
+
+    pictures: int = 0
+    encodings: int = 0
+    prefixes: int = 0
+    rows: int = 0
+    alone: int = 0
+    steps: int = 0
+
+
+@dataclass
+class EncodedRequest:
+    """A request with its encoded pictures.
+
+    Attributes:
+        visual: For each picture ``(P, D)``.
+        boxes: For each picture ``(n_i, D)``; None for a model without object branch.
+        pictures: The pictures as they were processed, with pixels where they may be encoded again.
+        alone: Whether the pictures were encoded as for this request alone.
+        prefix: The same for rows of the window that are equal up to their last picture; None without pictures.
+    """
+
+    prepared: PreparedRequest
+    visual: list[Tensor]
+    boxes: list[Tensor] | None
+    pictures: list[ProcessedPicture]
+    alone: bool
+    prefix: Hashable = None
+
+    @property
+    def cut(self) -> int:
+        """Number of ids up to and with the last placeholder."""
+        return len(self.prepared.ids) - self.prepared.ids[::-1].index(IMAGE_TOKEN_INDEX)
+
+    @property
+    def rest(self) -> int:
+        """Number of ids after the last placeholder."""
+        return len(self.prepared.ids) - self.cut
+
+    @property
+    def length(self) -> int:
+        """Length of the row with visual and box tokens in it."""
+        tokens = sum(map(len, self.visual)) + sum(map(len, self.boxes or ()))
+        return len(self.prepared.ids) - len(self.visual) + tokens
+
+
+class RequestEncoder:
+    """Encodes the pictures of requests.
+
+    Args:
+        model: The system.
+        statistics: Counted here.
+        keeps_pixels: Whether pictures may be encoded again, by :meth:`alone`.
+    """
+
+    def __init__(self, model: Any, statistics: Statistics, keeps_pixels: bool) -> None:
+        self.model = model
+        self.statistics = statistics
+        self.keeps_pixels = keeps_pixels
+
+    def encode(self, groups: Sequence[tuple[PictureGroup, DecodedPictures]]) -> list[EncodedRequest]:
+        """Encode the pictures of some groups in one batch."""
+        vision = self._run([picture for _, decoded in groups for picture in decoded.pictures])
+        ready, first = [], 0
+        for group, decoded in groups:
+            for request in group.requests:
+                chosen = decoded.chosen[request.number]
+                places = [first + place for place in chosen]
+                seen = [decoded.pictures[place] for place in chosen]
+                if not self.keeps_pixels:
+                    seen = [replace(picture, pixels=_NO_PIXELS) for picture in seen]
+                boxes = vision.boxes and [vision.boxes[place] for place in places]
+                alone = not chosen or (len(groups) == 1 and len(decoded.pictures) == len(chosen))
+                one = EncodedRequest(request, [vision.visual[place] for place in places], boxes, seen, alone)
+                if chosen and one.rest:
+                    one.prefix = (id(group), tuple(chosen), tuple(request.ids[: one.cut]))
+                ready.append(one)
+            first += len(decoded.pictures)
+        return ready
+
+    def alone(self, one: EncodedRequest) -> EncodedRequest:
+        """A request with its pictures encoded as for it alone, which rounds differently."""
+        if one.alone:
+            return one
+        vision = self._run(one.pictures)
+        return replace(one, visual=list(vision.visual), boxes=vision.boxes, alone=True)
+
+    @torch.no_grad()
+    def _run(self, pictures: Sequence[ProcessedPicture]) -> Vision:
+        if not pictures:
+            return Vision(torch.zeros(0), None)
+        self.statistics.pictures += len(pictures)
+        self.statistics.encodings += 1
+        canvas, boxes = torch.stack([one.pixels for one in pictures]), [one.boxes for one in pictures]
+        data = self.model.data_preprocessor({"canvas": canvas, "boxes": boxes}, False)
+        with evaluating(self.model):
+            return self.model.encode(data["canvas"], data["boxes"])
