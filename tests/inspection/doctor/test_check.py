@@ -151,7 +151,8 @@ def test_a_missing_path_is_one_finding(clean, part):
         clean.arguments(**{part: {"pretrained_model_name_or_path": path} if part == "tokenizer" else path}), QUIET
     )
     assert report.errors == 1 and set(ids_by_kind(report)) == {"config_path"}
-    assert f"{path} does not exist" in report.to_text()
+    (found,) = report.to_dict()["sources"][0]["findings"]  # the text shortens long paths
+    assert f"{path} does not exist" in found["examples"][0]["detail"]
 
 
 @pytest.mark.parametrize(
