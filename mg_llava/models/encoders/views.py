@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mg_llava.batch import send
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -26,8 +28,7 @@ def normalize(images: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[f
     """
     if images.is_floating_point():
         return images
-    mean_tensor = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    std_tensor = torch.tensor(std, device=images.device).view(3, 1, 1)
+    mean_tensor, std_tensor = (send(torch.tensor(values).view(3, 1, 1), images.device) for values in (mean, std))
     return (images.float() * (1 / 255) - mean_tensor) / std_tensor
 
 
