@@ -9,6 +9,7 @@ from mg_llava.data.features.file import FeatureWriter
 from mg_llava.data.features.fill import Pictures, about_cache, fill_feature_cache, list_jobs
 from mg_llava.models.vision import FeatureExtractor
 from tests import toy
+from tests.settings import grouped
 
 
 def make_source(data: dict[str, str], llm: str, **changes: Any) -> LLaVADataset:
@@ -19,7 +20,7 @@ def make_source(data: dict[str, str], llm: str, **changes: Any) -> LLaVADataset:
         "picture_processor": {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS},
         "long_text_margin": None,
     }
-    return LLaVADataset(**{**data, **settings, **changes})
+    return LLaVADataset(**grouped(**{**data, **settings, **changes}))
 
 
 def fill(

@@ -1,14 +1,15 @@
 """Run the frozen encoders over the pictures of a training set once, and keep what they give for the training.
 
 Training then opens no pictures and runs no encoders: give the same folder to the data set,
-dataset=dict(feature_cache="FOLDER"). Size, and whether it pays: tools/plan.py. Interrupted work goes on where it was
-stopped; a picture or box that was changed is encoded again. Several data sets may share a folder.
+dataset=dict(caches=dict(feature_cache="FOLDER")). Size, and whether it pays: tools/plan.py. Interrupted
+work goes on where it was stopped; a picture or box that was changed is encoded again. Several data sets may
+share a folder.
 
 Examples:
     python tools/fill_feature_cache.py configs/mg_llava_vicuna7b_instruct.py --folder work_dirs/features --workers 8
     torchrun --nproc_per_node 8 tools/fill_feature_cache.py CONFIG --folder FOLDER --dtype int8 --workers 8
     python tools/fill_feature_cache.py CONFIG --folder FOLDER --check        # is everything there and fresh?
-    xtuner train CONFIG --cfg-options train_dataloader.dataset.feature_cache=FOLDER
+    xtuner train CONFIG --cfg-options train_dataloader.dataset.caches.feature_cache=FOLDER
 
 Dtypes: auto is what the encoders compute in, so that a run of that precision loses nothing; int8 keeps 8 bits between
 the least and the largest value of each channel of a picture, and its boxes in float16.
@@ -65,7 +66,7 @@ def main() -> int:
         config = Config.fromfile(arguments.config)
         config.merge_from_dict(arguments.cfg_options or {})
         settings = config.train_dataloader.dataset
-        folder = arguments.folder or settings.get("feature_cache")
+        folder = arguments.folder or (settings.get("caches") or {}).get("feature_cache")
         if not folder:
             print("error: the config has no feature_cache; give --folder", file=sys.stderr)
             return 2
@@ -85,9 +86,9 @@ def open_sources(settings: Any) -> list[Any]:
     from mg_llava.data.mixture import sources_of
     from mg_llava.registry import DATASETS
 
-    plain = {**settings, "feature_cache": None}
+    plain = {**settings, "caches": None}
     if "sources" in plain:
-        plain["sources"] = [{**source, "feature_cache": None} for source in plain["sources"]]
+        plain["sources"] = [{**source, "caches": None} for source in plain["sources"]]
     return sources_of(DATASETS.build(plain))
 
 

@@ -1,7 +1,8 @@
 """Tokenize the texts of a training set before the run, which then groups samples by their exact lengths.
 
 Training needs no such step: without it texts are tokenized when they are used, and lengths are estimated. Interrupted
-work goes on where it was stopped. Use the same folder in the config: dataset=dict(token_cache="FOLDER").
+work goes on where it was stopped. Use the same folder in the config:
+dataset=dict(caches=dict(token_cache="FOLDER")).
 
 Examples:
     python tools/fill_token_cache.py configs/mg_llava_vicuna7b_instruct.py --folder work_dirs/tokens --workers 16
@@ -33,16 +34,16 @@ def main() -> int:
     config = Config.fromfile(arguments.config)
     config.merge_from_dict(arguments.cfg_options or {})
     settings = config.train_dataloader.dataset
-    if arguments.folder:
-        settings.token_cache = arguments.folder
-    if not settings.get("token_cache"):
+    folder = arguments.folder or (settings.get("caches") or {}).get("token_cache")
+    settings.caches = {**(settings.get("caches") or {}), "token_cache": folder}
+    if not folder:
         parser.error("the config has no token_cache; give --folder")
     try:
         counts = fill(settings, arguments.workers)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"folder": settings.token_cache, "records": counts}))
+    print(json.dumps({"folder": folder, "records": counts}))
     return 0
 
 

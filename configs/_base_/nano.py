@@ -27,7 +27,10 @@ nano_settings = dict(
     evaluation=nano_evaluation,
     # half of the pictures come without boxes: with all of them the model reads boxes alone, and the map stays unused;
     # batches are grouped by text and pictures, as in all runs that were measured
-    dataset=dict(box_augmentation=dict(type=BoxAugmentation, drop_all=0.5), long_text_margin=None, count_boxes=False),
+    dataset=dict(
+        boxes=dict(box_augmentation=dict(type=BoxAugmentation, drop_all=0.5), count_boxes=False),
+        budget=dict(long_text_margin=None),
+    ),
 )
 
 

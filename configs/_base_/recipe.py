@@ -135,12 +135,13 @@ def _stage(
         tokenizer=tokenizer,
         template=prompt_template,
         picture_processor=picture_processor,
-        max_length=context_length - vision["visual_tokens"],
-        context_length=context_length,
-        tokens_per_image=vision["visual_tokens"],
+        tokens=dict(per_canvas=vision["visual_tokens"], per_box=0 if box_projector is None else 1),
+        budget=dict(context_length=context_length, max_length=context_length - vision["visual_tokens"]),
         **data,
     )
-    train_dataset.update(dataset or {})
+    for name, value in (dataset or {}).items():
+        is_group = isinstance(value, dict) and "type" not in value
+        train_dataset[name] = {**train_dataset.get(name, {}), **value} if is_group else value
     train_dataloader = dict(
         batch_size=batch_size,
         num_workers=dataloader_num_workers,

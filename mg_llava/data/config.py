@@ -9,6 +9,7 @@ from typing import Any
 from mg_llava.data.boxes.store import BadRecord, BoxStore, MissingBox, open_box_store
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.settings import merge_settings
 from mg_llava.registry import TRANSFORMS
 
 _PATHS = ("data_path", "image_folder", "box_path")
@@ -72,7 +73,7 @@ def walk_sources(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     elif isinstance(dataset.get(MIXED), Sequence):
         shared = {name: value for name, value in dataset.items() if name not in (MIXED, "type")}
         for part in dataset[MIXED]:
-            yield from walk_sources({**shared, **part})
+            yield from walk_sources(merge_settings(shared, part))
     elif isinstance(dataset.get(_JOINED), Sequence):
         for part in dataset[_JOINED]:
             yield from walk_sources(part)

@@ -1,24 +1,37 @@
 """Conversations about pictures, in LLaVA format, with boxes from a box file; tokenized and decoded in the workers."""
 
-import os
+import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from mg_llava.data.boxes.store import BadRecord, BoxStore, MissingBox
+from mg_llava.batch import TokenCount
+from mg_llava.data.boxes.store import BoxStore
 from mg_llava.data.config import build_transform, open_boxes, resolve_paths
-from mg_llava.data.faults import BadSample, SkippedSamples, StrayBoxes
-from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureError
-from mg_llava.data.features.source import FeatureSource, MissingFeatures
-from mg_llava.data.lengths import estimate_boxes, estimate_texts, signed_lengths, spread
+from mg_llava.data.faults import FAULTS, SkippedSamples, StrayBoxes
+from mg_llava.data.features.cache import FeatureError, NoPictureError
+from mg_llava.data.features.source import FeatureSource
+from mg_llava.data.lengths import count_boxes, find_lengths
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.pictures.loading import BoxAugmentation, PictureLoader
+from mg_llava.data.pictures.loading import BoxReader, LoadedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.catalog import RecordCatalog
 from mg_llava.data.records.schema import LLaVARecord
+from mg_llava.data.settings import (
+    BoxUse,
+    Caches,
+    Draw,
+    FaultPolicy,
+    build_group,
+    build_tokens,
+    picture_problems,
+    unknown_settings,
+)
 from mg_llava.data.text.budget import BudgetError, TokenBudget
 from mg_llava.data.text.conversation import EncodedConversation, NoLabelError, Template, encode_conversation
 from mg_llava.data.text.token_cache import TokenCache, cache_key
@@ -29,9 +42,18 @@ _NAMED = 3
 """Records that a report names of each kind."""
 
 
+@dataclass(frozen=True)
+class LoadedSample:
+    """A sample with its record, its text as ids, and its pictures."""
+
+    record: LLaVARecord
+    encoded: EncodedConversation
+    pictures: tuple[LoadedPicture, ...]
+
+
 @DATASETS.register_module()
 class LLaVADataset(Dataset):
-    """Samples for training. What an index gives depends on the index and ``seed`` alone, so that a run can resume.
+    """Samples for training. What an index gives depends on the index and the seed alone, so that a run can resume.
 
     All records are checked at the start: unknown kinds, malformed turns, placeholders that do not match the pictures,
     pictures without boxes. Records and pictures are read, and texts tokenized, when their sample is asked for.
@@ -43,43 +65,24 @@ class LLaVADataset(Dataset):
         tokenizer: The LLM's tokenizer, its folder, or a dict to build it from.
         template: Name of an XTuner prompt template, or such a template.
         picture_processor: A ``PictureProcessor``, or a dict to build it from; None for text alone.
-        box_path: Box file, keyed by record id (several pictures: see ``box_store.picture_keys``), or an open
+        box_path: Box file, keyed by record id (several pictures: see ``boxes.store.picture_keys``), or an open
             ``BoxStore``; None for no boxes.
+        tokens: Tokens that a picture and its boxes take in the LLM, or a dict to ask them with, such as
+            ``dict(type="mg_llava.count_tokens", model=...)``; None where no setting needs them.
+        budget: Limits of text, pictures and boxes together (see ``TokenBudget``).
+        boxes: What is done with boxes (see ``BoxUse``).
+        faults: What happens about data that cannot be used (see ``FaultPolicy``).
+        draw: Which records an epoch has (see ``Draw``).
+        caches: What is kept from one start to the next (see ``Caches``).
         data_root: Folder that the three paths are relative to; None for the working directory.
         name: What messages and counts call the data; the name of the record file where None.
-        repeat: Times that each record comes in an epoch; 0.5 takes half of the records, drawn with ``seed``.
-        max_dataset_length: Keep this many records, drawn with ``seed``; None for all.
-        max_length: Largest number of ids of a sample, a picture counting as one; None for no limit.
-        context_length: Largest number of tokens that the LLM sees of a sample, text, pictures and boxes together (see
-            ``budget``); None for no limit.
-        tokens_per_image: Visual tokens of a picture.
-        long_text_margin: Texts within this many ids of their limit get fewer boxes (see ``box_filter.cap_boxes``);
-            None for no such rule.
-        box_augmentation: Changes the boxes of a picture before they are filtered, or a dict to build it from.
-        shuffle_boxes: Shuffle the boxes of each picture.
-        missing_box: What to do about pictures without a box record (see ``box_store.open_box_store``).
-        proposer: Finds boxes for ``missing_box="detect"``, or a dict to build it from.
-        bad_box_record: ``error`` or ``drop``: what to do about malformed box records.
-        bad_image: ``error`` or ``skip``: what to do about pictures that cannot be read. ``skip`` takes the next sample
-            that works in place of the whole sample.
-        max_pixels: Largest number of pixels of a picture that is read (see ``pictures.open_picture``).
-        no_label: The same for samples in which truncation leaves no token with loss.
-        over_budget: The same for samples whose pictures alone exceed ``context_length``.
-        max_bad_samples: Number of different records that may be skipped, in each process, before the run stops with an
-            error.
-        token_cache: Folder that keeps token ids (see ``token_cache``) and what was learned of the records; None for no
-            cache.
-        feature_cache: Folder with what the frozen encoders give for each picture (see ``feature_cache``), or an open
-            ``FeatureCache``: samples then hold that in place of pictures. None to open pictures.
-        missing_features: ``error``, or ``picture``: open the pictures of samples that the feature cache lacks.
-        count_boxes: Whether boxes count in ``modality_length``.
-        seed: Of everything that is drawn.
+        unknown: Nothing; settings that are misspelt, or belong into a group, are named in one message.
 
     Raises:
         BudgetError: The pictures of a record exceed the context, and ``over_budget`` is ``error``.
         FileNotFoundError: A file or the image folder does not exist.
         RecordError: A record or box record is malformed, or a picture has no boxes.
-        ValueError: The settings do not fit each other.
+        ValueError: Settings are unknown or do not fit each other.
     """
 
     def __init__(
@@ -90,30 +93,18 @@ class LLaVADataset(Dataset):
         template: Template | str | Mapping[str, Any],
         picture_processor: PictureProcessor | dict | None,
         box_path: str | Path | BoxStore | None = None,
-        max_length: int | None = None,
-        long_text_margin: int | None = 50,
-        missing_box: MissingBox = "error",
-        bad_box_record: BadRecord = "error",
-        bad_image: BadSample = "error",
-        no_label: BadSample = "skip",
-        max_bad_samples: int = 100,
-        max_dataset_length: int | None = None,
-        shuffle_boxes: bool = False,
-        seed: int = 0,
-        tokens_per_image: int = 0,
-        context_length: int | None = None,
-        over_budget: BadSample = "error",
+        tokens: TokenCount | Mapping[str, Any] | None = None,
+        budget: TokenBudget | Mapping[str, Any] | None = None,
+        boxes: BoxUse | Mapping[str, Any] | None = None,
+        faults: FaultPolicy | Mapping[str, Any] | None = None,
+        draw: Draw | Mapping[str, Any] | None = None,
+        caches: Caches | Mapping[str, Any] | None = None,
         data_root: str | Path | None = None,
         name: str | None = None,
-        repeat: float = 1.0,
-        box_augmentation: BoxAugmentation | dict | None = None,
-        token_cache: str | Path | None = None,
-        count_boxes: bool = True,
-        proposer: Any = None,
-        max_pixels: int | None = None,
-        feature_cache: str | Path | FeatureCache | None = None,
-        missing_features: MissingFeatures = "error",
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise ValueError("; ".join(unknown_settings(unknown, SETTINGS, type(self).__name__)))
         named = {"data_path": data_path, "image_folder": image_folder, "box_path": box_path}
         paths = resolve_paths({"data_root": data_root, **named})
         self.data_path: str = paths["data_path"]
@@ -122,35 +113,27 @@ class LLaVADataset(Dataset):
         self.tokenizer = build_tokenizer(tokenizer)
         self.template = Template.build(template)
         self.picture_processor: PictureProcessor | None = build_transform(picture_processor)
-        self.box_augmentation: BoxAugmentation | None = build_transform(box_augmentation)
-        self.max_length = max_length
-        self.tokens_per_image = tokens_per_image
-        self.budget = TokenBudget(context_length, tokens_per_image, max_length)
-        self.long_text_margin = long_text_margin
-        self.missing_box = missing_box
-        self.max_pixels = max_pixels
-        self.count_boxes = count_boxes
-        self.shuffle_boxes = shuffle_boxes
-        self.seed = seed
-        self._catalog = RecordCatalog(self.data_path, max_dataset_length, repeat, seed, token_cache)
-        self._skipped = SkippedSamples(
-            len(self._catalog.survey.rows),
-            {"bad_image": bad_image, "no_label": no_label, "over_budget": over_budget},
-            max_bad_samples,
-            self.data_path,
-        )
-        self._check_pictures(over_budget)
-        self.token_cache = None if token_cache is None else self._open_token_cache(token_cache)
-        self.box_store = open_boxes(paths["box_path"], missing_box, bad_box_record, proposer, self.picture_processor)
+        self.faults: FaultPolicy = build_group("faults", faults)
+        self.boxes: BoxUse = build_group("boxes", boxes)
+        self.draw: Draw = build_group("draw", draw)
+        self.caches: Caches = build_group("caches", caches)
+        self.budget: TokenBudget = replace(build_group("budget", budget), tokens=build_tokens(tokens))
+        self._is_counted = tokens is not None
+        drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
+        self._catalog = RecordCatalog(self.data_path, *drawn, self.caches.token_cache)
+        policies = {fault: getattr(self.faults, fault) for fault in FAULTS}
+        limit = self.faults.max_bad_samples
+        self._skipped = SkippedSamples(len(self._catalog.survey.rows), policies, limit, self.data_path)
+        self._check_pictures()
+        self.token_cache = self._open_token_cache()
+        box_faults = self.faults.missing_box, self.faults.bad_box_record
+        self.box_store = open_boxes(paths["box_path"], *box_faults, self.boxes.proposer, self.picture_processor)
         has_boxes = self.box_store is not None
         self._strays = StrayBoxes(self._catalog.positions, str(paths["box_path"])) if has_boxes else None
         keys = self._catalog.survey.box_keys()
         self.missing_boxes = 0 if self.box_store is None else self.box_store.check(keys)
-        self.features: FeatureSource | None = None
-        if feature_cache is not None and self._catalog.survey.sizes[:, 1].any():
-            self.features = FeatureSource(
-                feature_cache, missing_features, self._catalog, self.picture_processor, self.box_augmentation
-            )
+        self.loader = self._make_loader()
+        self.features = self._open_features()
         self._lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -160,9 +143,10 @@ class LLaVADataset(Dataset):
         """Sample ``index``, or the next one that can be used where the policies say so.
 
         Returns:
-            ``id``; ``input_ids`` and ``labels``, lists of ints; ``images``, a list of (3, S, S) uint8 tensors; and
-            ``boxes``, as many (n, 4) float32 tensors in canvas pixels. From a feature cache in place of the images:
-            ``features``, the arrays of each picture (see ``mg_llava.features``), and ``feature_cache``, its name.
+            ``id``; ``input_ids`` and ``labels``, lists of ints; ``images``, a list of (3, S, S) uint8 tensors;
+            ``boxes``, as many (n, 4) float32 tensors in canvas pixels; and, where ``tokens`` was given, ``tokens``,
+            what each placeholder stands for in the LLM. From a feature cache in place of the images: ``features``,
+            the arrays of each picture (see ``mg_llava.features``), and ``feature_cache``, its name.
 
         Raises:
             PictureError: A picture cannot be read, and ``bad_image`` is ``error``.
@@ -187,12 +171,27 @@ class LLaVADataset(Dataset):
             NoLabelError: No token carries loss.
             BudgetError: The pictures exceed the context.
         """
+        loaded = self._from_features(index) or self.open(index)
+        encoded, pictures = loaded.encoded, loaded.pictures
+        sample = {"id": loaded.record.id, "input_ids": encoded.input_ids, "labels": encoded.labels, "images": []}
+        sample["boxes"] = [picture.boxes for picture in pictures]
+        if self._is_counted:
+            sample["tokens"] = [self.budget.tokens(1, len(picture.boxes)) for picture in pictures]
+        if pictures and pictures[0].features is not None:
+            assert self.features is not None
+            features = [picture.features for picture in pictures]
+            return {**sample, "features": features, "feature_cache": self.features.cache.name}
+        return {**sample, "images": [picture.pixels for picture in pictures]}
+
+    def open(self, index: int) -> LoadedSample:
+        """Sample ``index`` with all that is known of its pictures, which are opened; errors as from ``load``."""
         record = self.record(index)
         encoded = self._encode(index, record)
-        sample = {"id": record.id, "input_ids": encoded.input_ids, "labels": encoded.labels, "images": [], "boxes": []}
-        if record.images:
-            sample |= self._load_pictures(record, index, len(encoded.input_ids))
-        return sample
+        if not record.images:
+            return LoadedSample(record, encoded, ())
+        assert self.loader is not None  # checked at the start
+        opened = self.loader.open(record, index, self._owner(record))
+        return LoadedSample(record, encoded, self.loader.finish(opened, index, len(encoded.input_ids)))
 
     def record(self, index: int) -> LLaVARecord:
         """Record of sample ``index``."""
@@ -211,30 +210,29 @@ class LLaVADataset(Dataset):
         return self._catalog.row(index)
 
     def encode(self, index: int) -> EncodedConversation:
-        """Text of sample ``index``, cut to its limit.
-
-        Raises:
-            NoLabelError: No token carries loss.
-            BudgetError: The pictures exceed the context.
-        """
+        """Text of sample ``index``, cut to its limit; errors as from ``load``."""
         return self._encode(index, self.record(index))
 
     @property
     def modality_length(self) -> list[int]:
         """Length of each sample, for samplers: positive with pictures, negative without.
 
-        Counted are text, ``tokens_per_image`` for each picture and, with ``count_boxes``, boxes. Texts are exact where
+        Counted are text, the tokens of pictures and, with ``count_boxes``, of boxes. Texts are exact where
         the token cache was filled, else characters scaled to tokens by a few samples; so are boxes, from the box file
         to what the filter leaves.
         """
         if self._lengths is None:
-            self._lengths = self._find_lengths()
+            rows = self._catalog.survey.rows
+            texts = None if self.token_cache is None else self.token_cache.lengths_of(rows)
+            processor = self.picture_processor if self.boxes.count_boxes else None
+            boxes = None if processor is None else partial(count_boxes, processor=processor, store=self.box_store)
+            self._lengths = find_lengths(self._catalog, texts, self.tokenizer, self.template, boxes, self.budget)
         return self._lengths[self._catalog.positions].tolist()
 
     @property
     def skips_bad_pictures(self) -> bool:
         """Whether pictures that cannot be read are left out."""
-        return self._skipped.policies["bad_image"] == "skip"
+        return self.faults.bad_image == "skip"
 
     @property
     def bad_samples(self) -> int:
@@ -264,40 +262,42 @@ class LLaVADataset(Dataset):
             if int(self._catalog.positions[candidate]) not in self._skipped:
                 yield candidate
 
-    def picture_loader(self) -> PictureLoader:
-        """What loads the pictures of records.
-
-        Raises:
-            ValueError: The source is text alone.
-        """
+    def _make_loader(self) -> PictureLoader | None:
+        """Loads the pictures of records; None where the source is text alone."""
         if self.picture_processor is None or self.image_folder is None:
-            raise ValueError(f"{self.data_path} is read as text alone; set image_folder and picture_processor")
+            return None
+        augmentation = build_transform(self.boxes.box_augmentation)
         return PictureLoader(
             folder=self.image_folder,
-            max_pixels=self.max_pixels,
+            max_pixels=self.faults.max_pixels,
             processor=self.picture_processor,
-            store=self.box_store,
+            boxes=BoxReader(self.box_store, augmentation, self.draw.seed, self._strays),
             budget=self.budget,
-            long_text_margin=self.long_text_margin,
-            augmentation=self.box_augmentation,
-            shuffle=self.shuffle_boxes,
-            seed=self.seed,
-            strays=self._strays,
+            shuffle_seed=self.draw.seed if self.boxes.shuffle_boxes else None,
         )
 
-    def _load_pictures(self, record: LLaVARecord, index: int, ids: int) -> dict[str, Any]:
-        """Pixels or features, and boxes, of each picture, beside ``ids`` ids of text."""
-        loader, owner = self.picture_loader(), self._owner(record)
-        if self.features is not None:
-            try:
-                features, boxes = loader.load_features(record, index, ids, owner, self.features.cache)
-                return {"features": features, "feature_cache": self.features.cache.name, "boxes": boxes}
-            except NoPictureError:
-                pass  # found again below, for ``bad_image``
-            except FeatureError as error:
-                self.features.miss(owner, error)
-        images, boxes = loader.load(record, index, ids, owner)
-        return {"images": images, "boxes": boxes}
+    def _open_features(self) -> FeatureSource | None:
+        cache = self.caches.feature_cache
+        if cache is None or self.loader is None or not self._catalog.survey.sizes[:, 1].any():
+            return None
+        augmentation = self.loader.boxes.augmentation
+        return FeatureSource(cache, self.faults.missing_features, self._catalog, self.picture_processor, augmentation)
+
+    def _from_features(self, index: int) -> LoadedSample | None:
+        """Sample ``index`` from the feature cache; None where its pictures are to be opened."""
+        record = self.record(index)
+        if self.features is None or self.loader is None or not record.images:
+            return None
+        encoded, owner = self._encode(index, record), self._owner(record)
+        try:
+            opened = self.loader.look_up(record, index, owner, self.features.cache)
+            pictures = self.loader.finish(opened, index, len(encoded.input_ids), self.features.cache)
+            return LoadedSample(record, encoded, pictures)
+        except NoPictureError:
+            return None  # found again when it is opened, for ``bad_image``
+        except FeatureError as error:
+            self.features.miss(owner, error)
+            return None
 
     def _encode(self, index: int, record: LLaVARecord) -> EncodedConversation:
         row = self.row(index)
@@ -316,38 +316,28 @@ class LLaVADataset(Dataset):
     def _owner(self, record: LLaVARecord) -> str:
         return f"record {record.id!r} of {self.data_path}"
 
-    def _check_pictures(self, over_budget: BadSample) -> None:
+    def _check_pictures(self) -> None:
         """Refuse settings that pictures of the records do not fit."""
         pictures = self._catalog.survey.sizes[:, 1]
         if not pictures.any():
             return
-        if self.picture_processor is None or self.image_folder is None:
-            raise ValueError(f"{self.data_path} has records with pictures; set image_folder and picture_processor")
-        if not os.path.isdir(self.image_folder):
-            raise FileNotFoundError(f"image_folder {self.image_folder} does not exist; check the path in the config")
-        if self.budget.context_length is not None and self.budget.tokens_per_image < 1:
-            raise ValueError(f"{self.data_path} has records with pictures; context_length needs tokens_per_image")
-        if over_budget == "error":
+        for error in picture_problems(self.image_folder, self.picture_processor, self.budget):
+            raise type(error)(f"{self.data_path}: {error}")
+        if self.faults.over_budget == "error":
             worst = int(pictures.argmax())
             try:
                 self.budget.text_limit(int(pictures[worst]))
             except BudgetError as error:
                 raise BudgetError(f"{self._owner(self._catalog.at(worst))}: {error}") from error
 
-    def _open_token_cache(self, folder: str | Path) -> TokenCache:
+    def _open_token_cache(self) -> TokenCache | None:
+        folder = self.caches.token_cache
+        if folder is None:
+            return None
         assert self._catalog.fingerprint is not None
         key = cache_key(self.tokenizer, self.template, self.budget, self._catalog.fingerprint)
         return TokenCache(folder, key, self._catalog.file_rows)
 
-    def _find_lengths(self) -> np.ndarray:
-        """(N,) int32 signed lengths of the records."""
-        survey, few = self._catalog.survey, spread(len(self._catalog.survey.rows))
-        records = [self._catalog.at(position) for position in few]
-        texts = None if self.token_cache is None else self.token_cache.lengths_of(survey.rows)
-        if texts is None:
-            texts = estimate_texts(survey.sizes[:, 0], few, records, self.tokenizer, self.template)
-        boxes = np.zeros(len(texts), dtype=np.int64)
-        if self.count_boxes and self.picture_processor is not None:
-            processor, keys = self.picture_processor, survey.box_keys()
-            boxes = estimate_boxes(survey.sizes[:, 1], keys, records, self.box_store, processor)
-        return signed_lengths(texts, survey.sizes[:, 1], boxes, self.budget)
+
+SETTINGS = tuple(name for name in inspect.signature(LLaVADataset).parameters if name != "unknown")
+"""Names of the settings of a data set."""

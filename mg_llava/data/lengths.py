@@ -1,6 +1,6 @@
 """Lengths of samples for samplers, without reading pictures: exact for cached text, else measured on a few samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,11 +8,41 @@ import numpy as np
 from mg_llava.data.boxes.filter import filter_boxes
 from mg_llava.data.boxes.store import BoxStore, picture_keys
 from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.records.catalog import RecordCatalog
 from mg_llava.data.records.schema import BoxRecord, LLaVARecord
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template, encode_conversation
 
 _CALIBRATION = 64
+
+
+def find_lengths(
+    catalog: RecordCatalog,
+    texts: np.ndarray | None,
+    tokenizer: Any,
+    template: Template,
+    boxes: Callable[[RecordCatalog, Sequence[LLaVARecord]], np.ndarray] | None,
+    budget: TokenBudget,
+) -> np.ndarray:
+    """Lengths of N records within the budget.
+
+    Args:
+        catalog: The records.
+        texts: (N,) exact number of ids of each; None to estimate them.
+        tokenizer: Tokenizes a few of them.
+        template: Their template.
+        boxes: Counts their boxes, (N,) int64, from all and from a few of them; None where boxes do not count.
+        budget: The limits.
+
+    Returns:
+        (N,) int32, positive with pictures, negative without.
+    """
+    few = spread(len(catalog.survey.rows))
+    records = [catalog.at(position) for position in few]
+    if texts is None:
+        texts = estimate_texts(catalog.survey.sizes[:, 0], few, records, tokenizer, template)
+    counts = np.zeros(len(texts), dtype=np.int64) if boxes is None else boxes(catalog, records)
+    return signed_lengths(texts, catalog.survey.sizes[:, 1], counts, budget)
 
 
 def spread(count: int) -> list[int]:
@@ -40,32 +70,28 @@ def estimate_texts(
     return np.maximum(1, np.ceil(characters * ratio)).astype(np.int64)
 
 
-def estimate_boxes(
-    pictures: np.ndarray,
-    keys: Iterable[str],
-    records: Iterable[LLaVARecord],
-    store: BoxStore | None,
-    processor: PictureProcessor,
+def count_boxes(
+    catalog: RecordCatalog, few: Sequence[LLaVARecord], processor: PictureProcessor, store: BoxStore | None
 ) -> np.ndarray:
-    """Number of box tokens of N samples, from the boxes in the file and what the filter leaves of a few samples'.
+    """Number of box tokens of N records, from the boxes in the file and what the filter leaves of a few records'.
 
     Args:
-        pictures: (N,) pictures of each sample.
-        keys: Box ids of all pictures.
-        records: A few of the samples.
+        catalog: The records.
+        few: Some of them.
+        processor: Filters their boxes.
         store: Their boxes.
-        processor: Filters them.
 
     Returns:
         (N,) int64.
     """
+    pictures, keys = catalog.survey.sizes[:, 1], catalog.survey.box_keys()
     blank = processor.stand_in_tokens()
     if store is None:
         return pictures.astype(np.int64) * blank
     counts = store.counts(keys)
-    found = [store.find(key) for record in records for key in picture_keys(record.id, len(record.images))]
-    few = [record for record in found if record is not None and len(record)]
-    ratio = sum(_left(record, processor) for record in few) / max(1, sum(map(len, few)))
+    found = [store.find(key) for record in few for key in picture_keys(record.id, len(record.images))]
+    boxed = [record for record in found if record is not None and len(record)]
+    ratio = sum(_left(record, processor) for record in boxed) / max(1, sum(map(len, boxed)))
     tokens = np.where(counts > 0, np.maximum(1, np.ceil(counts * ratio)), blank).astype(np.int64)
     # (pictures in all,) -> (N,)
     ends = np.cumsum(pictures)
@@ -79,10 +105,10 @@ def signed_lengths(texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, b
     if budget.max_length is not None:
         limits[:] = budget.max_length
     if budget.context_length is not None:
-        left = budget.context_length - pictures * (budget.tokens_per_image - 1)
+        left = budget.context_length - pictures * (budget.tokens(1, 0) - 1)
         limits = np.maximum(1, np.minimum(limits, left))
     texts = np.minimum(texts, limits)
-    lengths = texts + budget.tokens_per_image * pictures + boxes
+    lengths = texts + budget.tokens(1, 0) * pictures + budget.tokens.per_box * boxes
     if budget.context_length is not None:
         lengths = np.minimum(lengths, budget.context_length)
     return np.where(pictures > 0, lengths, -lengths).astype(np.int32)

@@ -13,6 +13,7 @@ from mg_llava.data.boxes.store import BoxStore
 from mg_llava.data.config import build_transform, open_boxes, resolve_paths
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.features.cache import FeatureCache
+from mg_llava.data.settings import build_group, build_tokens, merge_settings
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.registry import DATASETS
@@ -26,11 +27,12 @@ class MixtureDataset(Dataset):
     replaced by another one of its source.
 
     Args:
-        sources: Arguments of a ``LLaVADataset`` each (or of another ``type``), or data sets. ``repeat`` and
-            ``max_dataset_length`` decide how much of a source an epoch has; a source that shall be w of M samples is
-            given ``repeat = w * M / records``.
-        defaults: Arguments of all sources that do not have them themselves, such as ``tokenizer`` or ``data_root``.
-            What is given here, and box files that several sources name, is built once.
+        sources: Arguments of a ``LLaVADataset`` each (or of another ``type``), or data sets. ``draw``
+            decides how much of a source an epoch has; a source that shall be w of M samples is given
+            ``draw=dict(repeat=w * M / records)``.
+        defaults: Arguments of all sources that do not have them themselves, such as ``tokenizer`` or ``data_root``; in
+            groups of settings, field by field. What is given here, and box files that several sources name, is built
+            once.
 
     Raises:
         ValueError: There are no sources, or two have one name.
@@ -105,27 +107,30 @@ class _Builder:
             self._defaults["tokenizer"] = build_tokenizer(defaults["tokenizer"])
         if "template" in defaults:
             self._defaults["template"] = Template.build(defaults["template"])
-        for name in ("picture_processor", "box_augmentation"):
-            if name in defaults:
-                self._defaults[name] = build_transform(defaults[name])
-        if isinstance(defaults.get("feature_cache"), str | Path):
-            self._defaults["feature_cache"] = FeatureCache(defaults["feature_cache"])
+        if "tokens" in defaults:
+            self._defaults["tokens"] = build_tokens(defaults["tokens"])
+        if "picture_processor" in defaults:
+            self._defaults["picture_processor"] = build_transform(defaults["picture_processor"])
+        caches = defaults.get("caches")
+        if isinstance(caches, Mapping) and isinstance(caches.get("feature_cache"), str | Path):
+            self._defaults["caches"] = {**caches, "feature_cache": FeatureCache(caches["feature_cache"])}
         self._stores: dict[tuple[Any, ...], BoxStore | None] = {}
 
     def build(self, source: Mapping[str, Any] | Dataset) -> Any:
         """A source from its arguments."""
         if not isinstance(source, Mapping):
             return source
-        settings = resolve_paths({"type": LLaVADataset, **self._defaults, **source})
+        settings = resolve_paths({"type": LLaVADataset, **merge_settings(self._defaults, source)})
         if isinstance(settings.get("box_path"), str):
             settings["box_path"] = self._store(settings)
         return DATASETS.build(settings)
 
     def _store(self, settings: Mapping[str, Any]) -> BoxStore | None:
-        path, proposer = settings["box_path"], settings.get("proposer")
-        missing, bad = settings.get("missing_box", "error"), settings.get("bad_box_record", "error")
-        processor = settings.get("picture_processor")
-        key = (os.path.abspath(path), missing, bad, repr(proposer), repr(processor))
+        path, processor = settings["box_path"], settings.get("picture_processor")
+        faults = build_group("faults", settings.get("faults"))
+        proposer = build_group("boxes", settings.get("boxes")).proposer
+        policies = faults.missing_box, faults.bad_box_record
+        key = (os.path.abspath(path), *policies, repr(proposer), repr(processor))
         if key not in self._stores:
-            self._stores[key] = open_boxes(path, missing, bad, proposer, build_transform(processor))
+            self._stores[key] = open_boxes(path, *policies, proposer, build_transform(processor))
         return self._stores[key]

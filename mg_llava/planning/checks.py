@@ -6,6 +6,7 @@ from typing import Any
 
 from mg_llava.data.config import find_dataset, walk_sources
 from mg_llava.data.records.open import open_records
+from mg_llava.data.settings import Draw, build_group, build_tokens
 from mg_llava.data.text.conversation import Template
 from mg_llava.planning.flops import visual_tokens
 from mg_llava.planning.gpus import GPU
@@ -65,7 +66,8 @@ def count_samples(config: Any) -> tuple[int | None, str]:
             published = config.get("published_samples")
             return (int(published), "as published") if published else (None, f"{path} does not exist")
         count = len(open_records(path))
-        total += min(count, source.get("max_dataset_length") or count) * source.get("repeat", 1)
+        drawn: Draw = build_group("draw", source.get("draw"))
+        total += min(count, drawn.max_dataset_length or count) * drawn.repeat
     return round(total), "counted"
 
 
@@ -116,10 +118,10 @@ def _about_text(config: Any) -> Iterator[str]:
 def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
     model, dataset = skeleton.model, config.train_dataloader.dataset
     tokens = visual_tokens(model)
-    if dataset.get("tokens_per_image", tokens) != tokens:
-        stated = dataset.tokens_per_image
-        yield f"tokens_per_image is {stated}, but the encoders give {tokens}; set visual_tokens={tokens}"
-    context = dataset.get("context_length")
+    stated = build_tokens(dataset.get("tokens"))(1, 0)
+    if dataset.get("tokens") and stated != tokens:
+        yield f"tokens of a picture are {stated}, but the encoders give {tokens}; set visual_tokens={tokens}"
+    context = (dataset.get("budget") or {}).get("context_length")
     positions = getattr(model.llm.config, "max_position_embeddings", None)
     if context and positions and context > positions:
         yield f"context_length is {context}, but the LLM knows {positions} positions; lower context_length"

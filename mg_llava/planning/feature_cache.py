@@ -7,6 +7,7 @@ from typing import Any
 from mg_llava.data.config import find_dataset, walk_sources
 from mg_llava.data.features.file import picture_bytes
 from mg_llava.data.records.open import open_records
+from mg_llava.data.settings import Draw, build_group
 from mg_llava.features import FEATURE_DTYPES, FeatureDtype, blocks_of
 from mg_llava.models.vision import FeatureExtractor
 from mg_llava.planning.flops import Flops
@@ -137,13 +138,14 @@ def _sizes(model: Any) -> dict[str, Any]:
 def _count_pictures(config: Any, samples: int) -> int:
     """Pictures that are kept: each once, however often its sample comes."""
     sources = list(walk_sources(find_dataset(config)))
-    if all(source.get("repeat", 1) <= 1 for source in sources):
+    draws: list[Draw] = [build_group("draw", source.get("draw")) for source in sources]
+    if all(drawn.repeat <= 1 for drawn in draws):
         return samples
     total = 0.0
-    for source in sources:
+    for source, drawn in zip(sources, draws, strict=True):
         try:
             count = len(open_records(source["data_path"]))
         except (FileNotFoundError, KeyError):
             return samples
-        total += min(count, source.get("max_dataset_length") or count) * min(1, source.get("repeat", 1))
+        total += min(count, drawn.max_dataset_length or count) * min(1, drawn.repeat)
     return round(total)

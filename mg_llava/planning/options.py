@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,8 +10,9 @@ from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
 
 from mg_llava.data.config import MIXED
-from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.dataset import SETTINGS, LLaVADataset
 from mg_llava.data.mixture import MixtureDataset
+from mg_llava.data.settings import GROUPS, unknown_settings
 from mg_llava.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS, PARAM_SCHEDULERS, SCOPE, TRANSFORMS
 
 _BUILDERS = {"type", "_scope_", "priority", "convert_to_iter_based"}
@@ -38,10 +40,12 @@ def _look(path: str, value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         kind = _find(value.get("type"))
         if kind is MixtureDataset:
-            yield from _unknown(path, LLaVADataset, set(value) - _BUILDERS - {MIXED})
+            yield from _unknown_data(path, {name: part for name, part in value.items() if name != MIXED})
             for number, source in enumerate(value.get(MIXED, ())):
                 if isinstance(source, Mapping) and "type" not in source:
-                    yield from _unknown(f"{path}.{MIXED}.{number}", LLaVADataset, set(source))
+                    yield from _unknown_data(f"{path}.{MIXED}.{number}", source)
+        elif kind is LLaVADataset:
+            yield from _unknown_data(path, value)
         elif kind is not None:
             yield from _unknown(path, kind, set(value) - _BUILDERS)
         for key, item in value.items():
@@ -58,6 +62,15 @@ def _find(kind: Any) -> Any:
         return get_object_from_string(kind)
     except (ImportError, AttributeError, ValueError):
         return None
+
+
+def _unknown_data(path: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Unknown settings of a data set, those of its groups too."""
+    yield from unknown_settings(set(settings) - _BUILDERS, SETTINGS, path)
+    for name, group in GROUPS.items():
+        if isinstance(settings.get(name), Mapping):
+            known = [field.name for field in fields(group)]
+            yield from unknown_settings(set(settings[name]) - _BUILDERS, known, f"{path}.{name}")
 
 
 def _unknown(path: str, kind: Any, given: set[str]) -> Iterator[str]:

@@ -120,7 +120,7 @@ def make_plan(
     if skeleton is None:
         return plan
     plan.parameters = {name: _count(part) for name, part in skeleton.parts().items()}
-    context = config.train_dataloader.dataset.get("context_length")
+    context = (config.train_dataloader.dataset.get("budget") or {}).get("context_length")
     room = (context or math.inf) - visual_tokens(skeleton.model) - boxes
     sample = Sample(int(max(1, min(text_tokens or TEXT_TOKENS, room))), boxes)
     plan.notes += [f"{sample.text} text and {boxes} box tokens in a typical sample; memory is that of full rows"]

@@ -163,7 +163,7 @@ def _open_source(folder: Path, model: Any, cache: Path | None) -> Any:
         template="vicuna",
         picture_processor={"type": "mg_llava.PictureProcessor", "image_size": model.high_res_size},
         box_path=folder / "boxes.json",
-        feature_cache=cache,
+        caches={"feature_cache": cache},
     )
 
 

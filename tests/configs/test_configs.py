@@ -116,7 +116,7 @@ def test_the_papers_models_have_the_papers_schedule(name: str, stage: str, total
     assert config.optim_wrapper.optimizer.weight_decay == 0
     assert config.optim_wrapper.clip_grad.max_norm == 1
     assert config.train_cfg.max_epochs == 1
-    assert config.train_dataloader.dataset.max_length == 2048 - 576
+    assert config.train_dataloader.dataset.budget.max_length == 2048 - 576
     assert config.model.llm.tuning == {"pretrain": "frozen", "instruct": "full"}[stage]
 
 
@@ -260,4 +260,4 @@ def test_nano_reads_the_data_that_the_miniature_makes() -> None:
         assert dataset.data_path == f"data/nano/generated/{stage}.json"
         assert dataset.box_path == f"data/nano/generated/{stage}_boxes.json"
         assert dataset.image_folder == "data/nano/generated/images"
-        assert dataset.context_length == 256 and dataset.max_length == 192
+        assert dataset.budget == dict(context_length=256, max_length=192, long_text_margin=None)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tests import toy
+from tests.settings import grouped
 
 MAX_LENGTH = 48
 """Too short for the text of one record, and for the pictures of another."""
@@ -42,7 +43,7 @@ class BrokenData:
             "bad_image": "skip",
             "no_label": "skip",
         }
-        return {**settings, **changes}
+        return grouped(**{**settings, **changes})
 
     def evaluation(self) -> str:
         """Folder with evaluation pictures; one is also a training picture."""

@@ -17,6 +17,7 @@ from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.data.text.conversation import NoLabelError, Template, encode_conversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests.data.conftest import turns_of
+from tests.settings import grouped
 
 
 def make(files, tokenizer, **changes):
@@ -28,7 +29,7 @@ def make(files, tokenizer, **changes):
         picture_processor=PictureProcessor(32),
         box_path=files / "boxes.json",
     )
-    return LLaVADataset(**{**arguments, **changes})
+    return LLaVADataset(**grouped(**{**arguments, **changes}))
 
 
 def write_records(files, records):
@@ -165,7 +166,7 @@ def test_missing_boxes(files, tokenizer):
         make(files, tokenizer)
     for policy, boxes in (("corner", [[0, 0, 0, 0]]), ("picture", [[0, 0, 32, 32]]), ("empty", [])):
         dataset = make(files, tokenizer, missing_box=policy)
-        assert dataset.missing_boxes == dataset.report()["missing_boxes"] == 3 and dataset.missing_box == policy
+        assert dataset.missing_boxes == dataset.report()["missing_boxes"] == 3 and dataset.faults.missing_box == policy
         assert dataset[3]["boxes"][0].tolist() == boxes
     proposer = dict(type="mg_llava.ConnectedComponentProposals")
     found = make(files, tokenizer, missing_box="detect", proposer=proposer)[3]["boxes"][0]

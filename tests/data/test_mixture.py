@@ -21,6 +21,7 @@ from mg_llava.data.records.schema import RecordError, make_box_record
 from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.engine.hooks import DataReportHook
 from tests.data.conftest import turns_of
+from tests.settings import grouped
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def write_source(root, name, kinds, boxes=2, suffix=".json"):
 
 def mix(root, tokenizer, sources, **changes):
     defaults = dict(data_root=root, tokenizer=tokenizer, template="vicuna", picture_processor=PictureProcessor(16))
-    return MixtureDataset(sources, **{**defaults, **changes})
+    return MixtureDataset([grouped(**source) for source in sources], **grouped(**{**defaults, **changes}))
 
 
 def same(first, second):
@@ -169,7 +170,7 @@ def test_faults_of_a_mixture(root, tokenizer):
         MixtureDataset([])
     with pytest.raises(ValueError, match="several sources are called a; give each a name"):
         mix(root, tokenizer, [source, source])
-    with pytest.raises(TypeError, match="bach_size"):
+    with pytest.raises(ValueError, match="no setting bach_size"):
         mix(root, tokenizer, [source], bach_size=3)
     mixture = mix(root, tokenizer, [source])
     assert same(mixture[-1], mixture[1])
@@ -194,7 +195,7 @@ def test_the_registry_builds_a_mixture(root, tokenizer):
             ),
             template="vicuna",
             picture_processor=dict(type="mg_llava.PictureProcessor", image_size=16),
-            box_augmentation=dict(type="mg_llava.BoxAugmentation", dropout=0.5),
+            boxes=dict(box_augmentation=dict(type="mg_llava.BoxAugmentation", dropout=0.5)),
         )
     )
     assert mixture.locate(2) == (1, 0) and len(mixture[2]["images"]) == 2

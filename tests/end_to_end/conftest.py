@@ -44,7 +44,7 @@ globals().update(
         save_total_limit=-1,
         max_norm=1,
         log_interval=1,
-        dataset=dict(long_text_margin=None),
+        dataset=dict(budget=dict(long_text_margin=None)),
         {settings}
     )
 )

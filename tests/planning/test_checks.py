@@ -25,9 +25,8 @@ def toy_config(toy_paths: dict[str, str], tmp_path: Path) -> Config:
         type="mg_llava.LLaVADataset",
         tokenizer=tokenizer,
         template="vicuna",
-        context_length=128,
-        max_length=124,
-        tokens_per_image=4,
+        budget=dict(context_length=128, max_length=124),
+        tokens=dict(per_canvas=4),
         picture_processor=dict(type="mg_llava.PictureProcessor", image_size=toy.CANVAS),
         **toy.write_data(tmp_path / "data", records=10),
     )
@@ -69,9 +68,9 @@ def test_a_complete_config_can_run(toy_config: Config) -> None:
         ({"optim_wrapper.dtype": "float32"}, {"deepspeed": "deepspeed_zero2"}, "trains in 16 bits"),
         ({"prompt_template": "vicunna"}, {}, r"'vicunna' is unknown"),
         ({"model.llm.path": "other/llm"}, {}, r"nothing says how large other/llm is"),
-        ({"train_dataloader.dataset.tokens_per_image": 9}, {}, r"tokens_per_image is 9, but the encoders give 4"),
-        ({"train_dataloader.dataset.context_length": 4096}, {}, r"4096, but the LLM knows 512 positions"),
-        ({"train_dataloader.dataset.context_length": 4}, {}, r"leaves no room for text"),
+        ({"train_dataloader.dataset.tokens.per_canvas": 9}, {}, r"tokens of a picture are 9, but the encoders give 4"),
+        ({"train_dataloader.dataset.budget.context_length": 4096}, {}, r"4096, but the LLM knows 512 positions"),
+        ({"train_dataloader.dataset.budget.context_length": 4}, {}, r"leaves no room for text"),
         ({"picture_processor.image_size": 96}, {}, r"made for 96 px, but the model reads 64"),
         ({"model.high_res_encoder.image_size": 96}, {}, r"cannot be built: .*2 x 2 grid .* 3 x 3"),
         ({"model.llm.lora": dict(r=4)}, {}, r"lora settings are given but tuning='full'"),
@@ -81,7 +80,7 @@ def test_a_complete_config_can_run(toy_config: Config) -> None:
         (
             {"train_dataloader.dataset.max_lenght": 4},
             {},
-            r"max_lenght is no option .* did you mean max_length",
+            r"has no setting max_lenght; write budget=dict\(max_length=...\)",
         ),
         ({"model.fusion": dict(type="mg_llava.ConvGateFusion", depth=2)}, {}, r"cannot be built: .*'depth'"),
         ({"train_dataloader.batch_size": 10**7}, {}, r"takes \d+ GiB of A100-80G's 80"),
@@ -109,7 +108,7 @@ def test_what_speeds_training_up_need_not_be_here(toy_config: Config) -> None:
 def test_all_conflicts_are_named_at_once(toy_config: Config) -> None:
     toy_config.optim_wrapper.accumulative_counts = 2
     toy_config.prompt_template = "none"
-    toy_config.train_dataloader.dataset.tokens_per_image = 9
+    toy_config.train_dataloader.dataset.tokens.per_canvas = 9
     assert len(plan(toy_config, "T4-16G").conflicts) == 4
 
 
@@ -117,10 +116,11 @@ def test_misspelt_options_of_a_mixture() -> None:
     config = copy.deepcopy(load_config("mg_llava_vicuna7b_instruct"))
     assert not list(unknown_options(config))
     dataset = config.train_dataloader.dataset
-    dataset.max_lenght, dataset.sources[1].repeats = 9, 2
-    assert [line.split(" is ")[0] for line in unknown_options(config)] == [
-        "train_dataloader.dataset.max_lenght",
-        "train_dataloader.dataset.sources.1.repeats",
+    dataset.buget, dataset.budget.max_lenght, dataset.sources[1].repeat = 9, 9, 2
+    assert list(unknown_options(config)) == [
+        "train_dataloader.dataset has no setting buget; did you mean budget?",
+        "train_dataloader.dataset.budget has no setting max_lenght; did you mean max_length?",
+        "train_dataloader.dataset.sources.1 has no setting repeat; write draw=dict(repeat=...)",
     ]
 
 

@@ -70,8 +70,12 @@ def test_break_even(model: MGLLaVA) -> None:
 
 def test_repeated_records_are_kept_once(model: MGLLaVA, tmp_path: Path) -> None:
     data = toy.write_data(tmp_path, records=12)
-    half = plan_feature_cache(config_of(**data, repeat=0.5), model, Flops(WORK, WORK, 0.0, 1), 6, 1.0, boxes=2)
-    twice = plan_feature_cache(config_of(**data, repeat=2), model, Flops(WORK, WORK, 0.0, 1), 24, 1.0, boxes=2)
+    half = plan_feature_cache(
+        config_of(**data, draw={"repeat": 0.5}), model, Flops(WORK, WORK, 0.0, 1), 6, 1.0, boxes=2
+    )
+    twice = plan_feature_cache(
+        config_of(**data, draw={"repeat": 2}), model, Flops(WORK, WORK, 0.0, 1), 24, 1.0, boxes=2
+    )
     assert half.pictures == 6 and twice.pictures == 12
 
 

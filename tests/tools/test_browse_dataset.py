@@ -18,7 +18,7 @@ train_dataloader = dict(
         tokenizer=dict(type="transformers.AutoTokenizer", pretrained_model_name_or_path={tokenizer!r}),
         template=dict(INSTRUCTION="Q: {{input}} A:"),
         picture_processor=dict(type="mg_llava.PictureProcessor", image_size=64),
-        tokens_per_image=4,
+        tokens=dict(per_canvas=4),
     )
 )
 model = dict(type="not built", box_projector=None)

@@ -50,7 +50,7 @@ def test_broken_data(tmp_path):
     status, out, _ = check(config, "--out", tmp_path / "a.json", "--eval", data.evaluation())
     assert status == 0 and "training can start" in out and "eval_leak: 1" in out
     assert check(config, "--out", tmp_path / "a.json", "--strict")[0] == 1
-    options = ["--cfg-options", "train_dataloader.dataset.bad_image=error"]
+    options = ["--cfg-options", "train_dataloader.dataset.faults.bad_image=error"]
     status, out, _ = check(config, "--out", tmp_path / "a.json", *options)
     assert status == 1 and "training would fail" in out
 

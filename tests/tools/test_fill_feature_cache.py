@@ -11,7 +11,7 @@ from tests import toy
 from tests.end_to_end.conftest import Project
 from tests.run import ROOT, read_losses, run_tool
 
-CACHE = "train_dataloader.dataset.feature_cache={}"
+CACHE = "train_dataloader.dataset.caches.feature_cache={}"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ LEAF = """
 train_dataloader = dict(
     dataset=dict(
         type="mg_llava.MixtureDataset",
-        sources=[dict({data}), dict({data}, name="half", repeat=0.5)],
+        sources=[dict({data}), dict({data}, name="half", draw=dict(repeat=0.5))],
         tokenizer={tokenizer!r},
         template="vicuna",
         picture_processor=dict(type="mg_llava.PictureProcessor", image_size=64),
@@ -41,7 +41,7 @@ def test_fill_and_train(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["records"] == {"records": 16, "half": 8}
     settings = Config.fromfile(config).train_dataloader.dataset
-    settings.update(token_cache=str(tmp_path / "cache"), count_boxes=False)
+    settings.update(caches=dict(token_cache=str(tmp_path / "cache")), boxes=dict(count_boxes=False))
     mixture = DATASETS.build(settings)
     lengths = [len(mixture[i]["input_ids"]) for i in range(len(mixture))]
     assert list(map(abs, mixture.modality_length)) == lengths

@@ -1,11 +1,15 @@
 """Training augmentation of boxes, so that a model bears another detector than the one that made its training boxes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.registry import TRANSFORMS
+
+Augmentation = Callable[[BoxRecord, tuple[int, int], np.random.Generator], BoxRecord]
+"""Changes boxes in original pixels of a picture of a width and height; random numbers come from the generator."""
 
 _PROBABILITIES = ("drop_all", "dropout", "cap_probability", "jitter_probability")
 _MAX_JITTER = 0.5

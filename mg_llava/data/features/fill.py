@@ -156,10 +156,11 @@ class Pictures(Dataset):
         # before it is opened: a change meanwhile then makes the features stale, not the stamp
         stamp = stamp_of(path) if os.path.isfile(path) else _NO_FILE
         try:
-            image = open_picture(path, f"record {source.record_at(job.uses[0][1]).id!r}", source.max_pixels)
+            image = open_picture(path, f"record {source.record_at(job.uses[0][1]).id!r}", source.faults.max_pixels)
         except PictureError as error:
             return Finding(job.name, "unreadable", str(error), stamp)
-        loader = source.picture_loader()
+        loader = source.loader
+        assert loader is not None  # the source has pictures
         frame = loader.frame_of(image)
         # what was pooled before is pooled again, so that the newest entry serves all
         boxes = unique_boxes(torch.cat([self._boxes(job, path, frame), known]))
@@ -174,8 +175,9 @@ class Pictures(Dataset):
             source = self._sources[number]
             record = source.record_at(position)
             key = picture_keys(record.id, len(record.images))[place]
-            opener = partial(open_picture, path, max_pixels=source.max_pixels)
-            found.append(source.picture_loader().possible_boxes(key, frame, opener))
+            opener = partial(open_picture, path, max_pixels=source.faults.max_pixels)
+            assert source.loader is not None
+            found.append(source.loader.possible_boxes(key, frame, opener))
         return unique_boxes(torch.cat(found))
 
 

@@ -128,19 +128,26 @@ class PictureProcessor:
         """
         image = to_rgb(image, self.mode, self.apply_exif)
         canvas = self.canvas_of(image.size)
-        pixels = torch.from_numpy(picture_to_canvas(image, canvas, self.pad_color))
         record = boxes if boxes is not None else NO_BOXES
         placed, index = self.token_boxes(record, canvas, limits)
         is_empty = len(index) == 0
         blank = len(placed) if is_empty else 0
         return ProcessedPicture(
-            pixels=pixels.permute(2, 0, 1),  # (S, S, 3) -> (3, S, S), a view; the batch is made contiguous
+            pixels=self._draw(image, canvas),
             boxes=placed,
             labels=[record.labels[i] for i in index] + [""] * blank,
             scores=[float(record.scores[i]) for i in index] + [0.0] * blank,
             canvas=canvas,
             is_empty=is_empty,
         )
+
+    def draw(self, image: Image.Image, canvas: Canvas) -> torch.Tensor:
+        """(3, S, S) uint8: a picture in any color mode on the canvas that was made for its size."""
+        return self._draw(to_rgb(image, self.mode, self.apply_exif), canvas)
+
+    def _draw(self, rgb: Image.Image, canvas: Canvas) -> torch.Tensor:
+        pixels = torch.from_numpy(picture_to_canvas(rgb, canvas, self.pad_color))
+        return pixels.permute(2, 0, 1)  # (S, S, 3) -> (3, S, S), a view; the batch is made contiguous
 
     @property
     def rules(self) -> BoxRules:

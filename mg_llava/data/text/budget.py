@@ -7,6 +7,10 @@ wherever there is too little room for all of them, the worst ones first.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mg_llava.batch import TokenCount
+
+_NO_TOKENS = TokenCount(0)
+
 
 class BudgetError(ValueError):
     """A sample whose pictures alone exceed the context."""
@@ -18,16 +22,19 @@ class TokenBudget:
 
     Args:
         context_length: Tokens of text, pictures and boxes together; None for no such limit.
-        tokens_per_image: Visual tokens of a picture, without boxes.
         max_length: Ids of the text, a picture counting as one; None for no such limit.
+        long_text_margin: Texts within this many ids of their limit get fewer boxes (see ``boxes.filter.cap_boxes``);
+            None for no such rule.
+        tokens: Tokens of a picture with its boxes.
 
     Raises:
         ValueError: A limit is below one.
     """
 
     context_length: int | None = None
-    tokens_per_image: int = 0
     max_length: int | None = None
+    long_text_margin: int | None = 50
+    tokens: TokenCount = _NO_TOKENS
 
     def __post_init__(self) -> None:
         for name in ("context_length", "max_length"):
@@ -37,7 +44,7 @@ class TokenBudget:
 
     def expanded(self, ids: int, pictures: int, boxes: int = 0) -> int:
         """Length of the sequence that the LLM sees, for ``ids`` ids of text with their placeholders."""
-        return ids + pictures * (self.tokens_per_image - 1) + boxes
+        return ids + pictures * (self.tokens(1, 0) - 1) + self.tokens.per_box * boxes
 
     def text_limit(self, pictures: int) -> int | None:
         """Largest number of ids beside this many pictures without boxes, placeholders included.
@@ -47,20 +54,25 @@ class TokenBudget:
         """
         if self.context_length is None:
             return self.max_length
-        left = self.context_length - pictures * (self.tokens_per_image - 1)
+        left = self.context_length - pictures * (self.tokens(1, 0) - 1)
         if left < pictures + 1:
             raise BudgetError(
-                f"{pictures} pictures of {self.tokens_per_image} tokens and one token of an answer exceed "
+                f"{pictures} pictures of {self.tokens(1, 0)} tokens and one token of an answer exceed "
                 f"context_length {self.context_length}; use fewer pictures or a longer context, or leave such samples "
                 "out with over_budget='skip'"
             )
         return left if self.max_length is None else min(left, self.max_length)
 
     def box_room(self, ids: int, pictures: int) -> int | None:
-        """Number of box tokens that fit beside the text and the pictures; None for no limit."""
-        if self.context_length is None:
+        """Number of boxes that fit beside the text and the pictures; None for no limit."""
+        if self.context_length is None or not self.tokens.per_box:
             return None
-        return max(0, self.context_length - self.expanded(ids, pictures))
+        return max(0, self.context_length - self.expanded(ids, pictures)) // self.tokens.per_box
+
+    def is_long(self, ids: int, pictures: int) -> bool:
+        """Whether a text of ``ids`` ids nearly fills its part of the context."""
+        limit = self.text_limit(pictures)
+        return limit is not None and self.long_text_margin is not None and ids >= limit - self.long_text_margin
 
 
 def share_room(counts: Sequence[int], room: int) -> list[int]:

@@ -170,7 +170,8 @@ def cache_key(tokenizer: Any, template: Template, budget: TokenBudget, data: str
         data: The fingerprint of the record file.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (_VERSION, SCHEMA_VERSION, ENCODING_VERSION, tokenizer_fingerprint(tokenizer), template, budget, data):
+    limits = budget.context_length, budget.max_length, budget.tokens(1, 0)
+    for part in (_VERSION, SCHEMA_VERSION, ENCODING_VERSION, tokenizer_fingerprint(tokenizer), template, limits, data):
         digest.update(repr(part).encode() + b"\0")
     return digest.hexdigest()
 

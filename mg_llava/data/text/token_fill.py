@@ -29,7 +29,7 @@ def fill_token_cache(source: LLaVADataset, workers: int = 0, progress: Callable[
         ValueError: The source has no cache.
     """
     if source.token_cache is None:
-        raise ValueError(f"{source.data_path} has no token cache; set token_cache to a folder")
+        raise ValueError(f"{source.data_path} has no token cache; set caches=dict(token_cache=FOLDER)")
     rows, indices = np.unique([source.row(index) for index in range(len(source))], return_index=True)
     texts = Subset(_TextLengths(source), indices.tolist())
     lengths: list[int] = []

@@ -1,22 +1,19 @@
 """What the model sees of a training sample: pictures on their canvas, what became of each box, tokens one by one.
 
-Nothing is computed a second time here: the data set makes the sample, and a watcher in the place of its picture
-processor notes what it hands over, so that augmentation, caps and budgets are those of the training.
+The data set opens the sample as for training, so that augmentation, caps and budgets are the same.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from PIL import Image
 
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.frames import Canvas
-from mg_llava.data.pictures.processor import BoxFate, PictureProcessor, ProcessedPicture
-from mg_llava.data.records.schema import NO_BOXES, BoxRecord
+from mg_llava.data.pictures.loading import LoadedPicture
+from mg_llava.data.pictures.processor import BoxFate, PictureProcessor
+from mg_llava.data.text.conversation import EncodedConversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 TokenKind = Literal["text", "image", "boxes"]
@@ -144,18 +141,18 @@ def view_sample(
     Raises:
         ValueError: The sample cannot be used: a picture that cannot be read, malformed boxes, no token with loss.
     """
-    record = source.record(index)
-    watcher = _Watcher(source.picture_processor)
-    watched: Any = copy.copy(source)
-    watched.picture_processor, watched.features = watcher, None  # pixels, also where training reads features
-    sample = watched.load(index)
+    loaded = source.open(index)
+    record, encoded = loaded.record, loaded.encoded
+    processor = source.picture_processor
     pictures = tuple(
-        _view_picture(path, made, fates, boxes)
-        for path, (made, fates), boxes in zip(record.images, watcher.seen, sample["boxes"], strict=True)
+        _view_picture(path, picture, processor)
+        for path, picture in zip(record.images, loaded.pictures, strict=True)
+        if processor is not None
     )
-    counts = [(source.tokens_per_image, len(picture.boxes) * has_box_tokens) for picture in pictures]
-    tokens = list_tokens(sample["input_ids"], sample["labels"], source.tokenizer, counts)
-    notes = _notes(source, index, pictures, has_box_tokens)
+    visual = source.budget.tokens(1, 0)
+    counts = [(visual, len(picture.boxes) * has_box_tokens) for picture in pictures]
+    tokens = list_tokens(encoded.input_ids, encoded.labels, source.tokenizer, counts)
+    notes = _notes(source, encoded, pictures, has_box_tokens)
     return SampleView(
         source.name, index, index if position is None else position, record.id, pictures, tuple(tokens), tuple(notes)
     )
@@ -193,55 +190,20 @@ def decode_token(tokenizer: Any, token: int) -> str:
     return str(piece) if not text or _UNKNOWN in text else text
 
 
-class _Watcher:
-    """Stands in for a picture processor and notes what it makes, and what becomes of the boxes."""
-
-    def __init__(self, processor: PictureProcessor | None) -> None:
-        self._processor = processor
-        self.seen: list[tuple[ProcessedPicture, list[BoxFate]]] = []
-
-    def __call__(
-        self, image: Image.Image, boxes: BoxRecord | None = None, *args: Any, **kwargs: Any
-    ) -> ProcessedPicture:
-        assert self._processor is not None  # text alone has no processor, and never comes here
-        made = self._processor(image, boxes, *args, **kwargs)
-        size = made.canvas.width, made.canvas.height
-        record = NO_BOXES if boxes is None else boxes
-        self.seen.append((made, self._processor.explain(size, record, *args, **kwargs)))
-        return made
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
+def _view_picture(path: str, picture: LoadedPicture, processor: PictureProcessor) -> PictureView:
+    assert picture.pixels is not None  # it was opened, not looked up in a feature cache
+    pixels = picture.pixels.permute(1, 2, 0).numpy()  # (3, S, S) -> (S, S, 3)
+    fates = tuple(picture.fates(processor))
+    return PictureView(path, pixels, picture.canvas, fates, picture.boxes.double().numpy(), picture.is_empty)
 
 
-def _view_picture(path: str, made: ProcessedPicture, fates: Iterable[BoxFate], boxes: torch.Tensor) -> PictureView:
-    """A picture with the boxes that the sample holds in the end, which may have been shuffled since or cut."""
-    if not made.is_empty and not torch.equal(made.boxes, boxes):
-        fates = _renumber(fates, made.boxes.tolist(), boxes.tolist())
-    pixels = made.pixels.permute(1, 2, 0).numpy()  # (3, S, S) -> (S, S, 3)
-    return PictureView(path, pixels, made.canvas, tuple(fates), boxes.double().numpy(), made.is_empty)
-
-
-def _renumber(fates: Iterable[BoxFate], before: list[list[float]], after: list[list[float]]) -> list[BoxFate]:
-    """Number the kept boxes as they lie in the sample; those that are not in it were cut."""
-    places: dict[tuple[float, ...], list[int]] = {}
-    for number, row in enumerate(after):
-        places.setdefault(tuple(row), []).append(number)
-    tokens = [places[tuple(row)].pop(0) if places.get(tuple(row)) else None for row in before]
-    renumbered = []
-    for fate in fates:
-        token = None if fate.token is None else tokens[fate.token]
-        is_cut = fate.kept and token is None
-        renumbered.append(replace(fate, token=token, reason="cap" if is_cut else fate.reason))
-    return renumbered
-
-
-def _notes(source: LLaVADataset, index: int, pictures: Sequence[PictureView], has_box_tokens: bool) -> list[str]:
+def _notes(
+    source: LLaVADataset, encoded: EncodedConversation, pictures: Sequence[PictureView], has_box_tokens: bool
+) -> list[str]:
     notes = []
-    encoded = source.encode(index)
     if encoded.truncated:
         notes.append(f"the text was cut to {len(encoded.input_ids)} ids")
-    if source.box_augmentation is not None and pictures:
+    if source.boxes.box_augmentation is not None and pictures:
         notes.append("boxes after augmentation, as in training")
     if source.picture_processor is not None and any(
         picture.is_stand_in and len(picture.boxes) for picture in pictures

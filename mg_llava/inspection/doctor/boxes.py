@@ -85,7 +85,7 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
     pictures = boxes = kept = 0
     for used in check.used[number][start:stop]:
         count, drawn = 0, 0
-        limits = Limits(_is_long(source, used))
+        limits = Limits(bool(used.length) and source.budget.is_long(used.length, len(used.images)))
         for name, key in zip(used.images, picture_keys(used.id, len(used.images)), strict=True):
             facts = _facts_of(check, source, name)
             if facts is not None:
@@ -150,7 +150,7 @@ def judge_boxes(
 def _facts_of(check: LinkCheck, source: Source, name: str) -> PictureFacts | None:
     if not source.has_folder:
         return None
-    return check.facts.get((source.path_of(name), source.max_pixels))
+    return check.facts.get((source.path_of(name), source.faults.max_pixels))
 
 
 def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedRecord) -> Iterator[Found]:
@@ -159,32 +159,23 @@ def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedR
         yield Found("eval_leak", used.id, used.row, f"{name} is the same as {check.evaluation[facts.content]}")
 
 
-def _is_long(source: Source, used: UsedRecord) -> bool:
-    """Whether the text nearly fills its part of the context."""
-    margin = source.arguments["long_text_margin"]
-    if margin is None or not used.length:
-        return False
-    limit = source.budget.text_limit(len(used.images))
-    return limit is not None and used.length >= limit - margin
-
-
 def _about_boxes(
     source: Source, facts: PictureFacts | None, key: str, used: UsedRecord, limits: Limits, result: LinkResult
 ) -> tuple[int, int]:
     """Check the boxes of one picture; returns their number, and the number of box tokens."""
-    if source.boxes is None:
+    if source.table is None:
         return 0, _tokens(source, facts, NO_BOXES, limits, result)
-    row = source.boxes.find(key)
-    if row is None and facts is not None and facts.content and source.boxes.has_pictures:
-        row = source.boxes.find_picture(facts.content)
+    row = source.table.find(key)
+    if row is None and facts is not None and facts.content and source.table.has_pictures:
+        row = source.table.find_picture(facts.content)
     if row is None:
         if not (key in source.bad_boxes and source.findings.level("bad_boxes") == "error"):
             result.found.append(Found("missing_boxes", used.id, used.row, f"no record with id {key!r}"))
         return 0, _tokens(source, facts, NO_BOXES, limits, result)
-    record = source.boxes.record(row)
+    record = source.table.record(row)
     if facts is not None and not facts.fault:
         size = facts.probe.upright_size(source.apply_exif)
-        odd = judge_boxes(record.boxes, size, source.boxes.image_size(row), facts.orientation >= 5)
+        odd = judge_boxes(record.boxes, size, source.table.image_size(row), facts.orientation >= 5)
         result.found.extend(Found(kind, used.id, used.row, detail) for kind, detail in odd)
         if len(record):
             result.statistics.append(_statistics(record.boxes, size, {kind for kind, _ in odd}))

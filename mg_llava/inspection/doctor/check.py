@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.config import ConfigError, find_dataset
+from mg_llava.data.settings import picture_problems
 from mg_llava.inspection.doctor.boxes import LinkCheck, check_links
 from mg_llava.inspection.doctor.findings import Found
 from mg_llava.inspection.doctor.images import PictureCache, PictureCheck, PictureFacts, check_pictures
@@ -104,24 +105,19 @@ def _check_texts(sources: Sequence[Source], gathered: Sequence[Gathered], option
         gathered[number].used += result.used
     for source, one in zip(sources, gathered, strict=True):
         source.findings.extend(_duplicates(source, one.used))
-        pictures = sum(len(record.images) for record in one.used)
-        if pictures:
-            source.findings.extend(_check_picture_settings(source, pictures))
+        if any(record.images for record in one.used):
+            source.findings.extend(_check_picture_settings(source))
         if len(source.indices) and not any(record.has_labels for record in one.used):
             source.findings.add(Found("no_records", detail=f"none of {len(source.indices)} records"))
 
 
-def _check_picture_settings(source: Source, pictures: int) -> Iterator[Found]:
-    folder = source.arguments["image_folder"]
-    if folder is None or source.arguments["picture_processor"] is None:
-        detail = f"{pictures} pictures in the records; set image_folder and picture_processor"
-        yield Found("config_setting", detail=detail)
-    elif not source.has_folder:
-        detail = f"image_folder {folder} does not exist; none of {pictures} pictures was checked"
-        yield Found("config_path", str(folder), detail=detail)
-    if source.budget.context_length is not None and source.budget.tokens_per_image < 1:
-        detail = f"{pictures} pictures in the records; context_length needs tokens_per_image"
-        yield Found("config_setting", detail=detail)
+def _check_picture_settings(source: Source) -> Iterator[Found]:
+    folder, processor = source.arguments["image_folder"], source.arguments["picture_processor"]
+    for error in picture_problems(folder, processor, source.budget):
+        if isinstance(error, FileNotFoundError):
+            yield Found("config_path", str(folder), detail=f"{error}; no picture was checked")
+        else:
+            yield Found("config_setting", detail=str(error))
 
 
 def _duplicates(source: Source, used: Sequence[UsedRecord]) -> Iterator[Found]:
@@ -130,7 +126,7 @@ def _duplicates(source: Source, used: Sequence[UsedRecord]) -> Iterator[Found]:
         other = first.setdefault(record.id, record)
         if other is record:
             continue
-        shares_boxes = source.boxes is not None and record.images and record.images != other.images
+        shares_boxes = source.table is not None and record.images and record.images != other.images
         kind = "duplicate_id_boxes" if shares_boxes else "duplicate_id"
         yield Found(kind, record.id, record.row, f"first in record {other.row}")
 
@@ -150,7 +146,7 @@ def _check_pictures(
 ) -> dict[tuple[str, int | None], PictureFacts]:
     """Facts of every picture file, by path and limit."""
     wanted = {
-        (source.path_of(name), source.max_pixels): None
+        (source.path_of(name), source.faults.max_pixels): None
         for source, one in zip(sources, gathered, strict=True)
         if source.has_folder
         for record in one.used
@@ -161,7 +157,7 @@ def _check_pictures(
         known={} if cache is None else cache.read(),
         paths=[path for path, _ in wanted],
         limits=[limit for _, limit in wanted],
-        needs_content=has_evaluation or any(source.boxes and source.boxes.has_pictures for source in sources),
+        needs_content=has_evaluation or any(source.table and source.table.has_pictures for source in sources),
     )
     jobs = split(len(wanted), _PICTURES_A_JOB)
     sizes = [stop - start for start, stop in jobs]
@@ -200,11 +196,11 @@ def _find_unused_boxes(sources: Sequence[Source], gathered: Sequence[Gathered]) 
     for source in sources:
         # Told once for a file, with the first of its sources.
         keys = wanted.pop(str(source.arguments["box_path"]), set())
-        if source.boxes is None or not keys or not len(source.records):
+        if source.table is None or not keys or not len(source.records):
             continue
-        unused = len(source.boxes) - sum(key in keys for key in source.boxes.keys())
+        unused = len(source.table) - sum(key in keys for key in source.table.keys())
         if unused:
-            ids = ", ".join(repr(key) for key in islice((key for key in source.boxes.keys() if key not in keys), 3))
+            ids = ", ".join(repr(key) for key in islice((key for key in source.table.keys() if key not in keys), 3))
             source.findings.add(Found("unused_boxes", detail=f"such as {ids}"), unused)
 
 

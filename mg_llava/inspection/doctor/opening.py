@@ -5,30 +5,31 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mg_llava.batch import TokenCount
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.convert import read_table
 from mg_llava.data.boxes.policy import MissingBoxes
-from mg_llava.data.config import MIXED, walk_sources
-from mg_llava.data.dataset import LLaVADataset
-from mg_llava.data.faults import FAULTS, SkippedSamples
+from mg_llava.data.config import MIXED, build_transform, walk_sources
+from mg_llava.data.dataset import SETTINGS, LLaVADataset
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.records.survey import draw
-from mg_llava.data.text.budget import TokenBudget
+from mg_llava.data.settings import GROUPS, FaultPolicy, build_group, build_tokens, unknown_settings
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import TokenizerError, build_tokenizer
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Findings, Found, Level
 from mg_llava.inspection.doctor.sources import Source
-from mg_llava.registry import DATASETS, TRANSFORMS
+from mg_llava.registry import DATASETS
 
 _JSON = (".json", ".jsonl")
-_PARAMETERS = list(inspect.signature(LLaVADataset.__init__).parameters.values())[1:]
-_DEFAULTS = {p.name: None if p.default is p.empty else p.default for p in _PARAMETERS}
+_DEFAULTS: dict[str, Any] = dict.fromkeys(SETTINGS)
 _BROKEN_PART = (ValueError, TypeError, KeyError, ImportError)
 
 
@@ -71,8 +72,8 @@ class _Opener:
             detail = f"type {arguments.get('type')}; LLaVADataset and mixtures of it are known"
             source.findings.add(Found("unknown_dataset", detail=detail))
             return source
-        source.findings.levels = _levels(merged)
-        _check_settings(source, sorted(set(arguments) - set(_DEFAULTS) - {"type"}))
+        _open_settings(source, arguments)
+        source.findings.levels = _levels(source.faults)
         self._open_records(source)
         self._open_text_parts(source)
         _open_picture_parts(source)
@@ -80,7 +81,6 @@ class _Opener:
         return source
 
     def _open_records(self, source: Source) -> None:
-        arguments = source.arguments
         try:
             records = open_records(source.data_path)
             # Reads the file, so that it may fail.
@@ -92,7 +92,8 @@ class _Opener:
             source.findings.add(Found("records_file", source.data_path, detail=str(error)))
             return
         source.records = records
-        source.indices = np.asarray(draw(count, arguments["max_dataset_length"], arguments["seed"]), dtype=np.int64)
+        drawn = draw(count, source.draw.max_dataset_length, source.draw.seed)
+        source.indices = np.asarray(drawn, dtype=np.int64)
         if not count:
             source.findings.add(Found("no_records", source.data_path, detail="the file holds no records"))
         elif self._limit is not None and self._limit < len(source.indices):
@@ -122,7 +123,7 @@ class _Opener:
         if place not in self._boxes:
             # Faults of a file that several sources share are findings of the first.
             self._boxes[place] = _read_boxes(source.findings, os.fspath(path))
-        source.boxes, source.bad_boxes = self._boxes[place]
+        source.table, source.bad_boxes = self._boxes[place]
 
 
 def _is_ours(kind: Any) -> bool:
@@ -131,47 +132,39 @@ def _is_ours(kind: Any) -> bool:
     return kind is None or (inspect.isclass(found) and issubclass(found, LLaVADataset))
 
 
-def _levels(arguments: Mapping[str, Any]) -> dict[str, Level]:
+def _levels(faults: FaultPolicy) -> dict[str, Level]:
     """Weights of findings under the policies of a source."""
     policies = {"no_label": "no_label", "over_budget": "over_budget"}
     policies |= {"missing_boxes": "missing_box", "bad_boxes": "bad_box_record"}
     policies |= dict.fromkeys(PICTURE_FAULTS.values(), "bad_image")
-    return {kind: "error" if arguments[name] == "error" else "warning" for kind, name in policies.items()}
+    return {kind: "error" if getattr(faults, name) == "error" else "warning" for kind, name in policies.items()}
 
 
-def _check_settings(source: Source, unknown: Sequence[str]) -> None:
-    """Findings about settings that ``LLaVADataset`` would refuse, whatever the data is."""
-    arguments = source.arguments
-    problems = []
-    if unknown:
-        problems.append(f"unknown arguments {', '.join(unknown)}; known: {', '.join(sorted(_DEFAULTS))}")
-    if arguments["bad_box_record"] not in ("error", "drop"):
-        problems.append(f"bad_box_record is {arguments['bad_box_record']!r}; allowed: 'error', 'drop'")
-    if not arguments["repeat"] > 0:
-        problems.append(f"repeat is {arguments['repeat']}; it must be positive; leave the source out instead")
-    try:
-        source.budget = TokenBudget(
-            arguments["context_length"], arguments["tokens_per_image"], arguments["max_length"]
-        )
-    except ValueError as error:
-        problems.append(str(error))
-    policies = {name: arguments[name] for name in FAULTS}
-    trials: list[Callable[[], Any]] = [
-        lambda: SkippedSamples(0, policies, arguments["max_bad_samples"], source.data_path),
-        lambda: MissingBoxes(arguments["missing_box"], arguments["proposer"]),
-        lambda: _build(arguments["box_augmentation"]),
-    ]
-    for trial in trials:
+def _open_settings(source: Source, arguments: Mapping[str, Any]) -> None:
+    """Build what ``LLaVADataset`` builds of its settings; what it would refuse is a finding."""
+    problems = list(unknown_settings(set(arguments) - {"type"}, SETTINGS, "LLaVADataset"))
+
+    def attempt(build: Callable[[], Any]) -> Any:
         try:
-            trial()
+            return build()
         except _BROKEN_PART as error:
             problems.append(str(error))
+            return None
+
+    groups = {name: attempt(partial(build_group, name, source.arguments[name])) for name in GROUPS}
+    source.faults = groups["faults"] or source.faults
+    source.boxes = groups["boxes"] or source.boxes
+    source.draw = groups["draw"] or source.draw
+    tokens = attempt(partial(build_tokens, source.arguments["tokens"]))
+    source.budget = replace(groups["budget"] or source.budget, tokens=tokens or TokenCount(0))
+    attempt(partial(MissingBoxes, source.faults.missing_box, source.boxes.proposer))
+    attempt(partial(build_transform, source.boxes.box_augmentation))
     source.findings.extend(Found("config_setting", detail=problem) for problem in problems)
 
 
 def _open_picture_parts(source: Source) -> None:
     try:
-        source.processor = _build(source.arguments["picture_processor"])
+        source.processor = build_transform(source.arguments["picture_processor"])
     except _BROKEN_PART as error:
         source.findings.add(Found("config_setting", "picture_processor", detail=str(error)))
     weaker = ["deep_gray", "transparency"] if getattr(source.processor, "mode", None) == "exact" else []
@@ -179,10 +172,6 @@ def _open_picture_parts(source: Source) -> None:
     source.findings.levels = {**source.findings.levels, **dict.fromkeys(weaker, "note")}
     folder = source.arguments["image_folder"]
     source.has_folder = folder is not None and os.path.isdir(folder)
-
-
-def _build(spec: Any) -> Any:
-    return TRANSFORMS.build(dict(spec)) if isinstance(spec, Mapping) else spec
 
 
 def _read_boxes(findings: Findings, path: str) -> tuple[BoxTable | None, frozenset[str]]:

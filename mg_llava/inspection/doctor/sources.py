@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mg_llava.data.boxes._table import BoxTable
+from mg_llava.data.settings import BoxUse, Draw, FaultPolicy
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
 from mg_llava.inspection.doctor.findings import Findings
@@ -20,13 +21,16 @@ class Source:
     Attributes:
         name: Its name in reports.
         arguments: Arguments of its ``LLaVADataset``, with the defaults.
+        faults: Its policies.
+        boxes: What it does with boxes.
+        draw: Which records it has in an epoch.
         records: Raw records.
         indices: Those to check.
         tokenizer: The LLM's tokenizer.
         template: Its template.
         processor: Its picture processor.
         budget: Its limits of tokens.
-        boxes: Its box file.
+        table: Its box file.
         bad_boxes: Ids of box records that were left out as malformed.
         has_folder: Whether the image folder exists.
         findings: What was found so far.
@@ -34,13 +38,16 @@ class Source:
 
     name: str
     arguments: dict[str, Any]
+    faults: FaultPolicy = field(default_factory=FaultPolicy)
+    boxes: BoxUse = field(default_factory=BoxUse)
+    draw: Draw = field(default_factory=Draw)
     records: Sequence[Any] = ()
     indices: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     tokenizer: Any = None
     template: Template | None = None
     processor: Any = None
     budget: TokenBudget = field(default_factory=TokenBudget)
-    boxes: BoxTable | None = None
+    table: BoxTable | None = None
     bad_boxes: frozenset[str] = frozenset()
     has_folder: bool = False
     findings: Findings = field(default_factory=Findings)
@@ -49,11 +56,6 @@ class Source:
     def data_path(self) -> str:
         """The file of records."""
         return str(self.arguments["data_path"])
-
-    @property
-    def max_pixels(self) -> int | None:
-        """Largest picture allowed."""
-        return self.arguments["max_pixels"]
 
     @property
     def apply_exif(self) -> bool:

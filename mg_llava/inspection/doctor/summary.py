@@ -73,9 +73,9 @@ def _find_over_context(
 def _find_too_many_bad(source: Source, gathered: Gathered, is_part: bool) -> None:
     skipped = {row for link in gathered.links for row in link.skipped}
     skipped |= {record.row for record in gathered.used if not record.has_labels}
-    limit = source.arguments["max_bad_samples"]
-    policies = [source.arguments[name] for name in FAULTS]
-    if limit is not None and "skip" in policies and len(skipped) > limit:
+    limit = source.faults.max_bad_samples
+    policies = [getattr(source.faults, name) for name in FAULTS]
+    if "skip" in policies and len(skipped) > limit:
         part = f" among {len(source.indices)} records checked" if is_part else ""
         detail = f"{len(skipped)} samples{part}; max_bad_samples is {limit}"
         source.findings.add(Found("too_many_bad", detail=detail))

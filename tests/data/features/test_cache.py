@@ -18,6 +18,7 @@ from mg_llava.data.pictures.files import PictureError
 from mg_llava.features import Features
 from mg_llava.inspection.browse.samples import view_sample
 from tests import features, toy
+from tests.settings import grouped
 
 COUNT = 10  # pictures of the 12 records: nine records have them, one of them two
 
@@ -237,10 +238,8 @@ def test_records_are_read_once_and_sources_share(data, llm, filled, monkeypatch)
     processor = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}
     text = {**data, "box_path": None, "picture_processor": processor}
     mixture = MixtureDataset(
-        [data, {**text, "name": "half", "max_dataset_length": 12, "missing_box": "empty"}],
-        feature_cache=str(filled),
-        picture_processor=processor,
-        **settings,
+        [data, grouped(**text, name="half", max_dataset_length=12, missing_box="empty")],
+        **grouped(**settings, feature_cache=str(filled), picture_processor=processor),
     )
     first, second = mixture.sources
     assert first.features.cache is second.features.cache

@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mg_llava.batch import TokenCount
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.text.budget import BudgetError, TokenBudget, share_room
 from mg_llava.data.text.conversation import NoLabelError, encode_conversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests.data.conftest import turns_of
+from tests.settings import grouped
 
 SIDE = 32
 
@@ -59,7 +61,7 @@ def make(folder, tokenizer, **changes):
         tokens_per_image=9,
         long_text_margin=None,
     )
-    return LLaVADataset(**{**arguments, **changes})
+    return LLaVADataset(**grouped(**{**arguments, **changes}))
 
 
 samples = st.lists(
@@ -172,12 +174,12 @@ def test_pictures_alone_exceed_the_context(folder, tokenizer):
     assert len(make(folder, tokenizer, context_length=28)[1]["images"]) == 3
     dataset = make(folder, tokenizer, context_length=27, over_budget="skip")
     assert dataset[1]["id"] == "2" and dataset.report()["skipped"]["over_budget"] == 1
-    with pytest.raises(ValueError, match="context_length needs tokens_per_image"):
+    with pytest.raises(ValueError, match="context_length needs tokens"):
         make(folder, tokenizer, context_length=27, tokens_per_image=0)
 
 
 def test_limits():
-    budget = TokenBudget(context_length=100, tokens_per_image=20, max_length=70)
+    budget = TokenBudget(context_length=100, max_length=70, tokens=TokenCount(20))
     assert [budget.text_limit(pictures) for pictures in (0, 1, 2, 4)] == [70, 70, 62, 24]
     assert budget.box_room(70, 1) == 11 and budget.box_room(10, 0) == 90 and budget.expanded(10, 2, 5) == 53
     with pytest.raises(BudgetError, match="5 pictures of 20 tokens"):

@@ -17,6 +17,7 @@ from mg_llava.data.text.token_cache import TokenCache, cache_key, tokenizer_fing
 from mg_llava.data.text.token_fill import fill_token_cache
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests.data.conftest import train_tokenizer, turns_of
+from tests.settings import grouped
 
 COUNT = 40
 
@@ -34,7 +35,7 @@ def data(tmp_path):
 
 def make(data, tokenizer, **changes):
     arguments = dict(image_folder=None, tokenizer=tokenizer, template="vicuna", picture_processor=None)
-    return LLaVADataset(data / "data.json", **{**arguments, **changes})
+    return LLaVADataset(data / "data.json", **grouped(**{**arguments, **changes}))
 
 
 def items(dataset, workers=0):
@@ -69,13 +70,13 @@ def test_every_setting_has_its_own_ids(data, tokenizers):
 
 
 def test_key(tokenizers):
-    template, budget = Template.build("vicuna"), TokenBudget(100, 4, 50)
+    template, budget = Template.build("vicuna"), TokenBudget(100, 50)
     base = cache_key(tokenizers["words"], template, budget, "data")
-    assert base == cache_key(train_tokenizer("words"), Template.build("vicuna"), TokenBudget(100, 4, 50), "data")
+    assert base == cache_key(train_tokenizer("words"), Template.build("vicuna"), TokenBudget(100, 50), "data")
     others = [
         cache_key(tokenizers["bytes"], template, budget, "data"),
         cache_key(tokenizers["words"], Template.build("qwen_chat"), budget, "data"),
-        cache_key(tokenizers["words"], template, TokenBudget(100, 4, 51), "data"),
+        cache_key(tokenizers["words"], template, TokenBudget(100, 51), "data"),
         cache_key(tokenizers["words"], template, budget, "other"),
     ]
     assert len({base, *others}) == 5

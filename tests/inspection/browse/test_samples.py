@@ -19,10 +19,11 @@ from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.inspection.browse.drawing import REASON_COLORS, TOKEN_COLORS, draw_sample, visible
 from mg_llava.inspection.browse.page import write_page
 from mg_llava.inspection.browse.run import Choice, SampleChooser, load_dataset, locate, write_samples
-from mg_llava.inspection.browse.samples import SampleView, Token, _renumber, decode_token, view_sample
+from mg_llava.inspection.browse.samples import SampleView, Token, decode_token, view_sample
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests import toy
 from tests.data.conftest import train_tokenizer
+from tests.settings import grouped
 
 TEMPLATE = {"INSTRUCTION": "Q: {input} A:", "SEP": "\n"}
 VISUAL = 4
@@ -38,7 +39,7 @@ def make(data: dict[str, str], **changes: object) -> LLaVADataset:
     arguments = dict(
         template=TEMPLATE, picture_processor=PictureProcessor(toy.CANVAS), tokens_per_image=VISUAL, name="toy"
     )
-    return LLaVADataset(**{**data, **arguments, **changes})
+    return LLaVADataset(**grouped(**{**data, **arguments, **changes}))
 
 
 def watch(items, total, unit):
@@ -83,9 +84,6 @@ def test_numbers_follow_shuffled_and_cut_boxes(data: dict[str, str]) -> None:
             np.testing.assert_allclose(fate.place, picture.boxes[fate.token], atol=1e-3)
         orders.add(tuple(fate.token for fate in picture.fates))
     assert orders == {(0, 1), (1, 0)}
-    fates = view_sample(make(data), 0).pictures[0].fates
-    cut = _renumber(fates, [[1.0], [2.0]], [[2.0]])
-    assert [(fate.reason, fate.token) for fate in cut] == [("cap", None), ("kept", 0)]
 
 
 def test_notes(data: dict[str, str]) -> None:
@@ -129,7 +127,6 @@ def test_tokens_one_by_one_make_the_text(kind: str) -> None:
 
 def crowd(data: dict[str, str], count: int) -> SampleView:
     """A sample with ``count`` boxes of all fates."""
-    source = make(data, picture_processor=PictureProcessor(toy.CANVAS, mode="exact", max_boxes=2, cap="per_image"))
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 30, (count, 2))
     corners[::5] += 1000
@@ -139,7 +136,8 @@ def crowd(data: dict[str, str], count: int) -> SampleView:
     record = {"id": "toy_0", "boxes": boxes, "scores": rng.random(count).tolist(), "labels": ["a", "b"] * (count // 2)}
     file = Path(data["data_path"]).with_name(f"crowd{count}.json")
     file.write_text(json.dumps([record]))
-    source.box_store = make(data, box_path=file, missing_box="empty").box_store
+    processor = PictureProcessor(toy.CANVAS, mode="exact", max_boxes=2, cap="per_image")
+    source = make(data, picture_processor=processor, box_path=file, missing_box="empty")
     return view_sample(source, 0)
 
 

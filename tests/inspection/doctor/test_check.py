@@ -160,8 +160,8 @@ def test_a_missing_path_is_one_finding(clean, part):
     [
         ({"template": "vicunia"}, "template 'vicunia' is unknown"),
         ({"picture_processor": {"type": "mg_llava.PictureProcessor", "image_size": 0}}, "image_size is 0"),
-        ({"picture_processor": None}, "6 pictures in the records; set image_folder and picture_processor"),
-        ({"image_foldr": "x"}, "unknown arguments image_foldr"),
+        ({"picture_processor": None}, "there are records with pictures; set image_folder and picture_processor"),
+        ({"image_foldr": "x"}, "no setting image_foldr; did you mean image_folder?"),
     ],
 )
 def test_wrong_settings_are_findings(clean, changes, message):
@@ -206,7 +206,7 @@ def test_settings_of_a_mixture_reach_its_sources(clean):
     assert ids_by_kind(report) == ids_by_kind(report, 1) == {}
     assert len(DATASETS.build(mixture)) == 14
     report = check_dataset({**mixture, "tokeniser": "x"}, QUIET)
-    assert "unknown arguments tokeniser" in report.to_text()
+    assert "no setting tokeniser; did you mean tokenizer?" in report.to_text()
 
 
 def test_only_what_is_drawn_is_checked(broken):

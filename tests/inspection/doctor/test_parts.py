@@ -169,7 +169,15 @@ def source_of(tokenizer, *texts, template="vicuna", **arguments):
     records = [{"id": "r", "conversations": turns_of(*texts)}]
     settings = {"data_path": "a.json", **arguments}
     budget = TokenBudget(**arguments)
-    return Source("s", settings, records, np.arange(1), tokenizer, Template.build(template), budget=budget)
+    return Source(
+        "s",
+        settings,
+        records=records,
+        indices=np.arange(1),
+        tokenizer=tokenizer,
+        template=Template.build(template),
+        budget=budget,
+    )
 
 
 def kinds_of(source):
