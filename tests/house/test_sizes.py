@@ -18,7 +18,6 @@ LONG_FUNCTIONS: set[str] = {
     "mg_llava/evaluation/runner.py::run_benchmark",
     "mg_llava/hf/modeling.py::MGLLaVAForConditionalGeneration.forward",
     "mg_llava/hf/processing.py::MGLLaVAProcessor.__call__",
-    "mg_llava/inference/server.py::make_server",
 }
 WIDE_CONSTRUCTORS: set[str] = {
     "mg_llava/profiling/_sizes.py::Case",
