@@ -8,7 +8,8 @@ import torch
 
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.layout import Shape
-from mg_llava.models.weights.stored import CheckpointError, TensorMap, map_weights
+from mg_llava.models.weights.archive import CheckpointError
+from mg_llava.models.weights.stored import TensorMap, map_weights
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")

@@ -17,8 +17,9 @@ from mg_llava.conversion.folders import SMALL_FILES
 from mg_llava.conversion.layout import summarize
 from mg_llava.conversion.prepare import Options, Source
 from mg_llava.conversion.writers import Progress
+from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.parts import ENCODERS
-from mg_llava.models.weights.stored import CheckpointError, TensorMap
+from mg_llava.models.weights.stored import TensorMap
 
 
 def from_hugging_face(folder: Path, tensors: TensorMap) -> TensorMap:

@@ -9,10 +9,11 @@ from typing import Any
 from mg_llava.conversion.adapters import Adapter, split_adapters
 from mg_llava.conversion.files import ConversionError, check_files, read_manifest
 from mg_llava.conversion.folders import map_folder, read_config
+from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_checkpoint
 from mg_llava.models.weights.deepspeed import MODEL_STATES
 from mg_llava.models.weights.parts import ENCODERS, PARTS
-from mg_llava.models.weights.stored import CheckpointError, TensorMap, map_weights
+from mg_llava.models.weights.stored import TensorMap, map_weights
 
 VISION_FILE = "vision_part.safetensors"
 LLM_FOLDER = "llm"

@@ -18,6 +18,7 @@ from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import from_shares, join_records
 from mg_llava.detection.detector import Detector, Size, log_split, split_text
 from mg_llava.detection.tags import PictureName, Tags
+from mg_llava.models.weights.loading import load_hugging_face
 from mg_llava.registry import DETECTORS
 from mg_llava.work.devices import autocast, pick_device
 
@@ -62,7 +63,7 @@ class GroundingDINODetector(Detector):
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         processor = GroundingDinoImageProcessor.from_pretrained(path)
         self.shortest, self.longest = processor.size["shortest_edge"], processor.size["longest_edge"]
-        self.model = GroundingDinoForObjectDetection.from_pretrained(path, torch_dtype=torch.float32)
+        self.model = load_hugging_face(GroundingDinoForObjectDetection, path, torch_dtype=torch.float32)
         self.model = self.model.eval().requires_grad_(False).to(self.device)
         self._mean = torch.tensor(processor.image_mean, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(processor.image_std, device=self.device).view(3, 1, 1)

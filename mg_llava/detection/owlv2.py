@@ -19,6 +19,7 @@ from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import from_padded_square
 from mg_llava.detection.detector import Detector, Size, log_split, split_text
 from mg_llava.detection.tags import PictureName, Tags
+from mg_llava.models.weights.loading import load_hugging_face
 from mg_llava.registry import DETECTORS
 from mg_llava.work.devices import autocast, pick_device
 
@@ -63,7 +64,7 @@ class OWLv2Detector(Detector):
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         processor = Owlv2ImageProcessor.from_pretrained(path)
         self.side = int(processor.size["height"])
-        self.model = Owlv2ForObjectDetection.from_pretrained(path, torch_dtype=torch.float32)
+        self.model = load_hugging_face(Owlv2ForObjectDetection, path, torch_dtype=torch.float32)
         self.model = self.model.eval().requires_grad_(False).to(self.device)
         expected = self.model.config.vision_config.image_size
         if not self.side == processor.size["width"] == expected:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mg_llava.detection.tags import PictureName, Tags, clean_tags, read_tag_list, split_tags
+from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.registry import TAGGERS
 from mg_llava.work.devices import autocast, pick_device
 
@@ -175,7 +176,8 @@ def _open_clip(path: str, pretrained: str | None) -> tuple[Any, Callable[[list[s
             raise FileNotFoundError(f"open_clip folder {path} does not exist")
         if pretrained is None and not path.startswith("hf-hub:"):
             raise ValueError(f"{path!r} is a model name; say which weights with pretrained=..., or give a folder")
-        return open_clip.create_model(path, pretrained=pretrained), open_clip.get_tokenizer(path)
+        with safe_torch_load():
+            return open_clip.create_model(path, pretrained=pretrained), open_clip.get_tokenizer(path)
     config = folder / "open_clip_config.json"
     weights = [folder / f"open_clip_{name}" for name in ("model.safetensors", "pytorch_model.bin")]
     found = next((file for file in weights if file.is_file()), None)
@@ -186,6 +188,7 @@ def _open_clip(path: str, pretrained: str | None) -> tuple[Any, Callable[[list[s
     settings = json.loads(config.read_text())
     if not settings.get("model_cfg", settings).get("text_cfg"):
         raise ValueError(f"{config} has no text_cfg: tagging needs both towers of CLIP")
-    model = open_clip.create_model(f"local-dir:{folder}")
+    with safe_torch_load():
+        model = open_clip.create_model(f"local-dir:{folder}")
     print_log(f"zero-shot tagger: {type(model).__name__} from {found}", logger="current")
     return model, open_clip.get_tokenizer(f"local-dir:{folder}")

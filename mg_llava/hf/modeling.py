@@ -24,6 +24,7 @@ from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
 from mg_llava.models.projectors import MLPProjector
 from mg_llava.models.splice import Spliced
 from mg_llava.models.systems.mg_llava import MGLLaVA
+from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.tokens import IGNORE_INDEX
 
 
@@ -93,7 +94,10 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         with_info = kwargs.pop("output_loading_info", False)
         kwargs = spare_vision_parts(kwargs)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        with safe_torch_load():
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(

@@ -78,8 +78,10 @@ class _Plain:
     def __init__(self, path: str, device: torch.device, tags: tuple[str, ...]) -> None:
         from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
+        from mg_llava.models.weights.loading import load_hugging_face
+
         self.processor = Owlv2Processor.from_pretrained(path)
-        self.model = Owlv2ForObjectDetection.from_pretrained(path).eval().to(device)
+        self.model = load_hugging_face(Owlv2ForObjectDetection, path).eval().to(device)
         self.prompts = [[f"a photo of {tag}" for tag in tags]]
 
     @torch.no_grad()

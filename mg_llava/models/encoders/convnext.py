@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mg_llava.models.encoders.base import StageEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
+from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.models.weights.loading import (
     create_timm_model,
     find_weights,
@@ -135,7 +136,8 @@ class OpenCLIPConvNeXtEncoder(StageEncoder):
             raise ValueError(
                 f"{name!r} is neither an open_clip folder nor a model that open_clip knows; nearest names: {near}"
             )
-        visual = open_clip.create_model(name, pretrained=pretrained).visual
+        with safe_torch_load():
+            visual = open_clip.create_model(name, pretrained=pretrained).visual
         self.image_mean = tuple(getattr(visual, "image_mean", None) or CLIP_MEAN)
         self.image_std = tuple(getattr(visual, "image_std", None) or CLIP_STD)
         return getattr(visual, "trunk", visual)

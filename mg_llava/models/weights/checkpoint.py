@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mg_llava.models.weights.archive import EXPECTED, CheckpointError
 from mg_llava.models.weights.deepspeed import MODEL_STATES, map_deepspeed_folder
-from mg_llava.models.weights.stored import EXPECTED, CheckpointError, TensorMap, map_weights
+from mg_llava.models.weights.stored import TensorMap, map_weights
 
 __all__ = [
     "CheckpointError",

@@ -14,14 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mg_llava.models.weights.stored import (
-    EXPECTED,
-    CheckpointError,
-    StoredTensor,
-    TensorMap,
-    load_pickle,
-    map_state_dict,
-)
+from mg_llava.models.weights.archive import EXPECTED, CheckpointError, read_archive
+from mg_llava.models.weights.stored import StoredTensor, TensorMap, map_state_dict
 
 MODEL_STATES = "*_model_states.pt"
 OPTIMIZER_STATES = "*_optim_states.pt"
@@ -69,7 +63,7 @@ def _stored_stage(optimizer: dict[str, Any]) -> int:
 
 
 def _load(file: Path, needed: str) -> dict[str, Any]:
-    content = load_pickle(file)
+    content = read_archive(file)
     if not isinstance(content, dict) or needed not in content:
         raise CheckpointError(f"{file} has no {needed!r}, so DeepSpeed did not write it. {EXPECTED}")
     return content

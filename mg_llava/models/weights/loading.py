@@ -11,6 +11,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mg_llava.models.weights.guard import safe_torch_load
+from mg_llava.models.weights.stored import map_weights
+
 StateDict = dict[str, Tensor]
 
 NOT_TRUNK = {
@@ -77,7 +80,8 @@ def load_hugging_face(model_class: Any, path: str, **kwargs: Any) -> Any:
     if folder.is_dir() and not any(file for kind in kinds for file in folder.glob(kind)):
         raise FileNotFoundError(f"{folder} has no weights; expected {' or '.join(kinds)}")
     try:
-        model, report = model_class.from_pretrained(path, output_loading_info=True, **kwargs)
+        with safe_torch_load():
+            model, report = model_class.from_pretrained(path, output_loading_info=True, **kwargs)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the weights in {path} cannot be read, a file is damaged or truncated: {error}") from error
     except RuntimeError as error:
@@ -107,32 +111,12 @@ def find_weights(folder: Path, stems: Sequence[str]) -> Path:
 
 
 def read_weights(file: Path) -> StateDict:
-    """Tensors of a safetensors file or of a pickle, which is read with ``weights_only=True``.
+    """Tensors of one file, without the prefix ``module.`` of DataParallel.
 
     Raises:
-        ValueError: If the file is truncated, holds code, or holds no tensors.
+        CheckpointError: The file is truncated, or holds something else than tensors.
     """
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # each reader has exceptions of its own for a damaged file
-        raise ValueError(
-            f"{file} ({file.stat().st_size} bytes) cannot be read as weights: it is truncated, holds objects other "
-            f"than tensors, or is another kind of file ({type(error).__name__})"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{file} holds no state dict but a {type(state).__name__}")
-    state = state.get("state_dict", state)
-    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"{file} holds no tensors")
-    return state
+    return {name.removeprefix("module."): tensor.read() for name, tensor in map_weights(file)[0].items()}
 
 
 def split_trunk(state: StateDict, file: Path) -> tuple[StateDict, Counter[str]]:
@@ -197,7 +181,8 @@ def create_timm_model(name: str, source: str, **kwargs: Any) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, **kwargs)
+        with safe_torch_load():
+            return timm.create_model(name, **kwargs)
     except TypeError as error:
         raise ValueError(f"{source}: timm's {name!r} does not take these arguments: {error}") from error
     except RuntimeError as error:

@@ -1,10 +1,5 @@
-"""Tensors that stay in their files until they are read, and files read without ever running code stored in them."""
+"""Tensors that stay in their files until they are read."""
 
-import pickle
-import re
-import types
-import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-EXPECTED = (
-    "Expected one of: a .pth file written by `xtuner train` (work_dirs/.../iter_N.pth), a file with a bare state dict "
-    "(.pth, .bin or .safetensors), or the folder iter_N.pth that DeepSpeed writes (with *_model_states.pt in it)."
-)
+from mg_llava.models.weights.archive import EXPECTED, CheckpointError, damaged_message, read_archive
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -33,10 +25,6 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 """Names of dtypes in the header of a safetensors file."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says what was found, what is expected and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +80,22 @@ def map_weights(path: Path) -> tuple[TensorMap, dict[str, Any]]:
     """
     if path.suffix == ".safetensors":
         return _map_safetensors(path)
-    content = load_pickle(path)
+    content = read_archive(path)
     if isinstance(content, Mapping) and "buffer_names" in content and "module" in content:
         raise CheckpointError(
             f"{path} is one shard of a DeepSpeed checkpoint. Give the folder instead: {path.parent}. {EXPECTED}"
         )
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    inner = weights if isinstance(weights, Mapping) and weights is not content else {}
-    odd = [name for name, value in inner.items() if not isinstance(value, Tensor)]
+    entries = weights if isinstance(weights, Mapping) else {}
+    odd = [name for name, value in entries.items() if not isinstance(value, Tensor)]
+    if not entries or (len(odd) == len(entries) and weights is content):
+        found = f"a mapping with the keys {list(content)[:8]}" if isinstance(content, Mapping) else type(content)
+        raise CheckpointError(f"{path} holds no state dict but {found}. {EXPECTED}")
     if odd:
         raise CheckpointError(
             f"{path}: {len(odd)} entries of its state dict are no tensors, e.g. {odd[0]}; what they are was not run. "
             "It is damaged or not to be trusted: get it again from its source"
         )
-    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
-        found = f"a mapping with the keys {list(content)[:8]}" if isinstance(content, Mapping) else type(content)
-        raise CheckpointError(f"{path} holds no state dict but {found}. {EXPECTED}")
     rest = {} if weights is content else {key: value for key, value in content.items() if key != "state_dict"}
     return map_state_dict(weights), rest
 
@@ -134,95 +122,5 @@ def _map_safetensors(path: Path) -> tuple[TensorMap, dict[str, Any]]:
             tensors[name] = StoredTensor(tuple(view.get_shape()), dtype, lambda name=name: file.get_tensor(name))  # type: ignore[misc]
         return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(damaged_message(path, error)) from error
-
-
-def load_pickle(path: Path) -> Any:
-    """Load a file of ``torch.save`` onto the CPU, its tensors mapped, not copied.
-
-    Objects that are neither tensors nor plain Python become inert.
-
-    Raises:
-        CheckpointError: If the file is damaged or of another kind.
-    """
-    if not zipfile.is_zipfile(path):
-        return _load_legacy_pickle(path)
-    try:
-        return torch.load(path, map_location="cpu", mmap=True, pickle_module=_inert_pickle, weights_only=False)
-    except Exception as error:  # a damaged pickle makes the unpickler fail in any way
-        raise CheckpointError(damaged_message(path, error)) from error
-
-
-def _load_legacy_pickle(path: Path) -> Any:
-    """Load a file in torch's format from before version 1.6, where it holds tensors alone."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise CheckpointError(damaged_message(path, error)) from error
-        raise CheckpointError(
-            f"{path} is in torch's format from before version 1.6 and holds {refused[1]}, which is no tensor and was "
-            "not run. If you trust its source, load it there and save its state dict alone with a newer torch"
-        ) from error
-    except Exception as error:  # bytes of another kind of file make the unpickler fail in any way
-        raise CheckpointError(damaged_message(path, error)) from error
-
-
-def damaged_message(path: Path, error: Exception) -> str:
-    """Why a file cannot be read, and what to do."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(40)
-    if head.startswith(b"version https://git-lfs"):
-        return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` in its repository."
-    # torch's advice to run what is stored is left out
-    lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
-    reason = ": ".join([type(error).__name__, *lines[:1]])[:200]
-    return (
-        f"{path} ({size} bytes) cannot be read as a checkpoint ({reason}). It is truncated or another kind of file; "
-        f"copy or download it again. {EXPECTED}"
-    )
-
-
-class _Inert:
-    """Stands for any stored object that is not a weight; accepts whatever the pickle does to it.
-
-    It keeps nothing but the number that a member of an enumeration is made from.
-    """
-
-    number: int | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if len(args) == 1 and isinstance(args[0], int):
-            self.number = args[0]
-
-    def _ignore(self, *args: Any, **kwargs: Any) -> None: ...
-
-    __setstate__ = __setitem__ = append = extend = add = _ignore
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch", "Tensor"): torch.Tensor,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): torch._tensor._rebuild_from_type_v2,
-    ("torch.nn.parameter", "Parameter"): torch.nn.Parameter,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-}
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Resolves the few names tensors are rebuilt with; every other becomes :class:`_Inert`, nothing is imported."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return _ALLOWED.get((module, name), _Inert)
-
-
-_inert_pickle = types.ModuleType("inert_pickle", "What torch.load needs of a pickle module.")
-_inert_pickle.Unpickler = _InertUnpickler  # type: ignore[attr-defined]
+        with path.open("rb") as stream:
+            raise CheckpointError(damaged_message(stream, path, error)) from error

@@ -348,7 +348,7 @@ def test_truncated_weights(tmp_path: Path, safetensors: bool) -> None:
     folder = toy.write_convnext(tmp_path / "convnext", safetensors=safetensors)
     file = next(item for item in folder.iterdir() if item.suffix != ".json")
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=rf"{file} \(2000 bytes\) cannot be read as weights: it is truncated"):
+    with pytest.raises(ValueError, match=rf"{file} \(2000 bytes\) cannot be read as a checkpoint .* It is truncated"):
         OpenCLIPConvNeXtEncoder(str(folder), SIZE)
 
 
@@ -368,7 +368,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(convnext_copy: Path, tmp_path
     weights.unlink()
     trace = tmp_path / "it_ran"
     torch.save(state | {"extra": Code(trace)}, convnext_copy / "open_clip_pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds objects other than tensors"):
+    with pytest.raises(ValueError, match=r"1 entries .* are no tensors, .* was not run"):
         OpenCLIPConvNeXtEncoder(str(convnext_copy), SIZE)
     assert not trace.exists()
 
