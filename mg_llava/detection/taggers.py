@@ -61,7 +61,7 @@ class RAMPlusTagger:
                 "git+https://github.com/xinyu1205/recognize-anything; or use OpenCLIPTagger or FixedTags"
             ) from error
         self.device, self.dtype = pick_device(device), dtype
-        with contextlib.redirect_stdout(sys.stderr):  # it prints; stdout is for results
+        with contextlib.redirect_stdout(sys.stderr), safe_torch_load():  # it prints; stdout is for results
             model = ram_plus(pretrained=str(checkpoint), image_size=image_size, vit=vit)
         self.model = model.eval().to(self.device)
         self.transform = get_transform(image_size=image_size)
