@@ -33,6 +33,7 @@ EXTRAS = {
     "liger": ["liger-kernel==0.5.2"],  # CUDA alone
     "gguf": ["gguf"],
     "parquet": ["pyarrow"],
+    "ray": ["ray==2.60.0"],
     "video": ["av<16"],  # lmms-eval does not take newer ones
     "lmms": ["lmms-eval==0.7.3"],
     "detect": ["scikit-image", "scipy"],

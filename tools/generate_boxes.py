@@ -1,9 +1,9 @@
 r"""Find boxes in all pictures of a data set and write a box store, a ledger of failures and a report.
 
 Inputs are record files (.json, .jsonl, .parquet), benchmark tables (.tsv, .csv), folders, and text files with a path a
-line; videos among them give sampled frames. Any number of processes may work on one output folder at a time, on one
-node or several that share it: under torchrun, or started by hand. Work is claimed through files there, so a killed run
-goes on when it is started again, and a killed process's share is done by the others. A picture that is met twice is
+line; videos among them give sampled frames. The work is done by --processes of this machine, by the processes that
+torchrun or srun started on machines that share the output folder, or by the workers of a Ray cluster. Results do not
+depend on that; a killed run goes on when it is started again, with any of them. A picture that is met twice is
 detected once.
 
 OUT/boxes.safetensors opens with mg_llava's box store (by record id and by picture content); OUT/failures.jsonl names
@@ -17,6 +17,10 @@ Examples:
         --detector owlv2:google/owlv2-large-patch14-ensemble --tagger ram:ram_plus_swin_large_14m.pth
     torchrun --nproc_per_node 8 tools/generate_boxes.py train.json --images data/images --out boxes/stage2 \
         --detector grounding-dino:IDEA-Research/grounding-dino-base --tagger coco80 --batch-size 16
+    srun --ntasks-per-node 8 python tools/generate_boxes.py train.json --images data/images --out boxes/stage2 \
+        --detector owlv2:PATH --tagger coco80 --engine slurm
+    python tools/generate_boxes.py train.json --images data/images --out boxes/stage2 --detector owlv2:PATH \
+        --tagger coco80 --engine ray
     python tools/generate_boxes.py mmbench_dev_en.tsv --out boxes/mmbench --detector proposals --json boxes.json
     python tools/generate_boxes.py data/videos --frames 8 --out boxes/videos --detector owlv2:PATH --tagger "cat, dog"
     python tools/generate_boxes.py --merge --out boxes/stage2 train.json --images data/images --detector owlv2:PATH \
@@ -51,15 +55,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--max-boxes", type=int, help="most boxes of a picture, best first (default: no limit)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures at a time (default: %(default)s)")
-    parser.add_argument(
-        "--task-batches", type=int, default=16, help="batches claimed at a time (default: %(default)s)"
-    )
+    parser.add_argument("--task-batches", type=int, default=16, help="batches of a task (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a video (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="decoding threads (default: one per core, 16 at most)")
     parser.add_argument("--device", help="auto, cpu, cuda:0, ... (default: auto, the local rank's GPU)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="mixed precision")
     parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
-    parser.add_argument("--stale-after", type=float, default=300, help="seconds until a silent node's work is redone")
+    parser.add_argument(
+        "--engine",
+        choices=["pool", "torchrun", "slurm", "ray"],
+        help="who does the work (default: torchrun where it started this, else processes of this machine)",
+    )
+    parser.add_argument("--processes", type=int, help="workers of pool (default: 1) or ray (default: one per GPU)")
     parser.add_argument("--json", metavar="FILE", help="write the boxes in the reference's layout too")
     parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw N pictures into OUT/visualize")
     parser.add_argument("--merge", action="store_true", help="detect nothing; verify that all is done and merge again")
@@ -101,17 +108,14 @@ def main() -> int:
     try:
         pipeline = pipeline_config(arguments.detector, arguments.tagger, **{n: getattr(arguments, n) for n in names})
         kept = ("inputs", "out", "images", "batch_size", "task_batches", "frames", "apply_exif", "workers")
-        settings = run.JobSettings(
-            pipeline=pipeline, stale_after=arguments.stale_after, **{name: getattr(arguments, name) for name in kept}
-        )
+        settings = run.JobSettings(pipeline=pipeline, **{name: getattr(arguments, name) for name in kept})
         bars = Bars()
-        job = run.BoxJob(settings, bars)
-        if arguments.merge:
-            run.merge(settings)
-        else:
-            job.run()
-            bars.close()
-            run.once(settings.work / "merge", lambda: run.merge(settings), settings.stale_after)
+        with run.make_engine(settings, arguments.engine, arguments.processes) as engine:
+            job = run.BoxJob(settings, bars, engine)
+            if not arguments.merge:
+                job.run()
+                bars.close()
+            engine.on_main(lambda: run.merge(settings))
         if os.environ.get("RANK", "0") == "0":
             if arguments.json:
                 run.write_reference(run.Results(settings), arguments.json)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from mg_llava.registry import PROPOSERS
 
@@ -81,6 +80,8 @@ class ConnectedComponentProposals:
         Returns:
             The boxes, possibly none.
         """
+        from scipy import ndimage
+
         contrast = self._contrast(image)
         peak = float(contrast.max())
         bright = contrast > max(self.min_contrast, self.relative_contrast * peak)
@@ -106,6 +107,8 @@ class ConnectedComponentProposals:
         The opening runs on the minima of blocks of ``POOL`` x ``POOL`` pixels, which is many times faster and, for
         marks wider than a block, the same up to the blocks' edges.
         """
+        from scipy import ndimage
+
         gray = np.asarray(image.convert("RGB"), np.float32).mean(axis=2)
         height, width = gray.shape
         padded = np.pad(gray, ((0, -height % POOL), (0, -width % POOL)), mode="edge")

@@ -23,43 +23,74 @@ _LOOK = 1.0
 _shared: Any = None
 
 
+class Pool:
+    """Worker processes, which are started by the first job.
+
+    Args:
+        shared: First argument of all functions. Where processes are forked, it is not copied; what a function changes
+            in it stays in its process.
+        workers: Number of processes; 1 or 0 for this one alone. Without ``torchrun`` each is the local rank of its
+            own number, so that ``pick_device`` gives each its GPU.
+    """
+
+    def __init__(self, shared: Any, workers: int) -> None:
+        self._shared, self._workers = shared, workers
+        self._pool: ProcessPoolExecutor | None = None
+        if workers > 1:
+            method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+            context = multiprocessing.get_context(method)
+            about = shared, context.Value("i", 0), os.getpid()
+            self._pool = ProcessPoolExecutor(workers, context, _start_worker, about)
+
+    def run(self, function: Callable[[Any, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Call ``function(shared, job)`` for every job; results in the order of the jobs.
+
+        Args:
+            function: A function of a module.
+            jobs: The next ones are asked for as workers become free.
+
+        Raises:
+            RuntimeError: A process was killed.
+        """
+        if self._pool is None:
+            for job in jobs:
+                yield function(self._shared, job)
+            return
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._pool.submit(_call, function, job))
+                if len(waiting) > _AHEAD * self._workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process was killed, perhaps for its memory; run again with fewer workers, and it goes on "
+                "from what is done"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        """Let the processes go; waits for the jobs that they are at."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def run_jobs(
     function: Callable[[Any, Job], Result], jobs: Iterable[Job], shared: Any, workers: int
 ) -> Iterator[Result]:
-    """Call ``function(shared, job)`` for every job; results in the order of the jobs.
-
-    Args:
-        function: A function of a module.
-        jobs: Its second arguments; the next ones are asked for as workers become free.
-        shared: Its first argument. Where processes are forked, it is not copied.
-        workers: Number of processes; 1 or 0 for this one alone. Without ``torchrun`` each is the local rank of its
-            own number, so that ``pick_device`` gives each its GPU.
-
-    Raises:
-        RuntimeError: A process was killed.
-    """
-    if workers <= 1:
-        for job in jobs:
-            yield function(shared, job)
-        return
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (shared, context.Value("i", 0), os.getpid()))
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(_call, function, job))
-            if len(waiting) > _AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process was killed, perhaps for its memory; run again with fewer workers, and it goes on from "
-            "what is done"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    """The results of one function from a :class:`Pool` of its own."""
+    with Pool(shared, workers) as pool:
+        yield from pool.run(function, jobs)
 
 
 def split(count: int, size: int) -> list[tuple[int, int]]:

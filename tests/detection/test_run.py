@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,10 +15,9 @@ from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.detector import Detector
 from mg_llava.detection.run import BoxJob, Incomplete, JobSettings, Results, merge, visualize, write_reference
-from mg_llava.detection.run import queue as queues
-from mg_llava.detection.run.queue import WorkQueue
-from mg_llava.detection.run.shards import ShardWriter, read_shards
+from mg_llava.detection.run.engines import PoolEngine
 from mg_llava.registry import DETECTORS
+from mg_llava.work.journal import read_journals
 from tests.run import run_python
 
 NANO = Path(__file__).resolve().parents[2] / "data" / "nano"
@@ -129,13 +127,12 @@ def test_two_processes_give_the_file_of_one(tmp_path, records):
     BoxJob(alone).run()
     merge(alone)
     (tmp_path / "log").unlink()
-    children = [in_child(lambda: BoxJob(shared).run()) for _ in range(2)]
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0, 0]
+    with PoolEngine(shared, 2) as engine:
+        bars = []
+        BoxJob(shared, lambda *call: bars.append(call), engine).run()
     report = merge(shared)
     assert len((tmp_path / "log").read_text().splitlines()) == 40
-    assert len(list((shared.work / "detect" / "shards").iterdir())) == 2  # both had a share
+    assert bars[-1] == ("detect", 40, 40)
     assert content(alone) == content(shared)
     assert report == json.loads(content(alone, "report.json"))
 
@@ -147,13 +144,13 @@ def test_kill_and_go_on(tmp_path, records):
     (tmp_path / "log").unlink()
     killed = settings_for(tmp_path, records, "killed", pause=0.03)
     child = in_child(lambda: BoxJob(killed).run())
-    shards = killed.work / "detect" / "shards"
+    shards = killed.work / "detect"
     deadline = time.time() + 60
-    while not (shards.is_dir() and len(list(read_shards(shards))) >= 3) and time.time() < deadline:
+    while not (shards.is_dir() and len(list(read_journals(shards))) >= 3) and time.time() < deadline:
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    done = len(list(read_shards(shards)))
+    done = len(list(read_journals(shards)))
     assert 3 <= done < 14
     with pytest.raises(Incomplete, match="have no result yet"):
         merge(killed)
@@ -161,7 +158,7 @@ def test_kill_and_go_on(tmp_path, records):
     next(shards.iterdir()).open("ab").write(b'{"line": 9, "results": [{"boxes": [[0, 0')
     BoxJob(killed).run()
     merge(killed)
-    lines = [line.value["line"] for line in read_shards(shards)]
+    lines = [line.value["line"] for line in read_journals(shards)]
     assert sorted(lines) == list(range(14))
     assert content(killed) == content(whole) and content(killed, "report.json") == content(whole, "report.json")
     assert len(set((tmp_path / "log").read_text().splitlines())) == 40
@@ -226,7 +223,7 @@ def test_other_settings_and_wrong_inputs_are_refused(tmp_path, records):
     with pytest.raises(ValueError, match="there is no picture"):
         BoxJob(settings_for(tmp_path, tmp_path / "empty", "other")).run()
     (tmp_path / "x.json").write_text('[{"image": "a.png"}]')
-    for _ in range(2):  # a failed attempt in this process leaves no claim behind
+    for _ in range(2):  # a failed attempt leaves nothing behind
         with pytest.raises(ValueError, match="id is None"):
             BoxJob(settings_for(tmp_path, tmp_path / "x.json", "third")).run()
 
@@ -262,46 +259,6 @@ def test_tables(tmp_path):
     report = merge(settings)
     assert report["records"] == 3 and report["different_pictures"] == 1 and report["failed"] == 1
     assert len((tmp_path / "log").read_text().splitlines()) == 1
-
-
-def test_queue_takes_over_from_the_dead_only(tmp_path, monkeypatch):
-    with WorkQueue(tmp_path, 2, "first", stale_after=100) as first:
-        claims = [first.claim(), first.claim()]
-        with WorkQueue(tmp_path, 2, "second", stale_after=100) as second:
-            assert first.claim() is None and second.claim() is None
-            first.finish(claims[0])
-            # Another host, silent for long.
-            about = json.loads(claims[1].path.read_text())
-            claims[1].path.write_text(json.dumps({**about, "host": "elsewhere"}))
-            assert second.claim() is None
-            os.utime(claims[1].path, (1, 1))
-            taken = second.claim()
-            assert taken.task == 1 and taken.generation == 1 and second.earlier_shards(taken) == ["first"]
-            assert first.is_lost(claims[1]) and not second.is_lost(taken)
-            second.finish(taken)
-            assert second.is_complete() and second.wait()
-    # A process of this host that is gone, and one whose number was given to another.
-    shutil.rmtree(tmp_path)
-    gone = in_child(lambda: WorkQueue(tmp_path, 1).claim())
-    gone.join()
-    with WorkQueue(tmp_path, 1) as queue:
-        assert queue.claim().generation == 1
-        monkeypatch.setattr(queues, "_ALIVE", set())
-        assert queue.earlier_shards(queue._held[0]) == []
-
-
-def test_shards_pass_over_what_is_not_whole(tmp_path):
-    writer = ShardWriter(tmp_path)
-    for number in range(3):
-        writer.append({"line": number})
-    writer.close()
-    path = tmp_path / writer.name
-    data = path.read_bytes()
-    for size in range(len(data)):
-        path.write_bytes(data[:size])
-        assert [line.value["line"] for line in read_shards(tmp_path)] == list(range(data[:size].count(b"\n")))
-    path.write_bytes(data[:12] + b"\0\0\0\n" + data[12:])
-    assert [line.value["line"] for line in read_shards(tmp_path)][:1] == [0]
 
 
 def test_boxes_of_the_miniature_find_its_digits(tmp_path):

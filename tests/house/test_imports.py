@@ -202,6 +202,7 @@ PACKAGES = {
     "lmms-eval": "lmms_eval",
     "openpyxl": "openpyxl",
     "pyarrow": "pyarrow",
+    "ray": "ray",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "scipy": "scipy",
@@ -210,9 +211,7 @@ PACKAGES = {
 NETWORK = {"aiohttp", "fastapi", "gradio", "httpx", "huggingface_hub", "openai", "requests", "triton", "uvicorn"}
 ADAPTERS = {"mg_llava/evaluation/lmms.py -> lmms_eval.api.model"}
 """Imports of the package that alone imports the file."""
-EARLY: set[str] = {
-    "mg_llava/detection/proposals.py -> scipy",
-}
+EARLY: set[str] = set()
 """Early imports of optional packages that are still there; the list only gets shorter."""
 
 

@@ -1,9 +1,10 @@
-"""Boxes for many pictures: a job that any number of processes share through a folder, and that a kill cannot harm."""
+"""Boxes for many pictures: planned tasks for any engine, and append-only results that a kill cannot harm."""
 
-from mg_llava.detection.run.job import BoxJob, JobSettings
+from mg_llava.detection.run.engines import make_engine
+from mg_llava.detection.run.job import BoxJob
 from mg_llava.detection.run.merge import Incomplete, Results, merge, write_reference
 from mg_llava.detection.run.report import format_report
-from mg_llava.detection.run.steps import once
+from mg_llava.detection.run.settings import JobSettings
 from mg_llava.detection.run.visualize import visualize
 
 __all__ = [
@@ -12,8 +13,8 @@ __all__ = [
     "JobSettings",
     "Results",
     "format_report",
+    "make_engine",
     "merge",
-    "once",
     "visualize",
     "write_reference",
 ]

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +15,12 @@ from mg_llava.data.boxes._writer import BoxWriter
 from mg_llava.data.boxes.convert import verify_store
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import BoxRecord, make_box_record
-from mg_llava.detection.run.job import JobSettings
 from mg_llava.detection.run.plan import Plan
 from mg_llava.detection.run.report import Tally
-from mg_llava.detection.run.shards import read_line
+from mg_llava.detection.run.settings import JobSettings
 from mg_llava.detection.run.sources import Source
+from mg_llava.work.atomic import replacing, write_json
+from mg_llava.work.journal import read_record
 
 STORE, LEDGER, REPORT = "boxes.safetensors", "failures.jsonl", "report.json"
 """Names of the results in the folder of a run."""
@@ -62,11 +62,7 @@ class Results:
         self._unreadable = {number: result for number, result in reading.results() if "error" in result}
         step = settings.detect_step(len(self.plan))
         self._per_line, self._lines = step.per_line, step.index()
-        missing = sum(
-            min(self._per_line, len(self.plan) - line * self._per_line)
-            for line in range(step.line_count)
-            if line not in self._lines
-        )
+        missing = sum(len(step.items(line)) for line in range(step.line_count) if line not in self._lines)
         if missing:
             raise Incomplete(
                 f"{self.work}: {missing} of {len(self.plan)} pictures have no result yet; start the run again to go on"
@@ -93,8 +89,7 @@ class Results:
         return Outcome(key, source, picture, record, None)
 
     def _read_line(self, number: int) -> list[dict[str, Any]]:
-        line = self._lines[number]
-        return read_line(line.path, line.start, line.size)["results"]
+        return read_record(self._lines[number])["results"]
 
 
 def merge(settings: JobSettings) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
     for unique in range(len(results.plan)):
         tally.add(results.unique(unique))
     writer, problems, failed = BoxWriter(out), Problems(), 0
-    with _replacing(out / LEDGER) as ledger:
+    with replacing(out / LEDGER, "w") as ledger:
         for source, outcomes in results.entries():
             tally.count_keys(len(outcomes))
             for outcome in outcomes:
@@ -144,8 +139,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
     if faults:
         raise RuntimeError(f"{out / STORE} does not read back: {'; '.join(faults)}; is the disk in order?")
     report = tally.report(settings.detector_name(), len(results.plan), counts, problems, writer.repeated)
-    with _replacing(out / REPORT) as file:
-        file.write(json.dumps(report, indent=1) + "\n")
+    write_json(out / REPORT, report)
     return report
 
 
@@ -154,7 +148,7 @@ def write_reference(results: Results, path: str | Path) -> None:
 
     Pictures that failed are left out; failed frames of a video have no boxes.
     """
-    with _replacing(path) as file:
+    with replacing(path, "w") as file:
         separator = "["
         for source, outcomes in results.entries():
             values = [_reference_record(outcome.record) for outcome in outcomes if outcome.record is not None]
@@ -204,23 +198,3 @@ def _contents(results: Results) -> Iterator[tuple[str, str, str | None]]:
         for outcome in outcomes:
             if outcome.record is not None:
                 yield outcome.key, source.path, results.plan.content(outcome.picture)
-
-
-class _replacing:
-    """A text file that appears under its name when it is complete."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Any:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.part.open("w", encoding="utf-8")
-        return self._file
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._file.close()
-        if kind is None:
-            os.replace(self.part, self.path)
-        else:
-            self.part.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 S sources, P pictures (a video has several), U different ones.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mg_llava.detection.detector import Size
+from mg_llava.work.atomic import replacing
 
 _NAMES = ("starts", "digests", "sizes", "unique_of", "pictures")
 
@@ -40,12 +40,8 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write a plan, at once or not at all."""
-        part = Path(f"{path}.{os.getpid()}.part")
-        with part.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, **{name: getattr(self, name) for name in _NAMES})  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
 
     def source_of(self, unique: int) -> tuple[int, int]:
         """Number of the source and of the picture in it, of a content."""
@@ -65,7 +61,7 @@ class Plan:
 def make_plan(
     parts: Sequence[int],
     read: Iterable[tuple[int, Mapping[str, Any]]],
-    shape: Callable[[Size], Any],
+    shape: Callable[[Size], str],
     by_content: bool = True,
 ) -> Plan:
     """Plan a run from the results of reading all pictures.
@@ -73,7 +69,7 @@ def make_plan(
     Args:
         parts: (S,) number of pictures of each source.
         read: Number of each source that was read, and ``{"pictures": [[hash, width, height], ...]}``.
-        shape: Pictures with equal values go through the detector together; they follow one another in the plan.
+        shape: Pictures with equal texts go through the detector together; they follow one another in the plan.
         by_content: Whether equal pictures are one; else every picture is its own.
     """
     starts = np.concatenate([[0], np.cumsum(np.asarray(parts, dtype=np.int64))]).astype(np.int64)
@@ -89,7 +85,7 @@ def make_plan(
         firsts, inverse = readable[firsts], inverse.reshape(-1)
     else:
         firsts, inverse = readable, np.arange(len(readable))
-    shapes = {size: repr(shape(size)) for size in {(int(w), int(h)) for w, h in sizes[firsts].tolist()}}
+    shapes = {size: shape(size) for size in {(int(w), int(h)) for w, h in sizes[firsts].tolist()}}
     numbers = {text: number for number, text in enumerate(sorted(set(shapes.values())))}
     keys = np.array([numbers[shapes[tuple(size)]] for size in sizes[firsts].tolist()], dtype=np.int64)
     order = np.lexsort((firsts, keys))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mg_llava.data.boxes.filter import filter_boxes
-from mg_llava.detection.run.job import JobSettings, make_reader
 from mg_llava.detection.run.merge import Results
+from mg_llava.detection.run.settings import JobSettings
 from mg_llava.detection.run.sources import Source
 
 
@@ -24,7 +24,7 @@ def visualize(settings: JobSettings, count: int) -> Iterator[Path]:
     """
     from mg_llava.drawing.boxes import draw_boxes
 
-    results, reader = Results(settings), make_reader(settings)
+    results, reader = Results(settings), settings.reader()
     folder = Path(settings.out) / "visualize"
     folder.mkdir(exist_ok=True)
     total = len(results.plan)

@@ -1,0 +1,230 @@
+"""Who does the tasks of a run: this process, a pool of this machine, the ranks of a launcher, or a Ray cluster.
+
+Tasks are planned, results are appended to journals and do not depend on the engine: a run that ended early goes on
+with any of them.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from typing_extensions import Self
+
+from mg_llava.detection.detector import Size
+from mg_llava.detection.run.settings import JobSettings
+from mg_llava.detection.run.worker import Done, Kind, Worker
+from mg_llava.work.pool import Pool
+from mg_llava.work.processes import Processes
+
+EngineName = Literal["pool", "torchrun", "slurm", "ray"]
+Value = TypeVar("Value")
+
+_STORE = 200 << 20
+"""Bytes of a local cluster's object store; tasks and results are small."""
+
+
+class Engine:
+    """One process that does everything; the others say what differs.
+
+    Args:
+        settings: What the run is about.
+    """
+
+    def __init__(self, settings: JobSettings) -> None:
+        self.settings = settings
+        self.worker = Worker(settings)
+
+    def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
+        """The results of tasks, some lines at a time.
+
+        Args:
+            kind: The step.
+            tasks: Lines of each task.
+        """
+        for done in self.worker.do(kind, (line for task in tasks for line in task)):
+            yield [done]
+
+    def shapes(self, sizes: Sequence[Size]) -> list[str]:
+        """See ``Worker.shapes``; builds the networks, so that a wrong path is known before hours of reading."""
+        return self.worker.shapes(sizes)
+
+    def share(self, tasks: list[list[int]]) -> list[list[int]]:
+        """Those of all tasks that this process has done."""
+        return tasks
+
+    def on_main(self, work: Callable[[], Value]) -> Value:
+        """Do something once; all processes get its result."""
+        return work()
+
+    def together(self, work: Callable[[], Any]) -> None:
+        """Do something in each process, and wait for all."""
+        work()
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PoolEngine(Engine):
+    """Worker processes on this machine; the first process writes what they find.
+
+    Args:
+        settings: What the run is about.
+        workers: How many.
+    """
+
+    def __init__(self, settings: JobSettings, workers: int) -> None:
+        super().__init__(settings)
+        self._pool = Pool(self.worker, workers)
+
+    def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
+        """See ``Engine``."""
+        return self._pool.run(_do_task, ((kind, task) for task in tasks))
+
+    def shapes(self, sizes: Sequence[Size]) -> list[str]:
+        """See ``Engine``."""
+        return next(self._pool.run(Worker.shapes, [sizes]))
+
+    def close(self) -> None:
+        """See ``Engine``."""
+        self._pool.close()
+
+
+class RankEngine(Engine):
+    """The processes of a launcher, on one machine or several that see one folder; each writes what it finds.
+
+    Args:
+        settings: What the run is about.
+        processes: All of them.
+    """
+
+    def __init__(self, settings: JobSettings, processes: Processes) -> None:
+        super().__init__(settings)
+        self._processes = processes
+
+    def share(self, tasks: list[list[int]]) -> list[list[int]]:
+        """See ``Engine``."""
+        return tasks[self._processes.rank :: self._processes.size]
+
+    def on_main(self, work: Callable[[], Value]) -> Value:
+        """See ``Engine``."""
+        return self._processes.on_main(work)
+
+    def together(self, work: Callable[[], Any]) -> None:
+        """See ``Engine``."""
+        self._processes.together(lambda: (work(), None)[1])
+
+
+class RayEngine(Engine):
+    """Workers in a Ray cluster, which see the pictures and the folder; this process writes what they find.
+
+    The cluster is the one of ``RAY_ADDRESS`` or of ``ray start`` on this machine; without either one is started here.
+    Workers that are lost are started anew where there is room, and their tasks done again.
+
+    Args:
+        settings: What the run is about; paths must be the same on all machines.
+        workers: How many; None for one for each GPU, or for each core where there is none.
+
+    Raises:
+        ImportError: Ray is not installed.
+    """
+
+    def __init__(self, settings: JobSettings, workers: int | None = None) -> None:
+        super().__init__(settings)
+        try:
+            import ray
+            import ray.util
+        except ImportError as error:
+            raise ImportError("--engine ray needs Ray: pip install 'mg_llava[ray]'") from error
+        self._ray: Any = ray
+        self._is_mine = not ray.is_initialized()
+        if self._is_mine:
+            _join_cluster(ray, workers)
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        count = workers or gpus or int(resources["CPU"])
+        place = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        remote: Any = ray.remote(_Actor).options(
+            num_cpus=1,
+            num_gpus=1 if gpus >= count else gpus / count,
+            max_restarts=3,
+            max_task_retries=3,
+            runtime_env={"env_vars": {"PYTHONPATH": place}},
+        )
+        self._actors: list[Any] = [remote.remote(self.worker) for _ in range(count)]
+        self._pool: Any = ray.util.ActorPool(self._actors)
+
+    def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
+        """See ``Engine``; in the order in which tasks are done."""
+        return self._pool.map_unordered(lambda actor, task: actor.do.remote(kind, task), tasks)
+
+    def shapes(self, sizes: Sequence[Size]) -> list[str]:
+        """See ``Engine``."""
+        return self._ray.get(self._actors[0].shapes.remote(sizes))
+
+    def close(self) -> None:
+        """See ``Engine``."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._is_mine:
+            self._ray.shutdown()
+
+
+def make_engine(settings: JobSettings, name: EngineName | None = None, processes: int | None = None) -> Engine:
+    """The engine of a run.
+
+    Args:
+        settings: What the run is about.
+        name: Which one; None for ``torchrun`` where it started this process, else ``pool``.
+        processes: Number of workers of ``pool`` (None for 1) and ``ray``; launchers say it themselves.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: The launcher did not start this process, or ``processes`` is not positive.
+    """
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes is {processes}, must be at least 1")
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    name = name or ("torchrun" if launched else "pool")
+    if name == "ray":
+        return RayEngine(settings, processes)
+    if name == "slurm":
+        return RankEngine(settings, Processes.of_slurm(settings.work))
+    if name == "torchrun":
+        if "WORLD_SIZE" not in os.environ:
+            raise ValueError("torchrun did not start this process; start it with torchrun, or use another engine")
+        return RankEngine(settings, Processes())
+    return Engine(settings) if processes in (None, 1) else PoolEngine(settings, processes)  # type: ignore[arg-type]
+
+
+class _Actor:
+    """A worker in a Ray cluster."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def do(self, kind: Kind, task: list[int]) -> list[Done]:
+        return _do_task(self._worker, (kind, task))
+
+    def shapes(self, sizes: Sequence[Size]) -> list[str]:
+        return self._worker.shapes(sizes)
+
+
+def _do_task(worker: Worker, task: tuple[Kind, list[int]]) -> list[Done]:
+    return list(worker.do(*task))
+
+
+def _join_cluster(ray: Any, workers: int | None) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **options)
+    except ConnectionError:
+        if "RAY_ADDRESS" in os.environ:
+            raise
+        ray.init(address="local", num_cpus=workers, object_store_memory=_STORE, include_dashboard=False, **options)
