@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -116,6 +117,40 @@ def run_xtuner(*arguments: object, processes: int = 1, timeout: float = 600) -> 
     variables = environment(NPROC_PER_NODE=str(processes))
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
     return done.stdout + done.stderr
+
+
+def train_here(*arguments: object) -> str:
+    """``xtuner train`` on one CPU in this process, without the seconds that a new one needs for its imports.
+
+    Returns:
+        Everything printed, the log and the traceback of an error included.
+    """
+    from xtuner.tools import train
+
+    output = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["train.py", *map(str, arguments)]),
+        mock.patch("mmengine.runner.loops.time.sleep"),  # between two epochs
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
+        try:
+            train.main()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            forget_runs()
+    return output.getvalue()
+
+
+def forget_runs() -> None:
+    """Drop what mmengine keeps globally of the runs of this process."""
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+
+    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
+        manager._instance_dict.clear()
 
 
 def read_log(work_dir: Path) -> list[dict]:

@@ -1,18 +1,14 @@
 """A toy of the real thing: leaf configs over the repository's builder functions, run by the real `xtuner train`."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import toy
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.run import ROOT, run_xtuner, train_here
 
 LEAF = """
 from mmengine.config import read_base
@@ -75,51 +71,30 @@ class Project:
         file.write_text(text)
         return file
 
-    def train(self, config: Path, *arguments: str, processes: int = 1, name: str | None = None) -> tuple[Path, str]:
+    def train(
+        self, config: Path, *arguments: str, processes: int = 1, name: str | None = None, here: bool = False
+    ) -> tuple[Path, str]:
         """Run `xtuner train`; returns the work directory and everything printed.
 
-        `xtuner` hides the exit status of what it starts, so that callers look at what the run left.
+        Args:
+            config: The leaf config.
+            arguments: More arguments of `xtuner train`.
+            processes: How many share the training.
+            name: Name of the work directory; that of the config by default.
+            here: In this process, which is faster; not for DeepSpeed.
         """
         work_dir = self.folder / "work_dirs" / (name or config.stem)
-        python = Path(sys.executable).parent
-        environment = os.environ | {
-            "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
-            "NPROC_PER_NODE": str(processes),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        command = [
-            str(python / "xtuner"),
-            "train",
-            str(config),
-            "--work-dir",
-            str(work_dir),
-            "--seed",
-            "0",
-            *arguments,
-        ]
-        if processes > 1:
-            command += ["--launcher", "pytorch"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
-        return work_dir, done.stdout + done.stderr
-
-
-def read_log(work_dir: Path) -> list[dict]:
-    """Records of the newest json log that have a loss, in order."""
-    file = sorted(work_dir.glob("*/vis_data/scalars.json"))[-1]
-    return [record for record in map(json.loads, file.read_text().splitlines()) if "loss" in record]
-
-
-def read_losses(work_dir: Path) -> dict[int, float]:
-    """Loss by iteration of the newest log."""
-    return {record["step"]: record["loss"] for record in read_log(work_dir)}
+        command = (config, "--work-dir", work_dir, "--seed", 0, *arguments)
+        if here and not torch.cuda.is_available():
+            return work_dir, train_here(*command)
+        return work_dir, run_xtuner("train", *command, processes=processes)
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, toy_paths: dict[str, str]) -> Project:
     """Toy weights, data and room for configs."""
     folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(REPOSITORY / "configs" / "_base_", folder / "configs" / "_base_")
+    shutil.copytree(ROOT / "configs" / "_base_", folder / "configs" / "_base_")
     return Project(folder, toy_paths, toy.write_data(folder / "data"))
 
 
@@ -140,20 +115,11 @@ def stage2(project: Project, stage1: Path) -> Path:
     return work_dir
 
 
-def train_together(project: Project, stage1: Path) -> Path:
-    """Stage 2 on one process; trained once."""
-    return _train_once(project, stage1, "together", 4)
-
-
 def train_split(project: Project, stage1: Path, mode: str) -> Path:
-    """The same on two processes with DeepSpeed; trained once for each mode."""
-    return _train_once(project, stage1, f"split_{mode}", 2, "--deepspeed", mode)
-
-
-def _train_once(project: Project, stage1: Path, name: str, batch_size: int, *arguments: str) -> Path:
-    work_dir = project.folder / "work_dirs" / name
+    """Stage 2 on two processes with DeepSpeed; trained once for each mode."""
+    work_dir = project.folder / "work_dirs" / f"split_{mode}"
     if not (work_dir / "iter_4.pth").exists():
-        config = project.config(name, "instruct", batch_size=batch_size, seed=0, pretrained_pth=str(stage1))
-        _, output = project.train(config, *arguments, processes=4 // batch_size)
+        config = project.config(f"split_{mode}", "instruct", batch_size=2, seed=0, pretrained_pth=str(stage1))
+        _, output = project.train(config, "--deepspeed", mode, processes=2)
         assert (work_dir / "iter_4.pth").exists(), output[-4000:]
     return work_dir

@@ -11,12 +11,13 @@ from mg_llava.inference import Predictor
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.registry import MODELS
 from tests import toy
-from tests.end_to_end.conftest import REPOSITORY, Project, read_losses
+from tests.end_to_end.conftest import Project
+from tests.run import ROOT, read_losses
 from tests.smollm2 import find_smollm2
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = {stage: REPOSITORY / "configs" / f"mg_llava_nano_smollm2_{stage}.py" for stage in ("pretrain", "instruct")}
+CONFIGS = {stage: ROOT / "configs" / f"mg_llava_nano_smollm2_{stage}.py" for stage in ("pretrain", "instruct")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +26,7 @@ def _weights() -> None:
 
 
 def test_it_speaks_before_it_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.chdir(ROOT)
     config = Config.fromfile(CONFIGS["pretrain"])
     predictor = Predictor(
         MODELS.build(config.model), config.tokenizer, config.prompt_template, config.picture_processor
@@ -52,7 +53,7 @@ def test_two_iterations_of_both_stages(data: dict[str, str], project: Project) -
     for stage, extra in (("pretrain", []), ("instruct", ["train_dataloader.sampler.per_device_batch_size=2"])):
         if folders:
             extra = [*extra, f"model.pretrained_pth={folders['pretrain']}"]
-        folders[stage], output = project.train(CONFIGS[stage], "--cfg-options", *options, *extra)
+        folders[stage], output = project.train(CONFIGS[stage], "--cfg-options", *options, *extra, here=True)
         assert (folders[stage] / "iter_2.pth").exists(), output[-4000:]
         losses[stage] = read_losses(folders[stage])
         assert sorted(losses[stage]) == [1, 2]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
-from tests.end_to_end.conftest import Project, read_log, read_losses, train_split, train_together
+from tests.end_to_end.conftest import Project, train_split
+from tests.run import read_log, read_losses
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,7 @@ def test_resumed_run_has_the_losses_of_the_whole_one(
 ) -> None:
     whole = request.getfixturevalue(stage)
     config = project.folder / "configs" / f"{stage}.py"
-    work_dir, output = project.train(config, "--resume", str(whole / "iter_2.pth"), name=f"{stage}_resumed")
+    work_dir, output = project.train(config, "--resume", str(whole / "iter_2.pth"), name=f"{stage}_resumed", here=True)
     assert (work_dir / "iter_4.pth").exists(), output[-4000:]
     losses = read_losses(whole)
     assert read_losses(work_dir) == {step: losses[step] for step in (3, 4)}
@@ -74,13 +75,14 @@ def test_resumed_run_has_the_losses_of_the_whole_one(
 
 
 @pytest.mark.parametrize("mode", ["deepspeed_zero2", "deepspeed_zero3"])
-def test_two_processes_with_deepspeed_reach_the_loss_of_one(mode: str, project: Project, stage1: Path) -> None:
+def test_two_processes_with_deepspeed_reach_the_loss_of_one(
+    mode: str, project: Project, stage1: Path, stage2: Path
+) -> None:
     pytest.importorskip("deepspeed")
-    name = "together"
-    reference, work_dir = train_together(project, stage1), train_split(project, stage1, mode)
-    before = evaluation_loss(project, stage1_with_llm(project, stage1), name)
-    alone = evaluation_loss(project, reference / "iter_4.pth", name)
-    split = evaluation_loss(project, work_dir / "iter_4.pth", name)
+    work_dir = train_split(project, stage1, mode)
+    before = evaluation_loss(project, stage1_with_llm(project, stage1))
+    alone = evaluation_loss(project, stage2 / "iter_4.pth")
+    split = evaluation_loss(project, work_dir / "iter_4.pth")
     assert alone < before  # training moved the loss, and both by the same amount
     assert split == pytest.approx(alone, rel=2e-2)
 
@@ -100,7 +102,7 @@ class TestBadInput:
     """Each gives one clear message that names what is wrong, and the run ends."""
 
     def fail(self, project: Project, config: Path, *arguments: str) -> str:
-        work_dir, output = project.train(config, *arguments, name=f"bad_{config.stem}")
+        work_dir, output = project.train(config, *arguments, name=f"bad_{config.stem}", here=True)
         assert not (work_dir / "iter_4.pth").exists()
         return output
 

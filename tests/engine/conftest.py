@@ -1,20 +1,14 @@
 """Runs of the toy model, in this process and through the real `xtuner train`."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
+
+from tests.run import forget_runs, read_losses, run_xtuner
 
 HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
 CONFIG = HERE / "launch_config.py"
 
 
@@ -48,34 +42,9 @@ def runs(tmp_path, monkeypatch):
     """Runs in this process; what mmengine keeps globally is forgotten afterwards."""
     monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)  # between two epochs
     yield ToyRuns(tmp_path)
-    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
-        manager._instance_dict.clear()
+    forget_runs()
 
 
-def read_log(work_dir):
-    """Records of the run's json log that have a loss."""
-    file = next(Path(work_dir).glob("*/vis_data/scalars.json"))
-    return [record for record in map(json.loads, file.read_text().splitlines()) if "loss" in record]
-
-
-def read_losses(work_dir):
-    """Loss by iteration."""
-    return {record["step"]: record["loss"] for record in read_log(work_dir)}
-
-
-def launch(work_dir, *arguments, processes=2):
-    """Run ``xtuner train`` on the toy config; `xtuner` hides the exit status, so callers check the results."""
-    bin_folder = Path(sys.executable).parent
-    environment = dict(os.environ)
-    environment |= {
-        "PATH": f"{bin_folder}{os.pathsep}{environment['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
-        "NPROC_PER_NODE": str(processes),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [str(bin_folder / "xtuner"), "train", str(CONFIG), "--launcher", "pytorch", "--work-dir", str(work_dir)]
-    done = subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=400, cwd=REPOSITORY
-    )
-    return done.stdout + done.stderr
+def launch(work_dir, *arguments):
+    """Run ``xtuner train`` on the toy config in two processes."""
+    return run_xtuner("train", CONFIG, "--work-dir", work_dir, *arguments, processes=2)

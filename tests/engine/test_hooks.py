@@ -9,8 +9,8 @@ from PIL import Image
 from mg_llava.engine.generation import SampleGenerationHook
 from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook, count_tokens
 from tests import toy
-from tests.engine.conftest import read_log
 from tests.engine.launch_toy import ToyData, ToyModel, toy_collate
+from tests.run import read_log
 
 
 def log_text(work_dir):

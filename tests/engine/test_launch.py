@@ -8,7 +8,8 @@ from mmengine.config import Config
 
 from mg_llava.engine import launch as distributed
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
-from tests.engine.conftest import launch, read_log, read_losses
+from tests.engine.conftest import launch
+from tests.run import read_log, read_losses
 
 MODES = {
     "ddp": [],

@@ -4,9 +4,6 @@ import base64
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,8 @@ from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkMetric, c
 from mg_llava.inference import Predictor
 from mg_llava.registry import MODELS
 from tests import toy
-from tests.end_to_end.conftest import REPOSITORY, Project, project  # noqa: F401
+from tests.end_to_end.conftest import Project, project  # noqa: F401
+from tests.run import run_xtuner
 
 PROCESSOR = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}
 
@@ -102,18 +100,8 @@ def test_xtuner_test_in_two_processes_answers_as_the_predictor(project: Project)
     wanted = {q.id: predictor.predict(q.picture(), q.text, store.find(q.id) or []).text for q in questions}
     assert len(set(wanted.values())) > 1
 
-    python = Path(sys.executable).parent
-    environment = os.environ | {
-        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
-        "NPROC_PER_NODE": "2",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [str(python / "xtuner"), "test", str(config), "--checkpoint", str(project.folder / "toy.pth")]
-    command += ["--work-dir", str(project.folder / "tested"), "--launcher", "pytorch"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
-
-    output = done.stdout + done.stderr
+    checkpoint, tested = project.folder / "toy.pth", project.folder / "tested"
+    output = run_xtuner("test", config, "--checkpoint", checkpoint, "--work-dir", tested, processes=2)
     folder = project.folder / "tested" / "test" / "toy_choice"
     assert (folder / "predictions.jsonl").is_file(), output[-4000:]
     lines = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
