@@ -118,7 +118,7 @@ def evaluate(
         What :func:`score` gives, and ``benchmarks``: headline, counts and metrics of each.
     """
     from mg_llava.evaluation.boxes import build_box_source
-    from mg_llava.evaluation.runner import run_benchmark
+    from mg_llava.evaluation.runner import Asking, run_benchmark
 
     with tempfile.TemporaryDirectory() as folder:
         runs = {}
@@ -130,10 +130,8 @@ def evaluate(
                 predictor,
                 out or folder,
                 source,
-                batch_size,
-                asked,
+                Asking(batch_size, asked, fresh=True),
                 model_identity=identity,
-                fresh=True,
                 progress=lambda done, total: print(f"{done}/{total}", flush=True),
             )
     questions = load_questions(limit=limit)

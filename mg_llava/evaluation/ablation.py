@@ -1,7 +1,6 @@
 """One checkpoint under several settings of boxes and fusion: what each is worth, with paired bootstrap intervals."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.evaluation.boxes import is_box_file, parse_box_spec
+from mg_llava.evaluation.results import metric_of
 from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.evaluation.statistics import Interval, paired_bootstrap, scores_of
+from mg_llava.work.atomic import write_json
 
 Results = Mapping[str, ScoreResult]
 """Results by benchmark."""
@@ -160,22 +161,17 @@ def compare(
                     sum(first.values()) / max(len(first), 1),
                     paired_bootstrap(scores, first, together, seed=seed),
                     metric,
-                    metric_of(found, rule, metric),
-                    metric_of(reference, rule, metric),
+                    _number(found, rule, metric),
+                    _number(reference, rule, metric),
                 )
             )
     return rows
 
 
-def metric_of(result: ScoreResult, rule: str, metric: str) -> float | None:
-    """A metric of a rule, ``a.b`` where metrics are nested; None where there is no such number."""
-    node: Any = result.get("rules", {}).get(rule, {}).get("metrics", {})
-    if isinstance(node, Mapping) and metric in node:
-        node = node[metric]
-    else:
-        for name in metric.split("."):
-            node = node.get(name) if isinstance(node, Mapping) else None
-    return float(node) if isinstance(node, int | float) and not isinstance(node, bool) else None
+def _number(result: ScoreResult, rule: str, metric: str) -> float | None:
+    """A metric of a rule; None where there is no such number."""
+    value = metric_of(result.get("rules", {}), rule, metric)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def run_ablation(
@@ -210,8 +206,7 @@ def run_ablation(
         return []
     rows = compare(results, headlines, groups)
     payload = {"baseline": settings[0].name, "differences": [row.to_dict() for row in rows]}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / FILE).write_text(json.dumps(payload, indent=1) + "\n")
+    write_json(out / FILE, payload)
     return rows
 
 

@@ -6,11 +6,12 @@ Boxes are xyxy in pixels of the original picture throughout.
 import difflib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from mmengine.logging import print_log
@@ -18,16 +19,29 @@ from PIL import Image
 
 from mg_llava.data.boxes.augment import BoxAugmentation
 from mg_llava.data.boxes.store import BoxStore, open_box_store
+from mg_llava.data.inputs import make_boxes
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.open import fingerprint
-from mg_llava.data.records.schema import BoxRecord
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.registry import PROPOSERS
 
 Kind = Literal["none", "detected", "oracle", "shuffled", "jitter", "top"]
 Picture = Image.Image | Callable[[], Image.Image]
-Boxes = BoxRecord | list[BoxRecord | None] | None
-"""Boxes of a question's picture; of a video one set for each frame; None to go without boxes."""
+
+
+class FoundBoxes(NamedTuple):
+    """The boxes of a question's picture, or of each frame of its video, and what they count as.
+
+    Attributes:
+        boxes: One record for each picture, without boxes where there are none to be had.
+        counts: Pictures ``with`` boxes of a file, ``without``, with boxes that a detector ``generated`` now, and how
+            many of these have a record that holds no box (``empty``); zeros are left out.
+    """
+
+    boxes: tuple[BoxRecord, ...]
+    counts: dict[str, int]
+
 
 HELP = (
     "none: no boxes. detected: the box file's, or the detector's for pictures that are not in it. oracle: those of "
@@ -124,7 +138,7 @@ def build_box_source(
 
 
 class BoxSource:
-    """Gives each question its boxes, and counts; made by :func:`build_box_source`.
+    """Gives each question its boxes; made by :func:`build_box_source`.
 
     What is drawn depends on the seed and the picture alone, so that all questions about a picture see the same boxes,
     in any order and on any number of processes.
@@ -139,9 +153,6 @@ class BoxSource:
         to_frame: Callable[[Image.Image], Image.Image] = to_rgb,
     ) -> None:
         self.spec = spec
-        self.counts = {"with": 0, "without": 0, "generated": 0, "empty": 0}
-        """Questions with boxes of a file, without, with boxes that a detector found now; and how many of these have
-        a record that holds no box. Every frame of a video counts."""
         self._store = store
         self._propose = propose
         self._seed = seed
@@ -150,46 +161,31 @@ class BoxSource:
         if spec.kind == "shuffled" and len(self._keys) < 2:
             raise ValueError(f"{store.source if store else ''}: shuffling needs the boxes of at least two pictures")
         self._found: dict[str, BoxRecord] = {}
-        self._counting, self._detecting = Lock(), Lock()
+        self._detecting = Lock()
 
-    def boxes(self, question: Question, image: Picture | Sequence[Image.Image] | None = None) -> Boxes:
-        """The boxes of a question's picture, counted; safe to call from several threads.
+    def look_up(self, question: Question, images: Sequence[Picture | None] = ()) -> FoundBoxes:
+        """The boxes of a question's picture, and what they count as; safe to call from several threads.
 
         Args:
             question: The question.
-            image: Its picture, or a function that opens it; for a video its frames. Used where boxes are looked up by
-                content, found by the detector or moved; without it boxes are not clipped to the picture.
-
-        Returns:
-            The boxes, or None where there are none to be had. For a video a list, one for each frame.
+            images: Its picture, or a function that opens it; of a video its frames. Used where boxes are looked up by
+                content, found by the detector or moved; without them boxes are not clipped to the picture.
         """
-        boxes, counts = self.look_up(question, image)
-        with self._counting:
-            for name, count in counts.items():
-                self.counts[name] += count
-        return boxes
-
-    def look_up(
-        self, question: Question, image: Picture | Sequence[Image.Image] | None = None
-    ) -> tuple[Boxes, dict[str, int]]:
-        """What :meth:`boxes` returns, and what it counts as; for callers in other processes, who count themselves."""
         key = question.id if question.box_key is None else question.box_key
+        name = question.picture_key or str(key)
+        shown = list(images) or [None] * (question.frames or 1)
         if question.frames is None:
-            found = [self._one(str(key), question.picture_key or str(key), image)]  # type: ignore[arg-type]
+            found = [self._one(str(key), name, shown[0])]
         else:
-            frames = list(image) if isinstance(image, Sequence) else [None] * question.frames
-            name = question.picture_key or key
-            found = [self._one(f"{key}#{i}", f"{name}#{i}", frame) for i, frame in enumerate(frames)]
-        counts = dict.fromkeys(self.counts, 0)
-        for record, source in found:
-            counts[source] += 1
-            counts["empty"] += record is not None and not len(record)
-        boxes = [record for record, _ in found]
-        return (boxes[0] if question.frames is None else boxes), counts
+            found = [self._one(f"{key}#{i}", f"{name}#{i}", frame) for i, frame in enumerate(shown)]
+        counts = Counter(source for _, source in found)
+        counts["empty"] = sum(record is not None and not len(record) for record, _ in found)
+        boxes = tuple(NO_BOXES if record is None else record for record, _ in found)
+        return FoundBoxes(boxes, {kind: count for kind, count in counts.items() if count})
 
     def describe(self) -> dict[str, Any]:
-        """Spec, box file with its hash and detector, what generates missing boxes, seed and counts, for results."""
-        described: dict[str, Any] = {"spec": str(self.spec), "seed": self._seed, "counts": dict(self.counts)}
+        """Spec, box file with its hash and detector, what generates missing boxes, and seed, for results."""
+        described: dict[str, Any] = {"spec": str(self.spec), "seed": self._seed}
         if self._store is not None:
             described["file"] = self._store.source
             if Path(self._store.source).is_file():
@@ -220,7 +216,9 @@ class BoxSource:
             return None, "without"
         with self._detecting:
             if picture_key not in self._found:
-                self._found[picture_key] = _as_record(self._propose(image.framed()), f"picture {picture_key!r}")
+                self._found[picture_key] = make_boxes(
+                    self._propose(image.framed()), f"picture {picture_key!r}, detected boxes"
+                )
             return self._found[picture_key], "generated"
 
     def _partner(self, own: BoxRecord | None, picture_key: str, image: "_Opened") -> BoxRecord:
@@ -285,12 +283,6 @@ def _fit(record: BoxRecord, old: tuple[int, int] | None, new: tuple[int, int] | 
     kept = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     labels = tuple(record.labels[i] for i in kept.tolist())
     return replace(record, boxes=boxes[kept], scores=record.scores[kept], labels=labels)
-
-
-def _as_record(found: Any, owner: str) -> BoxRecord:
-    from mg_llava.data.inputs import make_boxes
-
-    return make_boxes(found, f"{owner}, detected boxes")
 
 
 def _open(store: BoxStore | str | Path | None) -> BoxStore | None:

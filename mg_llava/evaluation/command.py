@@ -3,10 +3,8 @@
 import argparse
 import contextlib
 import sys
+from dataclasses import fields
 from pathlib import Path
-
-_PASSED = ("limit", "batch_size", "workers", "cache_mb", "bad_samples", "fresh", "max_new_tokens")
-"""Arguments that are those of ``run_benchmark``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +72,7 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str:
+    from mg_llava.evaluation.runner import Asking
     from mg_llava.evaluation.suite import Model, Suite, build_benchmarks, choose_settings, find_box_files
     from mg_llava.work.processes import Processes
 
@@ -95,7 +94,8 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
         box_files=box_files,
         oracle=arguments.oracle_boxes,
         detector=detector,
-        options={name: getattr(arguments, name) for name in _PASSED if getattr(arguments, name) is not None},
+        asking=Asking(**{field.name: getattr(arguments, field.name) for field in fields(Asking)}),
+        generation={} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens},
     )
     return suite.run()
 

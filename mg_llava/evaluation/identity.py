@@ -5,13 +5,15 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-from mmengine.config import Config
+from typing import TYPE_CHECKING, Any
 
 from mg_llava.data.records.open import fingerprint
 from mg_llava.evaluation.benchmark import Benchmark, Question
-from mg_llava.inference import Predictor
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from mg_llava.inference import Predictor
 
 PACKAGES = ("mg_llava", "torch", "transformers", "xtuner", "mmengine", "timm", "open_clip_torch")
 _TEXT_FILES = (".json", ".jsonl", ".tsv", ".csv", ".txt")
@@ -20,8 +22,8 @@ _TEXT_FILES = (".json", ".jsonl", ".tsv", ".csv", ".txt")
 def run_identity(
     benchmark: Benchmark,
     questions: Sequence[Question],
-    predictor: Predictor,
-    boxes: Any,
+    predictor: "Predictor",
+    boxes: Mapping[str, Any],
     generation: Mapping[str, Any],
     model: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -31,14 +33,13 @@ def run_identity(
         benchmark: The benchmark.
         questions: All of its questions.
         predictor: The model with template and generation settings.
-        boxes: The box source, which describes itself; None for no boxes.
+        boxes: What the box source says of itself.
         generation: What overrides the predictor's generation settings.
         model: What tells the model from others; None for a checksum of its weights.
     """
     digest = hashlib.sha256()
     for question in questions:
         digest.update(f"{question.id}\0{question.text}\0".encode())
-    described = boxes.describe() if boxes is not None else {"spec": "none"}
     settings = {**predictor.generation, **generation}
     return {
         "benchmark": {"type": type(benchmark).__name__, "prompt": benchmark.prompt},
@@ -50,7 +51,7 @@ def run_identity(
             "system": predictor.front_end.system,
             "dtype": str(next(predictor.model.llm.parameters()).dtype).removeprefix("torch."),
         },
-        "boxes": {key: value for key, value in described.items() if key not in ("counts", "file")},
+        "boxes": {key: value for key, value in boxes.items() if key != "file"},
     }
 
 
@@ -74,7 +75,7 @@ def _weights_hash(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def hash_config(config: Config) -> str:
+def hash_config(config: "Config") -> str:
     """Short hash of a config with everything that it inherits."""
     return hashlib.sha256(config.pretty_text.encode()).hexdigest()[:32]
 

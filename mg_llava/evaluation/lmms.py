@@ -114,8 +114,9 @@ class MGLLaVAModel(lmms):
         owner = f"{task} {split} {doc_id}"
         pictures = [_picture(visual, owner) for visual in visuals]
         text = context.replace(IMAGE_PLACEHOLDER, "").strip()
-        found = [self.source.boxes(Question(f"{owner}#{i}", text), image) for i, image in enumerate(pictures)]
-        boxes: Any = [[] if record is None else record for record in found]
+        questions = [Question(f"{owner}#{i}", text) for i in range(len(pictures))]
+        found = [self.source.look_up(*asked) for asked in zip(questions, zip(pictures), strict=True)]
+        boxes: Any = [record for one in found for record in one.boxes]
         return Request(text, pictures, boxes[0] if len(boxes) == 1 else boxes or None, owner)
 
     def _text(self, instance: Any, answer: Any) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from mmengine.logging import print_log
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
-from mg_llava.evaluation.predictions import write_json
 from mg_llava.evaluation.release import BASELINES, MG_LLAVA, PAPER_MODEL
 from mg_llava.evaluation.statistics import Scores, break_down, facts_of, scores_of
+from mg_llava.work.atomic import write_json
 
 Entry = dict[str, Any]
 """What is reported of one benchmark: a run's ``to_dict``, with ``breakdowns`` and ``paper``."""
@@ -29,7 +29,7 @@ def make_entry(run: Any, object_sizes: Scores | None = None) -> Entry:
     """What is reported of a run.
 
     Args:
-        run: A ``RunResult`` of the runner.
+        run: A ``results.RunResult``.
         object_sizes: Sizes of the annotated objects, see ``statistics.object_sizes``.
     """
     entry = run.to_dict()

@@ -17,7 +17,8 @@ from mg_llava.evaluation.boxes import BoxSource, build_box_source
 from mg_llava.evaluation.catalog import benchmark_config, box_file_in, default_boxes, find_release
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.evaluation.report import PAGE_FILE, format_table, make_entry, merge_results, write_page
-from mg_llava.evaluation.runner import RunResult, run_benchmark
+from mg_llava.evaluation.results import RunResult
+from mg_llava.evaluation.runner import Asking, run_benchmark
 from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.inference import Predictor
 from mg_llava.work.devices import pick_device
@@ -73,7 +74,8 @@ class Suite:
         oracle: Box file of the annotations.
         detector: Finds missing boxes; see ``build_box_source``.
         quiet: No progress bars.
-        options: Further arguments of ``run_benchmark``.
+        asking: How questions are asked.
+        generation: Overrides arguments of ``generate``.
     """
 
     model: Model
@@ -85,7 +87,8 @@ class Suite:
     oracle: Path | None = None
     detector: Any = None
     quiet: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    asking: Asking = field(default_factory=Asking)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> str:
         """Run all, write ``results.json`` and the HTML report.
@@ -133,10 +136,11 @@ class Suite:
                     self.model.predictor,
                     out,
                     self._boxes(benchmark, setting),
+                    self.asking,
                     model_identity={**self.model.identity, "fusion": "on" if setting.fusion else "off"},
                     processes=self.processes,
                     progress=progress,
-                    **self.options,
+                    **self.generation,
                 )
             runs += [run] if run is not None else []
         return runs

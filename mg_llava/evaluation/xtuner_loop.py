@@ -4,19 +4,19 @@ The loop answers with the ``Predictor`` that chat and ``tools/evaluate.py`` use,
 gathered by question: neither their order nor the number of processes matters.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import TestLoop
+from PIL import Image
 from torch.utils.data import Dataset
 
 from mg_llava.data.pictures.files import PictureError, to_rgb
@@ -24,11 +24,21 @@ from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.boxes import build_box_source
 from mg_llava.evaluation.catalog import DEFAULT_ROOT, benchmark_config, default_boxes
+from mg_llava.evaluation.identity import run_identity
+from mg_llava.evaluation.replies import Line, Replies, line_of
 from mg_llava.evaluation.report import flat_metrics
+from mg_llava.evaluation.results import score
+from mg_llava.evaluation.runner import BadSamples
 from mg_llava.inference import Predictor, Request
 from mg_llava.registry import DATASETS, METRICS, TRANSFORMS
 
-_FAILED = "failed"
+
+class _Item(NamedTuple):
+    """A question, its place in its benchmark, and the number of this."""
+
+    benchmark: int
+    place: int
+    question: Question
 
 
 @DATASETS.register_module()
@@ -45,7 +55,7 @@ class BenchmarkDataset(Dataset):
         boxes: Where boxes come from; see ``boxes.parse_box_spec``.
         detector: Finds missing boxes; see ``boxes.build_box_source``.
         system: System text before the question; none, as in training, by default.
-        limit: Ask the first questions of each benchmark only, for a look: the others count as missing. None for all.
+        limit: Ask the first questions of each benchmark only, for a look; None for all.
         seed: For boxes that are drawn.
 
     Raises:
@@ -77,15 +87,16 @@ class BenchmarkDataset(Dataset):
         """Arguments of the ``Predictor``."""
         self.benchmarks: list[Benchmark] = []
         self.sources = []
-        self.items: list[tuple[int, Question]] = []
-        """Number of the benchmark, and the question."""
+        self.items: list[_Item] = []
+        self.limit = limit
         to_frame = partial(to_rgb, mode=processor.mode, apply_exif=processor.apply_exif)
         for number, item in enumerate(benchmarks):
             benchmark, store, oracle = _build_benchmark(item, data_root)
             source = build_box_source(boxes, store, detector, oracle=oracle, seed=seed, to_frame=to_frame)
             self.benchmarks.append(benchmark)
             self.sources.append(source)
-            self.items += [(number, question) for question in list(benchmark.questions())[:limit]]
+            asked = list(benchmark.questions())[:limit]
+            self.items += [_Item(number, place, question) for place, question in enumerate(asked)]
         names = Counter(benchmark.name for benchmark in self.benchmarks)
         if len(names) < len(self.benchmarks):
             twice = names.most_common(1)[0][0]
@@ -93,32 +104,29 @@ class BenchmarkDataset(Dataset):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """What the metric needs: all questions with their benchmarks, and where boxes come from."""
-        return {"benchmarks": self.benchmarks, "items": self.items, "sources": self.sources}
+        """The benchmarks, and how many questions of each are asked."""
+        return {"benchmarks": self.benchmarks, "limit": self.limit}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A question: ``id`` (its place), ``request``, and ``counts``, what its boxes count as.
+        """A question: ``id`` (its place), ``request`` and ``source``, what its boxes count as.
 
-        ``request`` is None where the picture cannot be read; such a question counts as not answered.
+        In place of the request is the error where the picture cannot be read.
         """
-        number, question = self.items[index]
+        number, question = self.items[index].benchmark, self.items[index].question
         owner = f"{self.benchmarks[number].name}, question {question.id!r}"
         if question.picture is None:
-            return {"id": index, "request": Request(question.text, id=owner), "counts": {}}
+            return {"id": index, "request": Request(question.text, id=owner), "source": None}
         try:
             opened = question.picture()
-            boxes, counts = self.sources[number].look_up(question, opened)
         except PictureError as error:
-            print_log(f"{owner}: {error}; counted as not answered", logger="current", level=logging.WARNING)
-            return {"id": index, "request": None, "counts": {_FAILED: 1}}
-        # [] and not None: no boxes, rather than those of a proposer
-        if isinstance(boxes, list):
-            boxes = [[] if record is None else record for record in boxes]  # type: ignore[misc]
-        request = Request(question.text, opened, [] if boxes is None else boxes, owner)
-        return {"id": index, "request": request, "counts": counts}
+            return {"id": index, "request": error, "source": None}
+        pictures = [opened] if isinstance(opened, Image.Image) else opened
+        found = self.sources[number].look_up(question, pictures)
+        boxes = found.boxes if len(found.boxes) > 1 else found.boxes[0]
+        return {"id": index, "request": Request(question.text, opened, boxes, owner), "source": found.counts}
 
 
 def collate_questions(instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -127,22 +135,37 @@ def collate_questions(instances: Sequence[dict[str, Any]]) -> list[dict[str, Any
 
 
 class BenchmarkLoop(TestLoop):
-    """A test loop that lets the model answer a ``BenchmarkDataset``, and gives the metric replies as text.
+    """A test loop that lets the model answer a ``BenchmarkDataset``, and gives the metric what it is to keep.
 
     Args:
         runner: The runner.
         dataloader: Dataloader of a ``BenchmarkDataset``, or its config.
         evaluator: With a ``BenchmarkMetric``, or its config.
+        bad_samples: As of ``runner.Asking``.
         **generation: Arguments of the LLM's ``generate``; greedy, and each benchmark's own ``max_new_tokens``, by
             default.
     """
 
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **generation: Any) -> None:
+    def __init__(
+        self, runner: Any, dataloader: Any, evaluator: Any, bad_samples: BadSamples = "report", **generation: Any
+    ) -> None:
         super().__init__(runner, dataloader, evaluator)
         self.dataset: BenchmarkDataset = self.dataloader.dataset
-        self.evaluator.dataset_meta = {**self.dataset.metainfo, "out_dir": Path(runner.work_dir) / "test"}
-        self.generation = generation
+        self.bad_samples = bad_samples
         self.predictor = Predictor(getattr(runner.model, "module", runner.model), **self.dataset.parts)
+        self.settings = [{"max_new_tokens": one.max_new_tokens, **generation} for one in self.dataset.benchmarks]
+        self.evaluator.dataset_meta = {
+            **self.dataset.metainfo,
+            "out_dir": Path(runner.work_dir) / "test",
+            "runs": [self._describe(number) for number in range(len(self.dataset.benchmarks))],
+        }
+
+    def _describe(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Identity of the run of a benchmark, and what is told of it besides."""
+        benchmark, described = self.dataset.benchmarks[number], self.dataset.sources[number].describe()
+        asked = [item.question for item in self.dataset.items if item.benchmark == number]
+        identity = run_identity(benchmark, asked, self.predictor, described, self.settings[number], None)
+        return identity, {"boxes": described}
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: list[dict[str, Any]]) -> None:  # type: ignore[override]
@@ -150,25 +173,25 @@ class BenchmarkLoop(TestLoop):
         self.runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
         groups: dict[int, list[dict[str, Any]]] = {}
         for sample in data_batch:
-            number, _ = self.dataset.items[sample["id"]]
-            groups.setdefault(number, []).append(sample)
-        outputs = [output for number, group in groups.items() for output in self._answer(number, group)]
+            groups.setdefault(self.dataset.items[sample["id"]].benchmark, []).append(sample)
+        outputs = [(number, line) for number, group in groups.items() for line in self._answer(number, group)]
         self.evaluator.process(data_samples=outputs, data_batch=data_batch)
         self.runner.call_hook("after_test_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
 
-    def _answer(self, number: int, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """``id``, ``counts`` and ``text`` of questions of one benchmark; no text where there is no answer."""
-        settings = {"max_new_tokens": self.dataset.benchmarks[number].max_new_tokens, **self.generation}
-        asked = [sample for sample in samples if sample["request"] is not None]
-        texts: dict[int, str] = {}
-        for batch in self.predictor.stream([s["request"] for s in asked], max(1, len(asked)), **settings):
-            for place, answer in batch:
-                if isinstance(answer, Exception):
-                    message = f"{asked[place]['request'].id}: {answer}; counted as not answered"
-                    print_log(message, logger="current", level=logging.WARNING)
-                else:
-                    texts[asked[place]["id"]] = answer.text
-        return [{"id": s["id"], "counts": s["counts"], "text": texts.get(s["id"])} for s in samples]
+    def _answer(self, number: int, samples: list[dict[str, Any]]) -> list[Line]:
+        """Lines of questions of one benchmark."""
+        answers: dict[int, Any] = {s["id"]: s["request"] for s in samples if isinstance(s["request"], Exception)}
+        asked = [sample for sample in samples if sample["id"] not in answers]
+        stream = self.predictor.stream([s["request"] for s in asked], max(1, len(asked)), **self.settings[number])
+        answers |= {asked[place]["id"]: answer for batch in stream for place, answer in batch}
+        errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
+        if errors and self.bad_samples == "raise":
+            raise errors[0]
+        items = [self.dataset.items[sample["id"]] for sample in samples]
+        return [
+            line_of(item.place, item.question, answers[sample["id"]], sample["source"])
+            for item, sample in zip(items, samples, strict=True)
+        ]
 
 
 class DistributedModel(MMDistributedDataParallel):
@@ -189,7 +212,7 @@ class DistributedModel(MMDistributedDataParallel):
 class BenchmarkMetric(BaseMetric):
     """Scores the replies of a ``BenchmarkDataset`` by every rule that applies, and keeps them.
 
-    Writes ``<out_dir>/<benchmark>/predictions.jsonl``, which ``tools/score.py`` reads, and ``results.json``.
+    Writes the files of ``tools/evaluate.py`` to ``<out_dir>/<benchmark>``.
 
     Args:
         out_dir: Folder for files; ``test`` in the work directory by default.
@@ -211,38 +234,30 @@ class BenchmarkMetric(BaseMetric):
         self.out_dir = out_dir
         self.options = dict(options or {})
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep the replies of a batch: ``id``, ``text`` (None for no answer) and ``counts`` of each."""
+    def process(self, data_batch: Any, data_samples: Sequence[tuple[int, Line]]) -> None:  # type: ignore[override]
+        """Keep the lines of a batch, each with the number of its benchmark."""
         self.results.extend(data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Score all replies, in the main process.
+        """Write and score all replies, in the main process.
 
         Returns:
             ``benchmark/rule/metric`` for every metric that is a number.
         """
         meta = self.dataset_meta or {}
-        replies = {entry["id"]: entry for entry in results}
         metrics: dict[str, float] = {}
         for number, benchmark in enumerate(meta["benchmarks"]):
-            asked = [(i, question) for i, (of, question) in enumerate(meta["items"]) if of == number]
-            texts = [(question, replies[i]["text"]) for i, question in asked if i in replies]
-            lines = [benchmark.prediction(question, text) for question, text in texts if text is not None]
-            result = benchmark.score(lines, **self.options.get(benchmark.name, {}))
-            counts = sum((Counter(replies[i]["counts"]) for i, _ in asked if i in replies), Counter())
-            boxes = meta["sources"][number].describe() | {"counts": dict(counts)}
-            self._write(Path(self.out_dir or meta["out_dir"]) / benchmark.name, lines, {**result, "boxes": boxes})
-            for rule, scored in result["rules"].items():
+            replies = Replies(Path(self.out_dir or meta["out_dir"]) / benchmark.name)
+            identity, about = meta["runs"][number]
+            replies.prepare(identity, fresh=True, about=about)
+            replies.append(line for of, line in results if of == number)
+            replies.close()
+            result = score(benchmark, replies, meta["limit"], self.options.get(benchmark.name))
+            for warning in result.score["warnings"]:
+                print_log(f"{benchmark.name}: {warning}", logger="current", level=logging.WARNING)
+            for rule, scored in result.score["rules"].items():
                 metrics |= {f"{benchmark.name}/{rule}/{name}": v for name, v in flat_metrics(scored["metrics"])}
         return metrics
-
-    def _write(self, folder: Path, lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / "predictions.jsonl").write_text(text, encoding="utf-8")
-        (folder / "results.json").write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        for warning in result.get("warnings", ()):
-            print_log(f"{folder.name}: {warning}", logger="current", level=logging.WARNING)
 
 
 def _build_benchmark(item: Any, root: str) -> tuple[Benchmark, Any, Any]:

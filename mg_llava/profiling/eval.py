@@ -122,11 +122,11 @@ def _one_by_one(predictor: Any, benchmark: Any, store: Any) -> Texts:
 
 def _runner(predictor: Any, benchmark: Any, store: Any, batch_size: int) -> Texts:
     from mg_llava.evaluation.boxes import build_box_source
-    from mg_llava.evaluation.runner import run_benchmark
+    from mg_llava.evaluation.runner import Asking, run_benchmark
 
     with tempfile.TemporaryDirectory() as out:
         source = build_box_source("detected", store)
-        result = run_benchmark(benchmark, predictor, out, source, batch_size, model_identity={})
+        result = run_benchmark(benchmark, predictor, out, source, Asking(batch_size), model_identity={})
     assert result is not None
     return [sample["text"] for sample in result.samples]
 

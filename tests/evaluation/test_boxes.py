@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data.records.schema import BoxRecord, make_box_record
+from mg_llava.data.records.schema import NO_BOXES, make_box_record
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.evaluation.boxes import build_box_source, parse_box_spec
 
@@ -72,18 +72,16 @@ def test_a_spec_without_its_file_is_refused(spec: str, needs: str) -> None:
 
 def test_boxes_of_a_file_with_counts(store: Path, image: Image.Image) -> None:
     source = build_box_source(str(store))
-    found = source.boxes(question("anything", box_key="q1"), image)
-    assert isinstance(found, BoxRecord) and found.boxes.tolist() == RECORDS["q1"]["boxes"]
-    assert source.boxes(question("unknown"), image) is None
-    assert source.counts == {"with": 1, "without": 1, "generated": 0, "empty": 0}
+    (found,), counts = source.look_up(question("anything", box_key="q1"), [image])
+    assert found.boxes.tolist() == RECORDS["q1"]["boxes"] and counts == {"with": 1}
+    assert source.look_up(question("unknown"), [image]) == ((NO_BOXES,), {"without": 1})
     described = source.describe()
     assert described["spec"] == "detected" and described["file"] == str(store) and len(described["file_hash"]) == 32
 
 
 def test_no_boxes_at_all(store: Path, image: Image.Image) -> None:
     source = build_box_source("none", store, lambda _: pytest.fail("must not be asked"))
-    assert source.boxes(question(), image) is None
-    assert source.counts["without"] == 1
+    assert source.look_up(question(), [image]) == ((NO_BOXES,), {"without": 1})
 
 
 def test_missing_boxes_are_generated_once_a_picture(store: Path) -> None:
@@ -95,33 +93,34 @@ def test_missing_boxes_are_generated_once_a_picture(store: Path) -> None:
 
     source = build_box_source("detected", store, detect)
     gray = Image.new("L", SIZE)
-    for name in ("x", "y", "q2"):
-        source.boxes(question(name, picture_key="p" if name != "q2" else None), gray)
+    counts = [
+        source.look_up(question(name, picture_key="p" if name != "q2" else None), [gray]).counts
+        for name in ("x", "y", "q2")
+    ]
     assert seen == ["RGB"]
-    assert source.counts == {"with": 1, "without": 0, "generated": 2, "empty": 0}
+    assert counts == [{"generated": 1}, {"generated": 1}, {"with": 1}]
 
 
 def test_oracle_never_falls_back_on_the_detector(store: Path, tmp_path: Path, image: Image.Image) -> None:
     exact = tmp_path / "exact.json"
     exact.write_text(json.dumps([{"id": "q1", "boxes": [], "scores": [], "labels": []}]))
     source = build_box_source("oracle", store, lambda _: pytest.fail("must not be asked"), oracle=exact)
-    assert source.boxes(question("q2"), image) is None
-    assert len(source.boxes(question("q1"), image)) == 0
-    assert source.counts == {"with": 1, "without": 1, "generated": 0, "empty": 1}
+    assert source.look_up(question("q2"), [image]).counts == {"without": 1}
+    assert source.look_up(question("q1"), [image]).counts == {"with": 1, "empty": 1}
 
 
 def test_top_keeps_the_best_in_their_order(store: Path) -> None:
-    found = build_box_source("top=2", store).boxes(question())
+    found = build_box_source("top=2", store).look_up(question()).boxes[0]
     assert found.labels == ("b", "c") and found.scores.tolist() == [0.9, 0.5]
 
 
 def test_jitter_moves_a_little_and_stays_in_the_picture(store: Path, image: Image.Image) -> None:
     boxes = np.array(RECORDS["q4"]["boxes"], dtype=float)
-    found = build_box_source("jitter=0.1", store).boxes(question("q4"), image)
+    found = build_box_source("jitter=0.1", store).look_up(question("q4"), [image]).boxes[0]
     sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     assert (np.abs(found.boxes - boxes) <= 0.1 * sides + 1e-9).all() and (found.boxes != boxes).any()
     assert (found.boxes >= 0).all() and (found.boxes <= [*SIZE, *SIZE]).all()
-    still = build_box_source("jitter=0", store).boxes(question("q4"), image)
+    still = build_box_source("jitter=0", store).look_up(question("q4"), [image]).boxes[0]
     assert still.boxes.tolist() == boxes.tolist()
 
 
@@ -134,9 +133,14 @@ def test_draws_depend_on_seed_and_picture_alone(
     image = Image.new("RGB", SIZE)
     names = list(RECORDS)
     first, second = (build_box_source(spec, file, seed=seed) for _ in range(2))
-    forward = {name: first.boxes(question(name), image).boxes.tolist() for name in names}
-    assert {name: second.boxes(question(name), image).boxes.tolist() for name in reversed(names)} == forward
-    shared = [first.boxes(question(name, box_key="q1", picture_key="p"), image).boxes.tolist() for name in ("m", "n")]
+    forward = {name: first.look_up(question(name), [image]).boxes[0].boxes.tolist() for name in names}
+    assert {
+        name: second.look_up(question(name), [image]).boxes[0].boxes.tolist() for name in reversed(names)
+    } == forward
+    shared = [
+        first.look_up(question(name, box_key="q1", picture_key="p"), [image]).boxes[0].boxes.tolist()
+        for name in ("m", "n")
+    ]
     assert shared[0] == shared[1]
 
 
@@ -146,17 +150,17 @@ def test_shuffled_boxes_are_of_another_picture_and_fit(tmp_path: Path) -> None:
     file = tmp_path / "sized.json"
     file.write_text(json.dumps({"small": small, "same picture": small, "other": other}))
     source = build_box_source("shuffled", file)
-    found = source.boxes(question("small"), Image.new("RGB", (20, 20)))
+    found = source.look_up(question("small"), [Image.new("RGB", (20, 20))]).boxes[0]
     assert found.labels == ("b",)
     assert found.boxes.tolist() == [[10, 0, 20, 20]]
-    assert source.boxes(question("unknown"), Image.new("RGB", (20, 20))) is None
+    assert source.look_up(question("unknown"), [Image.new("RGB", (20, 20))]).counts == {"without": 1}
 
 
 def test_shuffling_equal_boxes_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "equal.json"
     file.write_text(json.dumps({name: RECORDS["q0"] for name in ("q0", "q1")}))
     with pytest.raises(ValueError, match="no other boxes"):
-        build_box_source("shuffled", file).boxes(question("q0"))
+        build_box_source("shuffled", file).look_up(question("q0"))
     file.write_text(json.dumps({"q0": RECORDS["q0"]}))
     with pytest.raises(ValueError, match="at least two"):
         build_box_source("shuffled", file)
@@ -165,7 +169,6 @@ def test_shuffling_equal_boxes_is_refused(tmp_path: Path) -> None:
 def test_frames_of_a_video_have_boxes_each(image: Image.Image) -> None:
     source = build_box_source("detected", None, lambda frame: make_box_record([[0, 0, frame.width, 9]]))
     video = question("v", frames=3, picture_key="v.mp4")
-    found = source.boxes(video, [image, image.resize((50, 40)), image])
-    assert [record.boxes[0, 2] for record in found] == [100, 50, 100]
-    assert source.counts["generated"] == 3
-    assert build_box_source("none").boxes(video) == [None, None, None]
+    found, counts = source.look_up(video, [image, image.resize((50, 40)), image])
+    assert [record.boxes[0, 2] for record in found] == [100, 50, 100] and counts == {"generated": 3}
+    assert build_box_source("none").look_up(video) == ((NO_BOXES,) * 3, {"without": 3})

@@ -92,5 +92,7 @@ def test_proposals_become_boxes(adapter: ModuleType, predictor: Predictor) -> No
     picture.paste((0, 0, 0), (10, 12, 30, 34))
     model = adapter.MGLLaVAModel(predictor=predictor, boxes="proposals")
     model.task_dict = {"toy": {"test": [{"visuals": [picture]}]}}
+    source, looked_up = model.source, []
+    model.source = SimpleNamespace(look_up=lambda *asked: looked_up.append(source.look_up(*asked)) or looked_up[-1])
     model.generate_until([instance("what?", 0, max_new_tokens=2)])
-    assert model.source.counts["generated"] == 1
+    assert [found.counts["generated"] for found in looked_up] == [1]

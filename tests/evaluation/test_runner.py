@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.records.schema import make_box_record
+from mg_llava.data.records.schema import NO_BOXES, make_box_record
 from mg_llava.evaluation.benchmark import Benchmark, Question
-from mg_llava.evaluation.boxes import build_box_source
-from mg_llava.evaluation.predictions import Replies, ResumeError
-from mg_llava.evaluation.runner import RunResult, run_benchmark
+from mg_llava.evaluation.boxes import FoundBoxes, build_box_source
+from mg_llava.evaluation.replies import Replies, ResumeError
+from mg_llava.evaluation.results import RunResult
+from mg_llava.evaluation.runner import Asking, run_benchmark
 from mg_llava.inference import Predictor
 from mg_llava.inference.encoding import Statistics
 from mg_llava.work.processes import Processes
@@ -87,9 +89,10 @@ def store(tmp_path: Path) -> Path:
 
 
 def run(predictor: Predictor, benchmark: Benchmark, out: Path, **options: Any) -> RunResult:
-    result = run_benchmark(
-        benchmark, predictor, out, **{"batch_size": 4, "model_identity": {"name": "toy"}, **options}
-    )
+    names = {field.name for field in fields(Asking)} & set(options)
+    asking = Asking(**{"batch_size": 4, **{name: options.pop(name) for name in names}})
+    options = {"model_identity": {"name": "toy"}, **options}
+    result = run_benchmark(benchmark, predictor, out, asking=asking, **options)
     assert result is not None
     return result
 
@@ -166,9 +169,11 @@ def test_habits_of_the_llm_folder_do_not_change_replies(
 
 def test_boxes_of_questions_about_one_picture_may_differ(predictor: Predictor, tmp_path: Path) -> None:
     class PerQuestion:
-        def look_up(self, question: Question, image: Any = None) -> tuple[Any, dict[str, int]]:
+        def look_up(self, question: Question, images: Sequence[Any] = ()) -> FoundBoxes:
             n = int(question.id) % 4
-            return (None if n == 0 else make_box_record([[n, 2, 20 + 8 * n, 30]])), {"with": int(n > 0)}
+            return FoundBoxes(
+                (NO_BOXES if n == 0 else make_box_record([[n, 2, 20 + 8 * n, 30]]),), {"with": int(n > 0)}
+            )
 
         def describe(self) -> dict[str, Any]:
             return {"spec": "per question"}
@@ -192,7 +197,7 @@ def test_a_killed_run_goes_on(predictor: Predictor, tmp_path: Path, half_line: b
 
     with pytest.raises(Killed):
         run(predictor, ToyBenchmark(tmp_path), tmp_path / "killed", progress=kill)
-    part = tmp_path / "killed" / "toy" / "predictions.part0.jsonl"
+    part = tmp_path / "killed" / "toy" / "replies.part0.journal"
     assert part.read_bytes().count(b"\n") == 11 and not (tmp_path / "killed" / "toy" / "predictions.jsonl").exists()
     with part.open("ab") as file:
         file.write(half_line)
@@ -241,15 +246,15 @@ def test_two_processes_are_one(toy_paths: dict[str, str], predictor: Predictor, 
             predictors[processes.rank],
             tmp_path / "two",
             build_box_source("detected", store),
-            4,
+            Asking(4),
             model_identity={"name": "toy"},
             processes=processes,
         ),
     )
     assert second is None
     assert final(tmp_path / "one") == final(tmp_path / "two")
-    parts = [tmp_path / "two" / "toy" / f"predictions.part{rank}.jsonl" for rank in range(2)]
-    assert [part.read_bytes().count(b"\n") for part in parts] == [
+    parts = [tmp_path / "two" / "toy" / f"replies.part{rank}.journal" for rank in range(2)]
+    assert [part.read_bytes().count(b'"text"') for part in parts] == [
         9,
         4,
     ]  # pictures 0, 2, 4; picture 1 and the question without one
@@ -364,9 +369,9 @@ def test_frames(predictor: Predictor, tmp_path: Path) -> None:
     keys: list[str] = []
 
     class PerFrame:
-        def look_up(self, question: Question, image: Any = None) -> tuple[Any, dict[str, int]]:
-            keys.extend(f"{question.box_key}#{i}" for i in range(len(image)))
-            return [make_box_record([[1, 2, 30, 30]]), None], {"with": 1, "without": 1}
+        def look_up(self, question: Question, images: Sequence[Any] = ()) -> FoundBoxes:
+            keys.extend(f"{question.box_key}#{i}" for i in range(len(images)))
+            return FoundBoxes((make_box_record([[1, 2, 30, 30]]), NO_BOXES), {"with": 1, "without": 1})
 
         def describe(self) -> dict[str, Any]:
             return {"spec": "per frame"}
@@ -380,12 +385,11 @@ def test_frames(predictor: Predictor, tmp_path: Path) -> None:
 def test_damaged_and_foreign_files(predictor: Predictor, tmp_path: Path) -> None:
     run(predictor, ToyBenchmark(tmp_path), tmp_path, limit=3)
     folder = tmp_path / "toy"
-    part = folder / "predictions.part0.jsonl"
-    content = part.read_text()
+    part = folder / "replies.part0.journal"
+    wanted, content = final(tmp_path), part.read_text()
     part.write_text(content.replace('"id"', "oops", 1))
-    with pytest.raises(ValueError, match=r"part0\.jsonl, line 1 is damaged"):
-        run(predictor, ToyBenchmark(tmp_path), tmp_path, limit=3)
-    part.write_text(content)
+    assert run(predictor, ToyBenchmark(tmp_path), tmp_path, limit=3).counts["resumed"] == 2
+    assert final(tmp_path) == wanted, "the damaged one was asked again"
     held = Replies(folder)
     held.append([{"n": 3, "id": 3, "text": "x", "truncated": False}])
     with pytest.raises(RuntimeError, match="another process is writing"):

@@ -13,7 +13,10 @@ from mmengine.config import Config
 from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
+from mg_llava.data.pictures.files import PictureError
 from mg_llava.evaluation.families.multiple_choice import MMBench
+from mg_llava.evaluation.replies import Replies
+from mg_llava.evaluation.results import score
 from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkMetric, collate_questions
 from mg_llava.inference import Predictor
 from mg_llava.registry import MODELS
@@ -55,9 +58,9 @@ def test_questions_become_requests_with_boxes(toy_paths: dict[str, str], tmp_pat
     dataset = dataset_of(write_table(tmp_path, broken=1), toy_paths["llm"])
     first, broken, *_, last = (dataset[index] for index in range(7))
     assert first["request"].question.startswith("what is there 0?\nA. one\nB. two")
-    assert first["request"].boxes.boxes.tolist() == [[2, 2, 20, 30]] and first["counts"]["with"] == 1
-    assert broken["request"] is None and broken["counts"] == {"failed": 1}
-    assert last["request"].boxes == [] and last["counts"]["without"] == 1
+    assert first["request"].boxes.boxes.tolist() == [[2, 2, 20, 30]] and first["source"] == {"with": 1}
+    assert isinstance(broken["request"], PictureError) and broken["source"] is None
+    assert len(last["request"].boxes) == 0 and last["source"] == {"without": 1}
     assert len(dataset_of(write_table(tmp_path), toy_paths["llm"], limit=3)) == 3
     assert collate_questions([first, broken]) == [first, broken]
 
@@ -71,16 +74,28 @@ def test_two_benchmarks_of_one_name_are_refused(toy_paths: dict[str, str], tmp_p
 def test_metric_joins_by_question_and_counts_what_is_missing(toy_paths: dict[str, str], tmp_path: Path) -> None:
     dataset = dataset_of(write_table(tmp_path), toy_paths["llm"])
     metric = BenchmarkMetric(out_dir=str(tmp_path / "out"))
-    metric.dataset_meta = dataset.metainfo
+    metric.dataset_meta = {**dataset.metainfo, "runs": [({"model": "toy"}, {"boxes": {"spec": "detected"}})]}
     # answers are A B A B A B A; two replies are missing, one comes twice as padding of a process does
     replies = {5: "B", 0: "A", 3: "A", 4: "A", 1: None, 2: "A"}
-    samples = [{"id": i, "text": text, "counts": {"with": 1}} for i, text in replies.items()]
+    samples = [
+        (
+            0,
+            {"n": i, "id": i, "error": "broken"}
+            if text is None
+            else {"n": i, "id": i, "text": text, "truncated": False, "boxes": 1, "source": {"with": 1}},
+        )
+        for i, text in replies.items()
+    ]
     metric.process(None, [*samples, samples[0]])
     metrics = metric.evaluate(len(dataset))
     (name,) = [key for key in metrics if key.startswith("test/toy_choice/reference/") and key.endswith("verage")]
     assert metrics[name] == pytest.approx(4 / 7)
     result = json.loads((tmp_path / "out" / "toy_choice" / "results.json").read_text())
-    assert (result["n"], result["n_missing"], result["boxes"]["counts"]) == (7, 2, {"with": 6})
+    assert (result["score"]["n"], result["score"]["n_missing"]) == (7, 2)
+    assert result["boxes"]["counts"] == {"with": 5} and result["counts"]["failed"] == 1
+    assert result["failures"] == [{"id": 1, "error": "broken"}]
+    again = score(dataset.benchmarks[0], Replies(tmp_path / "out" / "toy_choice"))
+    assert again.to_dict() == result, "the folder is that of the runner, and can be scored again"
 
 
 @pytest.mark.slow
@@ -107,6 +122,6 @@ def test_xtuner_test_in_two_processes_answers_as_the_predictor(project: Project)
     lines = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
     assert {line["index"]: line["prediction"] for line in lines} == wanted
     result = json.loads((folder / "results.json").read_text())
-    assert result["n_missing"] == 1
-    assert result["boxes"]["counts"] == {"with": 4, "without": 2, "failed": 1}
+    assert result["score"]["n_missing"] == result["counts"]["failed"] == 1
+    assert result["boxes"]["counts"] == {"with": 4, "without": 2}
     assert "counted as not answered" in output and "test/toy_choice/reference" in output

@@ -176,7 +176,7 @@ def test_kill_and_two_processes(trained: list[str], tmp_path: Path) -> None:
     printed = whole.communicate(timeout=600)[0]
     assert whole.returncode == 0, printed
     killed = command("eval_mmbench", *options, "--out", tmp_path / "killed")
-    part = tmp_path / "killed" / "mmbench_dev_en" / "predictions.part0.jsonl"
+    part = tmp_path / "killed" / "mmbench_dev_en" / "replies.part0.journal"
     end = time.monotonic() + 300
     while killed.poll() is None and time.monotonic() < end and not (part.is_file() and part.stat().st_size):
         time.sleep(0.01)
@@ -190,7 +190,7 @@ def test_kill_and_two_processes(trained: list[str], tmp_path: Path) -> None:
     printed = resumed.communicate(timeout=600)[0]
     assert resumed.returncode == 0, printed
     assert final.read_bytes() == (tmp_path / "whole" / "mmbench_dev_en" / "predictions.jsonl").read_bytes()
-    parts = sorted(final.parent.glob("predictions.part*.jsonl"))
+    parts = sorted(final.parent.glob("replies.part*.journal"))
     assert len(parts) == 2 and sum(path.read_bytes().count(b"\n") for path in parts) == 300
     first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("whole", "killed"))
     first, second = (results["benchmarks"]["mmbench_dev_en"] for results in (first, second))

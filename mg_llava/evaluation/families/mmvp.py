@@ -21,7 +21,7 @@ from mg_llava.evaluation.asking import (
 )
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
-from mg_llava.evaluation.judging.replies import REPLY_FIELDS, unreadable
+from mg_llava.evaluation.judging.verdicts import REPLY_FIELDS, unreadable
 from mg_llava.evaluation.release import HUGGING_FACE, Release
 from mg_llava.evaluation.scoring.files import find_file
 from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result, name_ids, share

@@ -10,7 +10,7 @@ from typing import Any
 
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
-from mg_llava.evaluation.judging.replies import (
+from mg_llava.evaluation.judging.verdicts import (
     REPLY_FIELDS,
     JudgedQuestion,
     find_judge_reply,
