@@ -137,6 +137,50 @@ def test_stop_words(predictor: Predictor, toy_paths: dict[str, str], picture: Im
     assert shared[0].text == short.text and not shared[0].truncated
 
 
+def test_streamed_pieces_are_the_answer(predictor: Predictor, picture: Image.Image) -> None:
+    turns = [Turn("human", "<image>\nwhat?"), Turn("gpt", "a digit"), Turn("human", "is it?")]
+    for request in (Request("what is there?", picture, BOXES, "q"), Request(turns, picture, []), Request("a digit")):
+        wanted = predictor.predict_many([request], max_new_tokens=12)[0]
+        reply = predictor.answer(request, max_new_tokens=12)
+        pieces = list(reply)
+        assert "".join(pieces) == wanted.text and len(pieces) > 2
+        assert reply.whole is not None and reply.whole.to_dict() == wanted.to_dict()
+        assert reply.whole.token_ids == wanted.token_ids and reply.whole.prompt_tokens == wanted.prompt_tokens > 0
+
+
+def test_a_closed_answer_stops_the_work(predictor: Predictor, picture: Image.Image) -> None:
+    predictor.model.train()
+    before = predictor.statistics.steps
+    pieces = iter(predictor.answer(Request("what?", picture), max_new_tokens=50))
+    next(pieces), next(pieces)
+    pieces.close()
+    assert predictor.statistics.steps == before + 2
+    assert predictor.model.training, "the mode is as it was"
+    predictor.model.eval()
+
+
+def test_streams_refuse_what_predict_refuses(predictor: Predictor) -> None:
+    with pytest.raises(PictureError, match="nowhere"):
+        list(predictor.answer(Request("what?", "nowhere.jpg")))
+    with pytest.raises(ValueError, match="context is"):
+        list(predictor.answer(Request("z" * 5000)))
+
+
+def test_stop_words_of_a_request_end_its_answer(predictor: Predictor, picture: Image.Image) -> None:
+    whole = predictor.predict(picture, "what?", max_new_tokens=12)
+    short = predictor.predict(picture, "what?", max_new_tokens=12, stop=[whole.text[3:5]])
+    assert short.text == whole.text[: whole.text.find(whole.text[3:5])].strip() and not short.truncated
+    assert len(short.token_ids) < len(whole.token_ids)
+
+
+def test_requests_may_have_a_system_text_of_their_own(predictor: Predictor, toy_paths: dict[str, str]) -> None:
+    own = Predictor(predictor.model, toy_paths["llm"], "vicuna", PROCESSOR, system="two digits", max_new_tokens=6)
+    mixed = [Request("what?", system="two digits"), Request("what?"), Request("what?", system="")]
+    ids = [answer.token_ids for answer in predictor.predict_many(mixed)]
+    assert ids[0] == own.predict(question="what?").token_ids != ids[1] == ids[2]
+    assert [answer.token_ids for answer in own.predict_many(mixed)] == [ids[0], ids[0], ids[1]]
+
+
 def test_sampling_is_possible(predictor: Predictor, picture: Image.Image) -> None:
     torch.manual_seed(1)
     answers = {predictor.predict(picture, "what?", do_sample=True, temperature=5.0).token_ids for _ in range(3)}
