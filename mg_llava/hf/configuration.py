@@ -65,6 +65,11 @@ class MGLLaVAConfig(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 
+    @property
+    def vocab_size(self) -> int:
+        """Of the LLM; transformers looks for it here to score what was generated."""
+        return self.text_config.vocab_size
+
     def to_dict(self) -> dict[str, Any]:
         """All attributes as plain values, without what belongs to this machine."""
         return _without(super().to_dict(), _PRIVATE)

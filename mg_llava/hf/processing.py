@@ -190,10 +190,10 @@ class MGLLaVAProcessor(ProcessorMixin):
         Returns:
             B texts without special tokens and stop words, stripped.
         """
-        sequences = getattr(sequences, "sequences", sequences)
+        ids = getattr(sequences, "sequences", sequences)
         start = 0 if input_ids is None else input_ids.shape[1]
         stops = self.stops
-        return [stops.cut(text)[0] for text in self.batch_decode(sequences[:, start:], skip_special_tokens=True)]
+        return [stops.cut(text)[0] for text in self.batch_decode(ids[:, start:], skip_special_tokens=True)]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         """As the tokenizer's ``decode``; a picture reads ``<image>``, or nothing without special tokens."""
@@ -208,8 +208,8 @@ class MGLLaVAProcessor(ProcessorMixin):
         return ("" if skip_special_tokens else IMAGE_PLACEHOLDER).join(texts)
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
-        """:meth:`decode` of each row."""
-        return [self.decode(row, **kwargs) for row in sequences]
+        """:meth:`decode` of each row of ids, or of an output with ``sequences``."""
+        return [self.decode(row, **kwargs) for row in getattr(sequences, "sequences", sequences)]
 
     def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
         """Texts of generated ids without special tokens; for transformers' pipeline."""

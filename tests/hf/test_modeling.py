@@ -124,6 +124,22 @@ def test_cache_changes_nothing(model: Any, inputs: Any) -> None:
     assert torch.equal(with_cache, model.generate(**ids, **rest, max_new_tokens=6))
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generated_ids_are_scored_and_decoded(model: Any, processor: Any, inputs: Any, beams: int) -> None:
+    given = {"num_beams": beams, "return_dict_in_generate": True, "output_scores": True}
+    output = model.generate(**inputs, max_new_tokens=4, eos_token_id=299, **given)
+    indices = output.beam_indices if beams > 1 else None
+    scores = model.compute_transition_scores(output.sequences, output.scores, indices, normalize_logits=beams == 1)
+    assert scores.shape == (len(inputs["input_ids"]), 4) and bool((scores < 0).all())
+    if beams > 1:
+        torch.testing.assert_close(scores.sum(dim=1) / 4, output.sequences_scores)
+    texts = processor.batch_decode(output, skip_special_tokens=True)
+    assert texts == processor.batch_decode(output.sequences, skip_special_tokens=True)
+    assert processor.decode_answers(output, inputs["input_ids"]) == [
+        text.partition("ASSISTANT:")[2].strip() for text in texts
+    ]
+
+
 def test_ways_to_generate(model: Any, processor: Any) -> None:
     inputs = make_inputs(processor, QUESTIONS[:2])
     width = inputs["input_ids"].shape[1]
