@@ -1,0 +1,107 @@
+"""``xtuner train`` as it was called: what has to be looked at before XTuner itself acts on it."""
+
+import functools
+import os
+import select
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = ("train.py", "test.py")
+
+
+def is_training_command() -> bool:
+    """Tell whether this process is XTuner's ``train`` script."""
+    return Path(sys.argv[0]).parts[-3:] == ("xtuner", "tools", "train.py")
+
+
+@functools.lru_cache(maxsize=1)
+def command_line() -> Any:
+    """What was given to ``xtuner train``, as XTuner reads it."""
+    from xtuner.tools.train import parse_args
+
+    return parse_args()
+
+
+def prepare_command() -> None:
+    """End with ``xtuner``, and refuse a checkpoint that cannot be resumed, in a process that it started.
+
+    It has to run while the config is read: right after that XTuner loads the checkpoint to look up its seed.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint at ``--resume``.
+        CheckpointError: It is damaged or of another kind.
+        ValueError: It is DeepSpeed's and ``--deepspeed`` is not given, or the other way round.
+    """
+    if Path(sys.argv[0]).parts[-3:-1] != ("xtuner", "tools") or Path(sys.argv[0]).name not in SCRIPTS:
+        return
+    end_with_launcher()
+    if is_training_command() and command_line().resume and "://" not in command_line().resume:
+        check_resumed_file(command_line().resume, command_line().deepspeed)
+
+
+def check_resumed_file(path: str, deepspeed: str | None) -> None:
+    """Whether a checkpoint is whole and of the kind that this command writes; errors as above."""
+    from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_checkpoint
+
+    if Path(path).is_dir() and (newest := newest_checkpoint(Path(path))) != Path(path):
+        raise ValueError(f"{path} is a work directory; give its newest checkpoint: --resume {newest}")
+    checkpoint = open_training_checkpoint(path)
+    if checkpoint.kind.startswith("DeepSpeed") != bool(deepspeed):
+        fix = "add --deepspeed with the setting it was trained with" if not deepspeed else "leave out --deepspeed"
+        given = "given" if deepspeed else "not given"
+        raise ValueError(
+            f"{path} is of the kind {checkpoint.kind!r}, and --deepspeed is {given}; {fix}, or start "
+            "a new run from its weights: --cfg-options model.pretrained_pth=..."
+        )
+
+
+def end_with_launcher() -> None:
+    """End this process, and ``torchrun`` in between, when the ``xtuner`` that started them ends in any way.
+
+    ``xtuner`` waits for its child and hands no signals on: without this a training outlives a SIGTERM to it.
+    """
+    chain = launcher_chain(os.getpid())
+    if not chain:
+        return
+    try:
+        launcher = os.pidfd_open(chain[-1])
+    except (AttributeError, OSError):  # not Linux, an old kernel, or it ended just now
+        return
+
+    def wait() -> None:
+        select.select([launcher], [], [])
+        for process in [*chain[-2::-1], os.getpid()]:
+            os.kill(process, signal.SIGTERM)
+
+    threading.Thread(target=wait, name="launcher", daemon=True).start()
+
+
+def launcher_chain(process: int) -> list[int]:
+    """Parents of a process from its own up to the first ``xtuner``; empty where there is none among three."""
+    chain: list[int] = []
+    for _ in range(3):
+        found = _parent(process)
+        if found is None or found <= 1:
+            return []
+        process = found
+        chain.append(process)
+        if any(Path(word).name == "xtuner" for word in _words(process)[:2]):
+            return chain
+    return []
+
+
+def _parent(process: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _words(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    except OSError:
+        return []

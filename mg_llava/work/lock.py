@@ -1,0 +1,96 @@
+"""A folder that one process at a time may use. Standard library alone."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class FolderInUseError(RuntimeError):
+    """Another process uses the folder; the message says which, and what to do."""
+
+
+@contextmanager
+def folder_lock(folder: str | Path, use: str, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder while the block runs.
+
+    The operating system releases the lock of a process that ends in any way, so that a file left by a killed one does
+    not count. Where a file system has no locks, the process that the file names is looked for instead.
+
+    Args:
+        folder: The folder; it is made where it is missing.
+        use: For messages, such as ``"training"``.
+        name: File in the folder, which is removed at the end.
+
+    Raises:
+        FolderInUseError: Another process holds it.
+    """
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _open_locked(path, use)
+    try:
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "started": process_start(os.getpid())}
+        os.truncate(file, 0)
+        os.pwrite(file, json.dumps(about | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _open_locked(path: Path, use: str) -> int:
+    """A locked descriptor of the file that is at ``path``."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _holder(file)
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+                os.close(file)
+                raise FolderInUseError(_message(path, use, holder)) from error
+            if holder and not is_gone(holder):
+                os.close(file)
+                raise FolderInUseError(
+                    f"{_message(path, use, holder)}. If that process has ended, remove {path}"
+                ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(file).st_ino == path.stat().st_ino:  # not one that its holder has just removed
+                return file
+        os.close(file)
+
+
+def _holder(file: int) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(os.pread(file, 4096, 0))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _message(path: Path, use: str, holder: dict[str, Any]) -> str:
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
+    return f"{path.parent} is in use by another {use} ({who}); wait for it or end it, or use another folder"
+
+
+def is_gone(holder: dict[str, Any]) -> bool:
+    """Tell whether a process has ended for certain: one of this machine that is not there, or another by that id."""
+    if holder.get("host") != socket.gethostname():
+        return False
+    return process_start(int(holder.get("pid", 0))) != holder.get("started") or holder.get("started") is None
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this machine started, in the kernel's ticks; None where it is not there."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19])
