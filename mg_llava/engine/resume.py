@@ -4,21 +4,35 @@ mmengine restores weights, optimizer, schedulers and the iteration, but not the 
 the data by loading everything before it once more.
 """
 
+import contextlib
+import functools
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_gather_object, get_rank
+from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from torch.utils.data import BatchSampler, DataLoader
 from xtuner.engine.runner import TrainLoop as XTunerTrainLoop
 
+from mg_llava.engine.agreement import (
+    fit_deepspeed,
+    fit_sampler,
+    fit_schedule,
+    warn,
+    warn_about_intervals,
+    warn_about_rounding,
+)
+from mg_llava.engine.facts import FACTS_KEY, check_resume, describe_run
+from mg_llava.engine.finite import NonFiniteError, nonfinite_parameters
+from mg_llava.engine.hooks import unwrap_model
 from mg_llava.registry import HOOKS, LOOPS
+from mg_llava.work.lock import folder_lock
 
 STATES_KEY = "random_states"
 
@@ -81,15 +95,47 @@ class TrainLoop(XTunerTrainLoop):
 
     dataloader_iterator: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
+        counts = _accumulation(runner)
         with torch.random.fork_rng(devices=[]):
-            super().__init__(*args, **kwargs)
+            super().__init__(runner=runner, dataloader=fit_sampler(dataloader, counts), **kwargs)
+        fit_deepspeed(runner)
+        runner.param_schedulers = fit_schedule(
+            runner.param_schedulers, self.max_iters, kwargs.get("max_epochs"), len(self.dataloader)
+        )
+        warn_about_intervals(runner, counts)
+        runner.resume = functools.partial(_resume_checked, runner, runner.resume)
 
     def run(self) -> Any:
-        """Launch training."""
-        if self._iter > 0 and _can_skip(self.dataloader):
+        """Launch training.
+
+        Raises:
+            FolderInUseError: Another training writes to this work directory.
+            NonFiniteError: The checkpoint that was resumed holds nan or inf.
+        """
+        lock = folder_lock(self.runner.work_dir, "training") if is_main_process() else contextlib.nullcontext()
+        with lock:
+            self._prepare()
+            return super().run()
+
+    def _prepare(self) -> None:
+        """Look at what is about to be trained, and go to the place of a resumed run."""
+        warn_about_rounding(unwrap_model(self.runner.model), self.runner.optim_wrapper)
+        self.runner.message_hub.update_info(FACTS_KEY, describe_run(self.runner))
+        if self._iter == 0:
+            return
+        if bad := nonfinite_parameters(self.runner.model):
+            raise NonFiniteError(
+                f"{self.runner._load_from or 'the checkpoint'} holds nan or inf in {len(bad)} trained tensors, e.g. "
+                f"{bad[0]}; resume an earlier one"
+            )
+        if self._iter >= self._max_iters:
+            warn(
+                f"nothing is left to train: the checkpoint is of step {self._iter} of {self._max_iters}. To train "
+                "longer, start a new run from its weights (model.pretrained_pth)"
+            )
+        if _can_skip(self.dataloader):
             self.dataloader_iterator = _ResumedIterator(self.dataloader_iterator, self._iter, self._saved_state())
-        return super().run()
 
     def _saved_state(self) -> dict[str, Any] | None:
         states = self.runner.message_hub.runtime_info.get(STATES_KEY)
@@ -102,6 +148,21 @@ class TrainLoop(XTunerTrainLoop):
             )
             return None
         return states[get_rank()]
+
+
+def _accumulation(runner: Any) -> int:
+    """Steps between two updates."""
+    if hasattr(runner, "strategy"):
+        return int(getattr(runner.strategy, "config", {}).get("gradient_accumulation_steps", 1))
+    wrapper = runner.optim_wrapper
+    stated = wrapper.get("accumulative_counts") if isinstance(wrapper, dict) else wrapper._accumulative_counts
+    return int(stated or 1)
+
+
+def _resume_checked(runner: Any, resume: Callable[..., Any], filename: str, *args: Any, **kwargs: Any) -> Any:
+    """A runner's own ``resume`` for a checkpoint that is whole and of a run with the same settings."""
+    check_resume(runner, filename)
+    return resume(filename, *args, **kwargs)
 
 
 def _can_skip(dataloader: DataLoader) -> bool:

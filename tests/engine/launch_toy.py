@@ -14,14 +14,14 @@ WIDTH = 8
 class ToyModel(BaseModel):
     """Gated sum of two branches of the same input; ``fuse_module`` starts at zero and the encoder is frozen."""
 
-    def __init__(self, dropout=0.0, dead=False, text_only=False):
+    def __init__(self, dropout=0.0, dead=False, text_only=False, trains_llm=True):
         super().__init__()
         self.visual_encoder = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.fuse_module = nn.Linear(WIDTH, WIDTH)
         nn.init.zeros_(self.fuse_module.weight)
         nn.init.zeros_(self.fuse_module.bias)
         self.projector = nn.Linear(WIDTH, WIDTH)
-        self.llm = nn.Linear(WIDTH, 1)
+        self.llm = nn.Linear(WIDTH, 1).requires_grad_(trains_llm)
         self.register_buffer("scale", torch.ones(1))
         self.dropout = dropout
         self.dead = dead
