@@ -13,7 +13,7 @@ from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_checkpoint
 from mg_llava.models.weights.deepspeed import MODEL_STATES
 from mg_llava.models.weights.parts import ENCODERS, PARTS
-from mg_llava.models.weights.stored import TensorMap, map_weights
+from mg_llava.models.weights.stored import TensorMap, map_weights, nonfinite_message, nonfinite_names
 
 VISION_FILE = "vision_part.safetensors"
 LLM_FOLDER = "llm"
@@ -155,10 +155,10 @@ def _open_whole(folder: Path) -> Checkpoint:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Read every byte of a checkpoint and compare it with the checksums it carries.
+    """Read every byte of a checkpoint, compare it with the checksums it carries, and look for nan and inf.
 
     Raises:
-        ConversionError: Naming the damaged file.
+        ConversionError: Naming the damaged file, or the tensors that are not finite.
     """
     if checkpoint.path.is_dir():
         check_files(checkpoint.path, hashes=True)
@@ -168,3 +168,5 @@ def verify(checkpoint: Checkpoint) -> None:
                 damaged = archive.testzip()
             if damaged:
                 raise ConversionError(f"{file} is damaged: {damaged} does not match its checksum; copy it again")
+    if names := nonfinite_names(checkpoint.tensors):
+        raise ConversionError(nonfinite_message(checkpoint.path, names))

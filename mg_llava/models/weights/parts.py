@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mg_llava.models.weights.loading import StateDict
+from mg_llava.models.weights.stored import nonfinite_message, nonfinite_names
 
 PARTS = ("llm", "fuse_module", "projector", "bbox_projector")
 """Attributes of the model that may be in a checkpoint; a key belongs to the part before its first dot."""
@@ -85,8 +86,8 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
         The report, which is logged too.
 
     Raises:
-        ValueError: If a required part is absent, a part is incomplete, a shape differs, or nothing of a part fits. The
-            model is unchanged then.
+        ValueError: If a required part is absent, a part is incomplete, a shape differs, nothing of a part fits, or a
+            tensor holds nan or inf. The model is unchanged then.
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
     own = {name: tensor for name, tensor in _all_tensors(model) if name.split(".", 1)[0] not in ENCODERS}
@@ -110,6 +111,8 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
     needed = _needed_keys(model, trained, {*require, *report.loaded})
     report.missing = [name for name in needed if name not in state]
     _raise_on_misfit(report, state, source, require, {name.split(".", 1)[0] for name in own})
+    if names := nonfinite_names(fitting):
+        raise ValueError(nonfinite_message(source, names))
     _assign(model, fitting)
     level = logging.WARNING if report.unexpected else logging.INFO
     print_log(f"checkpoint {source}\n{report}", logger="current", level=level)

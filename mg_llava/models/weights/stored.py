@@ -66,6 +66,25 @@ class StoredTensor:
 TensorMap = dict[str, StoredTensor]
 
 
+def nonfinite_names(tensors: Mapping[str, Any]) -> list[str]:
+    """Names of tensors with nan or inf among tensors or stored ones, which are read one by one."""
+    found = []
+    for name, tensor in tensors.items():
+        if tensor.dtype.is_floating_point:
+            values = tensor.read() if isinstance(tensor, StoredTensor) else tensor
+            if not torch.isfinite(values if values.dtype.itemsize > 1 else values.float()).all():
+                found.append(name)
+    return found
+
+
+def nonfinite_message(source: str | Path, names: list[str]) -> str:
+    """Why a checkpoint with nan or inf is refused."""
+    return (
+        f"{source} holds nan or inf in {len(names)} tensors, e.g. {names[0]}; its training went wrong. Use an earlier "
+        "checkpoint, or train again with a lower learning rate"
+    )
+
+
 def map_weights(path: Path) -> tuple[TensorMap, dict[str, Any]]:
     """Weights of one file and what else is in it.
 
