@@ -63,4 +63,6 @@ def fill(settings: dict, workers: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mg_llava.work.interrupts import run_main
+
+    sys.exit(run_main(main, "what was done is kept, the same command goes on"))

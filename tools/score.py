@@ -101,4 +101,6 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mg_llava.work.interrupts import run_main
+
+    sys.exit(run_main(main))

@@ -20,6 +20,7 @@ from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureEr
 from mg_llava.data.features.file import FeatureWriter, Stamp, describe_cache, describe_pictures, stamp_of
 from mg_llava.data.pictures.files import PictureError, open_picture
 from mg_llava.features import FeatureDtype, Features, pack, stack, unpack
+from mg_llava.work.interrupts import ignore_interrupts
 
 Extract = Callable[[Tensor, list[Tensor]], Features]
 """From ``(N, 3, S, S)`` uint8 pixels and N tensors ``(n_i, 4)`` of boxes to what the encoders give."""
@@ -275,4 +276,4 @@ def rounding_error(features: Features, arrays: Sequence[dict[str, Tensor]]) -> f
 
 
 def _batches(findings: Dataset, size: int, workers: int) -> Iterable[list[Finding]]:
-    return DataLoader(findings, size, num_workers=workers, collate_fn=list)
+    return DataLoader(findings, size, num_workers=workers, collate_fn=list, worker_init_fn=ignore_interrupts)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.text.budget import BudgetError
 from mg_llava.data.text.conversation import NoLabelError
+from mg_llava.work.interrupts import ignore_interrupts
 
 _BATCH = 256
 
@@ -33,7 +34,7 @@ def fill_token_cache(source: LLaVADataset, workers: int = 0, progress: Callable[
     rows, indices = np.unique([source.row(index) for index in range(len(source))], return_index=True)
     texts = Subset(_TextLengths(source), indices.tolist())
     lengths: list[int] = []
-    for batch in DataLoader(texts, _BATCH, num_workers=workers, collate_fn=list):
+    for batch in DataLoader(texts, _BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_interrupts):
         lengths += batch
         if progress is not None:
             progress(len(batch))
