@@ -90,8 +90,10 @@ def write(path: Path) -> Path:
 
 
 def test_whole_checkpoint_passes(as_training, tmp_path):
-    as_training("--resume", write(tmp_path / "iter_2.pth"))
+    path = write(tmp_path / "iter_2.pth")
+    as_training("--resume", path)
     command.prepare_command()
+    assert command.command_line().resume == str(path)  # as XTuner reads it
 
 
 @pytest.mark.parametrize("size", [0, 10, 200, -1])
@@ -127,5 +129,7 @@ def test_file_does_not_go_with_deepspeed(as_training, tmp_path):
 @pytest.mark.parametrize("script", ["/x/other/train.py", "tools/plan.py", "/x/xtuner/tools/chat.py"])
 def test_other_scripts_are_left_alone(monkeypatch, script):
     monkeypatch.setattr(sys, "argv", [script, "--resume", "nowhere"])
-    monkeypatch.setattr(command, "end_with_launcher", lambda: pytest.fail("must not be called"))
+    called = []
+    monkeypatch.setattr(command, "end_with_launcher", lambda: called.append(script))
     command.prepare_command()
+    assert called == []

@@ -86,6 +86,7 @@ def test_outputs_without_losses_pass(outputs):
     hook, runner = FiniteHook(patience=1), _runner()
     for runner.iter in range(3):
         hook.after_train_iter(runner, runner.iter, {"data": {}}, outputs)
+    assert hook._bad == []
 
 
 def test_step_is_read_during_the_next_one():

@@ -50,8 +50,9 @@ def test_verify_names_them(stage_1, tmp_path, name, value):
 
 def test_finite_ones_pass(toy_paths, stage_1, tmp_path):
     path = write(stage_1, tmp_path / "good.pth", "projector.model.0.weight", 1e30)
-    inspect(path, Options(verify=True))
-    toy.build_model(toy_paths, "full", pretrained_pth=str(path))
+    assert not inspect(path, Options(verify=True))[1].problems
+    model = toy.build_model(toy_paths, "full", pretrained_pth=str(path))
+    assert model.projector.model[0].weight.max() == 1e30
 
 
 @pytest.mark.parametrize(
