@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mg_llava.engine import command
-from mg_llava.models.weights.stored import CheckpointError
+from mg_llava.models.weights.archive import CheckpointError
 
 STARTS = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])\n"
 TRAINS = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mg_llava.engine.facts import ResumeError, _precision, differences
-from mg_llava.models.weights.stored import CheckpointError
+from mg_llava.models.weights.archive import CheckpointError
 
 CHANGES = {
     "one more epoch": ({"train_cfg.max_iters": 10}, "steps in all .*: 5 in the checkpoint, 10 here"),
