@@ -17,3 +17,6 @@ PAD_TOKEN_ID = 0
 
 IMAGE_PLACEHOLDER = "<image>"
 """Marks the place of a picture in the text of a conversation."""
+
+VIDEO_PLACEHOLDER = "<video>"
+"""Marks the place of all frames of a video."""

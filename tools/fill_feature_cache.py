@@ -119,7 +119,7 @@ def fill(arguments: Any, config: Any, sources: list[Any], folder: Path, processe
     report = add_reports(processes.gather(own))
     for message in report["unreadable"]:
         print(f"cannot be read: {message}", file=sys.stderr)
-    skips = all(source.skips_bad_pictures for source in sources)
+    skips = all(source.faults.bad_image == "skip" for source in sources)
     return {"dtype": dtype, **report}, skips or not report["pictures"].get("unreadable")
 
 

@@ -1,7 +1,7 @@
 """Conversations about pictures, in LLaVA format, with boxes from a box file; tokenized and decoded in the workers."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,10 @@ from mg_llava.data.features.cache import FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource
 from mg_llava.data.lengths import count_boxes, find_lengths
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.pictures.loading import BoxReader, LoadedPicture, PictureLoader
+from mg_llava.data.pictures.loading import BoxReader, LoadedPicture, OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.catalog import RecordCatalog
-from mg_llava.data.records.schema import LLaVARecord
+from mg_llava.data.records.schema import NO_BOXES, LLaVARecord, RecordError
 from mg_llava.data.settings import (
     BoxUse,
     Caches,
@@ -34,6 +34,7 @@ from mg_llava.data.settings import (
 )
 from mg_llava.data.text.budget import BudgetError, TokenBudget
 from mg_llava.data.text.conversation import EncodedConversation, NoLabelError, Template, encode_conversation
+from mg_llava.data.text.prompt import apply_parts, build_parts, describe_parts
 from mg_llava.data.text.token_cache import TokenCache, cache_key
 from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.registry import DATASETS
@@ -76,7 +77,7 @@ class LLaVADataset(Dataset):
         caches: What is kept from one start to the next (see ``Caches``).
         data_root: Folder that the three paths are relative to; None for the working directory.
         name: What messages and counts call the data; the name of the record file where None.
-        unknown: Nothing; settings that are misspelt, or belong into a group, are named in one message.
+        unknown: Misspelt settings, and those that belong into a group; refused in one message.
 
     Raises:
         BudgetError: The pictures of a record exceed the context, and ``over_budget`` is ``error``.
@@ -115,6 +116,7 @@ class LLaVADataset(Dataset):
         self.picture_processor: PictureProcessor | None = build_transform(picture_processor)
         self.faults: FaultPolicy = build_group("faults", faults)
         self.boxes: BoxUse = build_group("boxes", boxes)
+        self.prompt = build_parts(self.boxes.prompt)
         self.draw: Draw = build_group("draw", draw)
         self.caches: Caches = build_group("caches", caches)
         self.budget: TokenBudget = replace(build_group("budget", budget), tokens=build_tokens(tokens))
@@ -122,8 +124,8 @@ class LLaVADataset(Dataset):
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
         self._catalog = RecordCatalog(self.data_path, *drawn, self.caches.token_cache)
         policies = {fault: getattr(self.faults, fault) for fault in FAULTS}
-        limit = self.faults.max_bad_samples
-        self._skipped = SkippedSamples(len(self._catalog.survey.rows), policies, limit, self.data_path)
+        count, limit = len(self._catalog.survey.rows), self.faults.max_bad_samples
+        self._skipped = SkippedSamples(count, policies, limit, self.data_path)
         self._check_pictures()
         self.token_cache = self._open_token_cache()
         box_faults = self.faults.missing_box, self.faults.bad_box_record
@@ -171,7 +173,7 @@ class LLaVADataset(Dataset):
             NoLabelError: No token carries loss.
             BudgetError: The pictures exceed the context.
         """
-        loaded = self._from_features(index) or self.open(index)
+        loaded = (None if self.features is None else self._load(index, self.features)) or self.open(index)
         encoded, pictures = loaded.encoded, loaded.pictures
         sample = {"id": loaded.record.id, "input_ids": encoded.input_ids, "labels": encoded.labels, "images": []}
         sample["boxes"] = [picture.boxes for picture in pictures]
@@ -185,13 +187,9 @@ class LLaVADataset(Dataset):
 
     def open(self, index: int) -> LoadedSample:
         """Sample ``index`` with all that is known of its pictures, which are opened; errors as from ``load``."""
-        record = self.record(index)
-        encoded = self._encode(index, record)
-        if not record.images:
-            return LoadedSample(record, encoded, ())
-        assert self.loader is not None  # checked at the start
-        opened = self.loader.open(record, index, self._owner(record))
-        return LoadedSample(record, encoded, self.loader.finish(opened, index, len(encoded.input_ids)))
+        loaded = self._load(index)
+        assert loaded is not None  # there is always a picture to open, or an error
+        return loaded
 
     def record(self, index: int) -> LLaVARecord:
         """Record of sample ``index``."""
@@ -211,15 +209,18 @@ class LLaVADataset(Dataset):
 
     def encode(self, index: int) -> EncodedConversation:
         """Text of sample ``index``, cut to its limit; errors as from ``load``."""
-        return self._encode(index, self.record(index))
+        record = self.record(index)
+        if self.prompt and record.images:
+            return self.open(index).encoded
+        return self._encode(index, record, ())
 
     @property
     def modality_length(self) -> list[int]:
         """Length of each sample, for samplers: positive with pictures, negative without.
 
-        Counted are text, the tokens of pictures and, with ``count_boxes``, of boxes. Texts are exact where
-        the token cache was filled, else characters scaled to tokens by a few samples; so are boxes, from the box file
-        to what the filter leaves.
+        Counted are text (without what prompt parts add), the tokens of pictures and, with ``count_boxes``, of boxes.
+        Texts are exact where the token cache was filled, else characters scaled to tokens by a few samples; so are
+        boxes, from the box file to what the filter leaves.
         """
         if self._lengths is None:
             rows = self._catalog.survey.rows
@@ -228,11 +229,6 @@ class LLaVADataset(Dataset):
             boxes = None if processor is None else partial(count_boxes, processor=processor, store=self.box_store)
             self._lengths = find_lengths(self._catalog, texts, self.tokenizer, self.template, boxes, self.budget)
         return self._lengths[self._catalog.positions].tolist()
-
-    @property
-    def skips_bad_pictures(self) -> bool:
-        """Whether pictures that cannot be read are left out."""
-        return self.faults.bad_image == "skip"
 
     @property
     def bad_samples(self) -> int:
@@ -280,36 +276,45 @@ class LLaVADataset(Dataset):
         cache = self.caches.feature_cache
         if cache is None or self.loader is None or not self._catalog.survey.sizes[:, 1].any():
             return None
-        augmentation = self.loader.boxes.augmentation
-        return FeatureSource(cache, self.faults.missing_features, self._catalog, self.picture_processor, augmentation)
+        missing, augmentation = self.faults.missing_features, self.loader.boxes.augmentation
+        return FeatureSource(cache, missing, self._catalog, self.picture_processor, augmentation)
 
-    def _from_features(self, index: int) -> LoadedSample | None:
-        """Sample ``index`` from the feature cache; None where its pictures are to be opened."""
+    def _load(self, index: int, features: FeatureSource | None = None) -> LoadedSample | None:
+        """Sample ``index``; None where its pictures are not in ``features`` and are to be opened.
+
+        Text that depends on boxes is encoded after them; other text before any picture is read.
+        """
         record = self.record(index)
-        if self.features is None or self.loader is None or not record.images:
-            return None
-        encoded, owner = self._encode(index, record), self._owner(record)
+        if not record.images:
+            return LoadedSample(record, self._encode(index, record, ()), ())
+        encoded = None if self.prompt else self._encode(index, record, ())
+        owner, cache = self._owner(record), None if features is None else features.cache
+        assert self.loader is not None  # checked at the start
         try:
-            opened = self.loader.look_up(record, index, owner, self.features.cache)
-            pictures = self.loader.finish(opened, index, len(encoded.input_ids), self.features.cache)
-            return LoadedSample(record, encoded, pictures)
+            opened = self.loader.open(record, index, owner, cache)
+            encoded = encoded or self._encode(index, record, opened)
+            return LoadedSample(record, encoded, self.loader.finish(opened, index, len(encoded.input_ids), cache))
         except NoPictureError:
             return None  # found again when it is opened, for ``bad_image``
         except FeatureError as error:
-            self.features.miss(owner, error)
+            if features is not None:
+                features.miss(owner, error)
             return None
 
-    def _encode(self, index: int, record: LLaVARecord) -> EncodedConversation:
-        row = self.row(index)
-        encoded = None if self.token_cache is None else self.token_cache.get(row)
+    def _encode(self, index: int, record: LLaVARecord, opened: Sequence[OpenedPicture]) -> EncodedConversation:
+        """Text of a record, with what prompt parts make of the boxes of its opened pictures."""
+        row, is_fixed = self.row(index), not (self.prompt and record.images)
+        encoded = self.token_cache.get(row) if self.token_cache is not None and is_fixed else None
         if encoded is not None:
             return encoded
         try:
             limit = self.budget.text_limit(len(record.images))
-            encoded = encode_conversation(record.turns, self.tokenizer, self.template, limit)
-        except (NoLabelError, BudgetError) as error:
+            objects = [NO_BOXES if picture.boxes is None else picture.boxes for picture in opened]
+            turns = apply_parts(self.prompt, record.turns, objects, [picture.frame for picture in opened])
+            encoded = encode_conversation(turns, self.tokenizer, self.template, limit)
+        except (NoLabelError, BudgetError, RecordError) as error:
             raise type(error)(f"{self._owner(record)}: {error}") from error
-        if self.token_cache is not None:
+        if self.token_cache is not None and is_fixed:
             self.token_cache.put(row, encoded)
         return encoded
 
@@ -335,7 +340,8 @@ class LLaVADataset(Dataset):
         if folder is None:
             return None
         assert self._catalog.fingerprint is not None
-        key = cache_key(self.tokenizer, self.template, self.budget, self._catalog.fingerprint)
+        data = self._catalog.fingerprint + describe_parts(self.boxes.prompt)
+        key = cache_key(self.tokenizer, self.template, self.budget, data)
         return TokenCache(folder, key, self._catalog.file_rows)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mg_llava.data.pictures.files import open_picture
 from mg_llava.data.records.schema import BoxRecord, RecordError, Turn, make_box_record
+from mg_llava.data.text.prompt import expand_video
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 PictureLike: TypeAlias = str | os.PathLike | Image.Image
@@ -100,13 +101,15 @@ def make_boxes(boxes: BoxesLike, owner: str = "boxes") -> BoxRecord:
 
 
 def make_turns(question: str | Sequence[Any], pictures: int, owner: str) -> list[Turn]:
-    """The turns of a request, with one placeholder per picture.
+    """The turns of a request, with one placeholder per picture; ``<video>`` in a question stands for all of them.
 
     Raises:
         ValueError: The question is empty, a turn is malformed, the last one is not a question, or the placeholders
             do not match the pictures.
     """
     turns = [Turn("human", question)] if isinstance(question, str) else [_make_turn(turn, owner) for turn in question]
+    if pictures and not any(IMAGE_PLACEHOLDER in turn.text for turn in turns if turn.role == "human"):
+        turns = expand_video(turns, pictures)
     if not turns or turns[-1].role != "human" or not turns[-1].text.replace(IMAGE_PLACEHOLDER, "").strip():
         raise ValueError(f"{owner}: the question is empty; the last turn is a human one with text")
     found = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mg_llava.data.faults import BadSample
 from mg_llava.data.features.cache import FeatureCache
 from mg_llava.data.features.source import MissingFeatures
 from mg_llava.data.text.budget import TokenBudget
+from mg_llava.data.text.prompt import PromptPart
 from mg_llava.registry import MODELS
 
 
@@ -75,12 +76,14 @@ class BoxUse:
         shuffle_boxes: Shuffle the boxes of each picture.
         count_boxes: Whether boxes count in ``modality_length``.
         proposer: Finds boxes for ``missing_box="detect"``, or a dict to build it from.
+        prompt: Change the text by the boxes, or dicts to build them from (see ``text.prompt.PromptPart``).
     """
 
     box_augmentation: Augmentation | Mapping[str, Any] | None = None
     shuffle_boxes: bool = False
     count_boxes: bool = True
     proposer: Any = None
+    prompt: Sequence[PromptPart | Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

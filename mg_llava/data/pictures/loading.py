@@ -130,34 +130,33 @@ class PictureLoader:
     budget: TokenBudget
     shuffle_seed: int | None = None
 
-    def open(self, record: LLaVARecord, index: int, owner: str) -> list[OpenedPicture]:
+    def open(
+        self, record: LLaVARecord, index: int, owner: str, cache: FeatureCache | None = None
+    ) -> list[OpenedPicture]:
         """Open the pictures of sample ``index`` and read their boxes.
 
         Args:
             record: Names them.
             index: Of the sample, for what is random.
             owner: Whose they are, for messages.
+            cache: Look them up there instead, without opening them.
 
         Raises:
             PictureError: A picture cannot be read.
-        """
-        images = [open_picture(path, owner, self.max_pixels) for path in self._paths(record)]
-        frames = [self.frame_of(image) for image in images]
-        boxes = self.boxes.read(record, frames, images, index)
-        return [OpenedPicture(*parts) for parts in zip(frames, boxes, images, strict=True)]
-
-    def look_up(self, record: LLaVARecord, index: int, owner: str, cache: FeatureCache) -> list[OpenedPicture]:
-        """Find the pictures of sample ``index`` in a feature cache, without opening them; arguments as for ``open``.
-
-        Raises:
             FeatureError: Features are absent or stale.
         """
-        paths = self._paths(record)
-        known = [cache.find(name, path) for name, path in zip(record.images, paths, strict=True)]
-        frames = [picture.frame for picture in known]
-        openers = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
-        boxes = self.boxes.read(record, frames, openers, index)
-        return [OpenedPicture(*parts) for parts in zip(frames, boxes, known, strict=True)]
+        paths = [os.path.join(self.folder, name) for name in record.images]
+        sources: list[Image.Image | CachedPicture]
+        pictures: list[Picture]
+        if cache is None:
+            images = [open_picture(path, owner, self.max_pixels) for path in paths]
+            sources, pictures, frames = [*images], [*images], [self.frame_of(image) for image in images]
+        else:
+            known = [cache.find(name, path) for name, path in zip(record.images, paths, strict=True)]
+            sources, frames = [*known], [picture.frame for picture in known]
+            pictures = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
+        boxes = self.boxes.read(record, frames, pictures, index)
+        return [OpenedPicture(*parts) for parts in zip(frames, boxes, sources, strict=True)]
 
     def finish(
         self, opened: Sequence[OpenedPicture], index: int, ids: int, cache: FeatureCache | None = None
@@ -220,9 +219,6 @@ class PictureLoader:
         """Width and height of an opened picture, in the frame that its boxes are in."""
         is_turned = self.processor.apply_exif and exif_orientation(image) >= _TURNED
         return (image.height, image.width) if is_turned else image.size
-
-    def _paths(self, record: LLaVARecord) -> list[str]:
-        return [os.path.join(self.folder, name) for name in record.images]
 
     def _limits(self, opened: Sequence[OpenedPicture], ids: int) -> list[Limits]:
         """What a text of ``ids`` ids leaves for the boxes of each picture."""

@@ -21,6 +21,7 @@ from mg_llava.evaluation.judging.verdicts import (
 from mg_llava.evaluation.release import JUDGED, Release
 from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
 from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, share
+from mg_llava.tokens import VIDEO_PLACEHOLDER
 
 _MISSING = object()
 
@@ -219,7 +220,7 @@ class _VideoQA(Benchmark):
     def _question(self, question: JudgedQuestion, folder: Path, name: str) -> Question:
         return Question(
             question.id,
-            question.text,
+            f"{VIDEO_PLACEHOLDER}\n{question.text}",
             partial(_read_frames, folder / name, self.frames, f"question {question.id}"),
             name,
             question.image,
