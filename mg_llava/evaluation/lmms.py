@@ -5,9 +5,11 @@ config=CONFIG.py,checkpoint=iter_1000.pth --tasks mmstar --batch_size 8``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from PIL import Image
 
 try:
@@ -17,6 +19,7 @@ except ImportError as error:
 
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.evaluation.boxes import build_box_source
+from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.inference import Answer, Predictor, Request
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
@@ -76,6 +79,14 @@ class MGLLaVAModel(lmms):
         proposer = ConnectedComponentProposals() if boxes == "proposals" else None
         spec = "detected" if proposer is not None or box_path else "none"
         self.source = build_box_source(spec, box_path, proposer)
+        self._config = config
+        self._files = [Path(path) for path in (checkpoint, box_path) if path]
+        _key_cache_by(self.content_key)
+
+    def content_key(self) -> str:
+        """The same for the same content of config, checkpoint and box file."""
+        config = [hash_config(Config.fromfile(self._config))] if self._config else []
+        return "-".join([*config, *map(hash_checkpoint, self._files)])
 
     @property
     def batch_size(self) -> int:
@@ -127,6 +138,25 @@ class MGLLaVAModel(lmms):
         text = answer.text[: min((cut for cut in cuts if cut > 0), default=len(answer.text))]
         self.cache_hook.add_partial("generate_until", (instance.args[0], instance.args[1]), text)
         return text
+
+
+def _key_cache_by(content_key: Callable[[], str]) -> None:
+    """Let lmms-eval's cache of replies know files by their content: its own key has their paths alone.
+
+    A checkpoint or a box file that was made anew under the old path would get the old replies.
+    """
+    try:
+        from lmms_eval.caching.response_cache import ResponseCache
+    except ImportError:  # a version without such a cache
+        return
+    create = getattr(ResponseCache.create, "plain", ResponseCache.create)
+
+    def keyed(cache_root: str, *, model: str = "", **settings: Any) -> Any:
+        name = f"{model}|{content_key()}" if model == NAME else model
+        return create(cache_root, model=name, **settings)
+
+    keyed.plain = create  # type: ignore[attr-defined]
+    ResponseCache.create = keyed
 
 
 def _picture(visual: Any, owner: str) -> Image.Image:

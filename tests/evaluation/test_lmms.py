@@ -4,8 +4,10 @@ Where lmms-eval is not installed, a stand-in has what the adapter takes from its
 """
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -28,11 +30,23 @@ class Base:
         self.cache_hook = SimpleNamespace(add_partial=lambda *reply: None)
 
 
+class Cache:
+    """As lmms-eval's cache of replies: its key has the model's name and the text of its arguments."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    @classmethod
+    def create(cls, cache_root: str, *, model: str = "", model_args: str = "", task_dict: Any = None) -> "Cache":
+        return cls(f"{model}|{model_args}")
+
+
 @pytest.fixture
 def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     if importlib.util.find_spec("lmms_eval") is None:
-        for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.api.model"):
-            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        for name in ("", ".api", ".api.model", ".caching", ".caching.response_cache"):
+            monkeypatch.setitem(sys.modules, f"lmms_eval{name}", ModuleType(f"lmms_eval{name}"))
+        sys.modules["lmms_eval.caching.response_cache"].ResponseCache = type("Cache", (Cache,), {})  # type: ignore
         sys.modules["lmms_eval.api.model"].lmms = Base  # type: ignore[attr-defined]
     monkeypatch.delitem(sys.modules, ADAPTER, raising=False)
     yield importlib.import_module(ADAPTER)
@@ -96,3 +110,32 @@ def test_proposals_become_boxes(adapter: ModuleType, predictor: Predictor) -> No
     model.source = SimpleNamespace(look_up=lambda *asked: looked_up.append(source.look_up(*asked)) or looked_up[-1])
     model.generate_until([instance("what?", 0, max_new_tokens=2)])
     assert [found.counts["generated"] for found in looked_up] == [1]
+
+
+def test_the_cache_knows_files_by_their_content(
+    adapter: ModuleType, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = importlib.import_module("lmms_eval.caching.response_cache").ResponseCache
+    monkeypatch.setattr(cache, "create", cache.create)  # so that it is as before afterwards
+    files = {name: tmp_path / name for name in ("config.py", "iter_1.pth", "boxes.json")}
+    files["boxes.json"].write_text(json.dumps([{"id": "a", "boxes": [[1, 2, 3, 4]]}]))
+    files["config.py"].write_text("a = 1")
+    files["iter_1.pth"].write_bytes(b"weights")
+    arguments = {"config": str(files["config.py"]), "checkpoint": str(files["iter_1.pth"])}
+
+    def key(name: str = adapter.NAME) -> str:
+        adapter.MGLLaVAModel(predictor=predictor, box_path=str(files["boxes.json"]), **arguments)
+        return str(cache.create("root", model=name, model_args="the same", task_dict={}).key)
+
+    first, others = key(), key("another model")
+    assert key() == first and "the same" in first
+    seen = {first}
+    for name, content in [
+        ("boxes.json", json.dumps([{"id": "a", "boxes": [[1, 2, 3, 5]]}])),
+        ("config.py", "a = 2"),
+        ("iter_1.pth", "weightz"),
+    ]:
+        files[name].write_text(content)
+        seen.add(key())
+    assert len(seen) == 4, "each file counts"
+    assert others == key("another model") == "another model|the same"

@@ -137,6 +137,20 @@ _INSTRUCTION = (
 )
 
 
+def _load_for_judge(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+    """Questions with all that a judge compares: answers of the reference, and contexts where they are given."""
+    questions = load_llava_bench(paths)
+    lacking = [question.id for question in questions if not question.answer]
+    if lacking:
+        (text,) = name_ids(lacking, "questions have no answer of the reference to compare with")
+        raise ValueError(f"{', '.join(map(str, paths))}: {text}; give answers_gpt4.jsonl too, or the whole folder")
+    lacking = [question.id for question in questions if not question.context]
+    if 0 < len(lacking) < len(questions):
+        (text,) = name_ids(lacking, "questions have no description of their picture in context.jsonl")
+        raise ValueError(f"{', '.join(map(str, paths))}: {text}; download it again")
+    return questions
+
+
 def _ask(question: JudgedQuestion, text: str) -> Messages:
     role = question.role
     content = (
@@ -157,7 +171,7 @@ class LLaVABench(Benchmark):
     rate = staticmethod(score_llava_bench)
     judge = JudgeProtocol(
         "llava_bench-1",
-        load_llava_bench,
+        _load_for_judge,
         _ask,
         lambda reply: True,  # the script counts what it cannot read as -1 and does not ask again
         max_tokens=1024,

@@ -209,8 +209,16 @@ class _VideoQA(Benchmark):
 
         folder = self.picture_file("", "videos")
         files = sorted(folder.iterdir()) if folder.is_dir() else []
-        endings = {file.stem: file.name for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
+        videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+        endings = {file.stem: file.name for file in videos}
         found = load_video_qa(self.data)
+        asked = {question.image for question in found}
+        twice = [file.name for file in videos if file.stem in asked and endings[file.stem] != file.name]
+        if twice:
+            raise ValueError(
+                f"{folder}: {twice[0]} and {endings[Path(twice[0]).stem]} may both be the video of a question "
+                f"({len(twice)} such); leave one of them there"
+            )
         names = [
             name if Path(name).suffix.lower() in VIDEO_SUFFIXES else endings.get(name, name)
             for name in (question.image for question in found)

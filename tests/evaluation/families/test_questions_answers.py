@@ -217,3 +217,18 @@ def test_videos_are_frames(tmp_path: Path) -> None:
     assert benchmark.prediction(first, "a man") == {"id": "v_0", "question": "who?", "answer": "man", "pred": "a man"}
     with pytest.raises((PictureError, ImportError), match=r"b.avi of question v_1 does not exist|PyAV"):
         second.picture()  # type: ignore[misc]
+
+
+def test_two_videos_for_one_question_are_not_one_by_chance(tmp_path: Path) -> None:
+    questions = [{"question_id": "v_1", "question": "who?", "video_name": "a"}]
+    (tmp_path / "test_q.json").write_text(json.dumps(questions))
+    (tmp_path / "test_a.json").write_text(json.dumps([{"answer": "man"}]))
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.avi", "b.avi", "b.mp4"):
+        (folder / name).touch()
+    benchmark = BENCHMARKS.build({"type": "MSVDQA", "data": [tmp_path / "test_q.json", tmp_path / "test_a.json"]})
+    assert [question.picture_key for question in benchmark.questions()] == ["a.avi"]
+    (folder / "a.mp4").touch()
+    with pytest.raises(ValueError, match=r"a\.avi and a\.mp4 may both be the video of a question"):
+        benchmark.questions()

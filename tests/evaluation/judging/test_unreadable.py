@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mg_llava.evaluation.score import score_predictions
+from mg_llava.evaluation.score import find_protocol, score_predictions
 from tests.evaluation.benchmark_files import write_json_lines, write_table
 from tools import score
 
@@ -70,3 +70,17 @@ def test_an_empty_extraction_is_said(tmp_path: Path) -> None:
     lines = [{"pid": "1", "extraction": "4"}, {"pid": "2", "extraction": "four"}, {"pid": "3", "extraction": ""}]
     result = score_predictions("mathvista", [tmp_path / "test_mini.json"], lines)
     assert any(w.startswith("2 extracted answers") and "(2, 3)" in w for w in result["warnings"])
+
+
+def test_a_judge_needs_all_that_it_compares(tmp_path: Path) -> None:
+    lines = [{"question_id": name, "category": "conv", "text": "?", "image": f"{name}.jpg"} for name in NAMES]
+    write_json_lines(tmp_path / "questions.jsonl", lines)
+    replies = [{"question_id": name, "text": "1"} for name in NAMES]
+    protocol = find_protocol("llava_bench")
+    with pytest.raises(ValueError, match=r"3 questions have no answer of the reference.*\(a, b, c\)"):
+        protocol.requests([tmp_path], replies)
+    write_json_lines(tmp_path / "answers_gpt4.jsonl", [{"question_id": name, "text": "2"} for name in NAMES])
+    assert len(protocol.requests([tmp_path], replies)) == 3
+    write_json_lines(tmp_path / "context.jsonl", [{"image": "a.jpg", "caption": "A lake."}])
+    with pytest.raises(ValueError, match=r"2 questions have no description.*\(b, c\)"):
+        protocol.requests([tmp_path], replies)
