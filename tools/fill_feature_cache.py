@@ -115,8 +115,11 @@ def fill(arguments: Any, config: Any, sources: list[Any], folder: Path, processe
         return extractor(images.to(device), [own.to(device) for own in boxes])
 
     with tqdm(total=len(jobs), desc=folder.name, unit=" pictures", disable=not processes.is_main) as bar:
-        own = fill_feature_cache(pictures, extract, writer, dtype, arguments.batch_size, arguments.workers, bar.update)
-    report = add_reports(processes.gather(own))
+        batch_size, workers = arguments.batch_size, arguments.workers
+        reports = processes.together(
+            lambda: fill_feature_cache(pictures, extract, writer, dtype, batch_size, workers, bar.update)
+        )
+    report = add_reports(reports)
     for message in report["unreadable"]:
         print(f"cannot be read: {message}", file=sys.stderr)
     skips = all(source.faults.bad_image == "skip" for source in sources)
@@ -135,8 +138,9 @@ def check(arguments: Any, config: Any, sources: list[Any], folder: Path, process
     cache = FeatureCache(folder)
     jobs = list_jobs(sources, processes.rank, processes.size)
     with tqdm(total=len(jobs), desc=folder.name, unit=" pictures", disable=not processes.is_main) as bar:
-        own = survey_cache(Pictures(sources, jobs, cache, cache.holds_boxes), arguments.workers, bar.update)
-    counts = sum(processes.gather(own), Counter())
+        findings = Pictures(sources, jobs, cache, cache.holds_boxes)
+        own = processes.together(lambda: survey_cache(findings, arguments.workers, bar.update))
+    counts = sum(own, Counter())
     return {"dtype": cache.about["dtype"], "pictures": dict(counts)}, not (counts["absent"] or counts["changed"])
 
 

@@ -76,13 +76,26 @@ def lines_done(out: Path) -> int:
     return sum(1 for step in ("read", "detect") for _ in read_journals(out / "work" / step))
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that these started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, own in parents.items() if own == parent]
+    return found[1:]
+
+
 def kill_at(process: subprocess.Popen, out: Path, lines: int) -> bool:
     """Kill a run and all its processes once it has this many lines of results; whether it was still at work."""
     while process.poll() is None and lines_done(out) < lines:
         time.sleep(0.02)
     was_running = process.poll() is None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
     return was_running
 

@@ -10,21 +10,22 @@ Shapes: n boxes of a picture, in canvas pixels.
 
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mg_llava.data.features.file import (
+    FIELDS,
+    SUFFIX,
     UNREADABLE,
-    checksum_of,
     layout_of,
-    map_entries,
     offsets_of,
     picture_key,
     read_about,
     stamp_of,
 )
+from mg_llava.work.blobs import BlobReader
 
 
 class FeatureError(ValueError):
@@ -39,12 +40,12 @@ class CachedPicture(NamedTuple):
     """Where the features of a picture lie.
 
     Attributes:
-        shard: Number of the shard.
-        entry: Its entry.
+        place: Number of its entry.
+        entry: The entry.
         frame: Width and height of the picture, in the frame of its boxes.
     """
 
-    shard: int
+    place: int
     entry: np.void
     frame: tuple[int, int]
 
@@ -64,17 +65,11 @@ class FeatureCache:
         self.folder = Path(folder)
         self.about = read_about(self.folder)
         self.blocks = layout_of(self.about)
-        self._open: dict[int, BinaryIO] = {}
-        # in the order in which they were begun, so that of several entries of a picture the last is the newest
-        self._paths = sorted(self.folder.glob("*.index"))
-        self._entries = [map_entries(path) for path in self._paths]
-        keys = [np.asarray(entries["key"]) for entries in self._entries]
-        all_keys = np.concatenate([np.zeros(0, "<u8"), *keys])
-        order = np.argsort(all_keys, kind="stable")
-        self._keys = all_keys[order]
-        shards = np.repeat(np.arange(len(keys), dtype=np.int32), [len(own) for own in keys])
-        places = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(own)) for own in keys)])
-        self._shards, self._places = shards[order], places[order]
+        # of several entries of a picture the last is the newest
+        self._blobs = BlobReader(self.folder, SUFFIX, FIELDS)
+        keys = self._blobs.entries["key"]
+        self._places = np.argsort(keys, kind="stable")
+        self._keys = keys[self._places]
 
     @property
     def name(self) -> str:
@@ -133,10 +128,9 @@ class FeatureCache:
         return fits[-1]
 
     def boxes(self, picture: CachedPicture) -> torch.Tensor:
-        """(n, 4) float32, the boxes that were pooled."""
-        count = int(picture.entry["boxes"])
-        content = self._read(picture, 16 * count)
-        return content.view(torch.float32).view(count, 4)
+        """(n, 4) float32, the boxes that were pooled; for comparing alone, as only ``read`` looks for damage."""
+        content = self._blobs.peek(picture.place, 16 * int(picture.entry["boxes"]))
+        return torch.from_numpy(content).view(torch.float32).view(-1, 4)
 
     def read(self, picture: CachedPicture, boxes: torch.Tensor) -> dict[str, torch.Tensor]:
         """The arrays of a picture, by the names of ``mg_llava.features.blocks_of``.
@@ -149,13 +143,8 @@ class FeatureCache:
             FeatureError: The features are damaged, or a box was not pooled.
         """
         count = int(picture.entry["boxes"])
-        offsets, total = offsets_of(self.blocks, count)
-        content = self._read(picture, total)
-        if len(content) != total or checksum_of(content, int(picture.entry["key"])) != int(picture.entry["checksum"]):
-            shard = self._paths[picture.shard].with_suffix(".features")
-            raise FeatureError(
-                f"feature cache {self.folder} is damaged in {shard.name}; delete this shard, fill again"
-            )
+        offsets, _ = offsets_of(self.blocks, count)
+        content = self._whole(picture)
         arrays = {}
         for block, offset in zip(self.blocks, offsets[1:], strict=True):
             part = content[offset : offset + block.nbytes(count)]
@@ -169,28 +158,22 @@ class FeatureCache:
         """Entries with a key, oldest first."""
         first, last = (int(np.searchsorted(self._keys, np.uint64(key), side)) for side in ("left", "right"))  # type: ignore[call-overload]
         found = []
-        for number in range(first, last):
-            shard = int(self._shards[number])
-            entry = self._entries[shard][self._places[number]]
-            found.append(CachedPicture(shard, entry, (int(entry["width"]), int(entry["height"]))))
+        for place in self._places[first:last].tolist():
+            entry = self._blobs.entries[place]
+            found.append(CachedPicture(place, entry, (int(entry["width"]), int(entry["height"]))))
         return found
 
-    def _read(self, picture: CachedPicture, count: int) -> torch.Tensor:
-        """The first (count,) bytes of a picture; fewer where the shard ends before."""
-        shard = picture.shard
-        if shard not in self._open:
-            self._open[shard] = open(self._paths[shard].with_suffix(".features"), "rb", buffering=0)
-        content = torch.empty(count, dtype=torch.uint8)
-        # leaves the file's position alone, which forked processes share
-        read = os.preadv(self._open[shard].fileno(), [content.numpy().data], int(picture.entry["offset"]))
-        return content[:read]
+    def _whole(self, picture: CachedPicture) -> torch.Tensor:
+        """(bytes,) uint8, boxes and arrays of a picture.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}
-
-    def __del__(self) -> None:
-        for file in self.__dict__.get("_open", {}).values():
-            file.close()
+        Raises:
+            FeatureError: They are damaged.
+        """
+        content = self._blobs.read(picture.place)
+        if content is None:
+            shard = self._blobs.path_of(picture.place).name
+            raise FeatureError(f"feature cache {self.folder} is damaged in {shard}; delete this shard, fill again")
+        return torch.from_numpy(content)
 
 
 def match_boxes(pooled: torch.Tensor, wanted: torch.Tensor, folder: Path | str) -> torch.Tensor:

@@ -1,9 +1,7 @@
 """The files of a feature cache: what a folder is for, shards of features, and the entries that say where they lie.
 
 A folder is for one pair of encoders and one way of making canvases; ``about.json`` says which. Every process that adds
-something writes shards of its own: ``.features``, the arrays of one picture after the other, and ``.index``,
-fixed-size entries that say where they lie. An entry is written after its arrays and has their checksum, so that what
-a kill leaves is either whole or not found.
+something writes shards of its own, as ``work.blobs`` has them: the content of a picture is its boxes and its arrays.
 
 Shapes: n boxes of a picture, in canvas pixels.
 """
@@ -11,40 +9,31 @@ Shapes: n boxes of a picture, in canvas pixels.
 import hashlib
 import json
 import os
-import secrets
-import socket
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mg_llava.features import Block, FeatureDtype, blocks_of
+from mg_llava.work.atomic import write_json
+from mg_llava.work.blobs import BlobWriter, entry_dtype
 
 FORMAT = "mg_llava.features"
-VERSION = 1
+VERSION = 2
+SUFFIX = ".features"
 
 _ABOUT = "about.json"
 _ALIGNMENT = 64
 _SHARD_BYTES = 16 << 30
 UNREADABLE = -1
 """In place of a number of boxes, where a picture cannot be read."""
-_ENTRY = np.dtype(
-    [
-        ("key", "<u8"),
-        ("size", "<i8"),
-        ("time", "<i8"),
-        ("content", "<u8"),
-        ("offset", "<i8"),
-        ("checksum", "<u8"),
-        ("width", "<i4"),
-        ("height", "<i4"),
-        ("boxes", "<i4"),
-        ("reserved", "<i4"),
-    ]
+FIELDS = (
+    *(("size", "<i8"), ("time", "<i8"), ("content", "<u8")),
+    *(("width", "<i4"), ("height", "<i4"), ("boxes", "<i4"), ("reserved", "<i4")),
 )
+"""What an entry says of its picture: its stamp, its frame, and the number of its boxes."""
 
 
 class Stamp(NamedTuple):
@@ -87,14 +76,14 @@ class FeatureWriter:
         if (self.folder / _ABOUT).exists():
             _refuse_other(read_about(self.folder), about, self.folder)
         else:
-            part = self.folder / f"{_ABOUT}.{os.getpid()}.part"
-            part.write_text(json.dumps(about, indent=1) + "\n")
-            os.replace(part, self.folder / _ABOUT)
+            write_json(self.folder / _ABOUT, about)
         self.blocks = layout_of(about)
-        self.written = 0
-        self._shard_bytes = shard_bytes
-        self._files: tuple[BinaryIO, BinaryIO] | None = None
-        self._offset = 0
+        self._blobs = BlobWriter(self.folder, SUFFIX, FIELDS, shard_bytes)
+
+    @property
+    def written(self) -> int:
+        """Bytes of features that were added."""
+        return self._blobs.written
 
     def add(
         self,
@@ -114,7 +103,8 @@ class FeatureWriter:
             arrays: Its features, one picture of ``mg_llava.features.pack``.
 
         Raises:
-            OSError: The disk is full.
+            NoRoomError: The disk is full.
+            FileNotFoundError: The folder was removed meanwhile.
         """
         count = len(boxes)
         offsets, total = offsets_of(self.blocks, count)
@@ -122,34 +112,19 @@ class FeatureWriter:
         for offset, array in zip(offsets, [boxes, *(arrays[block.name] for block in self.blocks)], strict=True):
             flat = array.contiguous().flatten().view(torch.uint8)
             content[offset : offset + len(flat)] = flat
-        key = picture_key(name)
-        self._append(key, stamp, frame, count, content, checksum_of(content, key))
+        self._blobs.add(picture_key(name), content.numpy(), *stamp, *frame, count, 0)
 
     def add_unreadable(self, name: str, stamp: Stamp) -> None:
         """Remember that a picture cannot be read, so that training meets it as it would without a cache."""
-        self._append(picture_key(name), stamp, (0, 0), UNREADABLE, torch.zeros(0, dtype=torch.uint8), 0)
-
-    def _append(
-        self, key: int, stamp: Stamp, frame: tuple[int, int], boxes: int, content: torch.Tensor, checksum: int
-    ) -> None:
-        if self._files is None or self._offset >= self._shard_bytes:
-            self.close()
-            self._files = _new_shard(self.folder)
-            self._offset = 0
-        features, index = self._files
-        entry = np.array([(key, *stamp, self._offset, checksum, *frame, boxes, 0)], dtype=_ENTRY)
-        # counted before it is known to be written, so that what follows a failure is not misplaced
-        self._offset += len(content)
-        self.written += len(content)
-        for file, data in ((features, content.numpy().data), (index, entry.tobytes())):
-            if len(data) and file.write(data) != len(data):
-                raise OSError("the disk is full")
+        self._blobs.add(picture_key(name), np.zeros(0, np.uint8), *stamp, 0, 0, UNREADABLE, 0)
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._files or ():
-            file.close()
-        self._files = None
+        """Put everything on the disk.
+
+        Raises:
+            FileNotFoundError: The folder was removed meanwhile.
+        """
+        self._blobs.close()
 
 
 def describe_cache(
@@ -180,7 +155,7 @@ def layout_of(about: Mapping[str, Any]) -> list[Block]:
 
 def picture_bytes(blocks: Iterable[Block], boxes: int) -> int:
     """Bytes of a picture with this many boxes, its entry included."""
-    return offsets_of(blocks, boxes)[1] + _ENTRY.itemsize
+    return offsets_of(blocks, boxes)[1] + entry_dtype(FIELDS).itemsize
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -213,20 +188,6 @@ def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in about.items() if key not in ("encoders", "pictures")} | nested
 
 
-def map_entries(path: Path) -> np.ndarray:
-    """Whole entries of an index; a kill may leave a part of one at its end."""
-    count = path.stat().st_size // _ENTRY.itemsize
-    if not count:
-        return np.zeros(0, _ENTRY)
-    return np.asarray(np.memmap(path, dtype=_ENTRY, mode="r", shape=(count,)))
-
-
-def _new_shard(folder: Path) -> tuple[BinaryIO, BinaryIO]:
-    name = f"{time.time_ns():020d}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    features = open(folder / f"{name}.features", "xb", buffering=0)
-    return features, open(folder / f"{name}.index", "xb", buffering=0)
-
-
 def offsets_of(blocks: Iterable[Block], boxes: int) -> tuple[list[int], int]:
     """Where boxes and blocks of a picture begin, and the bytes of all; each is aligned for any dtype."""
     offsets, end = [], 0
@@ -234,8 +195,3 @@ def offsets_of(blocks: Iterable[Block], boxes: int) -> tuple[list[int], int]:
         offsets.append(end)
         end += -(-size // _ALIGNMENT) * _ALIGNMENT
     return offsets, end
-
-
-def checksum_of(content: torch.Tensor, key: int) -> int:
-    """Sum of 64-bit words: finds what was not written, at the speed of memory."""
-    return (int(np.add.reduce(content.numpy().view("<u8"), initial=np.uint64(0))) + key) & 0xFFFFFFFFFFFFFFFF

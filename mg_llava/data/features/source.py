@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +15,13 @@ from mg_llava.data.features.cache import FeatureCache, FeatureError
 from mg_llava.data.features.file import describe_pictures, picture_key
 from mg_llava.data.records.catalog import RecordCatalog
 from mg_llava.data.records.open import fingerprint
+from mg_llava.work.arrays import load_arrays, save_arrays
 
 MissingFeatures = Literal["error", "picture"]
 
 _POLICIES = ("error", "picture")
 _SHOWN = 3
-_VERSION = 1
+_VERSION = 2
 
 
 class FeatureSource:
@@ -126,16 +126,14 @@ def _keys(catalog: RecordCatalog, positions: np.ndarray, folder: Path) -> np.nda
     content = catalog.fingerprint or fingerprint(catalog.path)
     digest = hashlib.blake2b(repr((_VERSION, content)).encode(), digest_size=16)
     digest.update(catalog.survey.rows[positions].tobytes())
-    path = folder / f"{digest.hexdigest()}.keys.npy"
-    with contextlib.suppress(OSError, ValueError):
-        return np.load(path)
+    path = folder / f"{digest.hexdigest()}.keys.npz"
+    known = load_arrays(path)
+    if known is not None:
+        return known["keys"]
     names = [name for position in positions.tolist() for name in catalog.at(position).images]
     keys = np.array([picture_key(name) for name in names], dtype=np.uint64)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with contextlib.suppress(OSError):
-        with part.open("wb") as file:
-            np.save(file, keys)
-        os.replace(part, path)
+        save_arrays(path, keys=keys)
     return keys
 
 

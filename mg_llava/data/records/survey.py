@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import os
-import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from mmengine.logging import print_log
 
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.records.schema import SCHEMA_VERSION, RecordError, measure_record
+from mg_llava.work.arrays import load_arrays, save_arrays
 
 _SHOWN = 5
 _VERSION = 1
@@ -51,23 +50,15 @@ class Survey:
 
     def save(self, path: str | Path, **more: np.ndarray) -> None:
         """Write to a file, at once or not at all, with further arrays."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        arrays: dict[str, Any] = {**vars(self), **more}
-        with part.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)
+        save_arrays(path, **vars(self), **more)
 
 
 def load_survey(path: str | Path) -> tuple[Survey, dict[str, np.ndarray]] | None:
     """A survey that was saved, and the arrays beside it; None where there is none, or a damaged one."""
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        return Survey(*(arrays.pop(name) for name in ("rows", "sizes", "id_text", "id_ends"))), arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    arrays = load_arrays(path)
+    if arrays is None or not {"rows", "sizes", "id_text", "id_ends"} <= arrays.keys():
         return None
+    return Survey(*(arrays.pop(name) for name in ("rows", "sizes", "id_text", "id_ends"))), arrays
 
 
 def survey_path(folder: str | Path, fingerprint: str, limit: int | None, seed: int) -> Path:

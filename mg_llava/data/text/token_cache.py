@@ -1,21 +1,15 @@
 """Token ids on disk, so that a text is tokenized once: append-only, for any number of workers, safe with a kill.
 
 A folder is for one tokenizer, template, set of limits and record file; the name of the folder is a hash of them all.
-Every process that adds something writes two files of its own: the ids of one record after the other, and fixed-size
-entries that say where they lie. An entry is written after its ids and has their checksum, so that what a kill leaves
-is either whole or not found. What is read is what was put: results do not depend on the cache.
+What is read is what was put: results do not depend on the cache. See ``work.blobs`` for the files.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import secrets
-import socket
-import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -27,10 +21,12 @@ from mg_llava.data.records.schema import SCHEMA_VERSION
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import ENCODING_VERSION, EncodedConversation, Template
 from mg_llava.tokens import IGNORE_INDEX
+from mg_llava.work.arrays import load_arrays, save_arrays
+from mg_llava.work.blobs import BlobReader, BlobWriter
 
-_VERSION = 1
-_ENTRY = np.dtype([("row", "<i8"), ("offset", "<i8"), ("count", "<i4"), ("checksum", "<u4")])
-_LENGTHS = "lengths.npy"
+_VERSION = 2
+_SUFFIX = ".ids"
+_LENGTHS = "lengths.npz"
 
 
 class TokenCache:
@@ -49,16 +45,15 @@ class TokenCache:
     def __init__(self, folder: str | Path, key: str, rows: int) -> None:
         self.folder = Path(folder) / key
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._shards: list[Path] = []
-        self._open: dict[int, BinaryIO] = {}
-        # By row: the shard (-1 for none) and its entry; grown together.
-        self._shard = np.full(rows, -1, dtype=np.int32)
-        self._entries = np.zeros(rows, dtype=_ENTRY)
-        for path in sorted(self.folder.glob("*.index")):
-            self._load(path)
+        self._blobs = BlobReader(self.folder, _SUFFIX)
+        # By row: its newest entry; -1 for none.
+        self._places = np.full(rows, -1, dtype=np.int64)
+        keys = self._blobs.entries["key"]
+        inside = np.flatnonzero(keys < rows)
+        self._places[keys[inside].astype(np.int64)] = inside
         # Rows in the cache, for all workers of this process.
-        self._known = torch.from_numpy(self._shard >= 0).share_memory_()
-        self._writer: _Writer | None = None
+        self._known = torch.from_numpy(self._places >= 0).share_memory_()
+        self._writer: tuple[int, BlobWriter] | None = None
         self._broken = False
 
     def __len__(self) -> int:
@@ -67,27 +62,22 @@ class TokenCache:
 
     def get(self, row: int) -> EncodedConversation | None:
         """What was put for a row before this start, if it is whole."""
-        shard = int(self._shard[row])
-        if shard < 0:
-            return None
-        _, offset, count, checksum = self._entries[row].tolist()
-        try:
-            if shard not in self._open:
-                self._open[shard] = open(self._shards[shard], "rb", buffering=0)
-            # Leaves the file's position alone, which forked processes share.
-            data = os.pread(self._open[shard].fileno(), _size(count), offset)
-        except OSError:
-            return None
-        return _decode(data, count) if _checksum(row, data) == checksum else None
+        place = int(self._places[row])
+        content = None if place < 0 else self._blobs.read(place)
+        if content is not None:
+            return _decode(content)
+        if place >= 0:  # damaged: it is put once more
+            self._places[row], self._known[row] = -1, False
+        return None
 
     def put(self, row: int, encoded: EncodedConversation) -> None:
         """Add a row, unless it is there; a full or read-only disk costs the cache alone."""
         if self._known[row] or self._broken:
             return
         try:
-            if self._writer is None or self._writer.process != os.getpid():
-                self._writer = _Writer(self.folder)
-            self._writer.add(row, encoded)
+            if self._writer is None or self._writer[0] != os.getpid():
+                self._writer = os.getpid(), BlobWriter(self.folder, _SUFFIX)
+            self._writer[1].add(row, _encode(encoded))
             self._known[row] = True
         except OSError as error:
             self._broken = True
@@ -103,61 +93,16 @@ class TokenCache:
     def keep_lengths(self, rows: np.ndarray, lengths: np.ndarray) -> None:
         """Say how many ids rows have, 0 for those without a label; this makes the cache a filled one."""
         known = self._lengths()
-        merged = np.full(len(self._shard), -1, dtype=np.int32) if known is None else known
+        merged = np.full(len(self._places), -1, dtype=np.int32) if known is None else known
         merged[rows] = lengths
-        part = self.folder / f"{_LENGTHS}.{os.getpid()}.part"
-        with part.open("wb") as file:
-            np.save(file, merged)
-        os.replace(part, self.folder / _LENGTHS)
+        save_arrays(self.folder / _LENGTHS, lengths=merged)
 
     def _lengths(self) -> np.ndarray | None:
-        with contextlib.suppress(OSError, ValueError):
-            lengths = np.load(self.folder / _LENGTHS)
-            if lengths.shape == self._shard.shape:
-                return lengths
-        return None
-
-    def _load(self, path: Path) -> None:
-        content = path.read_bytes()
-        entries = np.frombuffer(content[: len(content) // _ENTRY.itemsize * _ENTRY.itemsize], dtype=_ENTRY)
-        shard = path.with_suffix(".ids")
-        size = shard.stat().st_size if shard.exists() else 0
-        fits = (entries["row"] >= 0) & (entries["row"] < len(self._shard)) & (entries["count"] >= 0)
-        fits &= (entries["offset"] >= 0) & (entries["offset"] + _size(entries["count"].astype(np.int64)) <= size)
-        self._shard[entries["row"][fits]] = len(self._shards)
-        self._entries[entries["row"][fits]] = entries[fits]
-        self._shards.append(shard)
+        lengths = (load_arrays(self.folder / _LENGTHS) or {}).get("lengths")
+        return lengths if lengths is not None and lengths.shape == self._places.shape else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}, "_writer": None}
-
-    def __del__(self) -> None:
-        for file in self.__dict__.get("_open", {}).values():
-            file.close()
-
-
-class _Writer:
-    """The two files of this process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.process = os.getpid()
-        name = f"{socket.gethostname()}-{self.process}-{secrets.token_hex(4)}"
-        self._ids = open(folder / f"{name}.ids", "xb", buffering=0)
-        self._index = open(folder / f"{name}.index", "xb", buffering=0)
-        self._offset = 0
-
-    def add(self, row: int, encoded: EncodedConversation) -> None:
-        data = _encode(encoded)
-        entry = np.array([(row, self._offset, len(encoded.input_ids), _checksum(row, data))], dtype=_ENTRY)
-        # Counted before it is known to be written, so that what follows a failure is not misplaced.
-        self._offset += len(data)
-        if self._ids.write(data) != len(data) or self._index.write(entry.tobytes()) != _ENTRY.itemsize:
-            raise OSError("the disk is full")
-
-    def __del__(self) -> None:
-        for name in ("_ids", "_index"):
-            if name in self.__dict__:
-                self.__dict__[name].close()
+        return self.__dict__ | {"_writer": None}
 
 
 def cache_key(tokenizer: Any, template: Template, budget: TokenBudget, data: str) -> str:
@@ -197,23 +142,15 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def _size(count: Any) -> Any:
-    """Bytes of ``count`` ids: four each, one that says whether it carries loss, and one for all."""
-    return 5 * count + 1
-
-
-def _encode(encoded: EncodedConversation) -> bytes:
+def _encode(encoded: EncodedConversation) -> np.ndarray:
+    """(5 n + 1,) uint8: n ids of four bytes, n bytes that say whether they carry loss, and one for all."""
     ids = np.array(encoded.input_ids, dtype="<i4")
     carries_loss = np.array(encoded.labels, dtype="<i4") != IGNORE_INDEX
-    return ids.tobytes() + carries_loss.astype(np.uint8).tobytes() + bytes([encoded.truncated])
+    return np.concatenate([ids.view(np.uint8), carries_loss.astype(np.uint8), [encoded.truncated]]).astype(np.uint8)
 
 
-def _decode(data: bytes, count: int) -> EncodedConversation:
-    ids = np.frombuffer(data, dtype="<i4", count=count)
-    carries_loss = np.frombuffer(data, dtype=np.uint8, offset=4 * count, count=count) != 0
-    labels = np.where(carries_loss, ids, IGNORE_INDEX)
-    return EncodedConversation(ids.tolist(), labels.tolist(), bool(data[-1]))
-
-
-def _checksum(row: int, data: bytes) -> int:
-    return zlib.crc32(data, row & 0xFFFFFFFF)
+def _decode(content: np.ndarray) -> EncodedConversation:
+    count = len(content) // 5
+    ids = content[: 4 * count].view("<i4")
+    labels = np.where(content[4 * count : 5 * count] != 0, ids, IGNORE_INDEX)
+    return EncodedConversation(ids.tolist(), labels.tolist(), bool(content[-1]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mg_llava.detection.detector import Size
-from mg_llava.work.atomic import replacing
+from mg_llava.work.arrays import load_arrays, save_arrays
 
 _NAMES = ("starts", "digests", "sizes", "unique_of", "pictures")
 
@@ -34,14 +34,19 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read a plan."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{name: file[name] for name in _NAMES})
+        """Read a plan.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        arrays = load_arrays(path)
+        if arrays is None:
+            raise ValueError(f"{path} is damaged; remove it and start the run again, which goes on from what was read")
+        return cls(**arrays)
 
     def save(self, path: str | Path) -> None:
         """Write a plan, at once or not at all."""
-        with replacing(path) as file:
-            np.savez(file, **{name: getattr(self, name) for name in _NAMES})  # type: ignore[arg-type]
+        save_arrays(path, **{name: getattr(self, name) for name in _NAMES})
 
     def source_of(self, unique: int) -> tuple[int, int]:
         """Number of the source and of the picture in it, of a content."""

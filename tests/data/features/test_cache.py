@@ -135,6 +135,38 @@ def test_a_killed_fill_goes_on(data, llm, extractor, tmp_path):
     assert features.fill(source, folder, extractor)["added"] == 0
 
 
+@pytest.mark.parametrize("after", [3, COUNT])
+def test_a_folder_that_is_gone_is_no_success(data, llm, tmp_path, after):
+    """Whether it goes while pictures are added, or before the last of them is on the disk."""
+
+    class Remover(CountingExtractor):
+        def __call__(self, images, boxes):
+            found = super().__call__(images, boxes)
+            if self.seen >= after:
+                shutil.rmtree(tmp_path / "features", ignore_errors=True)
+            return found
+
+    with pytest.raises(FileNotFoundError, match="was removed while it was written"):
+        features.fill(features.make_source(data, llm), tmp_path / "features", Remover(), shard_bytes=10**6)
+
+
+@pytest.mark.parametrize("field", ["size", "time", "content", "width", "height", "boxes", "offset", "key"])
+def test_a_flipped_bit_in_an_entry_is_never_trusted(data, llm, filled, extractor, field):
+    from mg_llava.data.features.file import FIELDS
+    from mg_llava.work.blobs import entry_dtype
+
+    source = features.make_source(data, llm)
+    for path in filled.glob("*.index"):
+        entries = np.frombuffer(path.read_bytes(), entry_dtype(FIELDS)).copy()
+        entries[field] ^= 2
+        path.write_bytes(entries.tobytes())
+    assert len(FeatureCache(filled)) == 0
+    assert features.fill(source, filled, extractor)["added"] == COUNT
+    cached = features.make_source(data, llm, feature_cache=filled)
+    for index in (0, 2):
+        check_sample(cached[index], source[index])
+
+
 def test_features_that_were_not_written_are_noticed(data, llm, filled):
     cached = features.make_source(data, llm, feature_cache=filled)
     path = min(filled.glob("*.features"))
