@@ -9,6 +9,8 @@ from typing import Any
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.layout import Expected
 from mg_llava.models.llm import LORA_DEFAULTS
+from mg_llava.registry import MODELS, TRANSFORMS
+from mg_llava.safe_config import UntrustedConfigError, check_config
 
 KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
 """Keys of a training config that describe the model and how it is talked to."""
@@ -81,7 +83,12 @@ def read_settings(config: str | Path | None, stored: str | None, source: str) ->
     model = values.get("model")
     if not isinstance(model, dict) or _class_name(model) != "MGLLaVA":  # the reference's configs have other classes
         return None
-    return Settings({key: values[key] for key in KEYS if key in values}, f"the config stored in {source}")
+    stored_in = f"the config stored in {source}"
+    try:
+        known = check_config({key: values[key] for key in KEYS if key in values}, stored_in, MODELS, TRANSFORMS)
+    except UntrustedConfigError as error:
+        raise ConversionError(str(error)) from None
+    return Settings(known, stored_in)
 
 
 def _from_config(path: str | Path) -> Settings:

@@ -19,6 +19,7 @@ from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.proposals import Proposals
 from mg_llava.detection.tags import PictureName, Tagger, Tags, split_tags
 from mg_llava.registry import DETECTORS, PROPOSERS, TAGGERS
+from mg_llava.safe_config import check_config
 
 _TAGGERS = {"ram": ("RAMPlusTagger", "checkpoint"), "clip": ("OpenCLIPTagger", "path"), "tags": ("TagFile", "path")}
 _DETECTORS = {
@@ -255,6 +256,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
         content = Config.fromfile(str(path)).to_dict()
     config = content.get("box_pipeline", content)
+    if path.suffix == ".json":
+        config = check_config(config, str(path), DETECTORS, TAGGERS, PROPOSERS)
     if not isinstance(config, dict) or "detector" not in config:
         raise ValueError(f"{path} has no box_pipeline = dict(detector=dict(...), tagger=dict(...))")
     return dict(config)

@@ -25,7 +25,11 @@ from mg_llava.models.projectors import MLPProjector
 from mg_llava.models.splice import Spliced
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.models.weights.guard import safe_torch_load
+from mg_llava.registry import MODELS
+from mg_llava.safe_config import check_config
 from mg_llava.tokens import IGNORE_INDEX
+
+_SOURCE = "the model's config.json"
 
 
 class MGLLaVAModel(MGLLaVA):
@@ -72,9 +76,9 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             llm=llm,
             low_res_encoder=low_resolution_encoder(config),
             high_res_encoder=high_resolution_encoder(config.high_resolution_config),
-            fusion=_copy(config.fusion_config),
-            box_projector=_copy(config.box_projector_config),
-            projector=_copy(config.projector_config),
+            fusion=check_config(config.fusion_config, _SOURCE, MODELS),
+            box_projector=check_config(config.box_projector_config, _SOURCE, MODELS),
+            projector=check_config(config.projector_config, _SOURCE, MODELS),
         )
         # Everything is in the folder: keys that are missing in it are none to forget about.
         self.model._load_state_dict_post_hooks.clear()
@@ -361,7 +365,3 @@ def _with_prompt(input_ids: Tensor, new: Tensor) -> Tensor:
     """``(B, T)`` and ``(B * k, new)`` to ``(B * k, T + new)``: k sequences for each row."""
     prompts = input_ids.repeat_interleave(len(new) // len(input_ids), dim=0)
     return torch.cat([prompts.to(new.device), new], dim=1)
-
-
-def _copy(config: dict[str, Any] | None) -> Any:
-    return None if config is None else dict(config)

@@ -51,6 +51,7 @@ class Registry:
         return found(**arguments)
 
 
+SCOPE = "mg_llava"
 MODELS = Registry()
 DATASETS = Registry()
 DATA_SAMPLERS = Registry()
