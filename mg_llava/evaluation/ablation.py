@@ -1,8 +1,8 @@
 """One checkpoint under several settings of boxes and fusion: what each is worth, with paired bootstrap intervals."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,9 @@ from mg_llava.evaluation.boxes import is_box_file, parse_box_spec
 from mg_llava.evaluation.results import metric_of
 from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.evaluation.statistics import Interval, paired_bootstrap, scores_of
-from mg_llava.work.atomic import write_json
 
 Results = Mapping[str, ScoreResult]
 """Results by benchmark."""
-
-FILE = "ablation.json"
 
 
 @dataclass(frozen=True)
@@ -172,42 +169,6 @@ def _number(result: ScoreResult, rule: str, metric: str) -> float | None:
     """A metric of a rule; None where there is no such number."""
     value = metric_of(result.get("rules", {}), rule, metric)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def run_ablation(
-    model: Any,
-    settings: Sequence[Setting],
-    run: Callable[[Setting, Path], Results],
-    out: Path,
-    headlines: Mapping[str, tuple[str, str]] | None = None,
-    groups: Mapping[str, Mapping[str, Any]] | None = None,
-    is_main: bool = True,
-) -> list[Difference]:
-    """Run one checkpoint under several settings and compare them.
-
-    Args:
-        model: The model, whose fusion is switched off where a setting says so.
-        settings: The settings, the baseline first.
-        run: Evaluates the benchmarks with a setting's boxes into a folder, and gives the results by benchmark (the
-            main process's are used); it must not keep features of pictures from call to call.
-        out: Folder; each setting gets a folder in it, and ``ablation.json`` is written by the main process.
-        headlines: As for :func:`compare`.
-        groups: As for :func:`compare`.
-        is_main: Whether this is the main process.
-
-    Returns:
-        The differences; none in other processes than the main one.
-    """
-    results: dict[str, Results] = {}
-    for setting in settings:
-        with nullcontext() if setting.fusion else fusion_off(model):
-            results[setting.name] = run(setting, out / setting.folder)
-    if not is_main:
-        return []
-    rows = compare(results, headlines, groups)
-    payload = {"baseline": settings[0].name, "differences": [row.to_dict() for row in rows]}
-    write_json(out / FILE, payload)
-    return rows
 
 
 def format_differences(rows: Sequence[Difference], baseline: str) -> str:

@@ -75,8 +75,8 @@ class Benchmark(ABC):
     """Scores prediction lines against annotations by every rule that applies."""
     judge: ClassVar[JudgeProtocol | None] = None
     """How a judge grades the replies, where one does."""
-    releases: ClassVar[Mapping[str, Release]] = {}
-    """Published data sets by the names that ``tools/evaluate.py`` takes."""
+    releases: ClassVar[tuple[Release, ...]] = ()
+    """Published data sets."""
     prompts: ClassVar[tuple[str, ...]] = ("reference",)
     """Prompt versions, the default first."""
     id_field: ClassVar[str] = "index"
@@ -162,11 +162,8 @@ class Benchmarks:
     @property
     def releases(self) -> dict[str, tuple[type[Benchmark], Release]]:
         """Published data sets by name, each with its class."""
-        return {
-            name: (kind, release)
-            for kind in self.kinds.values()
-            for name, release in vars(kind).get("releases", {}).items()
-        }
+        own = ((kind, release) for kind in self.kinds.values() for release in vars(kind).get("releases", ()))
+        return {release.name: (kind, release) for kind, release in own}
 
     def get(self, name: str) -> type[Benchmark]:
         """A class by its name, with or without the scope or the module before it.

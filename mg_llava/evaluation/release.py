@@ -44,6 +44,7 @@ class Release:
     """One data set of a benchmark, as it is published.
 
     Attributes:
+        name: As ``tools/evaluate.py`` takes it.
         data: Files or folders under the data root, in the order that the benchmark's class takes them.
         images: Folder of pictures under the data root; None where they are inside of the data.
         get: What to download, and from where.
@@ -52,6 +53,7 @@ class Release:
         settings: Further arguments of the class.
     """
 
+    name: str
     data: tuple[str, ...]
     images: str | None = None
     get: str = ""
@@ -71,13 +73,14 @@ class Release:
         return {model: row[place] for model, row in rows.items() if row[place] is not None}  # type: ignore[misc]
 
 
-def published_table(file: str, column: str | None = None, caution: str = "", get: str = "") -> Release:
+def published_table(name: str, file: str, column: str | None = None, caution: str = "", get: str = "") -> Release:
     """A table that holds its pictures, as VLMEvalKit publishes it or in the same form.
 
     Args:
+        name: As of ``Release``.
         file: Its name without ``.tsv``.
         column: As of ``Release``.
         caution: As of ``Release``.
         get: Where to get it, if not from VLMEvalKit.
     """
-    return Release((f"LMUData/{file}.tsv",), None, get or f"{_TABLES}{file}.tsv", column, caution)
+    return Release(name, (f"LMUData/{file}.tsv",), None, get or f"{_TABLES}{file}.tsv", column, caution)

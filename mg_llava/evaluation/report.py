@@ -12,7 +12,8 @@ from mmengine.logging import print_log
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.release import BASELINES, MG_LLAVA, PAPER_MODEL
-from mg_llava.evaluation.statistics import Scores, break_down, facts_of, scores_of
+from mg_llava.evaluation.results import RunResult
+from mg_llava.evaluation.statistics import break_down, facts_of, scores_of
 from mg_llava.work.atomic import write_json
 
 Entry = dict[str, Any]
@@ -25,16 +26,11 @@ PAGE_FILE = "report.html"
 _MAX_METRICS = 60
 
 
-def make_entry(run: Any, object_sizes: Scores | None = None) -> Entry:
-    """What is reported of a run.
-
-    Args:
-        run: A ``results.RunResult``.
-        object_sizes: Sizes of the annotated objects, see ``statistics.object_sizes``.
-    """
+def make_entry(run: RunResult) -> Entry:
+    """What is reported of a run."""
     entry = run.to_dict()
     samples = run.score.get("rules", {}).get(run.headline["rule"], {}).get("per_sample", ())
-    facts = facts_of(run.samples, {**_answer_sizes(samples), **(object_sizes or {})})
+    facts = facts_of(run.samples, _answer_sizes(samples))
     entry["breakdowns"] = break_down(scores_of(samples), facts) if samples else {}
     _, release = BENCHMARKS.releases.get(run.benchmark, (None, None))
     entry["paper"] = {} if release is None else {"numbers": release.paper, "caution": release.caution}

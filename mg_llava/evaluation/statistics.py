@@ -152,7 +152,7 @@ BREAKDOWNS: Mapping[str, tuple[str, Buckets]] = {
 
 
 def facts_of(samples: Iterable[Mapping[str, Any]], object_sizes: Scores | None = None) -> dict[str, dict[str, float]]:
-    """Facts from the ``samples`` of a run, and from :func:`object_sizes` where annotations tell them."""
+    """Facts from the ``samples`` of a run, and sizes of annotated objects where they are known."""
     facts: dict[str, dict[str, float]] = {}
     for sample in samples:
         name = str(sample["id"])
@@ -160,25 +160,6 @@ def facts_of(samples: Iterable[Mapping[str, Any]], object_sizes: Scores | None =
         if object_sizes is not None and name in object_sizes:
             facts[name]["object_size"] = object_sizes[name]
     return facts
-
-
-def object_sizes(questions: Iterable[Any], oracle: Any) -> dict[str, float]:
-    """Mean size of the annotated objects of each question, as a side relative to the picture's.
-
-    Args:
-        questions: ``Question``s.
-        oracle: Box store of the annotations; where it has no picture sizes, pictures are opened for theirs.
-    """
-    sizes = {}
-    for question in questions:
-        key = question.id if question.box_key is None else question.box_key
-        record = oracle.find(key)
-        if record is None or not len(record) or question.frames is not None:
-            continue
-        width, height = oracle.image_size(key) or question.picture().size
-        sides = np.sqrt(np.prod(record.boxes[:, 2:] - record.boxes[:, :2], axis=1) / (width * height))
-        sizes[str(question.id)] = float(sides.mean())
-    return sizes
 
 
 def break_down(scores: Scores, facts: Facts) -> dict[str, list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mg_llava.data.pictures.files import to_rgb
-from mg_llava.evaluation.ablation import Setting, format_differences, fusion_off, parse_settings, run_ablation
+from mg_llava.evaluation.ablation import Difference, Setting, compare, format_differences, fusion_off, parse_settings
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.boxes import BoxSource, build_box_source
 from mg_llava.evaluation.catalog import benchmark_config, box_file_in, default_boxes, find_release
@@ -19,7 +19,6 @@ from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.evaluation.report import PAGE_FILE, format_table, make_entry, merge_results, write_page
 from mg_llava.evaluation.results import RunResult
 from mg_llava.evaluation.runner import Asking, run_benchmark
-from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.inference import Predictor
 from mg_llava.work.devices import pick_device
 from mg_llava.work.processes import Processes
@@ -96,35 +95,28 @@ class Suite:
         Returns:
             The tables for the terminal; empty in other processes than the main one.
         """
-        if len(self.settings) == 1:
-            entries = self._run_setting(self.settings[0], self.out)
-            if not self.processes.is_main:
-                return ""
-            results = merge_results(self.out, [make_entry(run) for run in entries])
-            write_page(results, self.out / PAGE_FILE)
-            return format_table(results)
-        baseline: list[RunResult] = []
-
-        def run(setting: Setting, out: Path) -> dict[str, ScoreResult]:
-            runs = self._run_benchmarks(setting, out)
-            if setting == self.settings[0]:
-                baseline.extend(runs)
-            return {run.benchmark: run.score for run in runs}
-
-        headlines = {benchmark.name: benchmark.headline for benchmark in self.benchmarks}
-        groups = {b.name: {str(q.id): q.picture_key or str(q.id) for q in b.questions()} for b in self.benchmarks}
-        model = self.model.predictor.model
-        rows = run_ablation(model, self.settings, run, self.out, headlines, groups, self.processes.is_main)
+        runs: dict[str, list[RunResult]] = {}
+        for setting in self.settings:
+            out = self.out if len(self.settings) == 1 else self.out / setting.folder
+            with nullcontext() if setting.fusion else fusion_off(self.model.predictor.model):
+                runs[setting.name] = self._run_benchmarks(setting, out)
         if not self.processes.is_main:
             return ""
-        ablation = {"baseline": self.settings[0].name, "differences": [row.to_dict() for row in rows]}
-        results = merge_results(self.out, [make_entry(run) for run in baseline], ablation)
+        baseline, rows = self.settings[0].name, self._compare(runs)
+        ablation = {"baseline": baseline, "differences": [row.to_dict() for row in rows]}
+        is_ablation = len(self.settings) > 1
+        entries = [make_entry(run) for run in runs[baseline]]
+        results = merge_results(self.out, entries, ablation if is_ablation else None)
         write_page(results, self.out / PAGE_FILE)
-        return f"{format_table(results)}\n\n{format_differences(rows, self.settings[0].name)}"
+        table = format_table(results)
+        return f"{table}\n\n{format_differences(rows, baseline)}" if is_ablation else table
 
-    def _run_setting(self, setting: Setting, out: Path) -> list[RunResult]:
-        with nullcontext() if setting.fusion else fusion_off(self.model.predictor.model):
-            return self._run_benchmarks(setting, out)
+    def _compare(self, runs: Mapping[str, Sequence[RunResult]]) -> list[Difference]:
+        """Differences of all settings to the first; questions about one picture are drawn together."""
+        scores = {name: {run.benchmark: run.score for run in some} for name, some in runs.items()}
+        headlines = {benchmark.name: benchmark.headline for benchmark in self.benchmarks}
+        groups = {b.name: {str(q.id): q.picture_key or str(q.id) for q in b.questions()} for b in self.benchmarks}
+        return compare(scores, headlines, groups)
 
     def _run_benchmarks(self, setting: Setting, out: Path) -> list[RunResult]:
         """Run all benchmarks under a setting; results in the main process only."""

@@ -78,12 +78,7 @@ class BenchmarkDataset(Dataset):
     ) -> None:
         is_config = isinstance(picture_processor, Mapping)
         processor: PictureProcessor = TRANSFORMS.build(picture_processor) if is_config else picture_processor
-        self.parts = {
-            "tokenizer": tokenizer,
-            "template": template,
-            "picture_processor": processor,
-            "system": system,
-        }
+        self.parts = {"tokenizer": tokenizer, "template": template, "picture_processor": processor, "system": system}
         """Arguments of the ``Predictor``."""
         self.benchmarks: list[Benchmark] = []
         self.sources = []

@@ -1,12 +1,9 @@
 """Settings of an ablation, the switch of the fusion, and the table of differences."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
-from mg_llava.evaluation.ablation import Setting, compare, format_differences, fusion_off, parse_settings, run_ablation
+from mg_llava.evaluation.ablation import Setting, compare, format_differences, fusion_off, parse_settings
 from tests import toy
 
 
@@ -92,21 +89,3 @@ def test_differences_are_paired_and_quote_the_headline() -> None:
 def test_a_split_without_answers_has_no_differences() -> None:
     assert compare({"a": {"b": {"rules": {}}}, "c": {"b": {"rules": {}}}}) == []
     assert "nothing" in format_differences([], "a")
-
-
-def test_run_switches_the_fusion_and_writes_differences(toy_paths: dict[str, str], tmp_path: Path) -> None:
-    model = toy.build_model(toy_paths)
-    seen = []
-
-    def run(setting: Setting, folder: Path) -> dict:
-        seen.append((setting.boxes, model.fuse_module is not None, folder.name))
-        return {"b": result(RIGHT if setting.fusion else LESS)}
-
-    settings = parse_settings("none", "on,off")
-    rows = run_ablation(model, settings, run, tmp_path)
-    assert seen == [("none", True, "boxes-none"), ("none", False, "boxes-none_fusion-off")]
-    written = json.loads((tmp_path / "ablation.json").read_text())
-    assert written["baseline"] == "boxes none"
-    assert written["differences"] == [row.to_dict() for row in rows]
-    assert run_ablation(model, settings, run, tmp_path / "other", is_main=False) == []
-    assert not (tmp_path / "other").exists()

@@ -6,12 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from mg_llava.evaluation.asking import (
-    ask_shortly,
-    file_opener,
-)
+from mg_llava.evaluation.asking import ask_shortly, file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.answers import round_as_printed
@@ -185,13 +182,14 @@ class GQA(Benchmark):
     form = 'testdev_balanced_questions.json; lines {"question_id", "text"}'
     load = staticmethod(load_gqa)
     rate = staticmethod(score_gqa)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "gqa": Release(
+    releases = (
+        Release(
+            "gqa",
             ("gqa/testdev_balanced_questions.json",),
             "gqa/images",
             "https://cs.stanford.edu/people/dorarad/gqa/download.html: questions 1.2 and images",
-        )
-    }
+        ),
+    )
     id_field = "question_id"
     text_field = "text"
     headline = ("official", "accuracy")

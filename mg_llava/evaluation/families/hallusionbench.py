@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import (
     Row,
@@ -24,12 +24,9 @@ from mg_llava.data.records.tables import (
     require_columns,
     unique_rows,
 )
-from mg_llava.evaluation.asking import (
-    YES_NO_REQUEST,
-    picture_question,
-)
+from mg_llava.evaluation.asking import YES_NO_REQUEST, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.release import Release, published_table
+from mg_llava.evaluation.release import published_table
 from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
 from mg_llava.evaluation.scoring.yes_no import reference_yes_no
 
@@ -122,11 +119,13 @@ class HallusionBench(Benchmark):
     form = 'TSV; lines {"index", "prediction"}'
     load = staticmethod(load_hallusionbench)
     rate = staticmethod(score_hallusionbench)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "hallusionbench": published_table(
-            "HallusionBench", caution="951 questions with a picture, by rule; the official GPT judge has 1129"
-        )
-    }
+    releases = (
+        published_table(
+            "hallusionbench",
+            "HallusionBench",
+            caution="951 questions with a picture, by rule; the official GPT judge has 1129",
+        ),
+    )
     headline = ("reference", "aAcc")
 
     def questions(self) -> Sequence[Question]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
@@ -178,15 +178,16 @@ class LLaVABench(Benchmark):
         temperature=0.2,
         attempts=1,
     )
-    releases: ClassVar[Mapping[str, Release]] = {
-        "llava_bench": Release(
+    releases = (
+        Release(
+            "llava_bench",
             ("llava-bench-in-the-wild",),
             "llava-bench-in-the-wild/images",
             f"{HUGGING_FACE}liuhaotian/llava-bench-in-the-wild, the whole folder; rule.json is in LLaVA's repository",
             "LLaVA-W",
             JUDGED,
-        )
-    }
+        ),
+    )
     id_field = "question_id"
     text_field = "text"
     headline = ("official", "all")

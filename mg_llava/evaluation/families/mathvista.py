@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import (
-    file_opener,
-)
+from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
 from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
@@ -241,14 +239,15 @@ class MathVista(Benchmark):
         reply_field="extraction",
         id_fields=_ID_FIELDS,
     )
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mathvista": Release(
+    releases = (
+        Release(
+            "mathvista",
             ("MathVista/test_mini.json",),
             "MathVista",
             f"{HUGGING_FACE}AI4Math/MathVista: testmini and images, to MathVista/test_mini.json and MathVista/images",
             caution=JUDGED,
-        )
-    }
+        ),
+    )
     id_field = "pid"
     text_field = "response"
     headline = ("official", "accuracy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
@@ -202,15 +202,16 @@ class MMVet(Benchmark):
         hint="\nThe grade as a number: ",
         key=mm_vet_id,
     )
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mm_vet": Release(
+    releases = (
+        Release(
+            "mm_vet",
             ("mm-vet/mm-vet.json",),
             "mm-vet/images",
             "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",
             "MM-Vet",
             JUDGED,
-        )
-    }
+        ),
+    )
     id_field = "question_id"
     text_field = "text"
     headline = ("official", "total")

@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import (
     TablePictures,
@@ -26,13 +26,9 @@ from mg_llava.data.records.tables import (
     require_columns,
     unique_rows,
 )
-from mg_llava.evaluation.asking import (
-    SHORT_ANSWER_REQUEST,
-    file_opener,
-    picture_question,
-)
+from mg_llava.evaluation.asking import SHORT_ANSWER_REQUEST, file_opener, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.release import Release, published_table
+from mg_llava.evaluation.release import published_table
 from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result, share
 from mg_llava.evaluation.scoring.yes_no import Confusion, mme_yes_no, reference_yes_no
 
@@ -274,12 +270,11 @@ class MME(Benchmark):
     )
     load = staticmethod(load_mme)
     rate = staticmethod(score_mme)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mme": replace(
-            published_table("MME", caution="sums of points, up to 2000 and 800"),
-            get=f"{published_table('MME').get}; or the release folder, given as the data",
-        )
-    }
+    releases = (
+        published_table(
+            "mme", "MME", caution="sums of points, up to 2000 and 800; the release folder may be given as the data"
+        ),
+    )
     prompts = ("reference", "llava", "plain")
     headline = ("official", "total")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.families.multiple_choice import FIELDS, MultipleChoice, score_multiple_choice
-from mg_llava.evaluation.release import Release, published_table
+from mg_llava.evaluation.release import published_table
 from mg_llava.evaluation.scoring.choice_table import ChoiceTable, Metrics
 from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, share
 
@@ -72,8 +72,8 @@ class MMStar(MultipleChoice):
 
     scorer = "mmstar"
     rate = staticmethod(score_mmstar)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mmstar": published_table(
-            "MMStar", "MMStar", "the official rule takes the first letter of anything, the others do not"
-        )
-    }
+    releases = (
+        published_table(
+            "mmstar", "MMStar", "MMStar", "the official rule takes the first letter of anything, the others do not"
+        ),
+    )

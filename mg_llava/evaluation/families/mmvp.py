@@ -13,12 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import Row, read_table, require_columns
-from mg_llava.evaluation.asking import (
-    file_opener,
-)
+from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
 from mg_llava.evaluation.judging.verdicts import REPLY_FIELDS, unreadable
@@ -168,15 +166,16 @@ class MMVP(Benchmark):
     load = staticmethod(load_mmvp)
     rate = staticmethod(score_mmvp)
     judge = JudgeProtocol("mmvp-1", load_mmvp, _ask, lambda reply: reply.strip().lower() in _CLEAR, max_tokens=10)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mmvp": Release(
+    releases = (
+        Release(
+            "mmvp",
             ("mmvp/Questions.csv",),
             "mmvp/MMVP Images",
             f"{HUGGING_FACE}MMVP/MMVP",
             "MMVP",
             "the paper's number is GPT-judged pair accuracy; the letter rule needs no judge",
-        )
-    }
+        ),
+    )
     id_field = "question_id"
     text_field = "response"
     headline = ("lmms_eval", "pair_accuracy")

@@ -17,12 +17,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import Row, TablePictures, cell_or_none, read_table, require_columns, unique_rows
 from mg_llava.evaluation.asking import LETTER_REQUEST, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.release import HUGGING_FACE, Release, published_table
+from mg_llava.evaluation.release import HUGGING_FACE, published_table
 from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, mean, options_of
 from mg_llava.evaluation.scoring.choices import LETTERS, infer_choice, reference_letter
 from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result
@@ -177,12 +177,12 @@ class MMBench(MultipleChoice):
     """MMBench dev and test, English and Chinese, with or without circular copies."""
 
     scorer = "mmbench"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mmbench_dev_en": published_table("MMBench_DEV_EN", "MMB-dev", f"{_CIRCULAR}; {_RULES}"),
-        "mmbench_test_en": published_table("MMBench_TEST_EN", "MMB-test", _UPLOAD),
-        "mmbench_dev_cn": published_table("MMBench_DEV_CN", caution=_CIRCULAR),
-        "mmbench_test_cn": published_table("MMBench_TEST_CN", caution=_UPLOAD),
-    }
+    releases = (
+        published_table("mmbench_dev_en", "MMBench_DEV_EN", "MMB-dev", f"{_CIRCULAR}; {_RULES}"),
+        published_table("mmbench_test_en", "MMBench_TEST_EN", "MMB-test", _UPLOAD),
+        published_table("mmbench_dev_cn", "MMBench_DEV_CN", caution=_CIRCULAR),
+        published_table("mmbench_test_cn", "MMBench_TEST_CN", caution=_UPLOAD),
+    )
 
 
 @BENCHMARKS.register
@@ -190,7 +190,7 @@ class CCBench(MultipleChoice):
     """CCBench: Chinese culture."""
 
     scorer = "ccbench"
-    releases: ClassVar[Mapping[str, Release]] = {"ccbench": published_table("CCBench", caution="circular")}
+    releases = (published_table("ccbench", "CCBench", caution="circular"),)
 
 
 @BENCHMARKS.register
@@ -198,9 +198,7 @@ class SEEDImage(MultipleChoice):
     """The picture questions of SEED-Bench as a table."""
 
     scorer = "seed_image"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "seed_image": published_table("SEEDBench_IMG", "SEED-I", "14,233 questions")
-    }
+    releases = (published_table("seed_image", "SEEDBench_IMG", "SEED-I", "14,233 questions"),)
 
 
 @BENCHMARKS.register
@@ -208,9 +206,7 @@ class ScienceQAImage(MultipleChoice):
     """The questions of ScienceQA that have a picture, as a table."""
 
     scorer = "scienceqa_image"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "scienceqa_image": published_table("ScienceQA_TEST", "SQA-I", "the 2017 questions with a picture"),
-    }
+    releases = (published_table("scienceqa_image", "ScienceQA_TEST", "SQA-I", "the 2017 questions with a picture"),)
 
 
 @BENCHMARKS.register
@@ -218,10 +214,10 @@ class AI2D(MultipleChoice):
     """AI2D: diagrams, whose options are often their labels."""
 
     scorer = "ai2d"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "ai2d": published_table("AI2D_TEST", "AI2D", "labels in the picture are masked; AI2D_TEST_NO_MASK is easier"),
-        "ai2d_no_mask": published_table("AI2D_TEST_NO_MASK", caution="another set than ai2d"),
-    }
+    releases = (
+        published_table("ai2d", "AI2D_TEST", "AI2D", "labels in the picture are masked; AI2D_TEST_NO_MASK is easier"),
+        published_table("ai2d_no_mask", "AI2D_TEST_NO_MASK", caution="another set than ai2d"),
+    )
 
 
 @BENCHMARKS.register
@@ -230,9 +226,7 @@ class MMMU(MultipleChoice):
 
     scorer = "mmmu"
     load = staticmethod(load_mmmu)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mmmu_val": published_table("MMMU_DEV_VAL", caution="several pictures; more than four options"),
-    }
+    releases = (published_table("mmmu_val", "MMMU_DEV_VAL", caution="several pictures; more than four options"),)
 
 
 @BENCHMARKS.register
@@ -240,9 +234,9 @@ class VStar(MultipleChoice):
     """V*: small objects in large pictures."""
 
     scorer = "vstar"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "vstar": published_table("VStarBench", get=f"{HUGGING_FACE}xjtupanda/VStar_Bench/resolve/main/VStarBench.tsv"),
-    }
+    releases = (
+        published_table("vstar", "VStarBench", get=f"{HUGGING_FACE}xjtupanda/VStar_Bench/resolve/main/VStarBench.tsv"),
+    )
 
 
 @BENCHMARKS.register
@@ -250,14 +244,14 @@ class HRBench(MultipleChoice):
     """HR-Bench: pictures of 4K and 8K, each question in four rotations of its options."""
 
     scorer = "hrbench"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "hrbench_4k": published_table(
-            "HRBench4K", get=f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_4k.tsv as HRBench4K.tsv"
+    releases = (
+        published_table(
+            "hrbench_4k", "HRBench4K", get=f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_4k.tsv as HRBench4K.tsv"
         ),
-        "hrbench_8k": published_table(
-            "HRBench8K", get=f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_8k.tsv as HRBench8K.tsv"
+        published_table(
+            "hrbench_8k", "HRBench8K", get=f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_8k.tsv as HRBench8K.tsv"
         ),
-    }
+    )
 
 
 @BENCHMARKS.register
@@ -265,10 +259,7 @@ class CVBench(MultipleChoice):
     """CV-Bench, 2D and 3D."""
 
     scorer = "cv_bench"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "cv_bench_2d": published_table("CV-Bench-2D"),
-        "cv_bench_3d": published_table("CV-Bench-3D"),
-    }
+    releases = (published_table("cv_bench_2d", "CV-Bench-2D"), published_table("cv_bench_3d", "CV-Bench-3D"))
 
 
 @BENCHMARKS.register
@@ -276,11 +267,11 @@ class MMERealWorld(MultipleChoice):
     """MME-RealWorld: five options, large pictures."""
 
     scorer = "mme_realworld"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "mme_realworld": published_table(
-            "MME-RealWorld", get=f"{HUGGING_FACE}yifanzhang114/MME-RealWorld-Base64: 33 GB"
+    releases = (
+        published_table(
+            "mme_realworld", "MME-RealWorld", get=f"{HUGGING_FACE}yifanzhang114/MME-RealWorld-Base64: 33 GB"
         ),
-    }
+    )
 
 
 @BENCHMARKS.register
@@ -288,6 +279,4 @@ class BLINK(MultipleChoice):
     """BLINK: several pictures a question."""
 
     scorer = "blink"
-    releases: ClassVar[Mapping[str, Release]] = {
-        "blink": published_table("BLINK", caution="several pictures a question")
-    }
+    releases = (published_table("blink", "BLINK", caution="several pictures a question"),)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import (
     Row,
@@ -24,12 +24,7 @@ from mg_llava.data.records.tables import (
     require_columns,
     unique_rows,
 )
-from mg_llava.evaluation.asking import (
-    SHORT_ANSWER_REQUEST,
-    YES_NO_REQUEST,
-    file_opener,
-    picture_question,
-)
+from mg_llava.evaluation.asking import SHORT_ANSWER_REQUEST, YES_NO_REQUEST, file_opener, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO_VAL, Release
 from mg_llava.evaluation.scoring.files import read_json_lines
@@ -275,16 +270,17 @@ class POPE(Benchmark):
     form = 'folder with coco_pope_*.json; lines {"question_id", "category", "text"} (TSV: {"index", "prediction"})'
     load = staticmethod(load_pope)
     rate = staticmethod(score_pope)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "pope": Release(
+    releases = (
+        Release(
+            "pope",
             ("pope",),
             "coco/val2014",
             "coco_pope_{adversarial,popular,random}.json of https://github.com/AoiDragon/POPE (output/coco) to pope; "
             + COCO_VAL,
             caution="LLaVA used commit e3e3926 with 2910 random questions, HEAD has 3000; in the former an id is "
             "another picture in each split, so that box files by id do not fit it",
-        )
-    }
+        ),
+    )
     prompts = ("reference", "llava")
     id_field = "question_id"
     text_field = "text"

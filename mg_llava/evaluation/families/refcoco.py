@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import (
-    file_opener,
-)
+from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, Release
 from mg_llava.evaluation.scoring.box_replies import (
@@ -206,10 +204,7 @@ def _apply(
 
 def _accuracy(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     right = sum(sample["score"] for sample in samples)
-    return {
-        "accuracy": share(right, len(samples)),
-        "n_malformed": sum(sample["parsed"] is None for sample in samples),
-    }
+    return {"accuracy": share(right, len(samples)), "n_malformed": sum(sample["parsed"] is None for sample in samples)}
 
 
 def _referred(line: Any, where: str, number: int) -> Referred:
@@ -261,11 +256,7 @@ _PROMPTS = {
     "llava": "Please provide the bounding box coordinate of the region this sentence describes: {}",
     "xtuner": "[refer] give me the location of {}\n" + IMAGE_PLACEHOLDER,
 }
-_SPLITS = {
-    "refcoco": ("val", "testA", "testB"),
-    "refcoco+": ("val", "testA", "testB"),
-    "refcocog": ("val", "test"),
-}
+_SPLITS = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
 
 
 def _release(name: str, split: str) -> Release:
@@ -276,7 +267,12 @@ def _release(name: str, split: str) -> Release:
         f"pictures ({COCO}train2014.zip) to coco/train2014"
     )
     return Release(
-        (file,), "coco/train2014", get, None, f"not in the paper; lmms-lab's {name} is another split of the same name"
+        f"{name}_{split.lower()}",
+        (file,),
+        "coco/train2014",
+        get,
+        None,
+        f"not in the paper; lmms-lab's {name} is another split of the same name",
     )
 
 
@@ -297,9 +293,7 @@ class RefCOCO(Benchmark):
     form = 'JSON list or jsonl; lines {"id", "ans"} or {"id", "pred_text"}'
     load = staticmethod(load_refcoco)
     rate = staticmethod(score_refcoco)
-    releases: ClassVar[Mapping[str, Release]] = {
-        f"{name}_{split.lower()}": _release(name, split) for name, splits in _SPLITS.items() for split in splits
-    }
+    releases = tuple(_release(name, split) for name, splits in _SPLITS.items() for split in splits)
     prompts = tuple(_PROMPTS)
     id_field = "id"
 

@@ -11,13 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import (
-    LETTER_REQUEST,
-    file_opener,
-)
+from mg_llava.evaluation.asking import LETTER_REQUEST, file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import EVAL_ZIP, Release
 from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, take
@@ -158,16 +155,17 @@ class ScienceQA(Benchmark):
     form = 'folder with problems.json, pid_splits.json, llava_test_CQM-A.json; lines {"question_id", "text"}'
     load = staticmethod(load_scienceqa)
     rate = staticmethod(score_scienceqa)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "scienceqa": Release(
+    releases = (
+        Release(
+            "scienceqa",
             ("scienceqa",),
             "scienceqa/images/test",
             "problems.json, pid_splits.json and images of https://github.com/lupantech/ScienceQA; "
             f"llava_test_CQM-A.json of {EVAL_ZIP}",
             "SQA-I",
             "all 4241 questions; the paper's number is of the 2017 with a picture: quote IMG-Accuracy",
-        )
-    }
+        ),
+    )
     id_field = "question_id"
     text_field = "text"
     headline = ("official", "IMG-Accuracy")

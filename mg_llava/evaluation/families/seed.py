@@ -10,13 +10,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import id_key, plain_id
-from mg_llava.evaluation.asking import (
-    LETTER_REQUEST,
-    file_opener,
-)
+from mg_llava.evaluation.asking import LETTER_REQUEST, file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import HUGGING_FACE, Release
 from mg_llava.evaluation.scoring.files import find_file, read_json, take
@@ -106,15 +103,16 @@ class SEED(Benchmark):
     form = 'SEED-Bench.json; lines {"question_id", "text"}'
     load = staticmethod(load_seed)
     rate = staticmethod(score_seed)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "seed": Release(
+    releases = (
+        Release(
+            "seed",
             ("seed_bench/SEED-Bench.json",),
             "seed_bench/SEED-Bench-image",
             f"{HUGGING_FACE}AILab-CVC/SEED-Bench: SEED-Bench.json and SEED-Bench-image.zip",
             "SEED-I",
             "the picture questions only, quote image; videos need their middle frames as pictures",
-        )
-    }
+        ),
+    )
     id_field = "question_id"
     text_field = "text"
     headline = ("official", "image")

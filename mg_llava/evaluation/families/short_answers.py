@@ -7,21 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import plain_id, read_table, require_columns
-from mg_llava.evaluation.asking import (
-    ask_shortly,
-    file_opener,
-    table_questions,
-)
+from mg_llava.evaluation.asking import ask_shortly, file_opener, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.release import Release, published_table
-from mg_llava.evaluation.scoring.answers import (
-    anls,
-    answer_list,
-    relaxed_match,
-)
+from mg_llava.evaluation.release import published_table
+from mg_llava.evaluation.scoring.answers import anls, answer_list, relaxed_match
 from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
 from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
 from mg_llava.evaluation.scoring.metrics import flatten
@@ -177,9 +169,7 @@ class DocVQA(Benchmark):
     form = 'val_v1.0.json, or the TSV; lines {"index", "prediction"}'
     load = staticmethod(load_docvqa)
     rate = staticmethod(score_docvqa)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "docvqa": published_table("DocVQA_VAL", "DocVQA", "ANLS on the validation split")
-    }
+    releases = (published_table("docvqa", "DocVQA_VAL", "DocVQA", "ANLS on the validation split"),)
     headline = ("official", "anls")
 
     def questions(self) -> Sequence[Question]:
@@ -202,9 +192,7 @@ class InfoVQA(DocVQA):
 
     scorer = "infovqa"
     form = 'JSON or TSV as for docvqa; lines {"index", "prediction"}'
-    releases: ClassVar[Mapping[str, Release]] = {
-        "infovqa": published_table("InfoVQA_VAL", caution="ANLS on the validation split")
-    }
+    releases = (published_table("infovqa", "InfoVQA_VAL", caution="ANLS on the validation split"),)
 
 
 @BENCHMARKS.register
@@ -215,7 +203,7 @@ class OCRVQA(Benchmark):
     form = 'TSV; lines {"index", "prediction"}'
     load = staticmethod(load_ocrvqa)
     rate = staticmethod(score_ocrvqa)
-    releases: ClassVar[Mapping[str, Release]] = {"ocrvqa": published_table("OCRVQA_TESTCORE")}
+    releases = (published_table("ocrvqa", "OCRVQA_TESTCORE"),)
     headline = ("official", "accuracy")
 
     def questions(self) -> Sequence[Question]:
@@ -231,7 +219,7 @@ class ChartQA(Benchmark):
     form = 'TSV; lines {"index", "prediction"}'
     load = staticmethod(load_chartqa)
     rate = staticmethod(score_chartqa)
-    releases: ClassVar[Mapping[str, Release]] = {"chartqa": published_table("ChartQA_TEST")}
+    releases = (published_table("chartqa", "ChartQA_TEST"),)
     headline = ("official", "mean_of_splits")
 
     def questions(self) -> Sequence[Question]:

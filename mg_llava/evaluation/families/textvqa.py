@@ -7,22 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import (
-    ask_shortly,
-    file_opener,
-    table_questions,
-)
+from mg_llava.evaluation.asking import ask_shortly, file_opener, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.families.short_answers import ID_FIELDS, NO_ANSWERS, TEXT_FIELDS, Answered, load_table
 from mg_llava.evaluation.release import EVAL_ZIP, Release
-from mg_llava.evaluation.scoring.answers import (
-    normalize_evalai,
-    round_as_printed,
-    soft_accuracy,
-)
+from mg_llava.evaluation.scoring.answers import normalize_evalai, round_as_printed, soft_accuracy
 from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, read_json_lines, take
 from mg_llava.evaluation.scoring.joining import (
     Joined,
@@ -142,16 +134,17 @@ class TextVQA(Benchmark):
     form = 'TextVQA_0.5.1_val.json and the question jsonl, or the TSV; lines {"question_id", "prompt", "text"}'
     load = staticmethod(load_textvqa)
     rate = staticmethod(score_textvqa)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "textvqa": Release(
+    releases = (
+        Release(
+            "textvqa",
             ("textvqa/TextVQA_0.5.1_val.json", "textvqa/llava_textvqa_val_v051_ocr.jsonl"),
             "textvqa/train_images",
             "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json and .../textvqa/images/"
             f"train_val_images.zip; the jsonl is in {EVAL_ZIP}",
             "TextVQA",
             "the prompts hold OCR tokens, as the paper's do; toolkits that leave them out give 10 points less",
-        )
-    }
+        ),
+    )
     prompts = ("reference", "no_ocr")
     text_field = "text"
     headline = ("official", "accuracy")

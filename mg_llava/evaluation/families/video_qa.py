@@ -243,12 +243,12 @@ def _read_frames(path: Path, frames: int, owner: str) -> Any:
     return read_frames(path, frames, owner)
 
 
-def _release(name: str, column: str) -> Mapping[str, Release]:
+def _release(name: str, column: str) -> Release:
     get = (
         "test_q.json and test_a.json of the Video-LLaVA release (https://github.com/PKU-YuanGroup/Video-LLaVA, "
         f"zero-shot QA), and the videos to {name}/videos; needs the extra 'video'"
     )
-    return {name: Release((f"{name}/test_q.json", f"{name}/test_a.json"), f"{name}/videos", get, column, JUDGED)}
+    return Release(name, (f"{name}/test_q.json", f"{name}/test_a.json"), f"{name}/videos", get, column, JUDGED)
 
 
 @BENCHMARKS.register
@@ -256,7 +256,7 @@ class MSVDQA(_VideoQA):
     """MSVD-QA."""
 
     scorer = "msvd_qa"
-    releases = _release("msvd_qa", "MSVD-QA")
+    releases = (_release("msvd_qa", "MSVD-QA"),)
 
 
 @BENCHMARKS.register
@@ -264,4 +264,4 @@ class MSRVTTQA(_VideoQA):
     """MSRVTT-QA."""
 
     scorer = "msrvtt_qa"
-    releases = _release("msrvtt_qa", "MSRVTT-QA")
+    releases = (_release("msrvtt_qa", "MSRVTT-QA"),)

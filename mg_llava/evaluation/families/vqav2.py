@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from mg_llava.evaluation.asking import (
-    ask_shortly,
-    file_opener,
-)
+from mg_llava.evaluation.asking import ask_shortly, file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, COCO_VAL, EVAL_ZIP, Release
 from mg_llava.evaluation.scoring.answers import normalize_evalai, normalize_vqa, one_line
@@ -150,22 +147,24 @@ class VQAv2(Benchmark):
     form = 'question and annotation JSON; lines {"question_id", "text"}'
     load = staticmethod(load_vqav2)
     rate = staticmethod(score_vqav2)
-    releases: ClassVar[Mapping[str, Release]] = {
-        "vqav2_val": Release(
+    releases = (
+        Release(
+            "vqav2_val",
             ("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", "vqav2/v2_mscoco_val2014_annotations.json"),
             "coco/val2014",
             f"questions and annotations of https://visualqa.org/download.html; {COCO_VAL}",
             None,
             "not the paper's split (test-dev)",
         ),
-        "vqav2_test_dev": Release(
+        Release(
+            "vqav2_test_dev",
             ("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl",),
             "vqav2/test2015",
             f"the jsonl is in {EVAL_ZIP}; pictures {COCO}test2015.zip",
             "VQAv2",
             "no answers: tools/score.py vqav2_submission writes the file for the test server",
         ),
-    }
+    )
     id_field = "question_id"
     text_field = "text"
     headline = ("official_processed", "accuracy")

@@ -13,14 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.judging.protocol import (
-    Judge,
-    JudgeError,
-    JudgeProtocol,
-    JudgeRefusal,
-    JudgeRequest,
-    Message,
-)
+from mg_llava.evaluation.judging.protocol import Judge, JudgeError, JudgeProtocol, JudgeRefusal, JudgeRequest, Message
 from mg_llava.work.atomic import write_text
 
 logger = logging.getLogger(__name__)
