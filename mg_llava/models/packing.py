@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mg_llava.batch import Layout, send
+from mg_llava.models.flash import tell_rows, uses_flash
 from mg_llava.tokens import IGNORE_INDEX
 
 _PADDING = -1
@@ -87,6 +88,8 @@ class Packed(NamedTuple):
     """Of the packed rows. Positions begin at 0 with each sample, and the first token of a sample has no label."""
     samples: Tensor
     """``(R, M)`` int64, the sample of each position; -1 on padding."""
+    stretches: tuple[int, ...]
+    """Lengths of samples and padding in ``R * M``, one after the other."""
 
 
 def pack(layout: Layout, capacity: int, pair: float = 0.0) -> Packed:
@@ -127,7 +130,14 @@ def pack(layout: Layout, capacity: int, pair: float = 0.0) -> Packed:
             counts=layout.counts,
         ),
         there(samples),
+        _stretches(plan, lengths, width),
     )
+
+
+def _stretches(plan: Sequence[Sequence[int]], lengths: Sequence[int], width: int) -> tuple[int, ...]:
+    """Lengths of the samples of each row and of its padding."""
+    rows = [[lengths[number] for number in row] for row in plan]
+    return tuple(length for row in rows for length in (*row, width - sum(row)))
 
 
 def block_mask(samples: Tensor, dtype: torch.dtype) -> Tensor:
@@ -141,12 +151,29 @@ def block_mask(samples: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=samples.device).masked_fill(~allowed, blocked)[:, None]
 
 
-def packed_arguments(llm: Any, embeds: Tensor, packed: Packed) -> dict[str, Any]:
-    """Arguments with which an LLM reads packed rows ``(R, M, D)``.
+def training_arguments(llm: Any, embeds: Tensor, rows: Layout | Packed) -> dict[str, Any]:
+    """Arguments with which an LLM reads the rows of a training step.
 
-    Flash attention finds the samples by their positions, which begin at 0, and computes no pair of two samples; other
-    backends get a mask.
+    Rows of one sample come without a mask: padding on the right is behind every token that counts, and nothing looks
+    ahead. With a mask, attention would look for padding on the host, and wait for the device. Packed rows come with
+    one, but for flash attention: it is told where samples begin and computes no pair of two of them.
+
+    Args:
+        llm: The LLM.
+        embeds: ``(R, M, D)``
+        rows: The layout of the embeddings, padded on the right, or that of packed rows.
     """
-    is_flash = llm.config._attn_implementation == "flash_attention_2"
-    mask = None if is_flash else block_mask(packed.samples, embeds.dtype)
-    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": packed.layout.position_ids}
+    packed = rows if isinstance(rows, Packed) else None
+    layout = rows.layout if isinstance(rows, Packed) else rows
+    is_flash = uses_flash(llm)
+    if is_flash:
+        width = embeds.shape[1]
+        plain = [length for row in layout.lengths for length in (row, width - row)]
+        tell_rows(llm, layout.position_ids, plain if packed is None else packed.stretches)
+    mask = None if is_flash or packed is None else block_mask(packed.samples, embeds.dtype)
+    return {
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "position_ids": layout.position_ids,
+        "use_cache": False,
+    }

@@ -47,7 +47,10 @@ def test_packing_keeps_what_a_sample_has(lengths, capacity, seed):
     ids = torch.randint(1, 90, mask.shape, generator=generator) * mask
     labels = ids.masked_fill(torch.rand(mask.shape, generator=generator) < 0.4, IGNORE_INDEX)
     layout = plan_layout(ids, [], mask, labels)
-    packed, samples = pack(layout, capacity)
+    packed, samples, stretches = pack(layout, capacity)
+    pieces = samples.flatten().split(list(stretches))  # each of one sample, or of padding, and whole
+    assert sorted(len(own) for own in pieces if len(own) and own[0] >= 0) == sorted(lengths)
+    assert all(len(own.unique()) <= 1 for own in pieces)
     embeds, before = ids.flatten(), labels.masked_fill(~mask, IGNORE_INDEX)
     for number, length in enumerate(lengths):
         found = samples == number

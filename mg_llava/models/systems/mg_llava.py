@@ -16,7 +16,7 @@ from mg_llava.features import unpack
 from mg_llava.models.compilation import compile_parts
 from mg_llava.models.generation import Decoding, Prompt, collect, evaluating, generate
 from mg_llava.models.losses.language import LossKernel, causal_loss, check_liger, check_loss_settings
-from mg_llava.models.packing import check_packing, pack, packed_arguments, pair_cost
+from mg_llava.models.packing import Packed, check_packing, pack, pair_cost, training_arguments
 from mg_llava.models.parts import ModuleOrConfig, build_part, check_parts, check_readers, log_trained
 from mg_llava.models.splice import Spliced, Vision, interleave, layout_of, splice
 from mg_llava.models.vision import compare_encoders, describe_encoders, run_encoders
@@ -163,16 +163,9 @@ class MGLLaVA(BaseModel):
         """What the LLM reads in training, and the layout of it."""
         pieces, anchor = self._look(data)
         layout = layout_of(data, pieces)
-        if self.packing is not None:
-            packed = pack(layout, self.packing, pair_cost(self.llm))
-            layout = packed.layout
-            read = packed_arguments(self.llm, self._embed(data, pieces, anchor, layout), packed)
-        else:
-            # No mask: padding on the right is behind every token that counts, and nothing looks ahead. With one,
-            # attention looks for padding on the host, and waits for the device.
-            embeds = self._embed(data, pieces, anchor, layout)
-            read = {"inputs_embeds": embeds, "position_ids": layout.position_ids}
-        return {**read, "use_cache": False}, layout
+        rows = layout if self.packing is None else pack(layout, self.packing, pair_cost(self.llm))
+        layout = rows.layout if isinstance(rows, Packed) else rows
+        return training_arguments(self.llm, self._embed(data, pieces, anchor, layout), rows), layout
 
     def merge(self, data: dict[str, Any], padding_side: PaddingSide = "right") -> Spliced:
         """Encode the pictures of a batch and put their tokens into the text; arguments as for :meth:`forward`.
