@@ -18,6 +18,7 @@ from mg_llava.engine import (
     FeatureCacheHook,
     FiniteHook,
     GateMonitorHook,
+    LossHook,
     RandomStateHook,
     SafeCheckpointHook,
     SampleGenerationHook,
@@ -195,6 +196,7 @@ def _stage(
             )
         )
     default_hooks = dict(
+        runtime_info=dict(type=LossHook),
         timer=dict(type=IterTimerHook),
         logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=log_interval),
         param_scheduler=dict(type=ParamSchedulerHook),

@@ -192,10 +192,12 @@ class ThroughputHook(Hook):
 
 def count_tokens(data: Mapping[str, Any], tokens_per_picture: int) -> int:
     """Tokens the LLM sees of a batch as ``collate`` makes it: a placeholder gives way to its picture and boxes."""
+    if data.get("layout") is not None:
+        return sum(data["layout"].lengths)
     images, features = data.get("canvas"), data.get("features")
     pictures = (0 if images is None else len(images)) + (0 if features is None else len(features["low"]))
     boxes = sum(len(b) for b in data.get("boxes") or ()) if pictures else 0
-    return int(data["attention_mask"].sum()) + pictures * (tokens_per_picture - 1) + boxes
+    return int(data["attention_mask"].numpy().sum()) + pictures * (tokens_per_picture - 1) + boxes
 
 
 @HOOKS.register_module()

@@ -6,7 +6,6 @@ from mmengine.hooks import (
     IterTimerHook,
     LoggerHook,
     ParamSchedulerHook,
-    RuntimeInfoHook,
 )
 from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
@@ -14,6 +13,7 @@ from torch.optim import AdamW
 from mg_llava.engine.checkpoints import SafeCheckpointHook
 from mg_llava.engine.finite import FiniteHook
 from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook
+from mg_llava.engine.losses import LossHook
 from mg_llava.engine.resume import RandomStateHook, TrainLoop
 from tests.engine.launch_toy import ToyData, ToyModel, toy_collate
 
@@ -32,7 +32,7 @@ default_hooks = dict(
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=1),
     param_scheduler=dict(type=ParamSchedulerHook),
-    runtime_info=dict(type=RuntimeInfoHook),
+    runtime_info=dict(type=LossHook),
     checkpoint=dict(type=SafeCheckpointHook, by_epoch=False, interval=2, save_optimizer=True),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
