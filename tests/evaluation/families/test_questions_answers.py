@@ -11,6 +11,7 @@ from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
+from mg_llava.tokens import VIDEO_PLACEHOLDER
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -213,7 +214,12 @@ def test_videos_are_frames(tmp_path: Path) -> None:
     (folder / "a.mp4").touch()
     benchmark = build("MSVDQA", data, image_folder=str(folder), frames=4)
     first, second = benchmark.questions()
-    assert (first.text, first.frames, first.picture_key, first.box_key) == ("who?", 4, "a.mp4", "a")
+    assert (first.text, first.frames, first.picture_key, first.box_key) == (
+        f"{VIDEO_PLACEHOLDER}\nwho?",
+        4,
+        "a.mp4",
+        "a",
+    )
     assert benchmark.prediction(first, "a man") == {"id": "v_0", "question": "who?", "answer": "man", "pred": "a man"}
     with pytest.raises((PictureError, ImportError), match=r"b.avi of question v_1 does not exist|PyAV"):
         second.picture()  # type: ignore[misc]
