@@ -29,5 +29,5 @@ def fill(
     """Fill a folder for a source; gives the report."""
     about = about_cache([source], dtype, extractor.sizes, extractor.describe())  # type: ignore[arg-type]
     writer = FeatureWriter(folder, about, shard_bytes)
-    pictures = Pictures([source], list_jobs([source]), FeatureCache(folder), extractor.box_projector is not None)
+    pictures = Pictures([source], list_jobs([source]), FeatureCache(folder), extractor.sizes["pooled"] is not None)
     return fill_feature_cache(pictures, extractor, writer, dtype, batch_size=3)  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def fill(arguments: Any, config: Any, sources: list[Any], folder: Path, processe
     writer = FeatureWriter(folder, about)
     processes.gather()  # what is read below was written before this run, in all processes alike
     jobs = list_jobs(sources, processes.rank, processes.size)
-    pictures = Pictures(sources, jobs, FeatureCache(folder), extractor.box_projector is not None)
+    pictures = Pictures(sources, jobs, FeatureCache(folder), extractor.sizes["pooled"] is not None)
 
     def extract(images: Any, boxes: list[Any]) -> Any:
         return extractor(images.to(device), [own.to(device) for own in boxes])

@@ -94,7 +94,7 @@ def _stage(
     ``data`` is one source, or ``dict(sources=[...])`` with what all of them share; ``dataset`` changes settings of it.
     ``evaluation`` has the settings of ``evaluate_on``, for ``xtuner test``: ``dict(benchmarks=["pope"])``.
     ``gradient_checkpointing`` is True, False or ``"selective"`` (in between); ``model_options`` are arguments of
-    the model, such as ``dict(packing=4096, loss_kernel="liger", compile_vision=True)``.
+    the model, such as ``dict(packing=4096, compile_vision=True, losses=[dict(type=LanguageLoss, kernel="liger")])``.
     ``published_samples`` in ``data`` is for plans alone (``tools/plan.py``), while the files are not there.
     """
     tokenizer = dict(

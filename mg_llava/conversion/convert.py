@@ -12,11 +12,12 @@ from typing import Any, Literal
 from mg_llava import __version__
 from mg_llava.conversion.files import MANIFEST, ConversionError, check_room, write_json
 from mg_llava.conversion.folder_writing import manifest, stage, without_ties, write_shards
-from mg_llava.conversion.folders import SMALL_FILES, read_config
+from mg_llava.conversion.folders import SMALL_FILES
 from mg_llava.conversion.inputs import LLM_FOLDER, PROJECT_KEY, VISION_FILE
 from mg_llava.conversion.layout import KeyReport
 from mg_llava.conversion.prepare import Options, Source, prepare
 from mg_llava.conversion.writers import Progress, total_bytes, write_pth, write_safetensors
+from mg_llava.models.weights.folders import read_config
 from mg_llava.models.weights.stored import TensorMap
 
 Target = Literal["hf", "parts", "reference", "mmengine"]

@@ -8,10 +8,10 @@ from typing import Any
 
 from mg_llava.conversion.adapters import Adapter, split_adapters
 from mg_llava.conversion.files import ConversionError, check_files, read_manifest
-from mg_llava.conversion.folders import map_folder, read_config
 from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_checkpoint
 from mg_llava.models.weights.deepspeed import MODEL_STATES
+from mg_llava.models.weights.folders import map_folder, read_config
 from mg_llava.models.weights.parts import ENCODERS, PARTS
 from mg_llava.models.weights.stored import TensorMap, map_weights, nonfinite_message, nonfinite_names
 

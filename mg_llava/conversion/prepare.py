@@ -10,10 +10,11 @@ import torch
 from mg_llava.conversion.adapters import merge_adapter
 from mg_llava.conversion.encoders import encoder_sizes
 from mg_llava.conversion.files import ConversionError
-from mg_llava.conversion.folders import expected_weights, find_folder, map_folder, read_config
+from mg_llava.conversion.folders import expected_weights
 from mg_llava.conversion.inputs import Checkpoint, open_checkpoint, verify
 from mg_llava.conversion.layout import Expected, KeyReport, check_layout, summarize
 from mg_llava.conversion.settings import Settings, read_settings
+from mg_llava.models.weights.folders import find_folder, map_folder, read_config
 from mg_llava.models.weights.loading import resolve_dtype
 from mg_llava.models.weights.parts import PARTS
 from mg_llava.models.weights.stored import StoredTensor, TensorMap

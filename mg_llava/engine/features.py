@@ -29,7 +29,7 @@ class FeatureCacheHook(Hook):
             _features(source) is not None or not source.picture_positions() for source in sources
         )
         for name, features in caches.items():
-            unwrap_model(runner.model).accept_features(features.cache.about["encoders"], name, alone)
+            unwrap_model(runner.model).cached.accept(features.cache.about["encoders"], name, alone)
             rest = "no encoder runs" if alone else "other pictures are encoded"
             print_log(f"features of pictures from {name} ({features.cache.about['dtype']}); {rest}", logger="current")
 

@@ -75,7 +75,7 @@ def fusion_off(model: Any) -> Iterator[None]:
     fusion = model.fuse_module
     if fusion is None:
         raise ValueError("the model has no fusion to switch off; leave out --fusion off")
-    width = model.visual_encoder.hidden_size
+    width = model.visual_encoder.spec.channels
     if fusion.out_channels != width:
         raise ValueError(
             f"{type(fusion).__name__} gives {fusion.out_channels} channels where the low-resolution encoder has "

@@ -32,13 +32,6 @@ from mg_llava.tokens import IGNORE_INDEX
 _SOURCE = "the model's config.json"
 
 
-class MGLLaVAModel(MGLLaVA):
-    """``MGLLaVA`` whose weights all come from one folder."""
-
-    def _log_trained(self) -> None:
-        """Say nothing: what is trained is decided later, by whoever loads the model."""
-
-
 class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     r"""A multimodal LLM that sees a picture at low resolution, at high resolution, and object by object.
 
@@ -72,7 +65,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MGLLaVAConfig) -> None:
         super().__init__(config)
         llm = AutoModelForCausalLM.from_config(config.text_config)
-        self.model = MGLLaVAModel(
+        self.model = MGLLaVA(
             llm=llm,
             low_res_encoder=low_resolution_encoder(config),
             high_res_encoder=high_resolution_encoder(config.high_resolution_config),
@@ -110,7 +103,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         high = model.model.visual_encoder_aux
         if isinstance(high, OpenCLIPConvNeXtEncoder):
-            high.use_channels_last()
+            high.settle()
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:

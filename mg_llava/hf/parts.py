@@ -1,13 +1,14 @@
 """Builds the encoders that a config describes, without weights; says what of a model is quantized."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from mg_llava.hf.configuration import MGLLaVAConfig
-from mg_llava.models.encoders.base import StageEncoder
+from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import CLIPEncoder
 from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
 from mg_llava.models.encoders.timm import TimmEncoder
@@ -18,15 +19,16 @@ VISION_PARTS = ("visual_encoder", "visual_encoder_aux", "fuse_module", "projecto
 _SHORTHAND = ("load_in_4bit", "load_in_8bit")
 
 
-def low_resolution_encoder(config: MGLLaVAConfig) -> CLIPEncoder:
+def low_resolution_encoder(config: MGLLaVAConfig) -> VisionEncoder:
     """Build the low-resolution encoder without weights."""
     attention = config.vision_config._attn_implementation_internal or "sdpa"
-    return CLIPEncoder.from_architecture(
-        config.vision_config, dtype=torch.get_default_dtype(), attention=attention, **config.low_resolution_config
-    )
+    low = config.low_resolution_config
+    spec = CLIPEncoder.spec_of(config.vision_config, low["layer"], low["image_mean"], low["image_std"])
+    spec = replace(spec, architecture={**spec.architecture, "attention": attention})
+    return CLIPEncoder.from_spec(spec, torch.get_default_dtype())
 
 
-def high_resolution_encoder(config: dict[str, Any] | None) -> StageEncoder | None:
+def high_resolution_encoder(config: dict[str, Any] | None) -> VisionEncoder | None:
     """Build the high-resolution encoder without weights.
 
     Raises:
@@ -37,12 +39,13 @@ def high_resolution_encoder(config: dict[str, Any] | None) -> StageEncoder | Non
     dtype: Any = torch.get_default_dtype()
     normalization = {name: tuple(config[name]) for name in ("image_mean", "image_std")}
     name, image_size, options = config["timm_name"], config["image_size"], config.get("timm_kwargs") or {}
+    mean, std = normalization["image_mean"], normalization["image_std"]
     if config["type"] == OpenCLIPConvNeXtEncoder.__name__:
-        return OpenCLIPConvNeXtEncoder.from_architecture(name, image_size, dtype=dtype, **normalization, **options)
+        spec = OpenCLIPConvNeXtEncoder.spec_of(name, options, image_size, mean, std)
+        return OpenCLIPConvNeXtEncoder.from_spec(spec, dtype)
     if config["type"] == TimmEncoder.__name__:
-        encoder = TimmEncoder(name, image_size, dtype=dtype, **options)
-        encoder.image_mean, encoder.image_std = normalization["image_mean"], normalization["image_std"]
-        return encoder
+        spec = TimmEncoder.describe({"name": name, "image_size": image_size, **options})
+        return TimmEncoder.from_spec(replace(spec, mean=mean, std=std), dtype)
     known = ", ".join(part.__name__ for part in (OpenCLIPConvNeXtEncoder, TimmEncoder))
     raise ValueError(f"high_resolution_config has type {config['type']!r}; known: {known}")
 

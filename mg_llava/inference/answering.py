@@ -29,7 +29,6 @@ from mg_llava.models.generation import (
     generate,
     read_prefixes,
 )
-from mg_llava.models.systems.mg_llava import Vision
 from mg_llava.tokens import PAD_TOKEN_ID
 
 Answered = list[tuple[int, Answer | ValueError]]
@@ -82,10 +81,9 @@ class Answering:
     @property
     def picture_bytes(self) -> int:
         """Most bytes that an encoded picture takes."""
-        boxes = (self.front_end.picture_processor.max_boxes or 100) if self.model.bbox_projector is not None else 0
-        parameter = next(self.model.projector.parameters())
+        tokens = self.model.tokens_of(1, self.front_end.picture_processor.max_boxes or 100)
         width = self.model.llm.get_input_embeddings().embedding_dim
-        return (self.model.visual_encoder.grid**2 + boxes) * width * parameter.element_size()
+        return tokens * width * self.model.connector.element_size()
 
     def window(self, groups: Iterable[Loaded]) -> Iterator[Answered]:
         """Answer the requests of a window; long rows first, so that memory runs out early or never."""
@@ -210,14 +208,8 @@ class Answering:
     def _prompt(self, batch: Sequence[EncodedRequest], ids: Sequence[Sequence[int]]) -> Prompt:
         """What the LLM reads: rows of ids with the encoded pictures of ``batch``, on the device."""
         data = self.model.data_preprocessor(_pad(ids), False)
-        if any(one.visual for one in batch):
-            visual = torch.stack([tokens for one in batch for tokens in one.visual])  # (N, P, D)
-            boxes = None
-            if self.model.bbox_projector is not None:
-                boxes = [tokens for one in batch for tokens in one.boxes or ()]
-            data["vision"] = Vision(visual, boxes)
         with evaluating(self.model):
-            return self.model.prompt(data)
+            return self.model.prompt(data, [segments for one in batch for segments in one.seeing])
 
     def _steps(self, batch: Sequence[EncodedRequest], prompt: Prompt, margin: float) -> Iterator[Step]:
         """The steps of a batch, counted."""

@@ -1,19 +1,15 @@
-"""Requests with their pictures as tokens: the encoders see a picture once, whatever the number of its questions.
-
-Shapes: P visual tokens of a picture, D hidden size of the LLM, n_i boxes of picture i.
-"""
+"""Requests with their pictures as tokens: the encoders see a picture once, whatever the number of its questions."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest
 from mg_llava.models.generation import evaluating
-from mg_llava.models.systems.mg_llava import Vision
+from mg_llava.models.interfaces import Seeing
 from mg_llava.tokens import IMAGE_TOKEN_INDEX
 
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
@@ -45,16 +41,14 @@ class EncodedRequest:
     """A request with its encoded pictures.
 
     Attributes:
-        visual: For each picture ``(P, D)``.
-        boxes: For each picture ``(n_i, D)``; None for a model without object branch.
+        seeing: For each picture its segments.
         pictures: The pictures as they were processed, with pixels where they may be encoded again.
         alone: Whether the pictures were encoded as for this request alone.
         prefix: The same for rows of the window that are equal up to their last picture; None without pictures.
     """
 
     prepared: PreparedRequest
-    visual: list[Tensor]
-    boxes: list[Tensor] | None
+    seeing: Seeing
     pictures: list[ProcessedPicture]
     alone: bool
     prefix: Hashable = None
@@ -72,8 +66,8 @@ class EncodedRequest:
     @property
     def length(self) -> int:
         """Length of the row with visual and box tokens in it."""
-        tokens = sum(map(len, self.visual)) + sum(map(len, self.boxes or ()))
-        return len(self.prepared.ids) - len(self.visual) + tokens
+        tokens = sum(len(segment.tokens) for segments in self.seeing for segment in segments)
+        return len(self.prepared.ids) - len(self.seeing) + tokens
 
 
 class RequestEncoder:
@@ -92,7 +86,7 @@ class RequestEncoder:
 
     def encode(self, groups: Sequence[tuple[PictureGroup, DecodedPictures]]) -> list[EncodedRequest]:
         """Encode the pictures of some groups in one batch."""
-        vision = self._run([picture for _, decoded in groups for picture in decoded.pictures])
+        seeing = self._run([picture for _, decoded in groups for picture in decoded.pictures])
         ready, first = [], 0
         for group, decoded in groups:
             for request in group.requests:
@@ -101,9 +95,8 @@ class RequestEncoder:
                 seen = [decoded.pictures[place] for place in chosen]
                 if not self.keeps_pixels:
                     seen = [replace(picture, pixels=_NO_PIXELS) for picture in seen]
-                boxes = vision.boxes and [vision.boxes[place] for place in places]
                 alone = not chosen or (len(groups) == 1 and len(decoded.pictures) == len(chosen))
-                one = EncodedRequest(request, [vision.visual[place] for place in places], boxes, seen, alone)
+                one = EncodedRequest(request, [seeing[place] for place in places], seen, alone)
                 if chosen and one.rest:
                     one.prefix = (id(group), tuple(chosen), tuple(request.ids[: one.cut]))
                 ready.append(one)
@@ -114,13 +107,12 @@ class RequestEncoder:
         """A request with its pictures encoded as for it alone, which rounds differently."""
         if one.alone:
             return one
-        vision = self._run(one.pictures)
-        return replace(one, visual=list(vision.visual), boxes=vision.boxes, alone=True)
+        return replace(one, seeing=self._run(one.pictures), alone=True)
 
     @torch.no_grad()
-    def _run(self, pictures: Sequence[ProcessedPicture]) -> Vision:
+    def _run(self, pictures: Sequence[ProcessedPicture]) -> Seeing:
         if not pictures:
-            return Vision(torch.zeros(0), None)
+            return []
         self.statistics.pictures += len(pictures)
         self.statistics.encodings += 1
         canvas, boxes = torch.stack([one.pixels for one in pictures]), [one.boxes for one in pictures]

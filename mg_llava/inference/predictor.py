@@ -76,9 +76,9 @@ class Predictor:
         self.statistics = Statistics()
         size = self.front_end.picture_processor.image_size
         # the low-resolution view is sampled from a canvas of any size
-        if model.visual_encoder_aux is not None and size != model.high_res_size:
+        if model.visual_encoder_aux is not None and size != model.canvas_size:
             print_log(
-                f"pictures are made for {size} px, the model reads {model.high_res_size}",
+                f"pictures are made for {size} px, the model reads {model.canvas_size}",
                 logger="current",
                 level=logging.WARNING,
             )

@@ -9,8 +9,9 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from mg_llava.models.architectures import find_architecture
 from mg_llava.models.recompute import Checkpointing, enable_checkpointing
-from mg_llava.models.weights.loading import load_hugging_face, require_folder, resolve_dtype
+from mg_llava.models.weights.loading import load_hugging_face, on_meta, require_folder, resolve_dtype
 from mg_llava.registry import MODELS
 
 Tuning = Literal["frozen", "full", "lora", "qlora"]
@@ -53,6 +54,8 @@ def build_language_model(
         lora: Arguments of ``peft.LoraConfig``; by default rank 64, alpha 16 on all linear layers.
         trust_remote_code: Run model code that comes with the folder.
 
+    On the meta device its weights are not read, nor quantized.
+
     Returns:
         The model; parameters that are not to be trained have ``requires_grad=False``.
 
@@ -66,32 +69,45 @@ def build_language_model(
         raise ValueError(f"unknown tuning {tuning!r}; known: {', '.join(TUNINGS)}")
     if lora is not None and tuning not in ("lora", "qlora"):
         raise ValueError(f"lora settings are given but tuning={tuning!r}; set tuning='lora' or remove them")
-    require_folder(path, "config.json", "a Hugging Face folder of a causal LM (config.json, weights, tokenizer)")
+    if not on_meta():
+        require_folder(path, "config.json", "a Hugging Face folder of a causal LM (config.json, weights, tokenizer)")
     kwargs: dict[str, Any] = {"torch_dtype": resolve_dtype(dtype), "trust_remote_code": trust_remote_code}
-    if tuning == "qlora":
+    quantized = tuning == "qlora" and not on_meta()
+    if quantized:
         kwargs["quantization_config"] = _nf4(kwargs["torch_dtype"])
     llm: Any
     llm, attention_used = _load(path, attention_candidates() if attention == "auto" else [attention], **kwargs)
     llm.config.use_cache = False  # no cache while training; generation asks for it
     enable_checkpointing(llm, gradient_checkpointing)
     if tuning in ("lora", "qlora"):
-        llm = _add_lora(llm, lora or {}, quantized=tuning == "qlora")
+        llm = _add_lora(llm, lora or {}, quantized)
     else:
         llm.requires_grad_(tuning == "full")
     if freeze_embeddings:
         llm.get_input_embeddings().requires_grad_(False)
+    _log(llm, path, tuning, attention_used, kwargs["torch_dtype"])
+    return llm
+
+
+def _log(llm: Any, path: str, tuning: str, attention: str, dtype: torch.dtype) -> None:
     trained = sum(p.numel() for p in llm.parameters() if p.requires_grad)
     print_log(
         f"LLM {Path(path).name}: {type(llm).__name__}, tuning {tuning}, {trained:,} parameters trained, attention "
-        f"{attention_used}, {kwargs['torch_dtype']}",
+        f"{attention}, {dtype}",
         logger="current",
     )
-    return llm
 
 
 def _load(path: str, candidates: list[str], **kwargs: Any) -> tuple[nn.Module, str]:
     """Load with the first attention backend that the architecture supports."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if on_meta():
+        # FlashAttention is not there to be counted, and counts the same
+        attention = "eager" if candidates == ["eager"] else "sdpa"
+        config = AutoConfig.for_model(**find_architecture(path, "transformers").config)
+        dtype = kwargs["torch_dtype"]
+        return AutoModelForCausalLM.from_config(config, torch_dtype=dtype, attn_implementation=attention), attention
 
     for attention in candidates:
         try:

@@ -1,108 +1,88 @@
-"""Building the parts of a model, and saying which of them do not go together."""
+"""Building the parts of a system, and saying which of them do not go together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.logging import print_log
 from torch import nn
 
-from mg_llava.models.weights.parts import PARTS
+from mg_llava.models.interfaces import Encoder, Spec
 from mg_llava.registry import MODELS
 
-ModuleOrConfig = nn.Module | dict[str, Any]
-
-_FASTER = ("loss_kernel", "compile_vision")
+PartOrConfig = nn.Module | dict[str, Any]
 
 
-def build_part(part: ModuleOrConfig | None, **sizes: Any) -> Any:
-    """Build a part from its config, with sizes that follow from other parts; modules and ``None`` pass."""
-    if not isinstance(part, dict):
-        return part
-    kind = part["type"]
-    if isinstance(kind, str) and "." not in kind:
-        kind = MODELS.get(kind)  # a plain name is ours, whatever scope a runner has made the default
-    return MODELS.build({**sizes, **part, "type": kind})
-
-
-def for_any_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a model without what makes training faster and needs a GPU, a package or a compiler for it."""
-    return {key: value for key, value in settings.items() if key not in _FASTER}
-
-
-def check_readers(high_res_encoder: ModuleOrConfig | None, **readers: ModuleOrConfig | None) -> None:
-    """Whether the parts that read the high-resolution encoder have one.
+def build_part(part: PartOrConfig | None, **sizes: Any) -> Any:
+    """Build a part from its config, with sizes that follow from other parts; modules and ``None`` pass.
 
     Raises:
-        ValueError: They have none.
+        KeyError: Its type is unknown; names those that are known and the nearest one.
     """
-    found = [name for name, part in readers.items() if part is not None]
-    if high_res_encoder is None and found:
+    if not isinstance(part, Mapping):
+        return part
+    return MODELS.build({**sizes, **part, "type": kind_of(part)})
+
+
+def kind_of(part: Any) -> Any:
+    """The class, or function, of a part that is built or given as a config."""
+    if not isinstance(part, Mapping):
+        return type(part)
+    # a plain name is ours, whatever scope a runner has made the default
+    return MODELS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
+
+
+def spec_of(name: str, part: Any) -> Any:
+    """The spec of an encoder that is built or given as a config, found without its weights; None for none.
+
+    Raises:
+        ValueError: It is no encoder.
+        FileNotFoundError: Its folder and published sizes are absent.
+    """
+    if part is None:
+        return None
+    kind = kind_of(part)
+    if not (isinstance(kind, type) and issubclass(kind, Encoder)):
         raise ValueError(
-            f"high_res_encoder is None, but {' and '.join(found)} would read it; give one or leave these out"
+            f"{name} is a {getattr(kind, '__name__', kind)}, which is no encoder; derive it from "
+            "mg_llava.models.encoders.base.VisionEncoder, so that it is frozen, described and saved as encoders are"
         )
+    spec: Spec = kind.describe(part) if isinstance(part, Mapping) else part.spec
+    return spec
 
 
-def check_parts(
-    low: Any,
-    high: Any | None,
-    fusion: ModuleOrConfig | None,
-    fusion_sizes: dict[str, int],
-    box_projector: ModuleOrConfig | None,
-    box_sizes: dict[str, list[int]],
-) -> None:
-    """Whether encoders, fusion and box projector go together.
+def check_part(name: str, part: Any, kind: type[nn.Module], sizes: Mapping[str, Any]) -> list[str]:
+    """Faults of a part: of another kind, or with sizes in its config that other parts have otherwise.
 
     Args:
-        low: The low-resolution encoder, built.
-        high: The high-resolution encoder, built.
-        fusion: Built, or its config.
-        fusion_sizes: What the encoders give to the fusion, by its arguments.
-        box_projector: Built, or its config.
-        box_sizes: What they give to the box projector.
-
-    Raises:
-        ValueError: They do not, with every reason in one message.
+        name: Its name in the config.
+        part: Built, its config, or None.
+        kind: The interface that it must have.
+        sizes: Arguments that follow from other parts.
     """
-    problems = [
-        *_conflicts("fusion", fusion, fusion_sizes),
-        *_conflicts("box_projector", box_projector, box_sizes),
-    ]
-    if high is not None and low.image_size > high.image_size:
-        problems.append(
-            f"the low-resolution view ({low.image_size} px) is larger than the canvas ({high.image_size} px)"
-        )
-    policy = fusion.get("unequal_grids") if isinstance(fusion, dict) else getattr(fusion, "unequal_grids", None)
-    if fusion is not None and high is not None and low.grid != high.grid and policy != "interpolate":
-        problems.append(
-            f"the low-resolution encoder has a {low.grid} x {low.grid} grid ({low.image_size} px), the "
-            f"high-resolution encoder {high.grid} x {high.grid} ({high.image_size} px at stride "
-            f"{high.stage_strides[-1]}); use image_size={low.grid * high.stage_strides[-1]} for the "
-            "high-resolution encoder, or unequal_grids='interpolate' in the fusion"
-        )
-    if problems:
-        raise ValueError("these parts do not go together: " + "; ".join(problems))
-
-
-def log_trained(model: nn.Module) -> None:
-    """Write to the log what of each part is trained."""
-    for part in (*PARTS, "visual_encoder", "visual_encoder_aux"):
-        module = getattr(model, part, None)
-        if module is not None:
-            sizes = [(_numel(p), p.requires_grad) for p in module.parameters()]
-            trained = sum(size for size, on in sizes if on)
-            print_log(f"{part}: {trained:,} of {sum(s for s, _ in sizes):,} parameters trained", logger="current")
-
-
-def _conflicts(name: str, part: ModuleOrConfig | None, sizes: dict[str, Any]) -> list[str]:
-    """Sizes that the config of a part states otherwise than the encoders have them."""
-    stated = part if isinstance(part, dict) else {}
+    if part is None:
+        return []
+    own = kind_of(part)
+    if not (isinstance(own, type) and issubclass(own, kind)):
+        there = getattr(own, "__name__", own)
+        return [f"{name} is a {there}; derive it from mg_llava.models.interfaces.{kind.__name__}"]
+    stated = part if isinstance(part, Mapping) else {}
     wrong = [key for key, size in sizes.items() if key in stated and _plain(stated[key]) != _plain(size)]
     return [f"{name} has {key}={stated[key]}, but the encoders give {sizes[key]}; leave it out" for key in wrong]
 
 
+def raise_together(problems: Sequence[str]) -> None:
+    """Raise all problems in one message, if there are any.
+
+    Raises:
+        ValueError: There are.
+    """
+    if problems:
+        raise ValueError("these parts do not go together: " + "; ".join(problems))
+
+
+def for_any_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a system without what only its training needs: a GPU, a package or a compiler, perhaps."""
+    return {key: value for key, value in settings.items() if key not in kind_of(settings).training_only}
+
+
 def _plain(size: int | Sequence[int]) -> int | list[int]:
     return size if isinstance(size, int) else list(size)
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())

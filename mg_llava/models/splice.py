@@ -1,7 +1,7 @@
 """Puts visual and box tokens into the sequence of the LLM: the only place where they enter it.
 
-Shapes: B rows, T text ids (a placeholder counts one), D hidden size of the LLM, N pictures in the batch, P visual
-tokens a picture, n_i boxes of picture i, M placeholders, L merged length.
+Shapes: B rows, T text ids (a placeholder counts one), D hidden size of the LLM, M placeholders, m tokens of one, L
+merged length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mg_llava.batch import Layout, PaddingSide, plan_layout, send
-
-
-class Vision(NamedTuple):
-    """Tokens of the pictures of a batch."""
-
-    visual: Tensor
-    """``(N, P, D)``"""
-    boxes: list[Tensor] | None
-    """N tensors ``(n_i, D)``; ``None`` when the model has no object branch."""
-
-    def pieces(self) -> list[list[Tensor]]:
-        """Tokens ``(m, D)`` of each picture, one tensor after the other."""
-        if self.boxes is None:
-            return [[tokens] for tokens in self.visual]
-        return [list(pair) for pair in zip(self.visual, self.boxes, strict=True)]
+from mg_llava.batch import Layout, PaddingSide, plan_layout
 
 
 class Spliced(NamedTuple):
@@ -94,16 +79,6 @@ def splice(text_embeds: Tensor, pieces: Sequence[Sequence[Tensor]], layout: Layo
     tokens = [piece.to(words) for own in pieces for piece in own]  # parts may lie on several devices
     table = torch.cat([words.new_zeros(1, words.shape[1]), words, *tokens])
     return table.index_select(0, layout.source.flatten()).unflatten(0, layout.source.shape)
-
-
-def interleave(seen: Vision, known: Vision, cached: Sequence[bool]) -> Vision:
-    """Tokens of pictures in their order; ``cached`` says which of the N come from ``known``."""
-    order = torch.tensor(cached).int().argsort(stable=True).argsort()  # place of each picture in (seen, known)
-    visual = torch.cat([seen.visual, known.visual])[send(order, seen.visual.device)]
-    if seen.boxes is None or known.boxes is None:
-        return Vision(visual, None)
-    boxes = [*seen.boxes, *known.boxes]
-    return Vision(visual, [boxes[place] for place in order.tolist()])
 
 
 def _summary(counts: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
-"""Running the frozen encoders, and saying exactly which ones they are, for those that keep what they give.
+"""Canvases that frozen encoders have seen before: making what a feature cache keeps, and taking it in their place.
 
-Shapes: N pictures, S side of the canvas in pixels, P low-resolution tokens, n boxes of a picture.
+Shapes: N canvases, S side of a canvas in pixels, P tokens, n_i boxes of canvas i.
 """
 
 import hashlib
@@ -11,106 +11,156 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mg_llava.features import Features
-from mg_llava.models.encoders.views import low_resolution_view, normalize
-from mg_llava.registry import MODELS
+from mg_llava.features import Features, unpack
+from mg_llava.models.interfaces import Looked, Seeing, Seen
+from mg_llava.models.parts import build_part
 
 _VERSION = 1
 _DIGITS = 16
 
 
-def run_encoders(low_encoder: Any, high_encoder: Any | None, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Both views of pictures through both encoders.
+def is_split(system: nn.Module) -> bool:
+    """Whether parameters are split over processes (ZeRO-3), so that all must run the same modules to gather them."""
+    return hasattr(next(system.parameters()), "ds_id")
+
+
+class CachedFeatures:
+    """A system's door for features of a cache, which it takes in place of canvases once they were compared.
 
     Args:
-        low_encoder: The low-resolution encoder.
-        high_encoder: The high-resolution encoder; None where nothing reads it.
-        images: ``(N, 3, S, S)`` uint8, or floating and normalized.
-
-    Returns:
-        ``(N, P, C_l)``, and the stage maps, none without a high-resolution encoder.
+        system: A :class:`mg_llava.models.system.System` whose ``look`` gives tokens of the low-resolution encoder, the
+            last map of the high-resolution one, and pooled boxes.
     """
-    canvas = normalize(images, low_encoder.image_mean, low_encoder.image_std)
-    low = low_encoder(low_resolution_view(canvas, low_encoder.image_size))
-    if high_encoder is None:
-        return low, []
-    if _normalization(low_encoder) != _normalization(high_encoder):
-        canvas = normalize(images, high_encoder.image_mean, high_encoder.image_std)
-    return low, high_encoder(canvas)
+
+    def __init__(self, system: Any) -> None:
+        self._system = system
+        self._accepted: set[str] = set()
+        self.replaces_encoders = False
+        """Whether all canvases of the training come from caches, so that the encoders never run."""
+
+    def accept(self, stated: Mapping[str, Any], source: str, alone: bool = True) -> None:
+        """Take features of a cache, after a look at whether they are of these encoders.
+
+        Args:
+            stated: How the encoders that filled it were described; see :func:`describe_encoders`.
+            source: Name of the cache in batches.
+            alone: Whether all pictures of the training come from caches.
+
+        Raises:
+            ValueError: They are of other encoders, with all that differs in one message; the fusion reads maps that no
+                cache keeps; or parameters are split over processes and the encoders run in some of them alone.
+        """
+        if getattr(getattr(self._system, "fuse_module", None), "reads", "last") == "all":
+            raise ValueError(
+                "a feature cache keeps the last map alone, and the fusion reads all; set feature_cache=None"
+            )
+        differences = compare_encoders(stated, describe_encoders(self._system))
+        if differences:
+            raise ValueError(
+                f"feature cache {source} was filled with other encoders: {'; '.join(differences)}; fill another "
+                "folder with tools/fill_feature_cache.py"
+            )
+        if not alone and is_split(self._system):
+            raise ValueError(
+                "ZeRO-3 needs the same modules to run in every process: use a feature cache for all sources with "
+                "pictures and missing_features='error', or ZeRO-2"
+            )
+        self._accepted.add(source)
+        self.replaces_encoders = alone
+
+    def see(self, batch: Mapping[str, Any]) -> Seeing:
+        """The segments of each canvas of a batch in which some or all come from a cache.
+
+        Raises:
+            ValueError: These features were not compared with the encoders.
+        """
+        canvas, features, boxes = batch.get("canvas"), batch["features"], batch.get("boxes", ())
+        if canvas is None:
+            return self._connect(features, boxes)
+        cached = batch["cached"]
+        new = iter(self._system.encode(canvas, [item for item, old in zip(boxes, cached, strict=True) if not old]))
+        known = iter(self._connect(features, [item for item, old in zip(boxes, cached, strict=True) if old]))
+        return [next(known if old else new) for old in cached]
+
+    def _connect(self, features: Mapping[str, Any], boxes: Sequence[Tensor]) -> Seeing:
+        if features["source"] not in self._accepted:
+            raise ValueError(
+                "features of a cache were not compared with the model's encoders; add "
+                "dict(type='mg_llava.FeatureCacheHook') to custom_hooks, or call the model's cached.accept"
+            )
+        low, high = _encoder_keys(self._system)
+        found = unpack(features)
+        seen = {low: Seen(found.low)}
+        if found.high is not None and high is not None:
+            seen[high] = Seen(maps=[found.high])
+        return self._system.connect(Looked(seen, found.pooled), [len(item) for item in boxes])
 
 
 class FeatureExtractor(nn.Module):
-    """The parts of a model that a feature cache stands for: both encoders and the pooling of boxes.
+    """The parts of a system that a feature cache stands for: its encoders and the pooling of boxes.
 
     Args:
-        low_encoder: The low-resolution encoder.
-        high_encoder: The high-resolution encoder; None where nothing reads it.
-        fusion: Whether the model has a fusion, which reads the last stage.
-        box_projector: Pools boxes; None without an object branch.
+        system: A system, with or without its LLM.
     """
 
-    def __init__(self, low_encoder: Any, high_encoder: Any | None, fusion: bool, box_projector: Any | None) -> None:
+    def __init__(self, system: Any) -> None:
         super().__init__()
-        self.low_encoder, self.high_encoder, self.fusion = low_encoder, high_encoder, fusion
-        self.box_projector = box_projector
+        self.system = system
+        self._low, self._high = _encoder_keys(system)
 
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> "FeatureExtractor":
-        """From the config of a whole model; of the LLM and the trained parts nothing is read."""
-        fusion, boxes = settings.get("fusion"), settings.get("box_projector")
-        low = MODELS.build(dict(settings["low_res_encoder"]))
-        if fusion is None and boxes is None:
-            return cls(low, None, False, None)
-        high = MODELS.build(dict(settings["high_res_encoder"]))
-        if boxes is not None:
-            # only its pooling is wanted: the width of its tokens does not matter
-            boxes = MODELS.build({**boxes, "stage_channels": list(high.stage_channels), "out_channels": 1})
-        return cls(low, high, fusion is not None, boxes)
+        """From the config of a whole system; the LLM is not read."""
+        return cls(build_part({**settings, "llm": None, "losses": [], "packing": None, "pretrained_pth": None}))
 
     @property
     def sizes(self) -> dict[str, Any]:
         """Arguments of ``mg_llava.features.blocks_of``, but for the dtype."""
-        low, high, boxes = self.low_encoder, self.high_encoder, self.box_projector
+        boxes, low = self.system.bbox_projector, getattr(self.system, self._low).spec
+        high = None if self._high is None else getattr(self.system, self._high).spec
         return {
-            "low": [low.grid**2, low.hidden_size],
-            "high": None if high is None or not self.fusion else [high.grid**2, high.stage_channels[-1]],
+            "low": [low.tokens, low.channels],
+            "high": None
+            if high is None or self.system.fuse_module is None
+            else [high.grid**2, high.stage_channels[-1]],
             "pooled": None if boxes is None else boxes.in_channels,
         }
 
     @property
     def dtype_name(self) -> str:
         """What the encoders compute in, such as ``bfloat16``; the wider one where they differ."""
-        found = [encoder.dtype for encoder in (self.low_encoder, self.high_encoder) if encoder is not None]
+        found = [getattr(self.system, key).dtype for key in (self._low, self._high) if key is not None]
         return str(max(found, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
 
     def describe(self) -> dict[str, Any]:
         """See :func:`describe_encoders`."""
-        return describe_encoders(self.low_encoder, self.high_encoder, self.fusion or None, self.box_projector)
+        return describe_encoders(self.system)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, boxes: Sequence[Tensor]) -> Features:
-        """What the trained parts of the model would read of N pictures; arguments as for ``MGLLaVA.encode``."""
-        low, stages = run_encoders(self.low_encoder, self.high_encoder, images)
-        pooled = None if self.box_projector is None else self.box_projector.pool(stages, boxes, images.shape[-1])
-        return Features(low, stages[-1] if self.fusion else None, pooled)
+    def forward(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Features:
+        """What the connectors would read of N canvases; arguments as for ``System.look``."""
+        looked = self.system.look(canvas, boxes)
+        high = None if self._high is None or self.system.fuse_module is None else looked.seen[self._high].maps[-1]
+        return Features(looked.seen[self._low].tokens, high, looked.pooled)
 
 
-def describe_encoders(low: Any, high: Any | None, fusion: Any | None, box_projector: Any | None) -> dict[str, Any]:
-    """All that the features of a picture depend on, but for the picture and its boxes, as plain values.
+def describe_encoders(system: Any) -> dict[str, Any]:
+    """All that the features of a canvas depend on, but for the canvas and its boxes, as plain values.
 
     Parameters that are split over processes are gathered, so that all processes must call this together.
     """
-    about: dict[str, Any] = {"version": _VERSION, "fusion": fusion is not None, "boxes": box_projector is not None}
-    for name, encoder in (("low_res_encoder", low), ("high_res_encoder", high)):
-        if encoder is not None:
-            about[f"{name}.image_size"] = encoder.image_size
-            about[f"{name}.normalization"] = repr(_normalization(encoder))
-            about[f"{name}.dtype"] = str(encoder.dtype).removeprefix("torch.")
-            about[f"{name}.weights"] = _digest(encoder)
-    if box_projector is not None:
-        about["box_projector"] = type(box_projector).__name__
-        about["box_projector.bins"] = box_projector.bins
-        about["box_projector.stages"] = list(box_projector.stages)
+    boxes = system.bbox_projector
+    about: dict[str, Any] = {"version": _VERSION, "fusion": system.fuse_module is not None, "boxes": boxes is not None}
+    for part, encoder in system.named_parts():
+        if part.role == "encoder":
+            spec = encoder.spec
+            about[f"{part.config}.image_size"] = spec.image_size
+            about[f"{part.config}.normalization"] = repr((tuple(spec.mean), tuple(spec.std)))
+            about[f"{part.config}.dtype"] = str(encoder.dtype).removeprefix("torch.")
+            about[f"{part.config}.weights"] = _digest(encoder)
+    if boxes is not None:
+        about["box_projector"] = type(boxes).__name__
+        about |= {f"box_projector.{name}": value for name, value in boxes.pooling.items()}
     return about
 
 
@@ -132,8 +182,11 @@ def compare_encoders(stated: Mapping[str, Any], own: Mapping[str, Any]) -> list[
     return differences
 
 
-def _normalization(encoder: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(encoder.image_mean), tuple(encoder.image_std)
+def _encoder_keys(system: Any) -> tuple[str, str | None]:
+    """Keys of the encoder that gives tokens, and of the one that gives maps."""
+    encoders = [(part.key, module.spec) for part, module in system.named_parts() if part.role == "encoder"]
+    low = next(key for key, spec in encoders if spec.tokens)
+    return low, next((key for key, spec in encoders if not spec.tokens), None)
 
 
 def _digest(module: nn.Module) -> str:

@@ -129,6 +129,6 @@ def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
         yield f"context_length {context} leaves no room for text beside {tokens} visual tokens; raise context_length"
     for processor in (config.get("picture_processor"), dataset.get("picture_processor")):
         size = processor.get("image_size") if isinstance(processor, Mapping) else None
-        if size is not None and size != model.high_res_size:
-            yield f"pictures are made for {size} px, but the model reads {model.high_res_size}; make image_size equal"
+        if size is not None and size != model.canvas_size:
+            yield f"pictures are made for {size} px, but the model reads {model.canvas_size}; make image_size equal"
             return

@@ -83,7 +83,7 @@ def plan_feature_cache(
     encoders = sum(flops.training.get(part, 0.0) for part in _SAVED)
     whole = sum(flops.training.values())
     pictures = _count_pictures(config, samples)
-    sizes = _sizes(model)
+    sizes = FeatureExtractor(model).sizes
     costs = []
     for dtype in FEATURE_DTYPES:
         # a stand-in for "no box" is kept beside the boxes
@@ -128,11 +128,6 @@ def describe_feature_cache(plan: FeaturePlan) -> Iterator[str]:
 
 def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if abs(hours) >= 0.1 else f"{hours * 3600:.1f} s"
-
-
-def _sizes(model: Any) -> dict[str, Any]:
-    fusion, boxes = model.fuse_module is not None, model.bbox_projector
-    return FeatureExtractor(model.visual_encoder, model.visual_encoder_aux, fusion, boxes).sizes
 
 
 def _count_pictures(config: Any, samples: int) -> int:

@@ -3,7 +3,7 @@
 Shapes: P visual tokens, C their width, L length of the row, h x w cells of a stage.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mg_llava.models.interfaces import Seen
 from mg_llava.models.recompute import is_dear, layer_products
 from mg_llava.planning.skeleton import Skeleton
 
@@ -60,7 +61,7 @@ class Flops:
 
 def visual_tokens(model: Any) -> int:
     """Visual tokens of one picture."""
-    return model.visual_encoder.grid**2
+    return model.tokens_of(1, 0)
 
 
 def row_length(model: Any, sample: Sample) -> int:
@@ -80,24 +81,24 @@ def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
         output, forward[part], training[part] = _measure(run)
         return output
 
-    low, high = model.visual_encoder, model.visual_encoder_aux
-    pixels = torch.empty(1, 3, low.image_size, low.image_size, device="meta")
-    tokens = add("visual_encoder", lambda: low(pixels)).to(_dtype(model.projector))  # (1, P, C)
-    stages: list[Tensor] = []
-    if high is not None:
-        canvas = torch.empty(1, 3, high.image_size, high.image_size, device="meta")
-        stages, forward["visual_encoder_aux"], _ = _measure(lambda: high(canvas))
+    low, aux = model.visual_encoder, model.visual_encoder_aux
+    canvas = torch.empty(1, 3, model.canvas_size, model.canvas_size, device="meta")
+    tokens = add("visual_encoder", lambda: low(canvas).tokens).to(_dtype(model.projector))  # (1, P, C)
+    seen = Seen()
+    if aux is not None:
+        seen, forward["visual_encoder_aux"], _ = _measure(lambda: aux(canvas))
         training["visual_encoder_aux"] = forward["visual_encoder_aux"]
     if model.fuse_module is not None:
-        tokens = add("fuse_module", lambda: model.fuse_module(tokens, stages[-1].to(tokens.dtype)))
+        high = Seen(maps=[item.to(tokens.dtype) for item in seen.maps])
+        tokens = add("fuse_module", lambda: model.fuse_module(tokens, high))
         tokens = tokens.detach().requires_grad_()
     add("projector", lambda: model.projector(tokens))
     if model.bbox_projector is not None:
-        forward["box_pooling"] = training["box_pooling"] = pooling_flops(stages, sample.boxes)
+        forward["box_pooling"] = training["box_pooling"] = pooling_flops(seen.maps, sample.boxes)
         features = torch.empty(
             sample.boxes, model.bbox_projector.in_channels, device="meta", dtype=_dtype(model.bbox_projector)
         )
-        add("bbox_projector", lambda: model.bbox_projector.model(features))
+        add("bbox_projector", lambda: model.bbox_projector.project(features))
     length = row_length(model, sample)
     forward["llm"], training["llm"] = over_layers(
         model.llm, lambda: np.array(_measure(lambda: run_llm(model.llm, length))[1:])
@@ -166,13 +167,13 @@ def _empty_rotary(module: Any, hidden: Tensor, *positions: Any, **options: Any) 
 def head_flops(llm: nn.Module, length: int) -> float:
     """Operations of the output layer for all positions, as the reference computes it; never computed again.
 
-    Training here makes only the logits that have a label, unless ``loss_chunk=None``: this is an upper bound.
+    Training here makes only the logits that have a label, unless the loss has ``chunk=None``: this is an upper bound.
     """
     vocabulary, width = llm.get_output_embeddings().weight.shape
     return 2.0 * length * vocabulary * width
 
 
-def pooling_flops(stages: list[Tensor], boxes: int) -> float:
+def pooling_flops(stages: Sequence[Tensor], boxes: int) -> float:
     """Operations of box pooling: two short contractions for each box and stage ``(1, C, h, w)``."""
     return float(sum(2 * boxes * (stage[0].numel() + stage.shape[1] * stage.shape[3]) for stage in stages))
 

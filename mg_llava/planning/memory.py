@@ -232,14 +232,11 @@ def _encoder_bytes(model: Any) -> int:
         largest = max(largest, sum(item.numel() * item.element_size() for item in tensors))
 
     maps = 0
-    for encoder in (model.visual_encoder, model.visual_encoder_aux):
-        if encoder is None:
-            continue
+    for encoder in (module for part, module in model.named_parts() if part.role == "encoder"):
         hooks = [m.register_forward_hook(look) for m in encoder.modules() if not list(m.children())]
-        side = encoder.image_size
-        output = encoder(torch.empty(1, 3, side, side, device="meta"))
+        seen = encoder(torch.empty(1, 3, model.canvas_size, model.canvas_size, device="meta"))
         for hook in hooks:
             hook.remove()
-        outputs = output if isinstance(output, list) else [output]
+        outputs = [*seen.maps, *([] if seen.tokens is None else [seen.tokens])]
         maps += sum(item.numel() * item.element_size() for item in outputs)
     return maps + largest

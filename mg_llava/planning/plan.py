@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mg_llava.planning.architectures import ArchitectureError
+from mg_llava.models.architectures import ArchitectureError
 from mg_llava.planning.checks import count_samples, find_conflicts, find_missing
 from mg_llava.planning.feature_cache import DISK, FeaturePlan, plan_feature_cache
 from mg_llava.planning.flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops, visual_tokens
@@ -147,9 +147,7 @@ def _build(config: Any, plan: Plan, published: str | Path | None) -> Skeleton | 
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         plan.conflicts.append(f"the model cannot be built: {error}")
         return None
-    for part, architecture in skeleton.architectures.items():
-        plan.notes.append(f"{part}: {architecture.path}, sizes from {architecture.source}")
-        plan.notes += [architecture.note] if architecture.note else []
+    plan.notes += skeleton.notes
     return skeleton
 
 

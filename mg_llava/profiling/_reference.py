@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mg_llava.models.encoders.clip import CLIPEncoder
 from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
-from mg_llava.models.encoders.views import low_resolution_view, normalize
+from mg_llava.models.encoders.views import normalize, resample
+from mg_llava.models.interfaces import Seen
 from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
-from mg_llava.models.splice import Vision, layout_of, splice
+from mg_llava.models.splice import layout_of, splice
 
 
 def dense_box_features(stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int, bins: int) -> list[Tensor]:
@@ -56,11 +57,11 @@ def dense_box_features(stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas
 class DenseBoxProjector(RoIAlignBoxProjector):
     """The box projector with dense pooling."""
 
-    def pool(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> Tensor:
+    def pool(self, seen: Seen, boxes: Sequence[Tensor], size: int) -> Tensor:
         """As its base."""
-        chosen = [stages[index] for index in self.stages]
+        chosen = [seen.maps[index] for index in self.stages]
         with torch.autocast(chosen[0].device.type, enabled=False):
-            return torch.cat(dense_box_features(chosen, boxes, canvas_size, self.bins))
+            return torch.cat(dense_box_features(chosen, boxes, size, self.bins))
 
 
 class CheckpointedCLIP(CLIPEncoder):
@@ -69,27 +70,34 @@ class CheckpointedCLIP(CLIPEncoder):
     Made with ``layer=-1``: all layers run, and the hidden states before the last are taken.
     """
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, canvas: Tensor) -> Seen:
         """As its base, with a graph."""
-        hidden = self.pre_norm(self.embeddings(pixels.to(self.dtype)).requires_grad_())
+        return self.see(self.view(canvas).to(self.dtype))
+
+    def see(self, pixels: Tensor) -> Seen:
+        """As its base."""
+        hidden = self.pre_norm(self.embeddings(pixels).requires_grad_())
         states = [hidden]  # all are kept, as with output_hidden_states
         for layer in self.encoder.layers:
             # ``layer`` gives a tuple, or the tensor alone in newer releases of transformers
             output = checkpoint(layer, states[-1], None, None, use_reentrant=True)
             states.append(output[0] if isinstance(output, tuple) else output)
-        return states[-2][:, self.class_tokens :]
+        return Seen(states[-2][:, self.class_tokens :])
 
 
 class ChannelsFirstConvNeXt(OpenCLIPConvNeXtEncoder):
     """The high-resolution encoder in torch's default memory layout."""
 
-    def use_channels_last(self) -> None:
+    def settle(self) -> None:
         """Leave the weights as they are."""
 
-    @torch.no_grad()
-    def forward(self, pixels: Tensor) -> list[Tensor]:
+    def see(self, pixels: Tensor) -> Seen:
         """As its base."""
-        return self.stages(pixels.to(dtype=self.dtype, memory_format=torch.contiguous_format))
+        hidden, maps = self.vision_stem(pixels.contiguous()), []
+        for stage in self.vision_stages:
+            hidden = stage(hidden)
+            maps.append(hidden)
+        return Seen(maps=maps)
 
 
 def reference_batch(data: dict[str, Any], low_size: int) -> dict[str, Any]:
@@ -104,7 +112,7 @@ def reference_batch(data: dict[str, Any], low_size: int) -> dict[str, Any]:
     """
     rest = {name: value for name, value in data.items() if name != "canvas"}
     canvas = normalize(data["canvas"])
-    return {**rest, "pixel_values": low_resolution_view(canvas, low_size), "pixel_values_aux": list(canvas.unbind())}
+    return {**rest, "pixel_values": resample(canvas, low_size), "pixel_values_aux": list(canvas.unbind())}
 
 
 class ReferenceStep(nn.Module):
@@ -127,14 +135,14 @@ class ReferenceStep(nn.Module):
     def forward(self, data: dict[str, Any]) -> Tensor:
         """Loss of a batch of :func:`reference_batch` that lies on the model's device."""
         dtype = next(self.projector.parameters()).dtype
-        tokens = self.visual_encoder(data["pixel_values"]).to(dtype)
+        tokens = self.visual_encoder(data["pixel_values"]).tokens.to(dtype)
         canvas = torch.stack(data["pixel_values_aux"])  # (N, 3, S, S)
-        stages = self.visual_encoder_aux(canvas)
-        boxes = self.bbox_projector(stages, data["boxes"], canvas.shape[-1])
-        fused = self.fuse_module(tokens, stages[-1].to(dtype))
+        seen = self.visual_encoder_aux(canvas)
+        boxes = self.bbox_projector(seen, data["boxes"], canvas.shape[-1])
+        fused = self.fuse_module(tokens, Seen(maps=[seen.maps[-1].to(dtype)]))
         visual = checkpoint(self.projector, fused, use_reentrant=True)
         text = self.llm.get_input_embeddings()(data["input_ids"].clamp(min=0))
-        pieces = Vision(visual, list(boxes.split([len(own) for own in data["boxes"]]))).pieces()
+        pieces = [list(pair) for pair in zip(visual, boxes.split([len(own) for own in data["boxes"]]), strict=True)]
         layout = layout_of(data, pieces)
         # No mask: by a slip of the published code all padding is attended to. Right-padded and causal, rows are the
         # same with it, and the attention takes its fastest path.

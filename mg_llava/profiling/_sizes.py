@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from mg_llava.data.collate import collate
+from mg_llava.models.architectures import find_architecture
+from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import CLIPEncoder
 from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
 from mg_llava.models.fusion.conv_gate import ConvGateFusion
 from mg_llava.models.llm import attention_candidates
+from mg_llava.models.losses.language import LanguageLoss
 from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
 from mg_llava.models.projectors import MLPProjector
 from mg_llava.models.recompute import Checkpointing, enable_checkpointing
 from mg_llava.models.systems.mg_llava import MGLLaVA
-from mg_llava.planning.architectures import find_architecture
 from mg_llava.planning.flops import TEXT_TOKENS, Sample, count_flops
 from mg_llava.planning.skeleton import Skeleton
 from mg_llava.profiling._reference import ChannelsFirstConvNeXt, CheckpointedCLIP, DenseBoxProjector
@@ -70,7 +72,6 @@ class Case:
         checkpointing: What activations of the LLM the backward pass computes again: False, True or ``"selective"``.
         autocast: Compute in bfloat16 where autocast allows it, on a CPU too.
         seed: Seed of weights and batches.
-        architectures: Folder with the sizes of models that are not here, in NAME.json.
     """
 
     llm: str = "nano"
@@ -90,7 +91,6 @@ class Case:
     checkpointing: Checkpointing = False
     autocast: bool = False
     seed: int = 0
-    architectures: str = str(ROOT / "tests" / "architectures")
 
     def is_on(self, lever: Lever) -> bool:
         """Whether a lever is on."""
@@ -110,30 +110,33 @@ def build_model(case: Case, device: str | None = None) -> Any:
     """
     low_name, high_name, canvas = VISION[case.vision]
     target = torch.device(device or case.device)
+    model = dict(case.model)
+    loss = {name: model.pop(f"loss_{name}") for name in ("chunk", "kernel") if f"loss_{name}" in model}
     with target:
         torch.manual_seed(case.seed)
         low = _low_encoder(case, low_name)
         high = _high_encoder(case, high_name, canvas)
         llm = _language_model(case, "sdpa" if target.type == "meta" else attention_candidates()[0])
         boxes = RoIAlignBoxProjector if case.is_on("separable") else DenseBoxProjector
-        model = MGLLaVA(
+        built = MGLLaVA(
             llm=llm,
             low_res_encoder=low,
             high_res_encoder=high,
             projector=dict(type=MLPProjector),
             fusion=dict(type=ConvGateFusion),
             box_projector=dict(type=boxes),
-            **case.model,
+            losses=[dict(type=LanguageLoss, **loss)],
+            **model,
         )
-        for projection in (model.fuse_module.slow_proj, model.fuse_module.fast_proj):
+        for projection in (built.fuse_module.slow_proj, built.fuse_module.fast_proj):
             nn.init.normal_(projection.weight, std=0.02)  # not zero, so that every branch counts
-    return model.train()
+    return built.train()
 
 
 def make_batches(case: Case, model: Any, count: int) -> list[dict[str, Any]]:
     """Batches of random samples, as ``collate`` makes them, on the CPU."""
     generator = torch.Generator().manual_seed(case.seed + 1)
-    canvas = model.high_res_size
+    canvas = model.canvas_size
     vocabulary = model.llm.get_input_embeddings().num_embeddings
     return [
         collate([_sample(case, generator, vocabulary, canvas) for _ in range(case.batch_size)])["data"]
@@ -167,28 +170,21 @@ def _text_lengths(batch: dict[str, Any]) -> list[int]:
     return ((ids != IMAGE_TOKEN_INDEX) & mask).sum(dim=1).tolist()
 
 
-def _low_encoder(case: Case, name: str) -> CLIPEncoder:
-    from transformers import CLIPVisionConfig
-
-    found = find_architecture(name, "transformers", case.architectures).config
-    config = CLIPVisionConfig(**found.get("vision_config", found))
-    if case.is_on("no_grad"):
-        return CLIPEncoder.from_architecture(config, dtype=case.dtype)
-    return CheckpointedCLIP.from_architecture(config, layer=-1, dtype=case.dtype)
+def _low_encoder(case: Case, name: str) -> VisionEncoder:
+    is_plain = case.is_on("no_grad")
+    kind, layer = (CLIPEncoder, -2) if is_plain else (CheckpointedCLIP, -1)
+    return kind.from_spec(kind.describe({"path": name, "layer": layer}), case.dtype)
 
 
-def _high_encoder(case: Case, name: str, canvas: int) -> OpenCLIPConvNeXtEncoder:
-    settings = find_architecture(name, "open_clip", case.architectures).config
-    vision = settings.get("model_cfg", settings)["vision_cfg"]
+def _high_encoder(case: Case, name: str, canvas: int) -> VisionEncoder:
     kind = OpenCLIPConvNeXtEncoder if case.is_on("channels_last") else ChannelsFirstConvNeXt
-    kwargs = vision.get("timm_model_kwargs") or {}
-    return kind.from_architecture(vision["timm_model_name"], canvas, dtype=case.dtype, **kwargs)
+    return kind.from_spec(kind.describe({"path": name, "image_size": canvas}), case.dtype)
 
 
 def _language_model(case: Case, attention: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    found = dict(find_architecture(LLMS.get(case.llm, case.llm), "transformers", case.architectures).config)
+    found = dict(find_architecture(LLMS.get(case.llm, case.llm), "transformers").config)
     for key in ("architectures", "torch_dtype", "transformers_version"):
         found.pop(key, None)
     config = AutoConfig.for_model(**found)

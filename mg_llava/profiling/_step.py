@@ -107,7 +107,7 @@ class Stepper:
     def transport(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What workers send of a batch; on a GPU in pinned memory."""
         if not self.case.is_on("uint8"):
-            batch = reference_batch(batch, self.model.visual_encoder.image_size)
+            batch = reference_batch(batch, self.model.visual_encoder.spec.image_size)
             if not self.case.reference:
                 batch["canvas"] = torch.stack(batch.pop("pixel_values_aux"))
         return _each(batch, Tensor.pin_memory) if self.clock.cuda else batch

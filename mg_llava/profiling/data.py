@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from mg_llava.data.pictures.files import open_picture
 from mg_llava.data.pictures.geometry import PAD_COLOR
 from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.models.encoders.views import low_resolution_view, normalize
+from mg_llava.models.encoders.views import normalize, resample
 
 HELP = (
     "picture loading: images/s of one worker and bytes per picture, with the plain way (CLIPImageProcessor) beside it"
@@ -136,7 +136,7 @@ def _difference(plain: Views, ours: Views, low: int) -> float:
 
 def _views(canvas: Tensor, low: int) -> tuple[Tensor, Tensor]:
     high = normalize(canvas[None])
-    return high[0], low_resolution_view(high, low)[0]
+    return high[0], resample(high, low)[0]
 
 
 def _seconds(work: Callable[[], object], repeats: int = 5) -> float:

@@ -97,7 +97,7 @@ def fill(folder: str, settings: dict[str, Any], dtype: Any) -> dict[str, float]:
     case = Case(**settings)
     model = build_model(case)
     source = _open_source(Path(folder), model, None)
-    extractor = FeatureExtractor(model.visual_encoder, model.visual_encoder_aux, True, model.bbox_projector)
+    extractor = FeatureExtractor(model)
     about = about_cache([source], dtype, extractor.sizes, extractor.describe())
     writer = FeatureWriter(Path(folder) / dtype, about)
     pictures = Pictures([source], list_jobs([source]), FeatureCache(writer.folder), True)
@@ -126,7 +126,7 @@ def measure(folder: str, settings: dict[str, Any], dtype: str | None) -> dict[st
     source = _open_source(Path(folder), stepper.model, None if dtype is None else Path(folder) / dtype)
     if dtype is not None:
         cache = source.features.cache
-        stepper.model.accept_features(cache.about["encoders"], cache.name)
+        stepper.model.cached.accept(cache.about["encoders"], cache.name)
     steps = []
     for number in range(case.warmup + case.steps):
         (loss, loading), usage = use(partial(_step, stepper, source, number), case.device)
@@ -161,7 +161,7 @@ def _open_source(folder: Path, model: Any, cache: Path | None) -> Any:
         folder,
         tokenizer=LLMS["nano"],
         template="vicuna",
-        picture_processor={"type": "mg_llava.PictureProcessor", "image_size": model.high_res_size},
+        picture_processor={"type": "mg_llava.PictureProcessor", "image_size": model.canvas_size},
         box_path=folder / "boxes.json",
         caches={"feature_cache": cache},
     )

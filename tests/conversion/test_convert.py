@@ -114,7 +114,7 @@ def test_wrong_shape(state: State, values: dict[str, Any], tmp_path: Path, key: 
 
 def test_layout_of_the_published_vicuna_7b() -> None:
     """Its 311 keys at full size, without weights; and one wrong number among them."""
-    table = json.loads((Path(__file__).parents[1] / "architectures" / "checkpoint_vicuna_7b.json").read_text())
+    table = json.loads((Path(__file__).parents[1] / "published" / "checkpoint_vicuna_7b.json").read_text())
     keys = {key.replace("{0..31}", str(n)): tuple(shape) for key, shape in table.items() for n in range(32)}
     tensors = {key: StoredTensor(shape, torch.float16, lambda: torch.empty(0)) for key, shape in keys.items()}
     report = check_layout(tensors, Expected())

@@ -111,7 +111,7 @@ def test_text_only(predictor: Predictor) -> None:
 
 def test_low_resolution_only(toy_paths: dict[str, str], picture: Image.Image) -> None:
     model = toy.build_model(toy_paths, high_res_encoder=None, fusion=None, box_projector=None)
-    processor = PROCESSOR | {"image_size": model.high_res_size}
+    processor = PROCESSOR | {"image_size": model.canvas_size}
     predictor = Predictor(model, toy_paths["llm"], "vicuna", processor, max_new_tokens=4)
     with_boxes = predictor.predict(picture, "what?", boxes=BOXES)
     assert with_boxes.token_ids == predictor.predict(picture, "what?").token_ids
@@ -252,7 +252,9 @@ def test_from_config(config: Config, toy_paths: dict[str, str], picture: Image.I
     trained = toy.build_model(toy_paths, tuning="full")
     torch.nn.init.normal_(trained.projector.model[2].weight, std=0.5)
     checkpoint = checkpoint_of(trained, tmp_path / "iter_3.pth")
-    config.model.loss_kernel = "liger"  # what training had is not needed to answer
+    config.model.losses = [
+        dict(type="mg_llava.LanguageLoss", kernel="liger")
+    ]  # what training had is not needed to answer
     config.dump(tmp_path / "config.py")
     wanted = Predictor(trained, toy_paths["llm"], "vicuna", PROCESSOR).predict(picture, "what?", BOXES)
     for given in (config, tmp_path / "config.py", str(tmp_path / "config.py")):

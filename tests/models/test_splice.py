@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mg_llava.batch import Layout, plan_layout
-from mg_llava.models.splice import Vision, layout_of, splice
+from mg_llava.models.splice import layout_of, splice
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 WIDTH = 5
@@ -91,7 +91,9 @@ def merge(
     attention_mask: Tensor | None = None,
     padding_side: str = "right",
 ) -> Merged:
-    pieces = [] if visual is None else Vision(visual, boxes).pieces()
+    pieces = [] if visual is None else [[tokens] for tokens in visual]
+    for own, tokens in zip(pieces, boxes or (), strict=False):
+        own.append(tokens)
     data = {"input_ids": ids, "labels": labels, "attention_mask": attention_mask}
     layout: Layout = layout_of(data, pieces, padding_side)
     return Merged(splice(embeds, pieces, layout), layout.labels, layout.attention_mask, layout.position_ids)
@@ -228,11 +230,6 @@ def test_number_of_pictures(pictures: int) -> None:
     visual = torch.zeros(pictures, 4, WIDTH) if pictures else None
     with pytest.raises(ValueError, match=f"2 placeholders in input_ids but {pictures} pictures in the batch"):
         merge(ids, torch.zeros(2, 2, WIDTH), visual)
-
-
-def test_number_of_box_lists() -> None:
-    with pytest.raises(ValueError, match="longer than"):
-        Vision(torch.zeros(1, 4, WIDTH), [torch.zeros(1, WIDTH)] * 2).pieces()
 
 
 def test_a_layout_for_other_numbers_of_tokens_is_refused() -> None:

@@ -15,7 +15,7 @@ from mg_llava.data.dataset import LLaVADataset
 from mg_llava.engine.features import FeatureCacheHook
 from mg_llava.features import FEATURE_DTYPES, Features, pack, stack, unpack
 from mg_llava.models.systems.mg_llava import MGLLaVA
-from mg_llava.models.vision import FeatureExtractor
+from mg_llava.models.vision import CachedFeatures, FeatureExtractor
 from tests import features, toy
 
 TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2}
@@ -119,7 +119,7 @@ def test_batches_of_pictures_and_features(model, data, toy_paths, folders):
 def test_features_of_other_encoders_are_refused(model, data, toy_paths, folders, tmp_path):
     cached = features.make_source(data, toy_paths["llm"], feature_cache=folders["float32"])
     fresh = copy.copy(model)
-    fresh._accepted = set()
+    fresh.cached = CachedFeatures(fresh)
     with pytest.raises(ValueError, match=r"were not compared .*FeatureCacheHook"):
         fresh(batch(cached[0]))
     other = toy.build_model(toy_paths, box_projector={"type": "mg_llava.RoIAlignBoxProjector", "bins": 7})
@@ -129,11 +129,11 @@ def test_features_of_other_encoders_are_refused(model, data, toy_paths, folders,
     with pytest.raises(
         ValueError, match=r"low_res_encoder.weights was \w+, now \w+; box_projector.bins was 56, now 7"
     ):
-        other.accept_features(about, "there")
+        other.cached.accept(about, "there")
     half = toy.build_model(toy_paths)
     half.visual_encoder_aux.bfloat16()
     with pytest.raises(ValueError, match=r"high_res_encoder.dtype was float32, now bfloat16"):
-        half.accept_features(about, "there")
+        half.cached.accept(about, "there")
 
 
 def test_variants_read_what_they_need(data, toy_paths, folders, tmp_path):
@@ -153,7 +153,7 @@ def test_variants_read_what_they_need(data, toy_paths, folders, tmp_path):
         assert set(own[0]["features"][0]) == names | ({"pooled"} if "box_projector" not in missing else set())
         model = toy.build_model(toy_paths)
         with pytest.raises(ValueError, match="the cache holds no"):
-            model.accept_features(own.features.cache.about["encoders"], "there")
+            model.cached.accept(own.features.cache.about["encoders"], "there")
 
 
 def test_zero3_never_runs_encoders_in_some_processes_alone(toy_paths, data, folders, monkeypatch):

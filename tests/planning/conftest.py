@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mg_llava.planning import Skeleton, build_skeleton
 
 ROOT = Path(__file__).parents[2]
-ARCHITECTURES = ROOT / "tests" / "architectures"
+PUBLISHED = ROOT / "tests" / "published"
 LEAVES = sorted(
     file.relative_to(ROOT / "configs").with_suffix("").as_posix()
     for file in (ROOT / "configs").rglob("*.py")
@@ -32,7 +32,7 @@ def skeleton() -> Callable[..., Skeleton]:
     def make(leaf: str, **changes: object) -> Skeleton:
         key = f"{leaf} {changes}"
         if key not in made:
-            made[key] = build_skeleton({**load_config(leaf).model, **changes}, ARCHITECTURES)
+            made[key] = build_skeleton({**load_config(leaf).model, **changes})
         return made[key]
 
     return make

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mg_llava.models.architectures import ArchitectureError, find_architecture, sizes_from
 from mg_llava.planning import make_plan
-from mg_llava.planning.architectures import ArchitectureError, find_architecture
 from mg_llava.planning.checks import find_conflicts, find_missing
 from mg_llava.planning.gpus import GPUS, find_gpu
 from mg_llava.planning.options import unknown_options
 from mg_llava.planning.plan import IMPOSSIBLE, Plan
 from tests import toy
-from tests.planning.conftest import ARCHITECTURES, LEAVES, load_config
+from tests.planning.conftest import LEAVES, load_config
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_what_cannot_work_is_said(change: dict, options: dict, message: str, toy
 
 
 def test_what_speeds_training_up_need_not_be_here(toy_config: Config) -> None:
-    toy_config.model.loss_kernel = "liger"
+    toy_config.model.losses = [dict(type="mg_llava.LanguageLoss", kernel="liger")]
     assert plan(toy_config).status == 0
 
 
@@ -172,13 +172,14 @@ def test_wrong_numbers_are_refused(toy_config: Config) -> None:
 
 def test_sizes_come_from_the_folder_first(toy_paths: dict[str, str], tmp_path: Path) -> None:
     assert find_architecture(toy_paths["llm"], "transformers").config["hidden_size"] == toy.LLM_WIDTH
-    published = find_architecture("lmsys/vicuna-7b-v1.5", "transformers", ARCHITECTURES)
-    assert published.config["hidden_size"] == 4096 and published.source.endswith("vicuna-7b-v1.5.json")
+    published = find_architecture("lmsys/vicuna-7b-v1.5", "transformers")
+    assert published.config["hidden_size"] == 4096 and published.source.endswith("vicuna-7b-v1.5")
     assert "convnext_large" in str(find_architecture("convnext_large_d_320", "open_clip").config)
-    internlm = find_architecture("internlm/internlm2_5-7b-chat", "transformers", ARCHITECTURES)
+    internlm = find_architecture("internlm/internlm2_5-7b-chat", "transformers")
     assert internlm.config["model_type"] == "llama" and "counted as llama" in internlm.note
     with pytest.raises(ArchitectureError, match=r"how large no/model is \(looked for no/model/config.json"):
-        find_architecture("no/model", "transformers", ARCHITECTURES)
+        find_architecture("no/model", "transformers")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ArchitectureError, match="is no JSON"):
-        find_architecture("x/broken", "transformers", tmp_path)
+        with sizes_from(tmp_path):
+            find_architecture("x/broken", "transformers")

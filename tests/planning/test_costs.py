@@ -13,7 +13,7 @@ from mg_llava.planning.flops import Sample, count_flops
 from mg_llava.planning.gpus import find_gpu
 from mg_llava.planning.memory import STRATEGIES, measure_activations, share_memory, weigh
 from mg_llava.registry import MODELS
-from tests.planning.conftest import ARCHITECTURES, load_config
+from tests.planning.conftest import load_config
 
 NANO = {1: "mg_llava_nano_pretrain", 2: "mg_llava_nano_instruct"}
 TEXT, BOXES, BATCH = 60, 7, 2
@@ -24,7 +24,11 @@ class Measured:
     """One training step of the miniature, with its real weights, on the CPU."""
 
     def __init__(self, stage: int) -> None:
-        settings = {**load_config(NANO[stage]).model, "pretrained_pth": None, "loss_chunk": None}
+        settings = {
+            **load_config(NANO[stage]).model,
+            "pretrained_pth": None,
+            "losses": [{"type": "mg_llava.LanguageLoss", "chunk": None}],
+        }
         self.model = MODELS.build(settings).train()
         data = self._batch()
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -50,7 +54,7 @@ class Measured:
             "input_ids": ids,
             "labels": ids.masked_fill(ids < 0, -100),
             "attention_mask": torch.ones_like(ids, dtype=torch.bool),
-            "images": torch.randint(0, 256, (BATCH, 3, 256, 256), dtype=torch.uint8),
+            "canvas": torch.randint(0, 256, (BATCH, 3, 256, 256), dtype=torch.uint8),
             "boxes": list(torch.cat([corners, corners + 40], dim=-1)),
         }
 
@@ -132,7 +136,7 @@ def test_llm_takes_two_operations_a_weight_and_token(skeleton: Callable[..., Ske
 def test_the_papers_23_hours_are_plausible() -> None:
     hours = []
     for stage in ("pretrain", "instruct"):
-        plan = make_plan(load_config(f"mg_llava_vicuna7b_{stage}"), A100, 8, mfu=1.0, published=ARCHITECTURES)
+        plan = make_plan(load_config(f"mg_llava_vicuna7b_{stage}"), A100, 8, mfu=1.0)
         assert plan.steps is not None and plan.steps.hours_per_epoch is not None
         hours.append(plan.steps.hours_per_epoch)
         # iterations that the reference's files name, from unrounded numbers of records
@@ -141,9 +145,9 @@ def test_the_papers_23_hours_are_plausible() -> None:
 
 
 def test_what_the_paper_trained_on_fits_there() -> None:
-    seven = make_plan(load_config("mg_llava_vicuna7b_instruct"), A100, 8, published=ARCHITECTURES)
+    seven = make_plan(load_config("mg_llava_vicuna7b_instruct"), A100, 8)
     assert {"deepspeed_zero2", "deepspeed_zero3"} <= set(seven.fits) and "none" not in seven.fits
-    large = make_plan(load_config("mg_llava_yi34b_instruct"), A100, 32, published=ARCHITECTURES)
+    large = make_plan(load_config("mg_llava_yi34b_instruct"), A100, 32)
     assert large.fits[0] == "deepspeed_zero3"  # ZeRO-3 on 32 A100, as in the paper; nothing less
 
 
@@ -170,7 +174,7 @@ def test_checkpointing_trades_memory_for_time() -> None:
     plans = []
     for how in (False, "selective", True):
         config.merge_from_dict({"model.llm.gradient_checkpointing": how})
-        plans.append(make_plan(config, A100, published=ARCHITECTURES))
+        plans.append(make_plan(config, A100))
     recomputed = [plan.flops.recomputed for plan in plans if plan.flops is not None]
     peaks = [plan.activations.peak for plan in plans if plan.activations is not None]
     assert recomputed[0] == 0 < 4 * recomputed[1] < recomputed[2]

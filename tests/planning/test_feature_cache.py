@@ -13,7 +13,7 @@ from mg_llava.planning.feature_cache import describe_feature_cache, plan_feature
 from mg_llava.planning.flops import Flops
 from mg_llava.planning.gpus import find_gpu
 from tests import features, toy
-from tests.planning.conftest import ARCHITECTURES, load_config
+from tests.planning.conftest import load_config
 
 WORK = {"visual_encoder": 30.0, "visual_encoder_aux": 60.0, "box_pooling": 10.0, "llm": 300.0}
 LEAF = "mg_llava_vicuna7b_pretrain"
@@ -80,7 +80,7 @@ def test_repeated_records_are_kept_once(model: MGLLaVA, tmp_path: Path) -> None:
 
 
 def test_a_plan_has_it() -> None:
-    plan = make_plan(load_config(LEAF), find_gpu("A100-80G"), published=ARCHITECTURES, disk=4e9)
+    plan = make_plan(load_config(LEAF), find_gpu("A100-80G"), disk=4e9)
     assert plan.features is not None and plan.features.pictures == 1_266_000 and plan.features.disk == 4e9
     assert plan.features.share == pytest.approx(1.174 / 23.85, rel=0.01)
     assert plan.to_dict()["features"]["costs"][3]["dtype"] == "int8"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mg_llava.planning import Skeleton
-from tests.planning.conftest import ARCHITECTURES, LEAVES, load_config
+from tests.planning.conftest import LEAVES, PUBLISHED, load_config
 
-PARAMETERS = json.loads((ARCHITECTURES / "parameters.json").read_text())
+PARAMETERS = json.loads((PUBLISHED / "parameters.json").read_text())
 TRAINED_IN_STAGE_1 = {"fuse_module", "projector", "bbox_projector"}
 
 # The published towers, without what is not computed: CLIP's last layer (12,596,224) and last norm, the classifier
@@ -41,13 +41,13 @@ def test_parameters_of_each_part(leaf: str, skeleton: Callable[..., Skeleton]) -
     made = skeleton(leaf)
     model, config = made.model, load_config(leaf).model
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in made.parts().items()}
-    width, low = model.llm.get_input_embeddings().embedding_dim, model.visual_encoder.hidden_size
+    width, low = model.llm.get_input_embeddings().embedding_dim, model.visual_encoder.spec.channels
     name = Path(config.llm.path).name
     if config.llm.tuning not in ("lora", "qlora") and name in PARAMETERS:
         assert counts["llm"] == PARAMETERS[name]
     assert counts["projector"] == mlp(low, width)
     if "visual_encoder_aux" in counts and model.visual_encoder_aux is not None:
-        stages = model.visual_encoder_aux.stage_channels
+        stages = model.visual_encoder_aux.spec.stage_channels
         assert counts.get("fuse_module", conv_gate(low, stages[-1])) == conv_gate(low, stages[-1])
         assert counts.get("bbox_projector", mlp(sum(stages), width)) == mlp(sum(stages), width)
         high = config.high_res_encoder
@@ -85,7 +85,7 @@ def expand(key: str) -> list[str]:
 
 
 def test_checkpoint_has_the_keys_and_shapes_of_the_reference(skeleton: Callable[..., Skeleton]) -> None:
-    table = json.loads((ARCHITECTURES / "checkpoint_vicuna_7b.json").read_text())
+    table = json.loads((PUBLISHED / "checkpoint_vicuna_7b.json").read_text())
     expected = {key: tuple(shape) for pattern, shape in table.items() for key in expand(pattern)}
     saved = skeleton("mg_llava_vicuna7b_instruct").model.state_dict()
     assert len(expected) == 311

@@ -1,83 +1,89 @@
-"""Frozen vision encoders: a low-resolution one that gives tokens, a high-resolution one that gives stage maps.
+"""A vision encoder but for its network: the view, freezing, and loading what ``map_weights`` finds.
 
-Both run without autograd, in eval mode whatever ``train()`` says, without checkpointing, in their own dtype. Sizes
-that others need (channels, grids, strides) are read from the networks.
+An encoder that no stage trains runs without autograd, in eval mode whatever ``train()`` says, in its own dtype.
 
-Shapes: N pictures, s / S side of the low / high view in pixels, C channels, h x w grid of tokens.
+Shapes: N canvases, S side of the canvas, s side of the view, both in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
-from mg_llava.models.weights.loading import (
-    resolve_dtype,
-)
+from mg_llava.models.encoders.views import normalize, resample
+from mg_llava.models.interfaces import Encoder, Seen, Spec
+from mg_llava.models.weights.folders import load_mapped
+from mg_llava.models.weights.loading import on_meta, resolve_dtype
 
 
-class FrozenEncoder(nn.Module):
-    """Base of both encoders: no gradients, no dropout or stochastic depth, nothing in the checkpoint."""
+class VisionEncoder(Encoder):
+    """Base of the encoders here; a class of one writes ``describe``, ``map_weights``, ``build`` and ``see``.
 
-    def freeze(self, dtype: str | torch.dtype) -> None:
-        """Switch gradients and training behavior off and move to ``dtype`` (``"auto"``: bfloat16 on CUDA)."""
+    On the meta device (``with torch.device("meta")``) no weights are read.
+
+    Args:
+        config: What ``describe`` and ``map_weights`` read: the arguments of the class.
+        dtype: Dtype of weights and computation, e.g. ``"bfloat16"``; ``"auto"`` is bfloat16 on CUDA, else float32.
+    """
+
+    def __init__(self, config: Mapping[str, Any], dtype: str | torch.dtype) -> None:
+        super().__init__()
+        if on_meta():
+            self._set_up(self.describe(config), dtype)
+            return
+        config = self.fetch(config)
+        tensors = self.map_weights(config)
+        self._set_up(self.describe(config), dtype)
+        load_mapped(self, tensors, str(config.get("path") or config.get("name")))
+
+    @classmethod
+    def from_spec(cls, spec: Spec, dtype: str | torch.dtype = "auto") -> "VisionEncoder":
+        """See :meth:`Encoder.from_spec`."""
+        encoder = cls.__new__(cls)
+        Encoder.__init__(encoder)
+        encoder._set_up(spec, dtype)
+        return encoder
+
+    def _set_up(self, spec: Spec, dtype: str | torch.dtype) -> None:
+        self.spec = spec
+        self.is_trained = False
+        self.build(spec)
         self.requires_grad_(False)
         self.to(resolve_dtype(dtype))
+        self.settle()
         self.eval()
 
-    def train(self, mode: bool = True) -> "FrozenEncoder":
-        """Stay in eval mode: stochastic depth in a frozen encoder makes the loss of the same batch differ."""
-        return super().train(False)
+    @classmethod
+    def fetch(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config with local paths, for weights that a hub has."""
+        return config
+
+    def build(self, spec: Spec) -> None:
+        """Make the network's modules as attributes."""
+        raise NotImplementedError
+
+    def see(self, pixels: Tensor) -> Seen:
+        """Run the network on a view ``(N, 3, s, s)``, normalized, in the encoder's dtype."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Arrange weights in memory as the computation wants them."""
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        """Stay in eval mode while frozen: stochastic depth would make the loss of the same batch differ."""
+        return super().train(mode and self.is_trained)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights, to which inputs are cast."""
+        """Dtype of the weights, to which views are cast."""
         return next(self.parameters()).dtype
 
+    def view(self, canvas: Tensor) -> Tensor:
+        """``(N, 3, S, S)`` uint8 canvas to ``(N, 3, s, s)`` float32, normalized and resampled."""
+        return resample(normalize(canvas, self.spec.mean, self.spec.std), self.spec.image_size)
 
-class StageEncoder(FrozenEncoder):
-    """Interface of high-resolution encoders.
-
-    Attributes:
-        image_size: Side S of the canvas in pixels.
-        stage_channels: Channels of each stage, finest first.
-        stage_strides: Pixels per cell of each stage.
-        image_mean: Per-channel mean for normalization.
-        image_std: Per-channel standard deviation for normalization.
-    """
-
-    image_size: int
-    stage_channels: list[int]
-    stage_strides: list[int]
-    image_mean: Sequence[float] = CLIP_MEAN
-    image_std: Sequence[float] = CLIP_STD
-
-    @property
-    def grid(self) -> int:
-        """Side of the square grid of the last stage."""
-        return self.image_size // self.stage_strides[-1]
-
-    def _check_size(self, name: str) -> None:
-        coarsest = max(self.stage_strides)
-        if self.image_size % coarsest:
-            raise ValueError(
-                f"image_size={self.image_size} is not a multiple of {coarsest}, the coarsest stride of {name}; use "
-                f"{self.image_size // coarsest * coarsest} or {(self.image_size // coarsest + 1) * coarsest}"
-            )
-
-    def stages(self, pixels: Tensor) -> list[Tensor]:
-        """Maps ``(N, C_s, S / stride_s, S / stride_s)`` of all stages."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Stage maps of a batch of pictures.
-
-        Args:
-            pixels: ``(N, 3, S, S)`` normalized.
-
-        Returns:
-            For each stage ``(N, C_s, S / stride_s, S / stride_s)`` in the encoder's dtype, finest first.
-        """
-        return self.stages(pixels.to(dtype=self.dtype, memory_format=torch.channels_last))
+    def forward(self, canvas: Tensor) -> Seen:
+        """See :meth:`Encoder.forward`."""
+        with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
+            return self.see(self.view(canvas).to(self.dtype))

@@ -1,25 +1,31 @@
-"""Low-resolution encoder: CLIP or SigLIP vision models of Hugging Face.
+"""CLIP and SigLIP vision models of Hugging Face: tokens of a low-resolution view.
 
 Shapes: N pictures, s side of the view in pixels, C channels, h x w grid of tokens.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mg_llava.models.encoders.base import FrozenEncoder
+from mg_llava.models.architectures import find_architecture
+from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
-from mg_llava.models.weights.loading import (
-    load_hugging_face,
-    require_folder,
-)
+from mg_llava.models.interfaces import Seen, Spec
+from mg_llava.models.weights.folders import find_folder, map_folder
+from mg_llava.models.weights.loading import require_folder
+from mg_llava.models.weights.stored import TensorMap
 from mg_llava.registry import MODELS
+
+_WANTED = "a Hugging Face CLIP or SigLIP folder (config.json and weights)"
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
 @MODELS.register_module()
-class CLIPEncoder(FrozenEncoder):
+class CLIPEncoder(VisionEncoder):
     """Hidden states of a Hugging Face CLIP or SigLIP vision model, class token dropped when there is one.
 
     Args:
@@ -34,92 +40,103 @@ class CLIPEncoder(FrozenEncoder):
     """
 
     def __init__(self, path: str, layer: int = -2, dtype: str = "auto") -> None:
-        super().__init__()
-        from transformers import AutoConfig
+        from transformers.modeling_utils import no_init_weights
 
-        require_folder(path, "config.json", "a Hugging Face CLIP or SigLIP folder (config.json and weights)")
-        family, model_class = _vision_model_class(AutoConfig.from_pretrained(path).model_type, path)
-        # said outright: transformers 4.48 falls back to eager attention for folders that it has saved itself
-        model = load_hugging_face(model_class, path, torch_dtype=torch.float32, attn_implementation="sdpa")
-        self._take(model, layer, path)
-        self.image_mean, self.image_std = read_normalization(path, family)
-        self.freeze(dtype)
+        with no_init_weights():  # all of them are read
+            super().__init__({"path": path, "layer": layer}, dtype)
 
     @classmethod
-    def from_architecture(
-        cls,
-        config: Any,
-        layer: int = -2,
-        image_mean: Sequence[float] = CLIP_MEAN,
-        image_std: Sequence[float] = CLIP_STD,
-        dtype: str | torch.dtype = "auto",
-        attention: str = "sdpa",
-    ) -> "CLIPEncoder":
-        """The encoder without its weights, for those that come with a whole model.
+    def describe(cls, config: Mapping[str, Any]) -> Spec:
+        """See :meth:`Encoder.describe`."""
+        path, layer = str(config["path"]), config.get("layer", -2)
+        if Path(path).is_dir():
+            require_folder(path, "config.json", _WANTED)
+        found = find_architecture(path, "transformers")
+        vision = _vision_config(found.config, path)
+        family = vision.model_type.removesuffix("_vision_model")
+        mean, std = read_normalization(path, family)
+        spec = cls.spec_of(vision, layer, mean, std, path)
+        return replace(spec, source=found.source)
 
-        Args:
-            config: transformers' ``CLIPVisionConfig`` or ``SiglipVisionConfig``.
-            layer: As for the class.
-            image_mean: Per-channel mean for normalization.
-            image_std: Per-channel standard deviation for normalization.
-            dtype: As for the class.
-            attention: Attention backend, as transformers names it.
-        """
+    @classmethod
+    def spec_of(
+        cls, vision: Any, layer: int, mean: Sequence[float], std: Sequence[float], source: str = "the vision config"
+    ) -> Spec:
+        """The spec of a ``CLIPVisionConfig`` or ``SiglipVisionConfig``."""
+        depth = vision.num_hidden_layers
+        if not 0 <= (layer if layer >= 0 else depth + 1 + layer) <= depth:
+            raise ValueError(f"layer={layer} is out of range for {source}, which has {depth} layers")
+        return Spec(
+            type=cls.__name__,
+            image_size=vision.image_size,
+            mean=tuple(mean),
+            std=tuple(std),
+            tokens=(vision.image_size // vision.patch_size) ** 2,
+            channels=vision.hidden_size,
+            architecture={"layer": layer, "vision": vision.to_dict()},
+        )
+
+    @classmethod
+    def fetch(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See :meth:`VisionEncoder.fetch`."""
+        require_folder(config["path"], "config.json", _WANTED)
+        return {**config, "path": str(find_folder(config["path"]))}
+
+    @classmethod
+    def map_weights(cls, config: Mapping[str, Any]) -> TensorMap:
+        """See :meth:`Encoder.map_weights`."""
+        spec, folder = cls.describe(config), find_folder(config["path"])
+        layers = _kept_layers(spec)
+        tensors: TensorMap = {}
+        for key, tensor in map_folder(folder).items():
+            name = key.removeprefix("vision_model.")
+            match = _LAYER.match(name)
+            if name == key or (match and int(match[1]) >= layers) or name.endswith("position_ids"):
+                continue
+            if match or name.startswith("embeddings."):
+                tensors[name] = tensor
+            elif name.startswith("pre_layrnorm."):
+                tensors[name.replace("pre_layrnorm.", "pre_norm.")] = tensor
+        return tensors
+
+    def build(self, spec: Spec) -> None:
+        """See :meth:`VisionEncoder.build`."""
         from transformers import AutoModel
 
-        encoder = cls.__new__(cls)
-        FrozenEncoder.__init__(encoder)
-        _vision_model_class(config.model_type, "the vision config")
-        encoder._take(AutoModel.from_config(config, attn_implementation=attention), layer, "the vision config")
-        encoder.image_mean, encoder.image_std = tuple(image_mean), tuple(image_std)
-        encoder.freeze(dtype)
-        return encoder
-
-    def _take(self, model: Any, layer: int, path: str) -> None:
-        """Take the parts of a Hugging Face vision model that are needed up to ``layer``."""
-        vision = model.vision_model
-        depth = len(vision.encoder.layers)
-        keep = layer if layer >= 0 else depth + 1 + layer
-        if not 0 <= keep <= depth:
-            raise ValueError(f"layer={layer} is out of range for {path}, which has {depth} layers")
-        vision.encoder.layers = vision.encoder.layers[:keep]
+        config = _vision_config(dict(spec.architecture["vision"]), "the vision config")
+        # said outright: transformers 4.48 falls back to eager attention for folders that it has saved itself
+        attention = spec.architecture.get("attention", "sdpa")
+        vision = AutoModel.from_config(config, attn_implementation=attention).vision_model
+        vision.encoder.layers = vision.encoder.layers[: _kept_layers(spec)]
         self.embeddings = vision.embeddings
         self.pre_norm = getattr(vision, "pre_layrnorm", nn.Identity())
         self.encoder = vision.encoder
         self.class_tokens = 1 if hasattr(vision.embeddings, "class_embedding") else 0
-        self.image_size: int = model.config.image_size
-        self.patch_size: int = model.config.patch_size
-        self.hidden_size: int = model.config.hidden_size
 
-    @property
-    def grid(self) -> int:
-        """Side of the square grid of tokens."""
-        return self.image_size // self.patch_size
-
-    @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Tokens of a batch of pictures.
-
-        Args:
-            pixels: ``(N, 3, s, s)`` normalized.
-
-        Returns:
-            ``(N, h * w, C)`` in the encoder's dtype, row-major.
-        """
-        hidden = self.pre_norm(self.embeddings(pixels.to(self.dtype)))
+    def see(self, pixels: Tensor) -> Seen:
+        """Tokens ``(N, h * w, C)``, row-major."""
+        hidden = self.pre_norm(self.embeddings(pixels))
         hidden = self.encoder(inputs_embeds=hidden).last_hidden_state
-        return hidden[:, self.class_tokens :]
+        return Seen(hidden[:, self.class_tokens :])
 
 
-def _vision_model_class(model_type: str, source: str) -> tuple[str, Any]:
-    """Family (``clip`` or ``siglip``) and model class of a vision model, or of the model that it is a part of."""
-    from transformers import CLIPVisionModel, SiglipVisionModel
+def _kept_layers(spec: Spec) -> int:
+    layer, depth = spec.architecture["layer"], spec.architecture["vision"]["num_hidden_layers"]
+    return layer if layer >= 0 else depth + 1 + layer
 
-    classes = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
-    family = model_type.removesuffix("_vision_model")
-    if family not in classes:
-        raise ValueError(f"{source} holds a {model_type!r} model; the low-resolution encoder takes clip, siglip")
-    return family, classes[family]
+
+def _vision_config(config: Mapping[str, Any], source: str) -> Any:
+    """Transformers' config of a vision model, or of the vision part of a whole model."""
+    from transformers import CLIPConfig, CLIPVisionConfig, SiglipConfig, SiglipVisionConfig
+
+    wholes: dict[str, Any] = {"clip": CLIPConfig, "siglip": SiglipConfig}
+    parts: dict[str, Any] = {"clip_vision_model": CLIPVisionConfig, "siglip_vision_model": SiglipVisionConfig}
+    kind = config.get("model_type")
+    if kind in wholes:
+        return wholes[kind](**config).vision_config
+    if kind not in parts:
+        raise ValueError(f"{source} holds a {kind!r} model; the low-resolution encoder takes clip, siglip")
+    return parts[kind](**config)
 
 
 def read_normalization(path: str, family: str) -> tuple[Sequence[float], Sequence[float]]:

@@ -1,10 +1,10 @@
-"""High-resolution encoder: the trunk of an OpenCLIP ConvNeXt.
+"""The trunk of an OpenCLIP ConvNeXt: maps of all stages of the canvas.
 
-Shapes: N pictures, S side of the canvas in pixels, C channels of a stage.
+Shapes: N pictures, S side of the canvas in pixels, C_s channels of stage s.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,27 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mg_llava.models.encoders.base import StageEncoder
+from mg_llava.models.architectures import find_architecture
+from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
+from mg_llava.models.interfaces import Seen, Spec
 from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.models.weights.loading import (
     create_timm_model,
     find_weights,
     infer_convnext_kwargs,
-    load_exactly,
-    read_weights,
     require_folder,
     split_trunk,
 )
+from mg_llava.models.weights.stored import TensorMap, map_state_dict, map_weights
 from mg_llava.registry import MODELS
+
+CONFIG = "open_clip_config.json"
+_STEMS = ("open_clip_model", "open_clip_pytorch_model")
 
 
 @MODELS.register_module()
-class OpenCLIPConvNeXtEncoder(StageEncoder):
+class OpenCLIPConvNeXtEncoder(VisionEncoder):
     """Trunk of an OpenCLIP ConvNeXt, of any size that open_clip or timm know.
 
     A folder may hold other depths or widths than the model it names: they are taken from ``timm_model_kwargs`` in
@@ -47,110 +51,156 @@ class OpenCLIPConvNeXtEncoder(StageEncoder):
     """
 
     def __init__(self, path: str, image_size: int, pretrained: str | None = None, dtype: str = "auto") -> None:
-        super().__init__()
-        trunk = self._from_folder(Path(path)) if _looks_like_folder(path) else self._from_tag(path, pretrained)
-        self._take(trunk, image_size, str(path))
-        self.freeze(dtype)
-        self.use_channels_last()
+        super().__init__({"path": path, "image_size": image_size, "pretrained": pretrained}, dtype)
 
     @classmethod
-    def from_architecture(
+    def describe(cls, config: Mapping[str, Any]) -> Spec:
+        """See :meth:`Encoder.describe`."""
+        path = str(config["path"])
+        folder = Path(path) if Path(path).is_dir() else None
+        if folder is not None:
+            require_folder(folder, CONFIG, f"an open_clip folder ({CONFIG} and weights)", False)
+        elif not _looks_like_folder(path):
+            _check_name(path)
+        found = find_architecture(path, "open_clip")
+        place = path if folder is None else str(folder / CONFIG)
+        vision = found.config.get("model_cfg", found.config).get("vision_cfg", {})
+        name = vision.get("timm_model_name")
+        if not name:
+            raise ValueError(
+                f"{place}: vision_cfg names no timm_model_name, so this is no ConvNeXt; the high-resolution encoder "
+                "needs one such as CLIP-convnext_large_d_320"
+            )
+        kwargs = {} if folder is None else _read_kwargs(folder)
+        kwargs |= dict(vision.get("timm_model_kwargs") or {})
+        preprocess = found.config.get("preprocess_cfg", {})
+        mean, std = preprocess.get("mean", CLIP_MEAN), preprocess.get("std", CLIP_STD)
+        return cls.spec_of(name, kwargs, config["image_size"], mean, std, place, found.source)
+
+    @classmethod
+    def spec_of(
         cls,
         name: str,
+        kwargs: Mapping[str, Any],
         image_size: int,
-        image_mean: Sequence[float] = CLIP_MEAN,
-        image_std: Sequence[float] = CLIP_STD,
-        dtype: str | torch.dtype = "auto",
-        **kwargs: Any,
-    ) -> "OpenCLIPConvNeXtEncoder":
-        """The encoder without its weights, for those that come with a whole model.
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        place: str = "the config",
+        source: str = "",
+    ) -> Spec:
+        """The spec of a timm ConvNeXt with these arguments; ``place`` names them in messages."""
+        with torch.device("meta"):
+            info: Any = _make_trunk(name, kwargs, place).feature_info
+        spec = Spec(
+            type=cls.__name__,
+            image_size=image_size,
+            mean=tuple(mean),
+            std=tuple(std),
+            stage_channels=tuple(stage["num_chs"] for stage in info),
+            stage_strides=tuple(stage["reduction"] for stage in info),
+            architecture={"name": name, "kwargs": dict(kwargs)},
+            source=source,
+        )
+        check_size(spec, place)
+        return spec
 
-        Args:
-            name: timm model name of the trunk.
-            image_size: As for the class.
-            image_mean: Per-channel mean for normalization.
-            image_std: Per-channel standard deviation for normalization.
-            dtype: As for the class.
-            **kwargs: Passed to ``timm.create_model``, such as ``depths`` and ``dims``.
-        """
-        encoder = cls.__new__(cls)
-        StageEncoder.__init__(encoder)
-        encoder._take(create_timm_model(name, cls.__name__, num_classes=0, **kwargs), image_size, name)
-        encoder.image_mean, encoder.image_std = tuple(image_mean), tuple(image_std)
-        encoder.freeze(dtype)
-        encoder.use_channels_last()
-        return encoder
+    @classmethod
+    def map_weights(cls, config: Mapping[str, Any]) -> TensorMap:
+        """See :meth:`Encoder.map_weights`."""
+        path = str(config["path"])
+        if _looks_like_folder(path):
+            require_folder(path, CONFIG, f"an open_clip folder ({CONFIG} and weights)", False)
+            file = find_weights(Path(path), _STEMS)
+            trunk, dropped = split_trunk(_unwrapped(map_weights(file)[0]), file)
+            print_log(
+                f"high-resolution encoder: {len(trunk)} tensors from {file}; not needed and dropped: "
+                + (", ".join(f"{count} of the {part}" for part, count in dropped.items()) or "none"),
+                logger="current",
+            )
+        else:
+            _check_name(path)
+            trunk = map_state_dict(_trunk_of_tag(path, config.get("pretrained")).state_dict())
+        kept = ("stem.", "stages.")
+        unknown = [key for key in trunk if not key.startswith((*kept, "norm_pre.", "head."))]
+        wanted = {key: tensor for key, tensor in trunk.items() if key.startswith(kept) or key in unknown}
+        return {key if key in unknown else f"vision_{key}": tensor for key, tensor in wanted.items()}
 
-    def _take(self, trunk: nn.Module, image_size: int, source: str) -> None:
-        """Take stem and stages of a timm ConvNeXt."""
-        if not (hasattr(trunk, "stem") and hasattr(trunk, "stages")):
-            raise ValueError(f"{source} is no ConvNeXt ({type(trunk).__name__}); use TimmEncoder for other backbones")
-        self.image_size = image_size
-        self.vision_stem = trunk.stem
-        self.vision_stages = trunk.stages
-        feature_info: Any = trunk.feature_info
-        self.stage_channels = [info["num_chs"] for info in feature_info]
-        self.stage_strides = [info["reduction"] for info in feature_info]
-        self._check_size(source)
+    def build(self, spec: Spec) -> None:
+        """See :meth:`VisionEncoder.build`."""
+        trunk: Any = _make_trunk(spec.architecture["name"], spec.architecture["kwargs"], "the spec")
+        self.vision_stem, self.vision_stages = trunk.stem, trunk.stages
 
-    def use_channels_last(self) -> None:
+    def settle(self) -> None:
         """Keep the convolutions' weights in the layout that they compute in."""
         for parameter in self.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
-    def _from_folder(self, folder: Path) -> nn.Module:
-        require_folder(
-            folder, "open_clip_config.json", "an open_clip folder (open_clip_config.json and weights)", False
-        )
-        config = json.loads((folder / "open_clip_config.json").read_text())
-        vision = config.get("model_cfg", config).get("vision_cfg", {})
-        name = vision.get("timm_model_name")
-        if not name:
-            raise ValueError(
-                f"{folder / 'open_clip_config.json'}: vision_cfg names no timm_model_name, so this is no ConvNeXt; "
-                "the high-resolution encoder needs one such as CLIP-convnext_large_d_320"
-            )
-        preprocess = config.get("preprocess_cfg", {})
-        self.image_mean = tuple(preprocess.get("mean", CLIP_MEAN))
-        self.image_std = tuple(preprocess.get("std", CLIP_STD))
-        weights_file = find_weights(folder, ("open_clip_model", "open_clip_pytorch_model"))
-        trunk_weights, dropped = split_trunk(read_weights(weights_file), weights_file)
-        kwargs = infer_convnext_kwargs(trunk_weights) | dict(vision.get("timm_model_kwargs") or {})
-        trunk = create_timm_model(name, str(folder / "open_clip_config.json"), num_classes=0, **kwargs)
-        load_exactly(trunk, trunk_weights, weights_file, ignore=("norm_pre.", "head."))
-        print_log(
-            f"high-resolution encoder: {len(trunk_weights)} tensors from {weights_file}; not needed and dropped: "
-            + (", ".join(f"{count} of the {part}" for part, count in dropped.items()) or "none"),
-            logger="current",
-        )
-        return trunk
-
-    def _from_tag(self, name: str, pretrained: str | None) -> nn.Module:
-        import open_clip
-
-        if not name.startswith("hf-hub:") and name not in open_clip.list_models():
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, open_clip.list_models(), n=3)
-            raise ValueError(
-                f"{name!r} is neither an open_clip folder nor a model that open_clip knows; nearest names: {near}"
-            )
-        with safe_torch_load():
-            visual = open_clip.create_model(name, pretrained=pretrained).visual
-        self.image_mean = tuple(getattr(visual, "image_mean", None) or CLIP_MEAN)
-        self.image_std = tuple(getattr(visual, "image_std", None) or CLIP_STD)
-        return getattr(visual, "trunk", visual)
-
-    def stages(self, pixels: Tensor) -> list[Tensor]:
-        """See :meth:`StageEncoder.stages`."""
-        hidden = self.vision_stem(pixels)
+    def see(self, pixels: Tensor) -> Seen:
+        """Maps ``(N, C_s, S / stride_s, S / stride_s)`` of all stages."""
+        hidden = self.vision_stem(pixels.contiguous(memory_format=torch.channels_last))
         maps = []
         for stage in self.vision_stages:
             hidden = stage(hidden)
             maps.append(hidden)
-        return maps
+        return Seen(maps=maps)
+
+
+def check_size(spec: Spec, name: str) -> None:
+    """Refuse a canvas that the stages do not divide.
+
+    Raises:
+        ValueError: It is no multiple of the coarsest stride.
+    """
+    coarsest = max(spec.stage_strides)
+    if spec.image_size % coarsest:
+        below = spec.image_size // coarsest * coarsest
+        raise ValueError(
+            f"image_size={spec.image_size} is not a multiple of {coarsest}, the coarsest stride of {name}; use "
+            f"{below} or {below + coarsest}"
+        )
+
+
+def _make_trunk(name: str, kwargs: Mapping[str, Any], place: str) -> nn.Module:
+    trunk = create_timm_model(name, place, num_classes=0, **kwargs)
+    if not (hasattr(trunk, "stem") and hasattr(trunk, "stages")):
+        raise ValueError(f"{place} is no ConvNeXt ({type(trunk).__name__}); use TimmEncoder for other backbones")
+    return trunk
+
+
+def _read_kwargs(folder: Path) -> dict[str, Any]:
+    """Depths, widths and options of the trunk from the shapes of a folder's weights; none where it has no weights."""
+    if not any((folder / f"{stem}{suffix}").is_file() for stem in _STEMS for suffix in (".safetensors", ".bin")):
+        return {}
+    tensors = _unwrapped(map_weights(find_weights(folder, _STEMS))[0])
+    shapes = {
+        key.removeprefix("visual.trunk."): torch.empty(tensor.shape, device="meta") for key, tensor in tensors.items()
+    }
+    return infer_convnext_kwargs(shapes)
+
+
+def _unwrapped(tensors: TensorMap) -> TensorMap:
+    """Names without the prefix that a wrapper for several GPUs leaves."""
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
 
 
 def _looks_like_folder(path: str) -> bool:
     return Path(path).exists() or ("/" in path and not path.startswith("hf-hub:"))
+
+
+def _check_name(name: str) -> None:
+    import open_clip
+
+    if not name.startswith("hf-hub:") and name not in open_clip.list_models():
+        near = get_close_matches(name, open_clip.list_models(), n=3)
+        raise ValueError(
+            f"{name!r} is neither an open_clip folder nor a model that open_clip knows; nearest names: {near}"
+        )
+
+
+def _trunk_of_tag(name: str, pretrained: str | None) -> nn.Module:
+    import open_clip
+
+    with safe_torch_load():
+        visual = open_clip.create_model(name, pretrained=pretrained).visual
+    return getattr(visual, "trunk", visual)

@@ -1,6 +1,6 @@
-"""From the uint8 canvas that workers send to the inputs of both encoders, on the device.
+"""From the uint8 canvas that workers send to the view of an encoder, on the device.
 
-Shapes: N pictures, S side of the high-resolution canvas, s side of the low-resolution view, both in pixels.
+Shapes: N pictures, S side of the canvas, s side of a view, both in pixels.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ def normalize(images: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[f
     return (images.float() * (1 / 255) - mean_tensor) / std_tensor
 
 
-def low_resolution_view(high: Tensor, size: int) -> Tensor:
-    """Sample the normalized canvas down to the low-resolution encoder's size.
+def resample(high: Tensor, size: int) -> Tensor:
+    """Sample the normalized canvas down to the size of a view.
 
     Bilinear, align_corners false, **without** antialias: published weights were trained on this view, not on a
     picture resized with a filter.

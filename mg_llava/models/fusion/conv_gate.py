@@ -1,37 +1,21 @@
-"""Fusion of the low- and high-resolution encoders into one token per low-resolution patch.
+"""Conv-Gate: the last map of the high-resolution encoder, gated into the low-resolution tokens.
 
 Shapes: B pictures, N low-resolution tokens on an h x w grid (N = h * w, row-major), C_l low and C_h high channels.
-A fusion takes ``low (B, N, C_l)`` and ``high (B, C_h, H, W)``, returns ``(B, N, out_channels)`` and says its
-``out_channels``, so that the projector can be sized from it.
 """
 
-import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mg_llava.models.interfaces import Fusion, Seen, Spec, token_grid
 from mg_llava.registry import MODELS
 
 
-def token_grid(tokens: int) -> int:
-    """Side of the square grid that holds ``tokens`` tokens.
-
-    Raises:
-        ValueError: If ``tokens`` is not a square number.
-    """
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ValueError(
-            f"{tokens} low-resolution tokens do not form a square grid; use an encoder whose image size is a multiple "
-            "of its patch size, with the class token dropped"
-        )
-    return side
-
-
 @MODELS.register_module()
-class ConvGateFusion(nn.Module):
+class ConvGateFusion(Fusion):
     r"""Conv-Gate fusion (MG-LLaVA, section 3.2), as published weights have it.
 
     .. math::
@@ -85,12 +69,32 @@ class ConvGateFusion(nn.Module):
             assert module.bias is not None
             nn.init.zeros_(module.bias)
 
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+    @classmethod
+    def conflicts(cls, low: Spec, high: Spec, settings: Mapping[str, Any]) -> list[str]:
+        """See :meth:`Fusion.conflicts`: grids that differ."""
+        stride, side = high.stage_strides[-1], high.image_size // high.stage_strides[-1]
+        if low.grid == side or settings.get("unequal_grids") == "interpolate":
+            return []
+        return [
+            f"the low-resolution encoder has a {low.grid} x {low.grid} grid ({low.image_size} px), the "
+            f"high-resolution encoder {side} x {side} ({high.image_size} px at stride {stride}); use "
+            f"image_size={low.grid * stride} for the high-resolution encoder, or unequal_grids='interpolate' in the "
+            "fusion"
+        ]
+
+    @property
+    def monitor(self) -> dict[str, Tensor]:
+        """Scalars of the last forward: mean gate, and mean norm of what the high-resolution map added."""
+        if self.last_gate is None or self.last_high_norm is None:
+            return {}
+        return {"gate": self.last_gate.float().mean(), "high_norm": self.last_high_norm}
+
+    def forward(self, low: Tensor, high: Seen) -> Tensor:
         """Fuse one batch of pictures.
 
         Args:
             low: ``(B, N, C_l)`` tokens, row-major.
-            high: ``(B, C_h, H, W)`` last stage of the high-resolution encoder.
+            high: Its last map, ``(B, C_h, H, W)``, is read.
 
         Returns:
             ``(B, N, C_l)``.
@@ -99,8 +103,8 @@ class ConvGateFusion(nn.Module):
             ValueError: If N is not a square number, or the grids differ and ``unequal_grids`` is ``"error"``.
         """
         side = token_grid(low.shape[1])
-        high = self._match_grid(high, side)
-        high_tokens = self.slow_proj(F.gelu(self.slow_conv(high))).flatten(2).transpose(1, 2)  # (B, N, C_l)
+        high_map = self._match_grid(high.maps[-1], side)
+        high_tokens = self.slow_proj(F.gelu(self.slow_conv(high_map))).flatten(2).transpose(1, 2)  # (B, N, C_l)
         low_map = low.transpose(1, 2).unflatten(2, (side, side))  # (B, C_l, h, w)
         low_tokens = low + self.fast_proj(F.gelu(self.fast_conv(low_map))).flatten(2).transpose(1, 2)
         gate = torch.tanh(self.gate(torch.cat([low_tokens, high_tokens], dim=-1).mean(dim=1)))  # (B, 1)

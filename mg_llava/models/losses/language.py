@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mg_llava.models.interfaces import LLMInputs, Loss, Seeing
+from mg_llava.registry import MODELS
 from mg_llava.tokens import IGNORE_INDEX
 
 LossKernel = Literal["torch", "liger"]
@@ -22,33 +24,48 @@ _LOGIT_RULES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of LLMs that change the logits after the output embedding (Gemma, Cohere, Granite)."""
 
 
-def check_loss_settings(chunk: int | None, kernel: LossKernel) -> None:
-    """Whether settings of :func:`causal_loss` make sense.
+@MODELS.register_module()
+class LanguageLoss(Loss):
+    """Mean next-token cross-entropy over all labeled tokens of a batch.
+
+    Args:
+        chunk: Positions whose logits exist at once; None makes the logits of all positions.
+        kernel: Makes the logits of a chunk and their loss: ``"torch"``, or ``"liger"`` (liger-kernel, CUDA), which
+            chooses its own chunks.
 
     Raises:
-        ValueError: They do not.
+        ValueError: Settings make no sense.
     """
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"loss_chunk is {chunk}; it must be a positive number of positions, or None")
-    if kernel not in get_args(LossKernel):
-        raise ValueError(f"loss_kernel is {kernel!r}; known: {', '.join(get_args(LossKernel))}")
-    if kernel == "liger" and chunk is None:
-        raise ValueError("loss_kernel='liger' never makes the logits of all positions; leave loss_chunk as it is")
+
+    def __init__(self, chunk: int | None = 1024, kernel: LossKernel = "torch") -> None:
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk is {chunk}; it must be a positive number of positions, or None")
+        if kernel not in get_args(LossKernel):
+            raise ValueError(f"kernel is {kernel!r}; known: {', '.join(get_args(LossKernel))}")
+        if kernel == "liger" and chunk is None:
+            raise ValueError("kernel='liger' never makes the logits of all positions; leave chunk as it is")
+        self.chunk, self.kernel = chunk, kernel
+
+    def check(self, llm: Any) -> None:
+        """See :meth:`Loss.check`."""
+        if self.kernel == "liger":
+            check_liger(llm)
+
+    def __call__(self, system: Any, batch: Mapping[str, Any], seeing: Seeing, read: Any) -> dict[str, Tensor]:
+        """See :meth:`Loss.__call__`; gives ``loss``."""
+        return {"loss": causal_loss(system.llm, read, self.chunk, self.kernel)}
 
 
-def causal_loss(
-    llm: Any, arguments: Mapping[str, Any], labels: Tensor, targets: Tensor, chunk: int | None, kernel: LossKernel
-) -> Tensor:
+def causal_loss(llm: Any, read: LLMInputs, chunk: int | None, kernel: LossKernel) -> Tensor:
     """Mean next-token cross-entropy of rows, without more logits than it needs.
 
     Args:
         llm: A causal LM.
-        arguments: What it reads.
-        labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
-        targets: ``(K,)`` int64, the positions before those with a label; see :class:`mg_llava.batch.Layout`.
+        read: What it reads, and the layout with its labels.
         chunk: Positions whose logits exist at once; None makes the logits of all positions.
         kernel: ``"torch"``, or ``"liger"`` for an LLM that passes ``check_liger``.
     """
+    arguments, labels, targets = read.arguments, read.layout.labels, read.layout.targets
     if chunk is None or not splits_logits(llm):
         return token_loss(llm(**arguments).logits, labels, targets)
     hidden = decoder_of(llm)(**arguments).last_hidden_state
@@ -71,7 +88,7 @@ def token_loss(
     Args:
         logits: ``(B, L, V)``.
         labels: ``(B, L)`` int64, ``IGNORE_INDEX`` where there is no loss.
-        targets: As for :func:`causal_loss`; None to find them in the labels.
+        targets: ``(K,)`` int64, the positions before those with a label; None to find them in the labels.
         reduction: ``"mean"`` over all labeled tokens of the batch, or ``"none"`` for the mean of each row ``(B,)``.
 
     Returns:
@@ -105,15 +122,14 @@ def check_liger(llm: Any) -> None:
     """
     if importlib.util.find_spec("liger_kernel") is None:
         raise RuntimeError(
-            "loss_kernel='liger' needs the package liger-kernel: pip install 'mg_llava[liger]', or set "
-            "loss_kernel='torch'"
+            "kernel='liger' needs the package liger-kernel: pip install 'mg_llava[liger]', or set kernel='torch'"
         )
     if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-        raise RuntimeError("loss_kernel='liger' needs CUDA for its Triton kernels; set loss_kernel='torch' here")
+        raise RuntimeError("kernel='liger' needs CUDA for its Triton kernels; set kernel='torch' here")
     if not splits_logits(llm) or type(llm.get_output_embeddings()) is not nn.Linear:
         raise ValueError(
-            f"loss_kernel='liger' needs an LLM whose logits are a linear layer of its hidden states, and "
-            f"{type(llm).__name__} changes them; set loss_kernel='torch'"
+            f"kernel='liger' needs an LLM whose logits are a linear layer of its hidden states, and "
+            f"{type(llm).__name__} changes them; set kernel='torch'"
         )
 
 

@@ -11,11 +11,13 @@ Shapes: B pictures, n boxes, stage s of C_s channels on a grid H_s x W_s, S the 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from mg_llava.models.interfaces import ObjectReader, Seen
 from mg_llava.models.projectors import build_mlp
 from mg_llava.registry import MODELS
 
@@ -144,7 +146,7 @@ def _pool_stage(stage: Tensor, weights_y: Tensor, weights_x: Tensor, counts: lis
 
 
 @MODELS.register_module()
-class RoIAlignBoxProjector(nn.Module):
+class RoIAlignBoxProjector(ObjectReader):
     """Pools every box from all stages and projects it to one token of the LLM.
 
     Args:
@@ -176,30 +178,24 @@ class RoIAlignBoxProjector(nn.Module):
         self.in_channels = sum(stage_channels[index] for index in self.stages)
         self.model = build_mlp(self.in_channels, out_channels, depth)
 
-    def forward(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> Tensor:
-        """Tokens of all boxes, in one tensor.
+    @property
+    def pooling(self) -> dict[str, Any]:
+        """See :attr:`ObjectReader.pooling`."""
+        return {"bins": self.bins, "stages": list(self.stages)}
 
-        DeepSpeed hangs a backward hook on each tensor that a module returns; one per picture would let processes whose
-        batches hold different numbers of pictures gather their shards of ZeRO-3 in different orders.
+    def forward(self, seen: Seen, boxes: Sequence[Tensor], size: int) -> Tensor:
+        """Tokens of all boxes ``(sum n_i, out_channels)``; arguments as for :meth:`pool`."""
+        return self.project(self.pool(seen, boxes, size))
 
-        Args:
-            stages: Stage maps ``(B, C_s, H_s, W_s)``.
-            boxes: For each picture ``(n_i, 4)`` xyxy in canvas pixels.
-            canvas_size: Side of the canvas in pixels.
-
-        Returns:
-            ``(sum n_i, out_channels)``, picture by picture.
-        """
-        return self.project(self.pool(stages, boxes, canvas_size))
-
-    def pool(self, stages: Sequence[Tensor], boxes: Sequence[Tensor], canvas_size: int) -> Tensor:
-        """The part that has no parameters; arguments as for :meth:`forward`.
-
-        Returns:
-            ``(sum n_i, in_channels)`` float32.
-        """
-        return torch.cat(pool_boxes([stages[index] for index in self.stages], boxes, canvas_size, self.bins))
+    def pool(self, seen: Seen, boxes: Sequence[Tensor], size: int) -> Tensor:
+        """See :meth:`ObjectReader.pool`; the maps of ``seen`` are read."""
+        return torch.cat(pool_boxes([seen.maps[index] for index in self.stages], boxes, size, self.bins))
 
     def project(self, pooled: Tensor) -> Tensor:
-        """The trained part: ``(n, in_channels)`` to ``(n, out_channels)``."""
+        """See :meth:`ObjectReader.project`.
+
+        All boxes are in one tensor: DeepSpeed hangs a backward hook on each tensor that a module returns; one per
+        picture would let processes whose batches hold different numbers of pictures gather their shards of ZeRO-3 in
+        different orders.
+        """
         return self.model(pooled.to(self.model[0].weight.dtype))

@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from mmengine.logging import print_log
@@ -15,6 +15,7 @@ from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.models.weights.stored import map_weights
 
 StateDict = dict[str, Tensor]
+T = TypeVar("T")
 
 NOT_TRUNK = {
     "text tower": ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "attn_mask"),
@@ -39,6 +40,11 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in names:
         raise ValueError(f"unknown dtype {dtype!r}; known: auto, {', '.join(names)}")
     return names[dtype]
+
+
+def on_meta() -> bool:
+    """Whether modules are built without weights now: inside ``with torch.device("meta")``."""
+    return torch.empty(0).is_meta
 
 
 def require_folder(path: str | Path, file: str, what: str, allow_hub: bool = True) -> None:
@@ -119,7 +125,7 @@ def read_weights(file: Path) -> StateDict:
     return {name.removeprefix("module."): tensor.read() for name, tensor in map_weights(file)[0].items()}
 
 
-def split_trunk(state: StateDict, file: Path) -> tuple[StateDict, Counter[str]]:
+def split_trunk(state: Mapping[str, T], file: Path) -> tuple[dict[str, T], Counter[str]]:
     """Keep ``visual.trunk.{stem,stages}`` of an open_clip model, and count what is dropped knowingly.
 
     Returns:
@@ -128,7 +134,7 @@ def split_trunk(state: StateDict, file: Path) -> tuple[StateDict, Counter[str]]:
     Raises:
         ValueError: If there is no trunk.
     """
-    trunk: StateDict = {}
+    trunk: dict[str, T] = {}
     dropped: Counter[str] = Counter()
     for key, value in state.items():
         part = next((name for name, prefixes in NOT_TRUNK.items() if key.startswith(prefixes)), None)
@@ -192,44 +198,21 @@ def create_timm_model(name: str, source: str, **kwargs: Any) -> nn.Module:
         raise ValueError(f"{source}: timm knows no model {name!r}; nearest names: {near}") from error
 
 
-def load_feature_weights(module: nn.Module, state: StateDict, file: Path) -> None:
-    """Load a whole timm model's weights into its ``features_only`` form, which names its first modules differently.
+def feature_names(state: Mapping[str, T], own: Mapping[str, Any], file: Path) -> dict[str, T]:
+    """A whole timm model's tensors under the names of its ``features_only`` form, without those that it lacks.
 
-    Raises:
-        ValueError: If a key that the module has is missing or of another shape.
+    Args:
+        state: Tensors of the whole model; timm names its first modules differently.
+        own: Those of its ``features_only`` form.
+        file: Where the first are from, for messages.
     """
-    own = module.state_dict()
-    state = {
+    named = {
         key if key in own else re.sub(r"^([^.]+)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()
     }
-    dropped = Counter(key.split(".")[0] for key in state if key not in own)
-    load_exactly(module, {key: value for key, value in state.items() if key in own}, file)
+    dropped = Counter(key.split(".")[0] for key in named if key not in own)
     print_log(
         f"{len(own)} tensors from {file}; not needed and dropped: "
         + (", ".join(f"{count} of {part}" for part, count in dropped.items()) or "none"),
         logger="current",
     )
-
-
-def load_exactly(module: nn.Module, state: StateDict, file: Path, ignore: Sequence[str] = ()) -> None:
-    """Load ``state`` into ``module``; every key must fit, but for keys of the module with a prefix in ``ignore``.
-
-    Raises:
-        ValueError: Naming the file and the missing, unexpected or misshapen keys.
-    """
-    own = module.state_dict()
-    shapes = [
-        f"{key} {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-        for key in state.keys() & own.keys()
-        if state[key].shape != own[key].shape
-    ]
-    missing = [key for key in own if key not in state and not key.startswith(tuple(ignore))]
-    unexpected = [key for key in state if key not in own and not key.startswith(tuple(ignore))]
-    problems = [
-        f"{len(keys)} {name}, e.g. {keys[0]}"
-        for name, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
-        if keys
-    ]
-    if problems:
-        raise ValueError(f"{file} does not fit {type(module).__name__}: " + "; ".join(problems))
-    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    return {key: value for key, value in named.items() if key in own}

@@ -38,9 +38,7 @@ def saved_state_dict(model: nn.Module, state: StateDict) -> StateDict:
     unwanted = [
         key
         for key in state
-        if (part := key.split(".", 1)[0]) not in parts
-        or part not in PARTS
-        or (part == "llm" and with_adapters and key not in trained)
+        if (part := key.split(".", 1)[0]) not in parts or (part == "llm" and with_adapters and key not in trained)
     ]
     for key in unwanted:
         del state[key]
@@ -76,7 +74,7 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
     """Load a checkpoint into a model and account for every key.
 
     Args:
-        model: A model with the attributes of :data:`PARTS`.
+        model: A :class:`mg_llava.models.system.System`.
         state: The checkpoint's tensors; ``module.`` prefixes are dropped, and adapters may lack PEFT's ``default``.
         source: Path of the checkpoint, for messages.
         require: Parts that must be there; ``None`` requires every part of which something is trained. A part that is
@@ -90,7 +88,9 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
             tensor holds nan or inf. The model is unchanged then.
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = {name: tensor for name, tensor in _all_tensors(model) if name.split(".", 1)[0] not in ENCODERS}
+    # encoders that no stage trains come from their own folders
+    frozen = _frozen_encoders(model)
+    own = {name: tensor for name, tensor in _all_tensors(model) if name.split(".", 1)[0] not in frozen}
     if _has_adapters(model):
         state = _name_adapters(state, own)
     trained = trained_keys(model)
@@ -127,6 +127,12 @@ def _needed_keys(model: nn.Module, trained: set[str], parts: Collection[str]) ->
         for name, _ in model.named_parameters()
         if (part := name.split(".", 1)[0]) in parts and (name in trained or not (part == "llm" and with_adapters))
     ]
+
+
+def _frozen_encoders(model: nn.Module) -> set[str]:
+    """Keys of the encoders of which nothing is trained."""
+    trained = {name.split(".", 1)[0] for name in trained_keys(model)}
+    return {part.key for part in getattr(model, "parts", ()) if part.role == "encoder"} - trained
 
 
 def _has_adapters(model: nn.Module) -> bool:

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mg_llava.models.fusion.conv_gate import ConvGateFusion, token_grid
+from mg_llava.models.fusion.conv_gate import ConvGateFusion
+from mg_llava.models.interfaces import Seen, token_grid
 from mg_llava.registry import MODELS
 
 PUBLISHED_SHAPES = {
@@ -33,6 +34,10 @@ def filled_fusion(**kwargs: object) -> ConvGateFusion:
     return fusion
 
 
+def fuse(fusion: ConvGateFusion, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    return fusion(low, Seen(maps=[high]))
+
+
 def small_inputs() -> tuple[torch.Tensor, torch.Tensor]:
     low = torch.cos(0.05 * torch.arange(2 * 16 * 8, dtype=torch.float64)).view(2, 16, 8)
     high = torch.sin(0.03 * torch.arange(2 * 12 * 16, dtype=torch.float64)).view(2, 12, 4, 4)
@@ -43,13 +48,13 @@ def test_golden_conv_gate(golden_conv_gate: dict[str, torch.Tensor]) -> None:
     parameters = {k.removeprefix("param."): v for k, v in golden_conv_gate.items() if k.startswith("param.")}
     fusion = ConvGateFusion(32, 48, gate_channels=16)
     fusion.load_state_dict(parameters, strict=True)
-    fused = fusion(golden_conv_gate["low_res"], golden_conv_gate["high_res"])
+    fused = fusion(golden_conv_gate["low_res"], Seen(maps=[golden_conv_gate["high_res"]]))
     torch.testing.assert_close(fused, golden_conv_gate["fused"], rtol=1e-5, atol=1e-5)
 
 
 def test_values_in_float64() -> None:
     fusion = filled_fusion()
-    out = fusion(*small_inputs())
+    out = fuse(fusion, *small_inputs())
     first = [1.12771492, 1.29395110, 1.34298862, 1.24712950, 0.98371838, 0.73966740, 0.61677943, 0.60607587]
     last = [1.27793903, 1.41656468, 1.38032198, 1.18168819, 0.85209575, 0.60924817, 0.55651806, 0.66128161]
     expected = torch.tensor([first, last], dtype=torch.float64)
@@ -85,14 +90,14 @@ def test_formula_by_hand() -> None:
     mean = torch.cat([low_tokens, high_tokens], dim=-1).mean(dim=1)
     hidden = F.gelu(mean @ p["gate.0.weight"].T + p["gate.0.bias"])
     gate = torch.tanh(hidden @ p["gate.2.weight"].T + p["gate.2.bias"])
-    torch.testing.assert_close(fusion(low, high), low_tokens + gate[:, None] * high_tokens)
+    torch.testing.assert_close(fuse(fusion, low, high), low_tokens + gate[:, None] * high_tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_identity_at_initialization(dtype: torch.dtype) -> None:
     fusion = ConvGateFusion(16, 24).to(dtype)
     low, high = torch.randn(3, 25, 16).to(dtype), (100 * torch.randn(3, 24, 5, 5)).to(dtype)
-    assert torch.equal(fusion(low, high), low)
+    assert torch.equal(fuse(fusion, low, high), low)
 
 
 def test_initialization() -> None:
@@ -108,7 +113,7 @@ def test_initialization() -> None:
 
 def test_both_projections_learn_at_initialization() -> None:
     fusion = ConvGateFusion(16, 24)
-    fusion(torch.randn(2, 9, 16), torch.randn(2, 24, 3, 3)).square().sum().backward()
+    fuse(fusion, torch.randn(2, 9, 16), torch.randn(2, 24, 3, 3)).square().sum().backward()
     for name in ("slow_proj.weight", "fast_proj.weight"):
         assert fusion.get_parameter(name).grad.any(), name
 
@@ -124,8 +129,8 @@ def test_published_names_shapes_and_count() -> None:
 def test_one_gate_for_each_picture() -> None:
     fusion = filled_fusion()
     low, high = small_inputs()
-    alone = torch.cat([fusion(low[i : i + 1], high[i : i + 1]) for i in range(2)])
-    together = fusion(low, high)
+    alone = torch.cat([fuse(fusion, low[i : i + 1], high[i : i + 1]) for i in range(2)])
+    together = fuse(fusion, low, high)
     torch.testing.assert_close(together, alone)
     assert fusion.last_gate is not None and fusion.last_gate.shape == (2,) and not fusion.last_gate.requires_grad
 
@@ -133,14 +138,14 @@ def test_one_gate_for_each_picture() -> None:
 def test_inputs_are_left_alone() -> None:
     low, high = small_inputs()
     before = low.clone(), high.clone()
-    filled_fusion()(low, high)
+    fuse(filled_fusion(), low, high)
     assert torch.equal(low, before[0]) and torch.equal(high, before[1])
 
 
 def test_unequal_grids_are_refused() -> None:
     low, _ = small_inputs()
     with pytest.raises(ValueError, match=r"grid is 4 x 4 but the high-resolution map is 6 x 5.*unequal_grids"):
-        filled_fusion()(low, torch.zeros(2, 12, 6, 5, dtype=torch.float64))
+        fuse(filled_fusion(), low, torch.zeros(2, 12, 6, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (3, 3), (6, 5)])
@@ -148,18 +153,20 @@ def test_unequal_grids_are_interpolated(size: tuple[int, int]) -> None:
     low, _ = small_inputs()
     high = torch.randn(2, 12, *size, dtype=torch.float64)
     resized = F.interpolate(high, size=(4, 4), mode="bilinear", align_corners=False)
-    expected = filled_fusion()(low, resized)
-    torch.testing.assert_close(filled_fusion(unequal_grids="interpolate")(low, high), expected)
+    expected = fuse(filled_fusion(), low, resized)
+    torch.testing.assert_close(fuse(filled_fusion(unequal_grids="interpolate"), low, high), expected)
 
 
 def test_interpolation_leaves_equal_grids_alone() -> None:
     low, high = small_inputs()
-    assert torch.equal(filled_fusion(unequal_grids="interpolate")(low, high), filled_fusion()(low, high))
+    assert torch.equal(fuse(filled_fusion(unequal_grids="interpolate"), low, high), fuse(filled_fusion(), low, high))
 
 
 def test_tokens_that_form_no_square_are_refused() -> None:
     with pytest.raises(ValueError, match="17 low-resolution tokens do not form a square grid"):
-        filled_fusion()(torch.zeros(1, 17, 8, dtype=torch.float64), torch.zeros(1, 12, 4, 4, dtype=torch.float64))
+        fuse(
+            filled_fusion(), torch.zeros(1, 17, 8, dtype=torch.float64), torch.zeros(1, 12, 4, 4, dtype=torch.float64)
+        )
     assert token_grid(576) == 24
 
 

@@ -15,8 +15,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from mg_llava.models.losses import language as loss_module
 from mg_llava.models.losses.language import (
+    LanguageLoss,
     check_liger,
-    check_loss_settings,
     decoder_of,
     find_targets,
     hidden_token_loss,
@@ -131,7 +131,7 @@ def test_liger_gives_the_same_loss():
 def test_where_liger_cannot_be_used(llm, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(loss_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"pip install 'mg_llava\[liger\]', or set loss_kernel='torch'"):
+    with pytest.raises(RuntimeError, match=r"pip install 'mg_llava\[liger\]', or set kernel='torch'"):
         check_liger(llm)
     monkeypatch.setattr(loss_module.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(RuntimeError, match="needs CUDA"):
@@ -145,11 +145,11 @@ def test_where_liger_cannot_be_used(llm, monkeypatch):
 @pytest.mark.parametrize(
     ("chunk", "kernel", "message"),
     [
-        (0, "torch", "loss_chunk is 0; it must be a positive number"),
-        (4, "ligre", "loss_kernel is 'ligre'; known: torch, liger"),
+        (0, "torch", "chunk is 0; it must be a positive number"),
+        (4, "ligre", "kernel is 'ligre'; known: torch, liger"),
         (None, "liger", "never makes the logits of all positions"),
     ],
 )
 def test_settings_that_make_no_sense(chunk, kernel, message):
     with pytest.raises(ValueError, match=message):
-        check_loss_settings(chunk, kernel)
+        LanguageLoss(chunk, kernel)

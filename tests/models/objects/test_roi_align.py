@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
+from mg_llava.models.interfaces import Seen
 from mg_llava.models.objects import roi_align as box_projector
 from mg_llava.models.objects.roi_align import RoIAlignBoxProjector, axis_weights, fold_upsampling, pool_boxes
 from mg_llava.registry import MODELS
@@ -273,7 +274,7 @@ def test_tokens_and_gradients() -> None:
     module = RoIAlignBoxProjector(CHANNELS, 10)
     stages = random_stages(2, GRIDS)
     boxes = [random_boxes(3, 64), random_boxes(0, 64)]
-    tokens = module(stages, boxes, 64)
+    tokens = module(Seen(maps=stages), boxes, 64)
     assert tuple(tokens.shape) == (3, 10)
     features = dense_pooling(stages, boxes, (64, 64), 56)[0]
     torch.testing.assert_close(tokens, module.model(features), rtol=1e-5, atol=1e-5)
@@ -284,14 +285,14 @@ def test_tokens_and_gradients() -> None:
 
 def test_gradients_exist_without_boxes() -> None:
     module = RoIAlignBoxProjector(CHANNELS, 10)
-    tokens = module(random_stages(2, GRIDS), [torch.zeros(0, 4)] * 2, 64)
+    tokens = module(Seen(maps=random_stages(2, GRIDS)), [torch.zeros(0, 4)] * 2, 64)
     tokens.sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in module.parameters())
 
 
 def test_module_in_bfloat16() -> None:
     module = RoIAlignBoxProjector(CHANNELS, 10).bfloat16()
-    tokens = module([stage.bfloat16() for stage in random_stages(1, GRIDS)], [random_boxes(3, 64)], 64)
+    tokens = module(Seen(maps=[stage.bfloat16() for stage in random_stages(1, GRIDS)]), [random_boxes(3, 64)], 64)
     assert tokens.dtype == torch.bfloat16 and tokens.isfinite().all()
 
 
@@ -311,7 +312,7 @@ def test_chosen_stages_and_depth() -> None:
     module = RoIAlignBoxProjector(CHANNELS, 10, depth=3, bins=7, stages=[3])
     stages, boxes = random_stages(1, GRIDS), [random_boxes(3, 64)]
     expected = module.model(dense_pooling(stages[3:], boxes, (64, 64), 7)[0])
-    torch.testing.assert_close(module(stages, boxes, 64), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module(Seen(maps=stages), boxes, 64), expected, rtol=1e-5, atol=1e-5)
     assert len(module.model) == 5
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import mg_llava.models as parts
 from mg_llava.data.collate import collate
+from mg_llava.models.encoders.views import resample
 from mg_llava.models.losses.language import token_loss
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.registry import MODELS
@@ -119,13 +121,13 @@ def test_every_branch_matters(model: MGLLaVA) -> None:
     data = batch_of(instances)
     other_boxes = batch_of([instances[0] | {"boxes": [torch.tensor([[0.0, 0, 40, 40], [3, 3, 9, 9]])]}])
     with torch.no_grad():
-        vision = model.encode(data["canvas"], data["boxes"])
-        low_only = model.projector(model.visual_encoder(torch.randn(1, 3, 28, 28)))
-        moved = model.encode(data["canvas"], other_boxes["boxes"])
-    assert vision.boxes is not None and moved.boxes is not None
-    assert not torch.allclose(vision.visual, low_only, atol=0.1)
-    assert torch.equal(vision.visual, moved.visual)
-    assert vision.boxes[0].shape != moved.boxes[0].shape or not torch.allclose(vision.boxes[0], moved.boxes[0])
+        ((visual, boxes),) = model.encode(data["canvas"], data["boxes"])
+        low_only = model.projector(model.visual_encoder(torch.randn(1, 3, 28, 28)).tokens)[0]
+        ((same, moved),) = model.encode(data["canvas"], other_boxes["boxes"])
+    assert [segment.kind for segment in (visual, boxes, same, moved)] == ["visual", "object"] * 2
+    assert not torch.allclose(visual.tokens, low_only, atol=0.1)
+    assert torch.equal(visual.tokens, same.tokens)
+    assert boxes.tokens.shape != moved.tokens.shape or not torch.allclose(boxes.tokens, moved.tokens)
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -409,7 +411,7 @@ def test_variants_of_the_ablation(toy_paths: dict[str, str], name: str) -> None:
     lengths = model.merge(batch_of(pictures)).attention_mask.sum()
     assert lengths == sum(n for n, _ in MIXED) + 3 * 4 + 4 - 4 + (boxes if model.bbox_projector is not None else 0)
     assert len(model.generate(batch_of(pictures), max_new_tokens=2)) == 4
-    assert model.high_res_size == (28 if name == "low only" else toy.CANVAS)
+    assert model.canvas_size == (28 if name == "low only" else toy.CANVAS)
 
 
 def test_a_variant_is_the_full_model_without_the_part(toy_paths: dict[str, str], model: MGLLaVA) -> None:
@@ -474,17 +476,16 @@ def test_interpolating_fusion_takes_other_grids(toy_paths: dict[str, str]) -> No
 
 def test_encoders_with_different_normalization(toy_paths: dict[str, str], model: MGLLaVA) -> None:
     images = torch.randint(0, 256, (1, 3, toy.CANVAS, toy.CANVAS), dtype=torch.uint8)
-    seen = []
-    hook = model.visual_encoder_aux.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    before = model.visual_encoder_aux.image_mean, model.visual_encoder_aux.image_std
-    model.visual_encoder_aux.image_mean = model.visual_encoder_aux.image_std = (0.5, 0.5, 0.5)
+    high = model.visual_encoder_aux
+    own = high.spec
+    high.spec = replace(own, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     try:
-        with torch.no_grad():
-            model.encode(images, [torch.zeros(0, 4)])
+        view, low = high.view(images), model.visual_encoder.view(images)
+        other_low = resample(view, 28)
     finally:
-        hook.remove()
-        model.visual_encoder_aux.image_mean, model.visual_encoder_aux.image_std = before
-    torch.testing.assert_close(seen[0], images.float() / 127.5 - 1, rtol=1e-5, atol=1e-5)
+        high.spec = own
+    torch.testing.assert_close(view, images.float() / 127.5 - 1, rtol=1e-5, atol=1e-5)
+    assert torch.equal(low, resample(high.view(images), 28)) and not torch.allclose(low, other_low)
 
 
 def test_timm_backbone_and_other_boxes(toy_paths: dict[str, str]) -> None:

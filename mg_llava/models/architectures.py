@@ -1,7 +1,14 @@
-"""The numbers of an architecture without its weights: from the folder, the hub's cache, or published numbers."""
+"""Sizes of a model without its weights: from its folder, the hub's cache, or the sizes of published models.
+
+``published/NAME.json`` says what the publisher's ``config.json`` (or ``open_clip_config.json``) says about shapes, for
+the model whose path ends in NAME.
+"""
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +16,16 @@ from typing import Any, Literal
 CONFIG_FILES = {"transformers": "config.json", "open_clip": "open_clip_config.json"}
 Kind = Literal["transformers", "open_clip"]
 
+_PUBLISHED = Path(__file__).parent / "published"
+_FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of published sizes", default=(_PUBLISHED,))
+
 _EQUIVALENT = {"internlm2": "llama"}
 """Architectures that only come with code of their own, and those with weights of the same number and width."""
 
 _OWN_CODE = ("auto_map", "architectures", "rope_scaling", "bias", "attn_implementation")
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(FileNotFoundError, ValueError):
     """Nothing says how large a model is."""
 
 
@@ -42,13 +52,22 @@ class Architecture:
         return str(target)
 
 
-def find_architecture(path: str, kind: Kind, published: str | Path | None = None) -> Architecture:
-    """The numbers of a model.
+@contextmanager
+def sizes_from(folder: str | Path | None) -> Iterator[None]:
+    """Inside, look for sizes of models that are not here in a folder as well; None changes nothing."""
+    token = _FOLDERS.set(_FOLDERS.get() if folder is None else (Path(folder), *_FOLDERS.get()))
+    try:
+        yield
+    finally:
+        _FOLDERS.reset(token)
+
+
+def find_architecture(path: str, kind: Kind) -> Architecture:
+    """The sizes of a model.
 
     Args:
         path: Folder, hub name, or model name of open_clip.
         kind: Which library reads it.
-        published: Folder of JSON files, each named as the last part of a path, for models that are not here.
 
     Raises:
         ArchitectureError: They are found nowhere; says where they were looked for.
@@ -66,10 +85,11 @@ def find_architecture(path: str, kind: Kind, published: str | Path | None = None
         known = open_clip.get_model_config(path) if "/" not in path else None
         if known is not None:
             return Architecture(path, {"model_cfg": known}, "open_clip's list of models")
-    numbers = None if published is None else Path(published) / f"{Path(path).name}.json"
-    if numbers is not None and numbers.is_file():
-        return _architecture(path, _read(numbers), str(numbers))
-    tried = f"{local}, the hub's cache" + ("" if numbers is None else f", {numbers}")
+    name = f"{Path(path).name}.json"
+    for folder in _FOLDERS.get():
+        if (folder / name).is_file():
+            return _architecture(path, _read(folder / name), _place(folder / name))
+    tried = ", ".join([str(local), "the hub's cache", *(_place(folder / name) for folder in _FOLDERS.get())])
     raise ArchitectureError(
         f"nothing says how large {path} is (looked for {tried}); put its {file} into one of these places"
     )
@@ -99,3 +119,8 @@ def _read(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ArchitectureError(f"{file} is no JSON: {error}") from error
+
+
+def _place(file: Path) -> str:
+    """A file of sizes in messages."""
+    return f"the published sizes of {file.stem}" if file.parent == _PUBLISHED else str(file)

@@ -1,0 +1,162 @@
+"""A system's parts: building them, training what a stage says, saving what trains, loading what was saved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mg_llava.models.compilation import compile_parts
+from mg_llava.models.interfaces import Part
+from mg_llava.models.packing import check_packing
+from mg_llava.models.parts import PartOrConfig, build_part
+from mg_llava.models.stages import set_trained
+from mg_llava.models.vision import CachedFeatures
+from mg_llava.models.weights.parts import load_parts, saved_state_dict, trained_keys
+from mg_llava.registry import EXPORTERS
+
+LANGUAGE_LOSS = {"type": "mg_llava.LanguageLoss"}
+"""What an LLM learns from where nothing else is said: the next token."""
+
+
+class Assembly(BaseModel):
+    """The parts of a system under their keys; base of :class:`mg_llava.models.system.System`.
+
+    Args:
+        losses: What is learned, as configs of losses; their values are summed.
+        packing: Length of the rows into which the samples of a batch are packed in training, without padding between
+            them; None for a row for each sample.
+        compile_vision: Compile encoders and fusion with torch.compile.
+        trains: Names of the parts that are trained; see :func:`mg_llava.models.stages.set_trained`.
+        pretrained_pth: Checkpoint to start from; it must hold the connectors, and may hold the LLM.
+        data_preprocessor: As in mmengine; moves a batch to the device, by default without waiting for it.
+    """
+
+    parts: ClassVar[tuple[Part, ...]] = ()
+    """The table of parts: nothing else lists them."""
+
+    training_only: ClassVar[tuple[str, ...]] = ("losses", "packing", "compile_vision", "trains")
+    """Arguments that change how a system is trained, and nothing of what it answers."""
+
+    llm: Any
+
+    def __init__(
+        self,
+        losses: Sequence[Mapping[str, Any]] | None = None,
+        packing: int | None = None,
+        compile_vision: bool = False,
+        trains: Sequence[str] | None = None,
+        pretrained_pth: str | None = None,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+    ) -> None:
+        # batches lie in pinned memory: while they are copied the next kernels are queued
+        super().__init__(data_preprocessor or dict(type="BaseDataPreprocessor", non_blocking=True))
+        if packing is not None and packing < 1:
+            raise ValueError(f"packing is {packing}; it must be the length of a row, or None")
+        self.losses = [build_part(dict(loss)) for loss in ([LANGUAGE_LOSS] if losses is None else losses)]
+        self.packing = packing
+        self._options = (compile_vision, trains, pretrained_pth)
+        self.monitor: dict[str, Tensor] = {}
+        """Detached scalars of the last training step, such as mean norms of tokens."""
+        self.cached = CachedFeatures(self)
+
+    def add(self, name: str, part: PartOrConfig | None, **sizes: Any) -> Any:
+        """Build a part and keep it under its key.
+
+        Args:
+            name: Its name in the config.
+            part: Built, its config, or None.
+            **sizes: Arguments that follow from other parts.
+        """
+        key = next(entry.key for entry in self.parts if entry.config == name)
+        module = build_part(part, **sizes)
+        setattr(self, key, module)
+        return module
+
+    def add_llm(self, llm: PartOrConfig | None) -> int:
+        """Build the LLM, and give its hidden size D; 1 without one."""
+        self.llm = build_part(llm)
+        if self.llm is None:
+            return 1
+        if self.packing is not None:
+            check_packing(self.llm)
+        for loss in self.losses:
+            loss.check(self.llm)
+        return self.llm.get_input_embeddings().embedding_dim
+
+    def complete(self) -> None:
+        """Say what is trained, compile, and load the checkpoint to start from; the end of every constructor."""
+        compile_vision, trains, pretrained_pth = self._options
+        set_trained(self, trains)
+        if compile_vision:
+            compile_parts(
+                *(module for part, module in self.named_parts() if part.role == "encoder" or part.config == "fusion")
+            )
+        self.register_load_state_dict_post_hook(_forget_frozen)
+        if pretrained_pth is not None and not next(self.parameters()).is_meta:
+            self.load_pretrained(pretrained_pth)
+
+    def named_parts(self) -> Iterator[tuple[Part, nn.Module]]:
+        """The parts that are there."""
+        for part in self.parts:
+            module = getattr(self, part.key, None)
+            if module is not None:
+                yield part, module
+
+    def init_weights(self) -> None:
+        """Change nothing: parts are initialized where they are built, and loaded weights must stay.
+
+        mmengine's runners call this before training. Its own version asks every part in turn, which reaches
+        transformers' ``init_weights`` through PEFT and fills the adapters with random numbers.
+        """
+
+    @property
+    def connector(self) -> nn.Parameter:
+        """A parameter of a connector: batches go where it is, and tokens have its dtype."""
+        return next(p for part, module in self.named_parts() if part.role == "connector" for p in module.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the connectors, where batches go."""
+        return self.connector.device
+
+    @property
+    def canvas_size(self) -> int:
+        """S: the largest view of an encoder."""
+        return max(module.spec.image_size for part, module in self.named_parts() if part.role == "encoder")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What a checkpoint of this stage holds; see :mod:`mg_llava.models.weights.parts`."""
+        state = super().state_dict(*args, **kwargs)
+        return state if kwargs.get("prefix") or len(args) > 1 else saved_state_dict(self, state)
+
+    def to_hf(self, cfg: Any, save_dir: str, fp32: bool = False, save_format: str = "xtuner", **kwargs: Any) -> None:
+        """What ``xtuner convert pth_to_hf`` calls; see :func:`mg_llava.conversion.pth_to_hf.export_model`."""
+        # XTuner asks the model, which may not import the converter: that is a room above
+        EXPORTERS.get("export_model")(self, cfg, save_dir, fp32, save_format, **kwargs)
+
+    def load_pretrained(self, path: str, whole: bool = False) -> None:
+        """Load a checkpoint of this project or of the reference.
+
+        Args:
+            path: mmengine ``.pth``, DeepSpeed folder, safetensors file, or a work directory with one of them.
+            whole: Whether everything that this model trains must be in it (to evaluate), or only the connectors (to
+                start stage 2 from stage 1).
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint at ``path``.
+            ValueError: If it is of another kind or does not fit.
+        """
+        from mg_llava.models.weights.checkpoint import load_training_checkpoint
+
+        connectors = {part.key for part, _ in self.named_parts() if part.role == "connector"}
+        # a part without parameters is in no checkpoint
+        needed = connectors & {name.split(".", 1)[0] for name, _ in self.named_parameters()}
+        load_parts(self, load_training_checkpoint(path, dtype=None), path, require=None if whole else needed)
+
+
+def _forget_frozen(model: nn.Module, incompatible: Any) -> None:
+    """Keep weights that come from their own folders, not from checkpoints, out of the list of missing keys."""
+    trained = trained_keys(model)
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key in trained]

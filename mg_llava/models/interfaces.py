@@ -1,0 +1,235 @@
+"""What the parts of a system promise each other. A system is a table of parts and one ``see``.
+
+Shapes: N canvases, S side of a canvas in pixels, P tokens of a canvas, C channels, n_i boxes of canvas i, D hidden
+size of the LLM.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mg_llava.batch import Layout
+from mg_llava.models.weights.stored import TensorMap
+
+Role = Literal["encoder", "connector", "llm"]
+
+
+class Part(NamedTuple):
+    """One part of a system. The table of a system's parts is the only list of them."""
+
+    key: str
+    """Attribute of the system, and first part of the names of its tensors in checkpoints, such as ``fuse_module``."""
+    config: str
+    """Argument of the system and key of its config, such as ``fusion``."""
+    role: Role
+    """Encoders are frozen unless a stage trains them; connectors and the LLM are trained as the stage says."""
+
+
+class Seen(NamedTuple):
+    """Outputs of an encoder for N canvases."""
+
+    tokens: Tensor | None = None
+    """``(N, P, C)``, row-major; None for an encoder that gives maps alone."""
+    maps: Sequence[Tensor] = ()
+    """For each stage ``(N, C_s, S / stride_s, S / stride_s)``, finest first."""
+    objects: Sequence[Tensor] | None = None
+    """For each canvas ``(k_i, C_o)``: states of a detector's queries."""
+
+
+class Looked(NamedTuple):
+    """Outputs of all encoders for N canvases, and what is read of their boxes without parameters."""
+
+    seen: Mapping[str, Seen]
+    """By key of the encoder's part."""
+    pooled: Tensor | None = None
+    """``(sum n_i, C_b)`` float32, canvas by canvas; None for a system without objects."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An encoder without its weights: sizes, and all that is needed to build it again, as plain values for JSON."""
+
+    type: str
+    """Registered name of the encoder's class."""
+    image_size: int
+    """Side of its view in pixels."""
+    mean: tuple[float, ...]
+    """Per-channel mean for normalization."""
+    std: tuple[float, ...]
+    """Per-channel standard deviation for normalization."""
+    tokens: int = 0
+    """P, tokens of a canvas; 0 for an encoder that gives maps alone."""
+    channels: int = 0
+    """C, channels of a token."""
+    stage_channels: tuple[int, ...] = ()
+    """Channels of each stage, finest first."""
+    stage_strides: tuple[int, ...] = ()
+    """Pixels per cell of each stage."""
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    """What the class's ``from_spec`` needs besides."""
+    source: str = field(default="", compare=False)
+    """Where the sizes were found, for reports."""
+
+    @property
+    def grid(self) -> int:
+        """Side of the square grid of tokens or, without tokens, of the last stage.
+
+        Raises:
+            ValueError: The tokens form no square.
+        """
+        return token_grid(self.tokens) if self.tokens else self.image_size // self.stage_strides[-1]
+
+
+def token_grid(tokens: int) -> int:
+    """Side of the square grid that holds ``tokens`` tokens.
+
+    Raises:
+        ValueError: If ``tokens`` is not a square number.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(
+            f"{tokens} low-resolution tokens do not form a square grid; use an encoder whose image size is a multiple "
+            "of its patch size, with the class token dropped"
+        )
+    return side
+
+
+class Encoder(nn.Module):
+    """A vision encoder that takes the canvas and makes its own view of it.
+
+    A class of an encoder describes itself: systems, planner, exporters, converter and profiling ask ``describe``,
+    ``from_spec`` and ``map_weights`` and nothing else. :class:`mg_llava.models.encoders.base.VisionEncoder` has all
+    but the network.
+    """
+
+    spec: Spec
+
+    def forward(self, canvas: Tensor) -> Seen:
+        """See N canvases, ``(N, 3, S, S)`` uint8; floating ones are taken as normalized."""
+        raise NotImplementedError
+
+    @classmethod
+    def describe(cls, config: Mapping[str, Any]) -> Spec:
+        """Sizes of the encoder that a config would build, without its weights.
+
+        Raises:
+            FileNotFoundError: Neither its folder nor published sizes are here.
+            ValueError: Its files are damaged or of another kind.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_spec(cls, spec: Spec, dtype: str | torch.dtype = "auto") -> "Encoder":
+        """The encoder with weights that are still to come, or on the meta device."""
+        raise NotImplementedError
+
+    @classmethod
+    def map_weights(cls, config: Mapping[str, Any]) -> TensorMap:
+        """Its tensors by their names in the module, unread.
+
+        Raises:
+            FileNotFoundError: The weights are not here.
+            ValueError: They are damaged or of another model.
+        """
+        raise NotImplementedError
+
+
+class Fusion(nn.Module):
+    """Merges what a high-resolution encoder sees into low-resolution tokens."""
+
+    out_channels: int
+    reads: Literal["last", "all"] = "last"
+    """The maps that it reads: that of the last stage, or those of all stages."""
+
+    @classmethod
+    def conflicts(cls, low: Spec, high: Spec, settings: Mapping[str, Any]) -> list[str]:
+        """Reasons why a fusion with these settings cannot merge these encoders, each with the fix."""
+        return []
+
+    def out_tokens(self, tokens: int) -> int:
+        """Tokens of a canvas after the fusion."""
+        return tokens
+
+    def forward(self, low: Tensor, high: Seen) -> Tensor:
+        """``(N, P, C)`` to ``(N, out_tokens(P), out_channels)``."""
+        raise NotImplementedError
+
+
+class ObjectReader(nn.Module):
+    """One token per box: pooling without parameters, then a projection."""
+
+    in_channels: int
+    """C_b, channels of a pooled box."""
+
+    @property
+    def pooling(self) -> dict[str, Any]:
+        """Settings that the pooled features depend on, as plain values."""
+        return {}
+
+    def pool(self, seen: Seen, boxes: Sequence[Tensor], size: int) -> Tensor:
+        """Features of all boxes.
+
+        Args:
+            seen: Outputs of the encoder that objects are read from.
+            boxes: N tensors ``(n_i, 4)`` xyxy, canvas pixels.
+            size: S.
+
+        Returns:
+            ``(sum n_i, in_channels)`` float32.
+        """
+        raise NotImplementedError
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """``(n, in_channels)`` to ``(n, D)``."""
+        raise NotImplementedError
+
+
+class Segment(NamedTuple):
+    """Consecutive tokens of a placeholder."""
+
+    kind: Literal["visual", "object", "query", "crop"]
+    tokens: Tensor
+    """``(m, D)``"""
+
+
+Seeing = list[list[Segment]]
+"""For each placeholder, in reading order, its segments in order."""
+
+
+class LLMInputs(NamedTuple):
+    """What an LLM reads in training, and what it is to say."""
+
+    arguments: dict[str, Any]
+    """Keyword arguments of its forward."""
+    layout: Layout
+    """Of its rows, with labels and the positions before them."""
+
+
+class Loss:
+    """Something that a system learns. Values whose names begin with ``loss`` are summed; others are logged alone."""
+
+    def check(self, llm: Any) -> None:
+        """Refuse an LLM that it does not go together with.
+
+        Raises:
+            ValueError: They do not go together.
+            RuntimeError: Something is missing on this machine.
+        """
+
+    def __call__(
+        self, system: Any, batch: Mapping[str, Any], seeing: Seeing, read: LLMInputs | None
+    ) -> dict[str, Tensor]:
+        """Scalars by name.
+
+        Args:
+            system: The :class:`mg_llava.models.system.System`.
+            batch: A :class:`mg_llava.batch.Batch`.
+            seeing: The segments of each placeholder.
+            read: What the LLM reads, an :class:`LLMInputs`; None for a system without LLM.
+        """
+        raise NotImplementedError

@@ -1,0 +1,237 @@
+"""A multimodal LLM but for what it sees: forward modes, splice, packing, losses, generation, checkpoints.
+
+Shapes: B rows (one per sample, always), T text ids, N canvases in the batch, S side of a canvas in pixels, n_i boxes
+of canvas i, M placeholders, D hidden size of the LLM, L merged length.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mg_llava.batch import Layout, PaddingSide, TokenCount
+from mg_llava.models.assembly import Assembly
+from mg_llava.models.generation import Decoding, Prompt, collect, evaluating, generate
+from mg_llava.models.interfaces import LLMInputs, Looked, Seeing
+from mg_llava.models.packing import Packed, pack, pair_cost, training_arguments
+from mg_llava.models.splice import Spliced, layout_of, splice
+from mg_llava.models.vision import is_split
+
+
+class System(Assembly):
+    """Base of all systems. One of them says its ``parts``, and writes ``look``, ``connect`` and ``token_count``.
+
+    Its constructor builds encoders and connectors with ``add``, the LLM with ``add_llm``, and ends with ``complete``;
+    arguments that all systems take are those of :class:`mg_llava.models.assembly.Assembly`.
+    """
+
+    reads_question: ClassVar[bool] = False
+    """Whether the tokens of a picture depend on the question, so that questions cannot share them."""
+
+    @property
+    def token_count(self) -> TokenCount:
+        """How many tokens a placeholder stands for: the one number that data, planner, hooks and predictor ask."""
+        raise NotImplementedError
+
+    def tokens_of(self, canvases: int, boxes: int) -> int:
+        """Tokens of a placeholder with this many canvases, and boxes on all of them together."""
+        return self.token_count(canvases, boxes)
+
+    # -- what a system sees -----------------------------------------------------------------------------------------
+
+    def look(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Looked:
+        """Run the encoders: the part that a feature cache can stand for.
+
+        Args:
+            canvas: ``(N, 3, S, S)`` uint8, or floating and normalized.
+            boxes: N tensors ``(n_i, 4)`` xyxy, canvas pixels.
+        """
+        raise NotImplementedError
+
+    def connect(self, looked: Looked, counts: Sequence[int]) -> Seeing:
+        """From what the encoders give to tokens of the LLM: the segments of each of N canvases.
+
+        Args:
+            looked: As :meth:`look` gives it.
+            counts: n_i of each canvas.
+        """
+        raise NotImplementedError
+
+    def blank_looked(self) -> Looked:
+        """What :meth:`look` would give of one black canvas with one box: zeros of the same shapes."""
+        raise NotImplementedError
+
+    def encode(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Seeing:
+        """The segments of each canvas; arguments as for :meth:`look`."""
+        return self.connect(self.look(canvas, boxes), [len(item) for item in boxes])
+
+    def see(self, batch: Mapping[str, Any], question: Tensor | None = None) -> Seeing:
+        """The segments of each placeholder of a batch, in order.
+
+        Args:
+            batch: A :class:`mg_llava.batch.Batch`; ``seeing`` in it stands for pictures that are encoded already.
+            question: Embeddings of the text, for systems that read it.
+        """
+        if batch.get("seeing") is not None:
+            return batch["seeing"]
+        if batch.get("features") is not None:
+            canvases = self.cached.see(batch)
+        elif batch.get("canvas") is not None and len(batch["canvas"]):
+            canvases = self.encode(batch["canvas"], batch.get("boxes") or ())
+        else:
+            return []
+        media = batch.get("media")
+        if media is None:
+            return canvases
+        seeing: Seeing = [[] for _ in range(media[-1] + 1)]
+        for place, segments in zip(media, canvases, strict=True):
+            seeing[place].extend(segments)
+        return seeing
+
+    def condition(self, seeing: Seeing) -> AbstractContextManager[Any]:
+        """A context in which the LLM reads, for prompts inside its layers; nothing by default."""
+        return nullcontext()
+
+    def blank(self) -> Tensor:
+        """A zero that depends on every trained connector, for batches without pictures.
+
+        Processes reduce the same gradients then. Where parameters are split over processes the encoders must run too,
+        because every process has to take part in gathering them.
+        """
+        if is_split(self) and not self.cached.replaces_encoders:
+            size = self.canvas_size
+            canvas = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
+            return _zero(self.encode(canvas, [torch.zeros(1, 4, device=self.device)]))
+        return _zero(self.connect(self.blank_looked(), [1]))
+
+    @torch.no_grad()
+    def observe(self, name: str, tokens: Tensor, where: Tensor | None = None) -> None:
+        """Keep the mean norm of tokens ``(..., D)``, of those alone where a mask ``(...)`` is true, in training."""
+        if self.training and tokens.numel():
+            norms = tokens.detach().float().norm(dim=-1)
+            mean = norms.mean() if where is None else (norms * where).sum() / where.sum().clamp(min=1)
+            self.monitor[f"{name}_norm"] = mean
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        data: Mapping[str, Any],
+        data_samples: Any = None,
+        mode: Literal["loss", "predict", "tensor"] = "loss",
+    ) -> Any:
+        """Run the model on one batch, as :func:`mg_llava.data.collate` makes it.
+
+        Args:
+            data: A :class:`mg_llava.batch.Batch`.
+            data_samples: Not used.
+            mode: ``"loss"`` gives scalars by name; ``"tensor"`` gives logits (B, L, vocabulary) with the
+                :class:`Spliced` inputs they belong to; ``"predict"`` gives the generated ids of each row.
+
+        Raises:
+            ValueError: For an unknown mode, or when placeholders and pictures differ in number.
+        """
+        if mode == "predict":
+            return self.generate(data)
+        if mode not in ("loss", "tensor"):
+            raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', found {mode!r}")
+        seeing = self.see(data)
+        if mode == "loss":
+            read = None if self.llm is None else self.read(data, seeing)
+            with self.condition(seeing):
+                found = [loss(self, data, seeing, read) for loss in self.losses]
+            return {name: value for values in found for name, value in values.items()}
+        inputs = self.merge(data, seeing=seeing)
+        with self.condition(seeing):
+            output = self.llm(
+                inputs_embeds=inputs.inputs_embeds,
+                attention_mask=inputs.attention_mask,
+                position_ids=inputs.position_ids,
+                use_cache=False,
+            )
+        return {"logits": output.logits, "inputs": inputs}
+
+    def read(self, data: Mapping[str, Any], seeing: Seeing) -> LLMInputs:
+        """What the LLM reads in training, packed where that is asked for."""
+        anchor, pieces = self._anchor(seeing), _pieces(seeing)
+        layout = layout_of(data, pieces)
+        rows = layout if self.packing is None else pack(layout, self.packing, pair_cost(self.llm))
+        layout = rows.layout if isinstance(rows, Packed) else rows
+        return LLMInputs(training_arguments(self.llm, self._embed(data, pieces, layout, anchor), rows), layout)
+
+    def merge(
+        self, data: Mapping[str, Any], padding_side: PaddingSide = "right", seeing: Seeing | None = None
+    ) -> Spliced:
+        """Put the tokens of the pictures of a batch into its text; ``seeing`` where they are there already."""
+        seeing = self.see(data) if seeing is None else seeing
+        anchor, pieces = self._anchor(seeing), _pieces(seeing)
+        layout = layout_of(data, pieces, padding_side)
+        return Spliced(self._embed(data, pieces, layout, anchor), layout)
+
+    def _anchor(self, seeing: Seeing) -> Tensor | None:
+        """A zero for the inputs of the LLM that depends on every trained connector, where there are gradients.
+
+        It comes before the word embeddings with and without pictures: processes gather split parameters in one order.
+        """
+        if not torch.is_grad_enabled():
+            return None
+        return _zero(seeing) if seeing else self.blank()
+
+    def _embed(
+        self, data: Mapping[str, Any], pieces: list[list[Tensor]], layout: Layout, anchor: Tensor | None
+    ) -> Tensor:
+        """``(B, L, D)``, the rows of a layout."""
+        input_ids = data["input_ids"]
+        text_embeds = self.llm.get_input_embeddings()(input_ids.clamp(min=0))  # placeholders are replaced below
+        embeds = splice(text_embeds, pieces, layout)
+        if self.training:
+            is_text = input_ids >= 0
+            if data.get("attention_mask") is not None:
+                is_text = is_text & data["attention_mask"].bool()
+            self.observe("text", text_embeds, is_text)
+        return embeds if anchor is None else embeds + anchor.to(embeds)
+
+    # -- generation -------------------------------------------------------------------------------------------------
+
+    def prompt(self, data: Mapping[str, Any], seeing: Seeing | None = None) -> Prompt:
+        """What the LLM reads of a batch before it answers; ``data`` is as for :meth:`forward`, without labels."""
+        inputs = self.merge({**data, "labels": None}, padding_side="left", seeing=seeing)
+        return Prompt(inputs.inputs_embeds, inputs.attention_mask)
+
+    @torch.no_grad()
+    def generate(self, data: Mapping[str, Any], **given: Any) -> list[Tensor]:
+        """Answer every row of a batch; shorter rows are padded on the left.
+
+        Args:
+            data: As for :meth:`forward`; ``labels`` is not used.
+            **given: Arguments of :class:`~mg_llava.models.generation.Decoding`; greedy unless they say otherwise.
+
+        Returns:
+            For each row the new ids, 1-D int64 on the CPU, without an end token.
+        """
+        decoding = Decoding.of(self.llm, given)
+        with evaluating(self):
+            seeing = self.see(data)
+            with self.condition(seeing):
+                rows = collect(generate(self.llm, self.prompt(data, seeing), decoding), len(data["input_ids"]))
+        return [torch.tensor(row.ids, dtype=torch.int64) for row in rows]
+
+
+def _pieces(seeing: Seeing) -> list[list[Tensor]]:
+    """Tokens of each placeholder, one tensor after the other."""
+    return [[segment.tokens for segment in segments] for segments in seeing]
+
+
+def _has_own(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _zero(seeing: Seeing) -> Tensor:
+    """A zero that depends on all tokens."""
+    kinds: dict[str, list[Tensor]] = {}
+    for segments in seeing:
+        for segment in segments:
+            kinds.setdefault(segment.kind, []).append(segment.tokens)
+    return 0.0 * torch.stack([torch.cat(tokens).float().sum() for tokens in kinds.values()]).sum()

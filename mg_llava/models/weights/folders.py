@@ -1,0 +1,131 @@
+"""Folders of Hugging Face models: their weights, mapped and not loaded, and putting such into a module."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mg_llava.models.weights.archive import CheckpointError
+from mg_llava.models.weights.stored import TensorMap, map_weights
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+_WEIGHTS = ["*.safetensors", "*.bin"]
+_UNUSED = ["*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.pth", "original/*"]
+
+
+class NoWeightsError(CheckpointError, FileNotFoundError):
+    """A folder has no weights."""
+
+
+def find_folder(path: str | Path, weights: bool = True) -> Path:
+    """A local folder, or what the hub has under a name.
+
+    Args:
+        path: Folder or name.
+        weights: Whether the weights are needed too.
+
+    Raises:
+        FileNotFoundError: If there is neither, and the hub cannot be reached.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(path), ignore_patterns=_UNUSED if weights else [*_UNUSED, *_WEIGHTS]))
+    except Exception as error:  # the hub's client has dozens
+        raise FileNotFoundError(
+            f"{path} is no folder here and cannot be had from the hub ({type(error).__name__}); download it, and give "
+            "its folder in the config or with --llm"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's ``config.json``; empty where there is none.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def map_folder(folder: Path) -> TensorMap:
+    """All weights of a Hugging Face folder, under its own names.
+
+    Raises:
+        CheckpointError: If there are none, a shard is absent or damaged, or lacks what the index says it has.
+    """
+    for name in INDEXES:
+        if (folder / name).is_file():
+            return _map_shards(folder, name)
+    for name in SINGLE:
+        if (folder / name).is_file():
+            return map_weights(folder / name)[0]
+    raise NoWeightsError(f"{folder} has no weights; expected one of {', '.join((*INDEXES, *SINGLE))}")
+
+
+def _map_shards(folder: Path, index: str) -> TensorMap:
+    try:
+        weight_map: dict[str, str] = json.loads((folder / index).read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / index} is damaged: {error}") from error
+    files = sorted(set(weight_map.values()))
+    absent = [name for name in files if not (folder / name).is_file() or Path(name).name != name]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks {len(absent)} of its {len(files)} files of weights: {', '.join(absent[:4])}; copy or "
+            "download it again"
+        )
+    tensors: TensorMap = {}
+    for name in files:
+        found, _ = map_weights(folder / name)
+        lacking = [key for key, file in weight_map.items() if file == name and key not in found]
+        if lacking:
+            raise CheckpointError(
+                f"{folder / name} lacks {len(lacking)} tensors that {index} says it has, e.g. {lacking[0]}; the "
+                "folder was put together from two models"
+            )
+        tensors |= {key: found[key] for key in weight_map if weight_map[key] == name}
+    return tensors
+
+
+@torch.no_grad()
+def load_mapped(module: nn.Module, tensors: TensorMap, source: str) -> None:
+    """Copy mapped tensors into a module, one at a time, in its dtype and layout; every key must fit.
+
+    Args:
+        module: A module with weights in memory.
+        tensors: For each parameter and persistent buffer its tensor.
+        source: Where they are from, for messages.
+
+    Raises:
+        ValueError: Naming the source and the missing, unexpected or misshapen keys.
+    """
+    own = module.state_dict(keep_vars=True)
+    shapes = [
+        f"{key} {tensors[key].shape} in the file, {tuple(own[key].shape)} in the model"
+        for key in sorted(tensors.keys() & own.keys())
+        if tuple(tensors[key].shape) != tuple(own[key].shape)
+    ]
+    missing = [key for key in own if key not in tensors]
+    unexpected = [key for key in tensors if key not in own]
+    problems = [
+        f"{len(keys)} {name}, e.g. {keys[0]}"
+        for name, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit {type(module).__name__}: " + "; ".join(problems))
+    for key, target in own.items():
+        target.copy_(tensors[key].read())
