@@ -12,6 +12,7 @@ from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import CLIPEncoder
 from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
 from mg_llava.models.encoders.timm import TimmEncoder
+from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
 
 VISION_PARTS = ("visual_encoder", "visual_encoder_aux", "fuse_module", "projector", "bbox_projector")
 """Attributes of ``MGLLaVA`` beside the LLM; small, and never quantized."""
@@ -23,7 +24,12 @@ def low_resolution_encoder(config: MGLLaVAConfig) -> VisionEncoder:
     """Build the low-resolution encoder without weights."""
     attention = config.vision_config._attn_implementation_internal or "sdpa"
     low = config.low_resolution_config
-    spec = CLIPEncoder.spec_of(config.vision_config, low["layer"], low["image_mean"], low["image_std"])
+    spec = CLIPEncoder.spec_of(
+        config.vision_config,
+        low.get("layer", -2),
+        low.get("image_mean", CLIP_MEAN),
+        low.get("image_std", CLIP_STD),
+    )
     spec = replace(spec, architecture={**spec.architecture, "attention": attention})
     return CLIPEncoder.from_spec(spec, torch.get_default_dtype())
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mg_llava.models.interfaces import Seen
 from mg_llava.planning.gpus import GPUS
 from mg_llava.profiling._measure import use
 from mg_llava.profiling._reference import ReferenceStep, reference_batch
@@ -25,7 +26,6 @@ _PART_OF = {
     "visual_encoder_aux": "encoders",
     "fuse_module": "fusion",
     "projector": "fusion",
-    "bbox_projector": "boxes",
 }
 
 
@@ -81,6 +81,8 @@ class Stepper:
         """Part that the backward pass is in."""
         for name, part in _PART_OF.items():
             self._watch(getattr(self.model, name), part)
+        self._watch(self.model.bbox_projector.model, "boxes")
+        self._watch_pooling()
 
     def _watch(self, module: nn.Module, part: str) -> None:
         """Mark when a part begins and ends in the forward pass, and when the backward pass comes to it."""
@@ -98,11 +100,25 @@ class Stepper:
         def end(_: nn.Module, __: Any, output: Any) -> None:
             if self.in_forward:
                 self.clock.mark(part)
-            if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(enter_backward)
+            tokens = output.tokens if isinstance(output, Seen) else output
+            if isinstance(tokens, Tensor) and tokens.requires_grad:
+                tokens.register_hook(enter_backward)
 
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)
+
+    def _watch_pooling(self) -> None:
+        """Count the pooling of boxes, which is no module of its own, as boxes."""
+        reader = self.model.bbox_projector
+        pool = reader.pool
+
+        def pooled(*arguments: Any) -> Tensor:
+            self.clock.mark("llm")
+            output = pool(*arguments)
+            self.clock.mark("boxes")
+            return output
+
+        reader.pool = pooled
 
     def transport(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What workers send of a batch; on a GPU in pinned memory."""

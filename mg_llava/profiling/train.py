@@ -70,7 +70,6 @@ def case_from(args: argparse.Namespace, **values: Any) -> Any:
         ValueError: The LLM is neither known nor a path or hub name, or ``--model`` is no list of ``KEY=VALUE`` with
             arguments of the model.
     """
-    from mg_llava.models.systems.mg_llava import MGLLaVA
     from mg_llava.profiling._sizes import LLMS, Case
 
     if args.llm not in LLMS and "/" not in args.llm:
@@ -138,11 +137,13 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
 
 def _switched(case: Any) -> dict[str, Any]:
     """Our way with each lever switched alone; those that this machine lacks something for are left out."""
-    from mg_llava.models.systems.mg_llava import MGLLaVA
+    from mg_llava.models.assembly import Assembly
+    from mg_llava.models.losses.language import LanguageLoss
     from mg_llava.profiling._sizes import LEVERS
 
     ways = {f"without {lever}": replace(case, off=[lever]) for lever in LEVERS}
-    known = inspect.signature(MGLLaVA.__init__).parameters
+    known = dict(inspect.signature(Assembly.__init__).parameters)
+    known |= {f"loss_{name}": value for name, value in inspect.signature(LanguageLoss).parameters.items()}
     for name, (off, on) in _SWITCHES.items():
         now = case.model.get(name, known[name].default)
         word, value = ("with", on) if now == off else ("without", off)
