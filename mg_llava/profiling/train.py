@@ -74,7 +74,7 @@ def case_from(args: argparse.Namespace, **values: Any) -> Any:
 
     if args.llm not in LLMS and "/" not in args.llm:
         raise ValueError(f"unknown LLM {args.llm!r}; known: {', '.join(LLMS)}, and paths")
-    model, known = _parse(args.model), inspect.signature(MGLLaVA.__init__).parameters
+    model, known = _parse(args.model), _known_options()
     if unknown := [key for key in model if key not in known]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(known)}")
     checkpointing = _CHECKPOINTING[args.checkpointing]
@@ -135,15 +135,21 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
     }
 
 
-def _switched(case: Any) -> dict[str, Any]:
-    """Our way with each lever switched alone; those that this machine lacks something for are left out."""
+def _known_options() -> dict[str, inspect.Parameter]:
+    """Arguments of a model that a case may change; those of its loss begin with ``loss_``."""
     from mg_llava.models.assembly import Assembly
     from mg_llava.models.losses.language import LanguageLoss
+
+    known = dict(inspect.signature(Assembly.__init__).parameters)
+    return known | {f"loss_{name}": value for name, value in inspect.signature(LanguageLoss).parameters.items()}
+
+
+def _switched(case: Any) -> dict[str, Any]:
+    """Our way with each lever switched alone; those that this machine lacks something for are left out."""
     from mg_llava.profiling._sizes import LEVERS
 
     ways = {f"without {lever}": replace(case, off=[lever]) for lever in LEVERS}
-    known = dict(inspect.signature(Assembly.__init__).parameters)
-    known |= {f"loss_{name}": value for name, value in inspect.signature(LanguageLoss).parameters.items()}
+    known = _known_options()
     for name, (off, on) in _SWITCHES.items():
         now = case.model.get(name, known[name].default)
         word, value = ("with", on) if now == off else ("without", off)
