@@ -13,6 +13,7 @@ from mg_llava.models.packing import check_packing
 from mg_llava.models.parts import PartOrConfig, build_part
 from mg_llava.models.stages import set_trained
 from mg_llava.models.vision import CachedFeatures
+from mg_llava.models.weights.loading import on_meta
 from mg_llava.models.weights.parts import load_parts, saved_state_dict, trained_keys
 from mg_llava.registry import EXPORTERS
 
@@ -81,7 +82,7 @@ class Assembly(BaseModel):
             return 1
         if self.packing is not None:
             check_packing(self.llm)
-        for loss in self.losses:
+        for loss in () if on_meta() else self.losses:
             loss.check(self.llm)
         return self.llm.get_input_embeddings().embedding_dim
 

@@ -21,11 +21,9 @@ def build_empty(settings: Mapping[str, Any], with_llm: bool = True) -> Any:
         FileNotFoundError: Nothing says how large a part is.
         ValueError: The parts do not go together, with every reason in one message.
     """
-    own: dict[str, Any] = {"pretrained_pth": None, "compile_vision": False, "losses": []} | (
-        {} if with_llm else {"llm": None}
-    )
+    own: dict[str, Any] = {"pretrained_pth": None, "compile_vision": False}
     with torch.device("meta"):
-        return build_part({**settings, **own, "packing": None})
+        return build_part({**settings, **own} if with_llm else {**settings, **own, "llm": None})
 
 
 @MODELS.register_module()

@@ -17,11 +17,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mg_llava.batch import TokenCount
 from mg_llava.data.collate import collate
 from mg_llava.planning import build_skeleton
 from tests import toy
-from tests.planning.conftest import ARCHITECTURES, load_config
+from tests.planning.conftest import load_config
 
 BATCHES = {
     "boxes": ([(14, 1), (6, 0), (19, 2), (9, 1)], 3),
@@ -30,11 +29,14 @@ BATCHES = {
 }
 """Text ids and pictures of each sample, and most boxes of a picture."""
 
+SPLIT = [{"type": "mg_llava.LanguageLoss", "chunk": 2}]
+UNSPLIT = [{"type": "mg_llava.LanguageLoss", "chunk": None}]
+
 
 def make_batch(model: Any, kind: str, canvas: int = toy.CANVAS) -> dict[str, Any]:
     """A batch whose samples are counted, as those of a data set are."""
     samples, boxes = BATCHES[kind]
-    count = TokenCount(model.visual_encoder.grid**2, per_box=0 if model.bbox_projector is None else 1)
+    count = model.token_count
     instances = toy.make_batch(samples, boxes_per_image=boxes, canvas=canvas, seed=4)
     return collate([one | {"tokens": [count(1, len(own)) for own in one["boxes"]]} for one in instances])["data"]
 
@@ -76,7 +78,15 @@ def faked(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-@pytest.mark.parametrize("settings", [{}, {"packing": 64}, {"loss_chunk": None}, {"packing": 64, "loss_chunk": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"packing": 64},
+        {"losses": UNSPLIT},
+        {"packing": 64, "losses": SPLIT},
+    ],
+)
 def test_toy_step_on_fake_tensors(toy_paths: dict[str, str], kind: str, settings: dict[str, Any]) -> None:
     model = toy.build_model(toy_paths, "full", **settings).train()
     data = make_batch(model, kind)
@@ -88,15 +98,15 @@ def test_toy_step_on_fake_tensors(toy_paths: dict[str, str], kind: str, settings
     ("kind", "settings"),
     [
         ("boxes", {}),
-        ("boxes", {"packing": 4096, "loss_chunk": None}),
+        ("boxes", {"packing": 4096, "losses": UNSPLIT}),
         ("no boxes", {"packing": 4096}),
-        ("text", {"loss_chunk": None}),
+        ("text", {"losses": UNSPLIT}),
     ],
 )
 def test_vicuna_step_on_fake_tensors(kind: str, settings: dict[str, Any]) -> None:
     leaf = load_config("mg_llava_vicuna7b_instruct").model
-    model = build_skeleton({**leaf, **settings}, ARCHITECTURES).model.train()
-    data = make_batch(model, kind, canvas=model.high_res_size)
+    model = build_skeleton({**leaf, **settings}).model.train()
+    data = make_batch(model, kind, canvas=model.canvas_size)
     with faked(model) as fake, torch.autocast("cpu", torch.bfloat16):
         step(model, convert(data, fake))
     assert sum(p.numel() for p in model.parameters() if p.grad is not None) > 6.7e9

@@ -89,7 +89,7 @@ def open_tagger(folder, spoil):
 
 
 def open_judge(folder, spoil):
-    from mg_llava.evaluation.scorers.judge import load_local_judge
+    from mg_llava.evaluation.judging.run import load_local_judge
 
     spoil(folder, "pytorch_model.bin")
     load_local_judge(folder)
