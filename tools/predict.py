@@ -38,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write picture, boxes, question and answer as PNG")
     parser.add_argument("--json", action="store_true", help="print the answer with its boxes as JSON")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ... (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.boxes and len(arguments.image) != 1:
@@ -66,7 +67,8 @@ def ask(predictor, arguments: argparse.Namespace, question: str, boxes: object) 
     print(json.dumps({"question": question, **answer.to_dict()}) if arguments.json else answer.text)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        draw_answer(arguments.image or None, question, answer).save(arguments.out, format="PNG")
+        drawn = draw_answer(arguments.image or None, question, answer, processor=predictor.front_end.picture_processor)
+        drawn.save(arguments.out, format="PNG")
         print(f"wrote {arguments.out}", file=sys.stderr)
 
 
@@ -97,6 +99,8 @@ def main() -> int:
             device = arguments.device if arguments.detector else None
             proposer = build_pipeline(finder, arguments.tagger, device=device).propose if finder else None
             settings = {"proposer": proposer, "max_new_tokens": arguments.max_new_tokens}
+            if arguments.apply_exif:
+                settings["pictures"] = {"apply_exif": True}
             predictor = Predictor.from_config(arguments.config, arguments.checkpoint, arguments.device, **settings)
         if arguments.question is None:
             converse(predictor, arguments, boxes)

@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--api-key", default="", help="what clients must send (default: nothing)")
     parser.add_argument("--proposals", action="store_true", help="find bright marks as boxes where none are sent")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="default limit (default: %(default)s)")
+    parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ... (default: %(default)s)")
     return parser.parse_args()
 
@@ -43,6 +44,8 @@ def main() -> int:
     try:
         proposer = ConnectedComponentProposals() if arguments.proposals else None
         settings = {"proposer": proposer, "max_new_tokens": arguments.max_new_tokens}
+        if arguments.apply_exif:
+            settings["pictures"] = {"apply_exif": True}
         predictor = Predictor.from_config(arguments.config, arguments.checkpoint, arguments.device, **settings)
         server = make_server(predictor, arguments.host, arguments.port, arguments.name, arguments.api_key)
     except (OSError, ValueError) as error:

@@ -270,6 +270,7 @@ class LLaVADataset(Dataset):
             boxes=BoxReader(self.box_store, augmentation, self.draw.seed, self._strays),
             budget=self.budget,
             shuffle_seed=self.draw.seed if self.boxes.shuffle_boxes else None,
+            allow_outside=self.faults.outside_pictures == "allow",
         )
 
     def _open_features(self) -> FeatureSource | None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mg_llava.batch import TokenCount
 from mg_llava.data.boxes.augment import Augmentation
@@ -33,6 +33,8 @@ class FaultPolicy:
         missing_features: ``error``, or ``picture``: open the pictures of samples that the feature cache lacks.
         max_bad_samples: Number of different records that may be skipped, in each process, before the run stops with an
             error.
+        outside_pictures: ``error`` or ``allow``: about pictures outside of the image folder: under absolute paths,
+            above it, or behind links. An error counts as a picture that cannot be read.
         max_pixels: Largest number of pixels of a picture that is read (see ``pictures.files.open_picture``).
 
     Raises:
@@ -45,6 +47,7 @@ class FaultPolicy:
     missing_box: MissingBox = "error"
     bad_box_record: BadRecord = "error"
     missing_features: MissingFeatures = "error"
+    outside_pictures: Literal["error", "allow"] = "error"
     max_bad_samples: int = 100
     max_pixels: int | None = None
 
@@ -64,6 +67,7 @@ _POLICIES = {
     "over_budget": "skip",
     "bad_box_record": "drop",
     "missing_features": "picture",
+    "outside_pictures": "allow",
 }
 
 

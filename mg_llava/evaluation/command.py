@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="report",
         help="questions whose picture cannot be read: count them, or end (default: %(default)s)",
     )
+    add("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
     add("--device", default="auto", help="auto, cpu, cuda:0, ... (default: each process its own GPU)")
     add("--out", type=Path, help="folder of results (default: work_dirs/evaluation/CHECKPOINT)")
     add("--fresh", action="store_true", help="throw away the replies of an earlier run in --out")
@@ -79,7 +80,8 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
     benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)
     processes = Processes()
-    model = Model.load(arguments.config, arguments.checkpoint, processes, arguments.device)
+    pictures = {"apply_exif": True} if arguments.apply_exif else None
+    model = Model.load(arguments.config, arguments.checkpoint, processes, arguments.device, pictures)
     detector = model.detector
     if arguments.detector:
         from mg_llava.detection.pipeline import build_pipeline

@@ -35,7 +35,13 @@ class Model:
 
     @classmethod
     def load(
-        cls, config: str | Path, checkpoint: str | Path, processes: Processes, device: str = "auto", **settings: Any
+        cls,
+        config: str | Path,
+        checkpoint: str | Path,
+        processes: Processes,
+        device: str = "auto",
+        pictures: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> "Model":
         """Build the model of a config and load a checkpoint; arguments as for ``Predictor.from_config``.
 
@@ -46,6 +52,7 @@ class Model:
         if not Path(config).is_file():
             raise FileNotFoundError(f"config {config} does not exist; give the .py file the model was trained with")
         parsed = Config.fromfile(str(config))
+        parsed.merge_from_dict({"picture_processor": dict(pictures)} if pictures else {})
         device = str(pick_device(device))
         predictor = Predictor.from_config(parsed, checkpoint, device, **settings)
         hashes: dict[str, Any] = {}

@@ -6,6 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from mg_llava.data.inputs import PictureLike, list_pictures, load_picture
+from mg_llava.data.pictures.files import to_rgb
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.drawing.boxes import MARGIN, PAPER, draw_boxes, draw_text
 from mg_llava.drawing.lettering import load_font
 from mg_llava.inference.requests import Answer
@@ -20,6 +22,7 @@ def draw_answer(
     min_side: int = 640,
     max_side: int = 1600,
     font: str | Path | None = None,
+    processor: PictureProcessor | None = None,
 ) -> Image.Image:
     """Draw what a model was asked, saw and answered.
 
@@ -30,6 +33,7 @@ def draw_answer(
         min_side: Small pictures are enlarged until their longer side has this many pixels.
         max_side: Large ones are reduced to this.
         font: A TrueType file, for scripts that PIL's own font does not have.
+        processor: Of the predictor, so that pictures are drawn as they were seen; None for plain ones.
 
     Returns:
         An RGB picture.
@@ -38,6 +42,8 @@ def draw_answer(
         ValueError: If pictures and answer do not belong together.
     """
     pictures = [load_picture(item, "the answer's picture") for item in list_pictures(picture, "the answer")]
+    if processor is not None:
+        pictures = [to_rgb(image, processor.mode, processor.apply_exif) for image in pictures]
     if len(pictures) != len(answer.pictures):
         raise ValueError(f"{len(pictures)} pictures for an answer about {len(answer.pictures)}")
     drawn = [

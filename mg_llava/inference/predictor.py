@@ -4,7 +4,7 @@ Text, pictures and boxes take the same way as in training: ``encode_prompt``, ``
 """
 
 import logging
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,12 @@ class Predictor:
 
     @classmethod
     def from_config(
-        cls, config: str | Path | Config, checkpoint: str | Path, device: str = "auto", **kwargs: Any
+        cls,
+        config: str | Path | Config,
+        checkpoint: str | Path,
+        device: str = "auto",
+        pictures: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> "Predictor":
         """Build the model of a training config and load a checkpoint of it.
 
@@ -93,6 +98,7 @@ class Predictor:
             config: A training config, or the path of one.
             checkpoint: What that training wrote: mmengine ``.pth`` file, DeepSpeed folder or safetensors file.
             device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:1"``...
+            pictures: Changes of the config's picture processor, such as ``apply_exif``.
             **kwargs: As for the class: ``proposer``, ``system``, generation arguments.
 
         Raises:
@@ -111,7 +117,8 @@ class Predictor:
             settings["pretrained_pth"] = None  # all of it is in the checkpoint
         model = MODELS.build(settings)
         model.load_pretrained(str(checkpoint), whole=True)
-        return cls(model.to(target), config.tokenizer, config.prompt_template, config.picture_processor, **kwargs)
+        processor = {**config.picture_processor, **(pictures or {})}
+        return cls(model.to(target), config.tokenizer, config.prompt_template, processor, **kwargs)
 
     def predict(
         self,

@@ -5,27 +5,37 @@ picture is taken.
 """
 
 import hashlib
+import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
 from mg_llava.data.pictures.geometry import BoxMode
 
-PictureFault = Literal["missing", "empty", "zero size", "truncated", "not a picture", "undecodable", "too large"]
+PictureFault = Literal[
+    "missing", "empty", "zero size", "truncated", "not a picture", "undecodable", "too large", "outside"
+]
 
 _ALPHA_BACKGROUND = (255, 255, 255, 255)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = 1
 _HASH_DIGITS = 32
 _HEADER_BYTES = 32
+_SHOWN = 200
 _SAME_FORMAT = {"MPO": "JPEG"}
 """Formats that share the extensions of another: phones write several JPEGs into one file."""
+
+_DEEP_MODES = ("I", "F")
+_warned: set[str] = set()
 
 _ADVICE = "replace the file, remove the record or skip bad pictures with bad_image='skip'"
 
@@ -120,7 +130,8 @@ def to_rgb(image: Image.Image, mode: BoxMode = "reference", apply_exif: bool = F
     """Convert a picture of any color mode to RGB; the input is left alone.
 
     ``reference`` is PIL's plain conversion: transparency is dropped and 16-bit gray saturates. ``exact`` lays
-    transparent pictures on white and scales 16-bit gray, and gray in 0..1, to 8 bits.
+    transparent pictures on white and scales 16-bit gray, and gray in 0..1, to 8 bits. The first picture of a process
+    that stays on its side, and the first that saturates, are logged.
 
     Args:
         image: Any PIL picture. CMYK is converted without a color profile.
@@ -131,12 +142,21 @@ def to_rgb(image: Image.Image, mode: BoxMode = "reference", apply_exif: bool = F
     Raises:
         PictureError: The color mode cannot be converted.
     """
+    if not apply_exif:
+        _warn_of_rotation(image)
+    if mode == "reference" and image.mode.startswith(_DEEP_MODES):
+        scale = "mode='exact' of the picture processor scales it to 8 bits"
+        _warn("deep", f"{_name_of(image)}: 16-bit gray (mode {image.mode}) saturates at 255; {scale}")
+    return _to_rgb(image, mode, apply_exif)
+
+
+def _to_rgb(image: Image.Image, mode: BoxMode, apply_exif: bool) -> Image.Image:
     if apply_exif and exif_orientation(image) != _UPRIGHT:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if mode == "exact":
-        if image.mode.startswith(("I", "F")):
+        if image.mode.startswith(_DEEP_MODES):
             return _deep_gray_to_rgb(image)
         if _is_transparent(image):
             rgba = _convert(image, "RGBA")
@@ -161,10 +181,40 @@ def content_hash(image: Image.Image) -> str:
     Returns:
         32 hexadecimal digits of SHA-256.
     """
-    rgb = to_rgb(image)
+    rgb = _to_rgb(image, "reference", apply_exif=False)
     digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
     digest.update(rgb.tobytes())
     return digest.hexdigest()[:_HASH_DIGITS]
+
+
+def picture_path(folder: str, name: str, owner: str = "", allow_outside: bool = False) -> str:
+    """Path of a picture that a record names.
+
+    Args:
+        folder: The image folder.
+        name: Path relative to it.
+        owner: Whose picture it is, for the message.
+        allow_outside: Whether the file may lie elsewhere: under an absolute path, above the folder, or behind a link.
+
+    Raises:
+        PictureError: It lies outside of the folder.
+    """
+    path = os.path.join(folder, name)
+    if allow_outside:
+        return path
+    root, real = _real_path(folder), os.path.realpath(path)
+    if real != root and not real.startswith(os.path.join(root, "")):
+        raise PictureError(
+            f"picture {name[:_SHOWN]} of {owner} lies outside of image_folder {folder}, at {real[:_SHOWN]}; put it "
+            "there, or set faults=dict(outside_pictures='allow')",
+            "outside",
+        )
+    return path
+
+
+@lru_cache
+def _real_path(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 @contextmanager
@@ -173,6 +223,8 @@ def _opened(path: str | Path, owner: str, max_pixels: int | None) -> Iterator[Im
     name = f"picture {path}" + (f" of {owner}" if owner else "")
     _lift_pillow_limit(max_pixels)
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe or a device would wait forever
+            raise OSError("it is no regular file")
         with Image.open(path) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(
@@ -247,6 +299,27 @@ def _probe(image: Image.Image, path: str | Path, size: tuple[int, int]) -> Pictu
         expected_format=Image.registered_extensions().get(suffix),
         transparent=_is_transparent(image),
     )
+
+
+def _warn_of_rotation(image: Image.Image) -> None:
+    if "exif" not in _warned and (orientation := exif_orientation(image)) != _UPRIGHT:
+        _warn(
+            "exif",
+            f"{_name_of(image)}: EXIF orientation {orientation} is not applied, as in the published training, so that "
+            "the picture is seen on its side; apply_exif=True of the picture processor (--apply-exif) turns it, and "
+            "boxes must then be for the turned picture",
+        )
+
+
+def _warn(kind: str, message: str) -> None:
+    """Log the first of a kind in this process."""
+    if kind not in _warned:
+        _warned.add(kind)
+        print_log(f"{message}; further ones are not named", logger="current", level=logging.WARNING)
+
+
+def _name_of(image: Image.Image) -> str:
+    return f"picture {getattr(image, 'filename', '') or 'without a file'}"
 
 
 def _is_transparent(image: Image.Image) -> bool:

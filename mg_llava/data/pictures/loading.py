@@ -4,7 +4,6 @@ First pictures and boxes are opened, both in original pixels; then, once the tex
 canvases.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from mg_llava.data.boxes.policy import Picture
 from mg_llava.data.boxes.store import BoxStore, picture_keys
 from mg_llava.data.faults import StrayBoxes
 from mg_llava.data.features.cache import CachedPicture, FeatureCache, unique_boxes
-from mg_llava.data.pictures.files import exif_orientation, open_picture
+from mg_llava.data.pictures.files import exif_orientation, open_picture, picture_path
 from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.pictures.processor import BoxFate, PictureProcessor
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, LLaVARecord
@@ -121,6 +120,7 @@ class PictureLoader:
         boxes: Reads their boxes.
         budget: What text, pictures and boxes have room in.
         shuffle_seed: With the index of the sample, for the order of its boxes; None for the best first.
+        allow_outside: Whether pictures may lie outside of the folder.
     """
 
     folder: str
@@ -129,6 +129,7 @@ class PictureLoader:
     boxes: BoxReader
     budget: TokenBudget
     shuffle_seed: int | None = None
+    allow_outside: bool = False
 
     def open(
         self, record: LLaVARecord, index: int, owner: str, cache: FeatureCache | None = None
@@ -145,7 +146,7 @@ class PictureLoader:
             PictureError: A picture cannot be read.
             FeatureError: Features are absent or stale.
         """
-        paths = [os.path.join(self.folder, name) for name in record.images]
+        paths = [picture_path(self.folder, name, owner, self.allow_outside) for name in record.images]
         sources: list[Image.Image | CachedPicture]
         pictures: list[Picture]
         if cache is None:

@@ -19,6 +19,25 @@ _FOLLOWING = frozenset(" \t\n\r,]}:")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
+def parse_json(data: bytes) -> Any:
+    """The value that UTF-8 bytes hold.
+
+    Raises:
+        ValueError: They do not, whatever is wrong; the message says what.
+    """
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (RecursionError, ValueError) as error:
+        raise ValueError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with JSON that raised an error."""
+    if isinstance(error, RecursionError):
+        return "lists or objects are nested too deeply"
+    return "a number has too many digits" if "digits" in str(error) else str(error)
+
+
 class Entry(NamedTuple):
     """One value: ``key`` is None in lists and JSON Lines, ``number`` counts from 0.
 
@@ -80,6 +99,7 @@ class _Reader:
         self.place = 0  # of _position in the file, in bytes
         self._line = 1
         self._ended = False
+        self._broken = ""
         self._first = True
 
     def peek(self) -> str:
@@ -113,8 +133,8 @@ class _Reader:
             except json.JSONDecodeError as error:
                 if self._ended or self._is_certain(error):
                     self.fail(error.msg)
-            except RecursionError:
-                self.fail("lists or objects are nested too deeply")
+            except (RecursionError, ValueError) as error:  # a number of thousands of digits is a ValueError
+                self.fail(explain(error))
             else:
                 # A number may be cut at "1", "1." or "1e".
                 if self._text[end : end + 1] in _FOLLOWING or self._ended or end < len(self._text) - _MARGIN:
@@ -141,6 +161,8 @@ class _Reader:
 
     def _read(self) -> None:
         """Drop what was used and read at least as much as is left, so that long values are not decoded often."""
+        if self._broken:
+            self.fail(f"not UTF-8 ({self._broken})")
         left = len(self._text) - self._position
         if left > _LONGEST:
             self.fail(f"a record of more than {_LONGEST >> 20} million characters; a quote or bracket is missing")
@@ -148,6 +170,7 @@ class _Reader:
         if self._on_chunk is not None and chunk:
             self._on_chunk(chunk)
         self._ended = not chunk
+        encoding = "utf-8-sig" if self._first else "utf-8"
         if self._first:
             self._first = False
             self.place = len(codecs.BOM_UTF8) if chunk.startswith(codecs.BOM_UTF8) else 0
@@ -156,8 +179,9 @@ class _Reader:
         self._position = 0
         try:
             self._text += self._decoder.decode(chunk, final=self._ended)
-        except UnicodeDecodeError as error:
-            self.fail(f"not UTF-8 ({error.reason})")
+        except UnicodeDecodeError as error:  # told when what stands before it has been read
+            self._text += error.object[: error.start].decode(encoding)
+            self._broken, self._ended = error.reason, False
 
 
 def _items(reader: _Reader, end: str) -> Iterator[Entry]:

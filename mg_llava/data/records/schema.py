@@ -1,7 +1,8 @@
 """Typed records, and the one validator of records in LLaVA format and of box records."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -12,11 +13,15 @@ from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 Role = Literal["human", "gpt"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a record stands for something else than before, or another one is refused: it voids caches."""
 
 _ROLES = ("human", "gpt")
 _OWN_KEYS = ("id", "image", "conversations")
+_OTHER_TEXTS = ("system", "system_prompt", "instruction", "history", "messages", "tools")
+"""Keys of other formats whose text would belong to the conversation."""
+
+_SHOWN = 80
 _OTHER_MEDIA = ("video", "videos", "audio", "audios", "frames", "images", "pictures", "point_cloud", "pcd")
 
 
@@ -115,13 +120,21 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     if not isinstance(raw, Mapping):
         raise RecordError(f"{where}: found a {type(raw).__name__}; a record is an object with id and conversations")
     if not isinstance(raw.get("id"), str | int) or isinstance(raw.get("id"), bool):
-        raise RecordError(f"{where}: id is {raw.get('id')!r}; every record needs an id, a string or an integer")
+        raise RecordError(f"{where}: id is {show(raw.get('id'))}; every record needs an id, a string or an integer")
     record_id = str(raw["id"])
-    where = f"{where} (id {record_id!r})"
+    where = f"{where} (id {show(record_id)})"
     _check_kind(raw, where)
     record = LLaVARecord(record_id, _parse_images(raw.get("image"), where), _parse_turns(raw["conversations"], where))
+    if not _is_unicode([record.id, *record.images, *(turn.text for turn in record.turns)]):
+        raise RecordError(f"{where}: half of a surrogate pair stands in the text, which is no Unicode; mend the text")
     _check_placeholders(record, where)
     return record
+
+
+def show(value: Any) -> str:
+    """A value as it stands in messages, at most 80 characters of it."""
+    text = repr(value[:_SHOWN]) if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= _SHOWN + 2 else f"{text[:_SHOWN]}..."
 
 
 class Measure(NamedTuple):
@@ -188,7 +201,8 @@ def _measure_plain(raw: Any) -> Measure | None:
         else:
             return None
     pictures = 1 if image else 0
-    if answered and placeholders != pictures:
+    texts = [str(record_id), image or "", *(turn["value"] for turn in turns)]
+    if (answered and placeholders != pictures) or "\0" in texts[1] or not _is_unicode(texts):
         return None
     return Measure(str(record_id), characters + 1 if answered else 0, pictures, is_silent)
 
@@ -199,7 +213,8 @@ def _are_plain(keys: tuple[Any, ...]) -> bool:
     others = [key for key in keys if key not in _OWN_KEYS]
     if not {"id", "conversations"} <= set(keys):
         return False
-    return not any(key in _OTHER_MEDIA or (isinstance(key, str) and _similar_key(key)) for key in others)
+    special = (*_OTHER_MEDIA, *_OTHER_TEXTS)
+    return not any(key in special or (isinstance(key, str) and _similar_key(key)) for key in others)
 
 
 def _check_kind(raw: Mapping[str, Any], where: str) -> None:
@@ -208,13 +223,18 @@ def _check_kind(raw: Mapping[str, Any], where: str) -> None:
         if key in _OTHER_MEDIA and raw[key] not in (None, "", []):
             hint = "; 'image' may be a list" if key in ("images", "pictures") else ""
             raise RecordError(f"{where}: unknown kind of record, with key {key!r}; text and 'image' are known{hint}")
+        if key in _OTHER_TEXTS and raw[key] not in (None, "", [], {}):
+            raise RecordError(
+                f"{where}: key {key!r} beside the conversations, {show(raw[key])}, would be lost; write it into the "
+                "turns, a system text before the first question, or remove the key"
+            )
         if isinstance(key, str) and key not in _OTHER_MEDIA:
             meant = _similar_key(key)
             if meant is not None and meant not in raw:
-                raise RecordError(f"{where}: unknown key {key!r}; is {meant!r} meant?")
+                raise RecordError(f"{where}: unknown key {show(key)}; is {meant!r} meant?")
     if "conversations" not in raw:
         raise RecordError(
-            f"{where}: unknown kind of record, with keys {sorted(map(str, raw))}; 'conversations' is needed"
+            f"{where}: unknown kind of record, with keys {show(sorted(map(str, raw)))}; 'conversations' is needed"
         )
 
 
@@ -228,9 +248,28 @@ def _parse_images(value: Any, where: str) -> tuple[str, ...]:
     images = [value] if isinstance(value, str) else value
     if value is None or value == "":
         images = []
+    if _holds_bytes(images):
+        raise RecordError(f"{where}: image holds the bytes of a picture; write them to a file and give its path")
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise RecordError(f"{where}: image is {value!r}; it must be a path or a list of paths")
+        raise RecordError(f"{where}: image is {show(value)}; it must be a path or a list of paths")
+    if any("\0" in image for image in images):
+        raise RecordError(f"{where}: image is {show(value)}; a path cannot contain a NUL character")
     return tuple(images)
+
+
+def _holds_bytes(value: Any) -> bool:
+    """Whether this is a picture as tables of the datasets library have it: bytes, or bytes beside a path."""
+    if isinstance(value, list):
+        return any(map(_holds_bytes, value))
+    return isinstance(value, bytes) or (isinstance(value, Mapping) and bool(value.get("bytes")))
+
+
+def _is_unicode(texts: Iterable[str]) -> bool:
+    """Whether texts can be written in UTF-8; JSON may hold halves of surrogate pairs, which cannot."""
+    try:
+        return all(text.isascii() or text.encode() is not None for text in texts)
+    except UnicodeEncodeError:
+        return False
 
 
 def _parse_turns(value: Any, where: str) -> tuple[Turn, ...]:
@@ -241,7 +280,7 @@ def _parse_turns(value: Any, where: str) -> tuple[Turn, ...]:
         role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
         if role not in _ROLES or not isinstance(text, str):
             raise RecordError(
-                f"{where}: turn {number} is {str(turn)[:80]}; a turn is {{'from': 'human' or 'gpt', 'value': text}}"
+                f"{where}: turn {number} is {show(turn)}; a turn is {{'from': 'human' or 'gpt', 'value': text}}"
             )
         turns.append(Turn(role, text))
     return tuple(turns)

@@ -87,6 +87,9 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
         count, drawn = 0, 0
         limits = Limits(bool(used.length) and source.budget.is_long(used.length, len(used.images)))
         for name, key in zip(used.images, picture_keys(used.id, len(used.images)), strict=True):
+            if source.has_folder and source.is_outside(name):
+                result.found.append(Found("outside_picture", used.id, used.row, name))
+                result.skipped.append(used.row)
             facts = _facts_of(check, source, name)
             if facts is not None:
                 result.found.extend(_about_picture(check, facts, name, used))

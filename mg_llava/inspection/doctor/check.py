@@ -151,6 +151,7 @@ def _check_pictures(
         if source.has_folder
         for record in one.used
         for name in record.images
+        if not source.is_outside(name)
     }
     cache = None if options.cache is None else PictureCache(options.cache)
     check = PictureCheck(

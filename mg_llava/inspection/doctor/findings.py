@@ -79,6 +79,10 @@ KINDS: dict[str, Kind] = {
     "not_a_picture": Kind("a file is not a picture, perhaps a saved error page", _RESTORE),
     "undecodable_picture": Kind("a picture cannot be decoded", _RESTORE),
     "oversized_picture": Kind("a picture has more pixels than allowed, perhaps a bomb", "scale it down, or allow it"),
+    "outside_picture": Kind(
+        "a picture lies outside of the image folder, by its path or behind a link",
+        "put it there, or set faults=dict(outside_pictures='allow')",
+    ),
     "wrong_extension": Kind(
         "the file's extension promises another format; it is read by its content", "rename the file and the record"
     ),
@@ -149,6 +153,7 @@ PICTURE_FAULTS: dict[PictureFault, str] = {
     "not a picture": "not_a_picture",
     "undecodable": "undecodable_picture",
     "too large": "oversized_picture",
+    "outside": "outside_picture",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mg_llava.data.boxes._table import BoxTable
+from mg_llava.data.pictures.files import PictureError, picture_path
 from mg_llava.data.settings import BoxUse, Draw, FaultPolicy
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
@@ -61,6 +62,14 @@ class Source:
     def apply_exif(self) -> bool:
         """Whether pictures are rotated as their EXIF orientation says."""
         return bool(getattr(self.processor, "apply_exif", False))
+
+    def is_outside(self, name: str) -> bool:
+        """Whether a picture of a record lies outside of the image folder and may not."""
+        try:
+            picture_path(os.fspath(self.arguments["image_folder"]), name, "", self.faults.outside_pictures == "allow")
+        except PictureError:
+            return True
+        return False
 
     def path_of(self, name: str) -> str:
         """Path of a picture of a record."""

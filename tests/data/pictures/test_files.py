@@ -1,7 +1,9 @@
 """Decoding, color modes, content hashes, and what can be wrong with files."""
 
 import io
+import os
 import pickle
+import socket
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from mg_llava.data.pictures.files import (
     content_hash,
     exif_orientation,
     open_picture,
+    picture_path,
     probe_picture,
     to_rgb,
     verify_picture,
@@ -228,3 +231,79 @@ def test_broken_metadata_does_not_lose_a_picture(tmp_path):
     exif[0x0112] = 77
     noise().save(path, exif=exif)
     assert probe_picture(path).orientation == 1
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """What is logged about pictures, from the first one on."""
+    logged = []
+    monkeypatch.setattr("mg_llava.data.pictures.files._warned", set())
+    monkeypatch.setattr("mg_llava.data.pictures.files.print_log", lambda text, **_: logged.append(text))
+    return logged
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_pictures_that_stay_on_their_side_are_said_once(tmp_path, warnings_of, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise().save(tmp_path / "a.jpg", exif=exif)
+    image = open_picture(tmp_path / "a.jpg")
+    to_rgb(image, apply_exif=True), content_hash(image), to_rgb(noise())
+    assert warnings_of == []
+    to_rgb(image), to_rgb(image)
+    assert len(warnings_of) == 1
+    assert f"a.jpg: EXIF orientation {orientation} is not applied" in warnings_of[0]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_gray_that_saturates_is_said_once_and_scaled_in_exact_mode(tmp_path, warnings_of, mode):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values.astype(np.int32)).convert(mode)
+    assert np.array_equal(np.asarray(to_rgb(image, "exact"))[..., 0].ravel(), np.arange(256)) and warnings_of == []
+    assert np.asarray(to_rgb(image)).min() == 0 and np.asarray(to_rgb(image))[1:].min() == 255
+    assert len(warnings_of) == 1 and f"16-bit gray (mode {mode}) saturates" in warnings_of[0]
+
+
+def _make_pipe(path):
+    os.mkfifo(path)
+
+
+def _make_socket(path):
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [_make_pipe, _make_socket, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_only_regular_files_are_opened(tmp_path, make):
+    make(tmp_path / "a.png")
+    for reader in (open_picture, probe_picture, verify_picture):
+        with pytest.raises(PictureError, match="it is no regular file") as error:
+            reader(tmp_path / "a.png", "record 1")
+        assert error.value.fault == "not a picture"
+
+
+OUTSIDE = ["../secret.png", "{outside}/secret.png", "a/../../secret.png", "link/secret.png", "link.png"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_pictures_outside_of_the_folder_are_refused(tmp_path, name):
+    folder, outside = tmp_path / "images", tmp_path
+    (folder / "a").mkdir(parents=True)
+    noise().save(outside / "secret.png")
+    noise().save(folder / "a" / "own.png")
+    (folder / "link").symlink_to(outside)
+    (folder / "link.png").symlink_to(outside / "secret.png")
+    name = name.format(outside=outside)
+    with pytest.raises(PictureError, match=r"lies outside of image_folder .*outside_pictures='allow'") as error:
+        picture_path(str(folder), name, "record 1")
+    assert error.value.fault == "outside"
+    assert open_picture(picture_path(str(folder), name, "record 1", allow_outside=True)).size == (48, 32)
+
+
+def test_links_within_the_folder_and_to_it_are_followed(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    noise().save(tmp_path / "images" / "a" / "own.png")
+    (tmp_path / "images" / "b").symlink_to(tmp_path / "images" / "a")
+    (tmp_path / "linked").symlink_to(tmp_path / "images")
+    for name in ("a/own.png", "b/own.png", "a/../a/own.png"):
+        assert open_picture(picture_path(str(tmp_path / "linked"), name)).size == (48, 32)

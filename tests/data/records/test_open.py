@@ -148,3 +148,38 @@ def test_threads_that_open_the_file_at_once(tmp_path):
         for _ in range(20):
             fresh = pickle.loads(pickle.dumps(records))
             assert [item["id"] for item in pool.map(fresh.__getitem__, range(300))] == list(range(300))
+
+
+HOSTILE = {
+    "nested": ("[" * 200_000, "nested too deeply"),
+    "digits": ("9" * 5000, "too many digits"),
+    "latin": ('"\udcff"', "not UTF-8|utf-8"),
+    "cut": ('{"id": ', "Expecting"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_values_are_one_error_with_file_and_record(tmp_path, kind):
+    text, message = HOSTILE[kind]
+    value = text.encode("utf-8", "surrogateescape")
+    good = b'{"id": 1}'
+    (tmp_path / "a.json").write_bytes(b"[" + good + b",\n" + value + b"]")
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n" + value + b"\n" + good)
+    for name, place in (("a.json", "record 1"), ("a.jsonl", "line 2")):
+        with pytest.raises(RecordError, match=message) as error:
+            list(open_records(tmp_path / name))
+        assert name in str(error.value) and place in str(error.value) and len(str(error.value)) < 500
+        with pytest.raises(RecordError, match=message):
+            list(json_stream.stream_json(tmp_path / name))
+    lines = open_records(tmp_path / "a.jsonl")
+    assert len(lines) == 3 and lines[0] == lines[2] == {"id": 1}
+    with pytest.raises(RecordError, match=r"a\.jsonl, record 1"):
+        lines[1]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
+    for name, text in (("a.json", '[{"id": 1}, {"id": 2}]'), ("a.jsonl", '{"id": 1}\n\n{"id": 2}\n')):
+        (tmp_path / name).write_text(text, "utf-8-sig")
+        records = open_records(tmp_path / name)
+        assert records[0] == {"id": 1} and list(records) == [{"id": 1}, {"id": 2}] == [records[0], records[1]]
+        assert [entry.value for entry in json_stream.stream_json(tmp_path / name)] == list(records)

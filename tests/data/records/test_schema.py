@@ -36,6 +36,21 @@ def test_kinds_of_records():
         ({"id": "x", "conversations": "hello"}, "must be a list of turns"),
         ({"id": "x", "conversations": [{"from": "user", "value": "a"}]}, "turn 0 .*'human' or 'gpt'"),
         ({"id": "x", "conversations": [{"from": "human", "value": None}]}, "turn 0"),
+        (
+            {"id": "x", "system": "Be brief.", "conversations": TALK},
+            "key 'system' beside the .*, 'Be brief.'",
+        ),
+        ({"id": "x", "history": [["Hi", "Ho"]], "conversations": TALK}, "key 'history' .* would be lost"),
+        ({"id": "x", "tools": [{"name": "zoom"}], "conversations": TALK}, "key 'tools' .* write it into the turns"),
+        ({"id": "x", "image": {"bytes": b"PNG", "path": None}, "conversations": PICTURE}, "holds the bytes of a pic"),
+        (
+            {"id": "x", "image": [{"bytes": b"PNG"}], "conversations": PICTURE},
+            "write them to a file",
+        ),
+        ({"id": "x", "image": b"PNG", "conversations": PICTURE}, "holds the bytes of a picture"),
+        ({"id": "x", "image": "a\0.png", "conversations": PICTURE}, "a path cannot contain a NUL"),
+        ({"id": "x", "image": "a\ud800.png", "conversations": PICTURE}, "half of a surrogate pair"),
+        ({"id": "x", "conversations": turns_of("Hello?", "a \udfff dog")}, "half of a surrogate pair"),
         ({"id": "x", "image": "a", "conversations": TALK}, "0 <image> in the questions, 1 pictures"),
         ({"id": "x", "conversations": PICTURE}, "1 <image> in the questions, 0 pictures"),
         ({"id": "x", "image": ["a", "b"], "conversations": PICTURE}, "1 <image> in the questions, 2 pictures"),
@@ -94,3 +109,29 @@ def test_measuring_checks_the_same_as_parsing(raw):
     characters = sum(len(turn.text) for turn in turns) + 1 if turns else 0
     silent = any(turn.role == "gpt" and not turn.text.strip() for turn in turns)
     assert measure_record(raw) == Measure(record.id, characters, len(record.images), silent)
+
+
+LONG = "a" * 300_000
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"id": LONG, "conversations": "hello"},
+        {"id": [LONG] * 9, "conversations": TALK},
+        {"id": "x", "image": {LONG: LONG}, "conversations": TALK},
+        {"id": "x", LONG: 1, "text": LONG},
+        {"id": "x", "system": LONG, "conversations": TALK},
+        {"id": "x", "conversations": [{"from": LONG, "value": [LONG]}]},
+    ],
+)
+def test_messages_stay_short(raw):
+    for reader in (parse_record, measure_record):
+        with pytest.raises(RecordError) as error:
+            reader(raw, "train.json", 12)
+        assert len(str(error.value)) < 700 and "train.json, record 12" in str(error.value)
+
+
+def test_empty_texts_of_other_formats_are_passed_over():
+    raw = {"id": 1, "system": "", "history": [], "tools": None, "conversations": TALK}
+    assert parse_record(raw).turns == parse_record({"id": 1, "conversations": TALK}).turns

@@ -63,9 +63,9 @@ def test_faults_that_stop_training_are_errors(broken):
 
 
 def test_more_bad_samples_than_allowed_are_an_error(broken):
-    found = ids_by_kind(check_dataset(broken.arguments(max_bad_samples=10), QUIET))
+    found = ids_by_kind(check_dataset(broken.arguments(max_bad_samples=11), QUIET))
     assert "too_many_bad" in found
-    assert "too_many_bad" not in ids_by_kind(check_dataset(broken.arguments(max_bad_samples=11), QUIET))
+    assert "too_many_bad" not in ids_by_kind(check_dataset(broken.arguments(max_bad_samples=12), QUIET))
 
 
 def test_the_data_set_fails_where_the_doctor_says(tmp_path):
@@ -134,7 +134,7 @@ def test_report_can_be_read_and_written(broken, report):
     for kind, ids in broken.expected.items():
         assert f"    {kind}: " in text and KINDS[kind].fix in text
         assert any(f"id {record_id!r}" in text for record_id in ids if record_id) or kind == "bad_record"
-    assert text.endswith("6 errors, 34 warnings: training would fail or learn from wrong boxes")
+    assert text.endswith("6 errors, 35 warnings: training would fail or learn from wrong boxes")
     assert "compared with 2 evaluation pictures" in text
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["training_would_fail"] and plain["totals"]["error"] == 6
@@ -222,7 +222,7 @@ def test_a_data_set_of_another_kind_is_said_to_be_unchecked(clean):
 def test_limit_takes_records_from_all_over(broken):
     report = check_dataset(broken.arguments(), Options(workers=1, limit=10, show_progress=False))
     summary = report.sources[0].summary
-    assert summary["checked"] == 10 and summary["records"] == 48
+    assert summary["checked"] == 10 and summary["records"] == 49
     rows = {found.row for all_ in report.sources[0].findings.examples.values() for found in all_}
     assert max(row for row in rows if row is not None) == 47
 
