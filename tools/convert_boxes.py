@@ -56,6 +56,7 @@ def convert(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from mg_llava.data.boxes.convert import convert_boxes
+    from mg_llava.work.atomic import write_json
 
     journal = arguments.out.with_name(arguments.out.name + ".pictures")
     total = sum(path.stat().st_size for path in arguments.source if path.is_file())
@@ -84,7 +85,7 @@ def convert(arguments: argparse.Namespace) -> int:
     if report.written:
         journal.unlink(missing_ok=True)
     path = arguments.report or arguments.out.with_name(arguments.out.name + ".report.json")
-    path.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    write_json(path, report.to_dict())
     print(report)
     print(f"{'wrote ' + str(arguments.out) if report.written else 'no store written'}; report: {path}")
     return 0 if report.written else 1

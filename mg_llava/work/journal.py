@@ -136,11 +136,12 @@ def writer_name() -> str:
     return f"{time.time_ns():020d}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     """Write all bytes, in as many steps as the disk takes."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    with memoryview(data) as rest:
+        start = 0
+        while start < len(rest):
+            start += os.write(descriptor, rest[start:])
 
 
 def check_is_there(descriptor: int, path: Path) -> None:

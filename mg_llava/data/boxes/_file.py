@@ -1,21 +1,21 @@
 """The box store's file: memory-mapped arrays with a header, written at once or not at all.
 
 The file is in the safetensors format (8 bytes with the length of the header, the header in JSON, the arrays), so that
-any tool that reads this format can open it; ``__metadata__`` holds what the store says about itself, and a checksum of
-each array. Reading needs the header alone; the arrays stay on disk until they are touched.
+any tool that reads this format can open it; ``__metadata__`` holds what the store says about itself, and checksums of
+the header and of each array. Opening reads the file once to compare them; nothing of it stays in memory.
 """
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from mg_llava.data.records.schema import RecordError
+from mg_llava.work.atomic import replacing
 
 FORMAT = "mg_llava.boxes"
 VERSION = 1
@@ -26,6 +26,9 @@ _DTYPES = {
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
 _LONGEST_HEADER = 1 << 26
 _CHUNK = 1 << 22
+_NO_CHECKSUM = "0" * 8
+_WITHOUT_CHECKSUM = {"format", "version", "content", "checksums"}
+"""What the headers of stores of earlier programs say, which have no checksum of their own."""
 
 
 class Column(NamedTuple):
@@ -58,37 +61,36 @@ def write_box_file(path: str | Path, columns: Mapping[str, Column], metadata: Ma
         columns: The arrays.
         metadata: Anything that fits into JSON.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     # Wide values first keep every array aligned.
     ordered = dict(sorted(columns.items(), key=lambda item: -item[1].dtype.itemsize))
     checksums = dict.fromkeys(ordered, 0)
-    with part.open("wb") as file:
+    with replacing(path) as file:
         # Zeros until the end, so that a file that is not complete can be told.
         file.write(bytes(len(_header(ordered, checksums, metadata))))
         for name, column in ordered.items():
             checksums[name] = _write(file, column)
         file.seek(0)
         file.write(_header(ordered, checksums, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
-def read_box_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_box_file(path: str | Path, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Map a store into memory.
+
+    Args:
+        path: The file.
+        verify: Compare the arrays with their checksums; False where this process's parent did.
 
     Returns:
         The arrays, read-only views of the file, and the metadata.
 
     Raises:
         FileNotFoundError: There is no such file.
-        RecordError: The file is no box store, was not written to its end, is truncated, or is of a newer version.
+        RecordError: The file is no box store, was not written to its end, is damaged, or is of a newer version.
     """
     path = Path(path)
-    header, start = _read_header(path)
-    metadata = _metadata(path, header)
+    header, text = _read_header(path)
+    about, start = header.pop("__metadata__", {}), 8 + len(text)
+    _check_about(path, about, text)
     content = np.memmap(path, dtype=np.uint8, mode="r")
     arrays = {}
     for name, entry in header.items():
@@ -96,15 +98,14 @@ def read_box_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, An
         # A plain array, as slices of np.memmap are slow.
         flat = np.asarray(content[first:last]).view(_DTYPES[entry["dtype"]])
         arrays[name] = flat.reshape(entry["shape"])
-    return arrays, metadata
-
-
-def damaged_arrays(path: str | Path) -> list[str]:
-    """Names of the arrays whose checksum does not fit; reads the whole file."""
-    arrays, _ = read_box_file(path)
-    header, _ = _read_header(Path(path))
-    checksums = json.loads(header["__metadata__"]["checksums"])
-    return [name for name, array in arrays.items() if _checksum(array) != int(checksums[name], 16)]
+    checksums = json.loads(about["checksums"])
+    damaged = [name for name in arrays if verify and _checksum(arrays[name]) != int(checksums.get(name, "0"), 16)]
+    if damaged:
+        raise RecordError(
+            f"box store {path} is damaged: {', '.join(damaged)} do not fit their checksums; copy it again, or "
+            "convert the boxes again"
+        )
+    return arrays, json.loads(about["content"])
 
 
 def _header(columns: Mapping[str, Column], checksums: Mapping[str, int], metadata: Mapping[str, Any]) -> bytes:
@@ -116,6 +117,7 @@ def _header(columns: Mapping[str, Column], checksums: Mapping[str, int], metadat
         "version": str(VERSION),
         "content": json.dumps(metadata),
         "checksums": json.dumps(digits),
+        "header": _NO_CHECKSUM,
     }
     header: dict[str, Any] = {"__metadata__": about}
     offset = 0
@@ -128,10 +130,15 @@ def _header(columns: Mapping[str, Column], checksums: Mapping[str, int], metadat
         offset += column.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    text = text.replace(_header_field(_NO_CHECKSUM), _header_field(f"{zlib.crc32(text):08x}"), 1)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(file: BinaryIO, column: Column) -> int:
+def _header_field(checksum: str) -> bytes:
+    return f'"header": "{checksum}"'.encode()
+
+
+def _write(file: IO[bytes], column: Column) -> int:
     """Append a column; returns its checksum."""
     written = checksum = 0
     for chunk in column.chunks():
@@ -146,12 +153,12 @@ def _checksum(array: np.ndarray) -> int:
     flat = array.reshape(-1).view(np.uint8)
     checksum = 0
     for start in range(0, len(flat), _CHUNK):
-        checksum = zlib.crc32(flat[start : start + _CHUNK].tobytes(), checksum)
+        checksum = zlib.crc32(flat[start : start + _CHUNK].data, checksum)
     return checksum
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header and the number of bytes before the arrays."""
+def _read_header(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header, parsed and as it is."""
     if not path.is_file():
         what = "is a folder; a box store is one file" if path.is_dir() else "does not exist; check the path"
         raise FileNotFoundError(f"box store {path} {what}")
@@ -172,20 +179,21 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         raise RecordError(
             f"box store {path} is truncated or was changed: it has {size} bytes, {end} are needed; copy it again"
         )
-    return header, 8 + length
+    return header, text
 
 
-def _metadata(path: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """What the store says about itself; taken out of ``header``."""
-    about = header.pop("__metadata__", {})
+def _check_about(path: Path, about: Mapping[str, Any], text: bytes) -> None:
+    """See that a file is a store that this program knows, and that its header is whole."""
     if about.get("format") != FORMAT:
         raise RecordError(f"{path} is a safetensors file, but no box store; {_advice()}")
-    if int(about["version"]) > VERSION:
+    if not str(about.get("version")).isdecimal() or int(about["version"]) > VERSION:
         raise RecordError(
-            f"box store {path} has version {about['version']}, this program knows {VERSION}; update mg_llava or "
+            f"box store {path} has version {about.get('version')}, this program knows {VERSION}; update mg_llava or "
             "convert the boxes again"
         )
-    return json.loads(about["content"])
+    plain = text.replace(_header_field(str(about.get("header"))), _header_field(_NO_CHECKSUM), 1)
+    if about.keys() != _WITHOUT_CHECKSUM and f"{zlib.crc32(plain):08x}" != about.get("header"):
+        raise RecordError(f"box store {path} is damaged: its header does not fit its checksum; copy it again")
 
 
 def _advice() -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mg_llava.data.boxes._file import Column
+from mg_llava.work.atomic import naming_full_disks
+from mg_llava.work.journal import write_all
 
 _BUFFER = 1 << 20
 # Records at a time where columns are copied.
@@ -28,7 +30,8 @@ class Spool:
         self._memory = bytearray()
         self._file = None
         if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._folder = Path(folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
 
     def append(self, data: bytes) -> None:
@@ -53,8 +56,8 @@ class Spool:
 
     def _flush(self) -> None:
         if self._file is not None and self._memory:
-            written = self._file.write(self._memory)
-            assert written == len(self._memory)
+            with naming_full_disks(self._folder / "boxes"):
+                write_all(self._file.fileno(), self._memory)
             self._memory.clear()
 
 

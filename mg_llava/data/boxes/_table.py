@@ -81,14 +81,14 @@ class BoxTable:
         self._picture_rows = arrays["picture_rows"]
 
     @classmethod
-    def open(cls, path: str | Path) -> "BoxTable":
-        """Map a store's file.
+    def open(cls, path: str | Path, verify: bool = True) -> "BoxTable":
+        """Map a store's file; arguments as for ``read_box_file``.
 
         Raises:
             FileNotFoundError: There is no such file.
             RecordError: The file is no box store, or damaged.
         """
-        arrays, metadata = read_box_file(path)
+        arrays, metadata = read_box_file(path, verify)
         try:
             _check_shapes(arrays)
         except (KeyError, IndexError, ValueError) as error:
@@ -98,7 +98,7 @@ class BoxTable:
     def __reduce__(self) -> Any:
         if self.path is None:
             return type(self), (self.arrays, self.metadata)
-        return type(self).open, (self.path,)
+        return type(self).open, (self.path, False)
 
     def __len__(self) -> int:
         return len(self._key_rows)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mg_llava import __version__
-from mg_llava.data.boxes._file import damaged_arrays, write_box_file
+from mg_llava.data.boxes._file import write_box_file
 from mg_llava.data.boxes._reader import Problems, read_box_records
 from mg_llava.data.boxes._table import BoxTable, encode_text, hash_key
 from mg_llava.data.boxes._writer import BoxWriter, table_in_memory
 from mg_llava.data.records.schema import RecordError
+from mg_llava.work.atomic import replacing
 
 BadRecord = Literal["error", "drop"]
 Progress = Callable[[int], object]
@@ -148,9 +148,7 @@ def write_json(table: BoxTable, path: str | Path, progress: Progress | None = No
     """
     path = Path(path)
     as_lines = path.suffix == ".jsonl"
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("w", encoding="utf-8") as file:
+    with replacing(path, "w") as file:
         for row, raw in enumerate(_raw_records(table)):
             text = json.dumps(raw)
             file.write(f"{text}\n" if as_lines else f"{',' if row else '['}{text}\n")
@@ -158,9 +156,6 @@ def write_json(table: BoxTable, path: str | Path, progress: Progress | None = No
                 progress(1)
         if not as_lines:
             file.write("]\n" if len(table) else "[]\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def verify_store(path: str | Path) -> list[str]:
@@ -171,13 +166,10 @@ def verify_store(path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        RecordError: The file cannot be opened as a store.
+        RecordError: The file cannot be opened as a store, or does not fit its checksums.
     """
-    faults = [f"array {name} does not fit its checksum" for name in damaged_arrays(path)]
-    if faults:
-        return faults
     table = BoxTable.open(path)
-    arrays = table.arrays
+    arrays, faults = table.arrays, []
     for name in ("key_ends", "box_ends", "label_ends", "key_hashes", "picture_hashes"):
         if (arrays[name][1:] < arrays[name][:-1]).any():
             faults.append(f"{name} is not in order")

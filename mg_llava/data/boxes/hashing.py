@@ -1,14 +1,11 @@
 """Content hashes of the pictures of a record file, in parallel; goes on where it was stopped."""
 
-import functools
 import hashlib
 import itertools
-import json
 import logging
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +16,8 @@ from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.pictures import files as pictures
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
-from mg_llava.work.pool import available_cores
+from mg_llava.work.journal import Journal, read_journal
+from mg_llava.work.pool import Pool, available_cores, split
 
 Progress = Callable[[int, int], object]
 
@@ -105,25 +103,26 @@ def _all_digests(
     progress: Progress | None,
 ) -> bytes:
     """Hashes of the different pictures, 16 bytes each; ``firsts`` says where each comes first."""
-    header = _journal_header(source, folder, len(firsts))
-    done = _read_journal(Path(journal), header)
-    wanted = _wanted_paths(content, source, firsts, done)
-    with Path(journal).open("r+b") as file, ProcessPoolExecutor(workers or available_cores()) as pool:
-        file.truncate(len(header) + done * _DIGEST)
-        file.seek(0, os.SEEK_END)
-        for start in range(done, len(firsts), _BATCH):
+    about = _describe(source, folder, len(firsts))
+    known = _known_digests(Path(journal), about)
+    wanted = _wanted_paths(content, source, firsts)
+    with Journal(journal) as file, Pool(str(folder), workers or available_cores()) as pool:
+        if not known:
+            file.append([about])
+        for start in range(0, len(firsts), _BATCH):
             batch = list(itertools.islice(wanted, _BATCH))
-            for digest in pool.map(functools.partial(_digest, folder), batch, chunksize=_TASK):
-                file.write(digest)
-            file.flush()
+            if start not in known:
+                tasks = [batch[first:last] for first, last in split(len(batch), _TASK)]
+                known[start] = "".join(pool.run(_digests, tasks))
+                file.append([[start, known[start]]])
             if progress is not None:
                 progress(start + len(batch), len(firsts))
-    return Path(journal).read_bytes()[len(header) :]
+    return bytes.fromhex("".join(known[start] for start in range(0, len(firsts), _BATCH)))
 
 
-def _wanted_paths(content: Sequence[Any], source: str | Path, firsts: np.ndarray, done: int) -> Iterator[str]:
-    """Paths of the different pictures that are not done."""
-    chosen = iter(firsts[done:].tolist())
+def _wanted_paths(content: Sequence[Any], source: str | Path, firsts: np.ndarray) -> Iterator[str]:
+    """Paths of the different pictures."""
+    chosen = iter(firsts.tolist())
     following = next(chosen, None)
     for number, (_, path) in enumerate(_pairs(content, source)):
         if number == following:
@@ -133,33 +132,36 @@ def _wanted_paths(content: Sequence[Any], source: str | Path, firsts: np.ndarray
             return
 
 
-def _digest(folder: str | Path, path: str) -> bytes:
-    """16 bytes; zeros if the picture cannot be read."""
+def _digests(folder: str, paths: Sequence[str]) -> str:
+    """32 hexadecimal digits for each picture; zeros if it cannot be read."""
+    return "".join(_digest(folder, path) for path in paths)
+
+
+def _digest(folder: str, path: str) -> str:
     try:
-        return bytes.fromhex(pictures.content_hash(pictures.open_picture(os.path.join(folder, path))))
+        return pictures.content_hash(pictures.open_picture(os.path.join(folder, path)))
     except pictures.PictureError as error:
         print_log(str(error), logger="current", level=logging.WARNING)
-        return _UNREADABLE
+        return _UNREADABLE.hex()
 
 
-def _journal_header(source: str | Path, folder: str | Path, count: int) -> bytes:
+def _describe(source: str | Path, folder: str | Path, count: int) -> dict[str, Any]:
+    """The first record of a journal: which work it belongs to."""
     status = Path(source).stat()
-    about = {
+    return {
         "records": str(source),
         "bytes": status.st_size,
         "changed": status.st_mtime_ns,
         "folder": str(folder),
         "pictures": count,
+        "batch": _BATCH,
     }
-    return json.dumps(about).encode() + b"\n"
 
 
-def _read_journal(journal: Path, header: bytes) -> int:
-    """Number of hashes in the journal; begins a new one unless it belongs to this work."""
-    if journal.is_file():
-        with journal.open("rb") as file:
-            if file.readline() == header:
-                return (journal.stat().st_size - len(header)) // _DIGEST
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    journal.write_bytes(header)
-    return 0
+def _known_digests(journal: Path, about: Mapping[str, Any]) -> dict[int, str]:
+    """Hashes in the journal by the number of their first picture; a journal of other work is removed."""
+    records = [record.value for record in read_journal(journal)]
+    if records[:1] == [about]:
+        return {start: digests for start, digests in records[1:] if isinstance(digests, str)}
+    journal.unlink(missing_ok=True)
+    return {}

@@ -42,11 +42,6 @@ class BoxStore:
         self._table = table
         self._missing = missing if isinstance(missing, MissingBoxes) else MissingBoxes(missing)
 
-    @classmethod
-    def from_json(cls, path: str | Path, missing: MissingBox = "error", bad_record: BadRecord = "error") -> "BoxStore":
-        """Another name of ``open_box_store``."""
-        return open_box_store(path, missing, bad_record)
-
     @property
     def missing(self) -> MissingBox:
         """Name of the policy for unknown pictures."""

@@ -1,6 +1,5 @@
 """Picture files, each once: what is wrong with them, kept in a file so that a check that was stopped goes on."""
 
-import json
 import os
 import sys
 import warnings
@@ -18,8 +17,9 @@ from mg_llava.data.pictures.files import (
     verify_picture,
 )
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Found
+from mg_llava.work.journal import Journal, read_journal
 
-_VERSION = 1
+_VERSION = 2
 _OTHER_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".JPG", ".JPEG", ".PNG")
 _DEEP_MODES = ("I", "F")
 _SHOWN_BYTES = 24
@@ -67,10 +67,10 @@ class PictureCheck:
 
 
 class PictureCache:
-    """Facts in a file to which lines are appended.
+    """Facts in a journal.
 
     Args:
-        path: The file; made when it is first written. A line that was cut by a kill is overwritten by the next run.
+        path: The file; made when it is first written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -78,27 +78,13 @@ class PictureCache:
 
     def read(self) -> dict[str, CachedFacts]:
         """All facts by path; of several for one path the last."""
-        known: dict[str, CachedFacts] = {}
-        if self.path.is_file():
-            with self.path.open("rb") as file:
-                for line in file:
-                    cached = _decode(line)
-                    if cached is not None:
-                        known[cached.path] = cached
-        return known
+        found = (_decode(record.value) for record in read_journal(self.path))
+        return {cached.path: cached for cached in found if cached is not None}
 
     def append(self, cached: Iterable[CachedFacts]) -> None:
         """Add facts; they are on disk when this returns."""
-        lines = b"".join(_encode(one) for one in cached)
-        if not lines:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    lines = b"\n" + lines
-            file.write(lines)
+        with Journal(self.path) as journal:
+            journal.append([_VERSION, *one] for one in cached)
 
 
 def check_pictures(check: PictureCheck, job: tuple[int, int]) -> list[tuple[bool, CachedFacts]]:
@@ -200,14 +186,9 @@ def _state(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _encode(cached: CachedFacts) -> bytes:
-    return json.dumps([_VERSION, *cached]).encode("utf-8", "surrogatepass") + b"\n"
-
-
-def _decode(line: bytes) -> CachedFacts | None:
-    """A line of the cache; None for one that was cut, or is of another version."""
+def _decode(values: Any) -> CachedFacts | None:
+    """A record of the cache; None for one of another version."""
     try:
-        values: Any = json.loads(line)
         if values[0] != _VERSION:
             return None
         path, size, changed, limit, facts = values[1:]

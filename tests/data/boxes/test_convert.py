@@ -1,10 +1,12 @@
 """Conversion: a store equals the JSON it was made of, whatever the records; faults; damaged stores."""
 
 import json
+import re
+import resource
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mg_llava.data.boxes._file import read_box_file
@@ -12,6 +14,7 @@ from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.convert import convert_boxes, verify_store, write_json
 from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.records.schema import RecordError
+from mg_llava.work.atomic import NoRoomError
 
 GOOD = {"boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": ["a"]}
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -159,6 +162,13 @@ def converted(tmp_path):
     return tmp_path / "b.safetensors"
 
 
+def without_checksum(data):
+    """A store as programs wrote it that kept no checksum of the header."""
+    length = int.from_bytes(data[:8], "little")
+    text = re.sub(rb', "header": "[0-9a-f]{8}"', b"", data[8 : 8 + length])
+    return data[:8] + text.ljust(length) + data[8 + length :]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -172,8 +182,14 @@ def converted(tmp_path):
         (lambda data: data[:8] + b"[" + data[9:], "header cannot be read"),
         (lambda data: data.replace(b"mg_llava.boxes", b"somebody.else!"), "no box store"),
         (lambda data: data.replace(b'"version": "1"', b'"version": "9"'), "version 9, this program knows 1"),
-        (lambda data: data.replace(b'"scores": {', b'"scared": {'), "is damaged: 'scores'"),
-        (lambda data: data.replace(b'"shape": [50, 4]', b'"shape": [4, 50]'), r"boxes has shape \(4, 50\)"),
+        (lambda data: data.replace(b'"scores": {', b'"scared": {'), "is damaged: its header does not fit"),
+        (lambda data: data.replace(b"detector", b"detecter"), "is damaged: its header does not fit"),
+        (lambda data: data.replace(b'"shape": [50, 4]', b'"shape": [4, 50]'), "is damaged: its header does not fit"),
+        (lambda data: without_checksum(data).replace(b'"scores": {', b'"scared": {'), "is damaged: scared do"),
+        (
+            lambda data: without_checksum(data).replace(b'"shape": [50, 4]', b'"shape": [4, 50]'),
+            r"boxes has shape \(4, 50\)",
+        ),
     ],
 )
 def test_damaged_stores_are_refused(converted, damage, message):
@@ -191,14 +207,55 @@ def test_a_folder_or_nothing_is_refused(tmp_path):
         open_box_store(tmp_path / "b.safetensors")
 
 
-@pytest.mark.parametrize("name", ["boxes", "scores", "key_text", "key_hashes", "box_ends"])
-def test_verification_finds_a_changed_bit(converted, name):
+def test_every_array_has_a_checksum(converted):
     assert verify_store(converted) == []
-    data = bytearray(converted.read_bytes())
-    array = read_box_file(converted)[0][name]
-    data[data.index(array.tobytes()) + array.nbytes // 2] ^= 1
-    converted.write_bytes(data)
-    assert verify_store(converted) == [f"array {name} does not fit its checksum"]
+    whole = converted.read_bytes()
+    arrays, _ = read_box_file(converted)
+    start = 8 + int.from_bytes(whole[:8], "little")
+    filled = {name: array for name, array in arrays.items() if array.nbytes}
+    places = {name: whole.index(array.tobytes(), start) + array.nbytes // 2 for name, array in filled.items()}
+    assert {"boxes", "scores", "labels", "label_text", "key_text", "key_hashes", "box_ends"} <= places.keys()
+    for place in places.values():
+        data = bytearray(whole)
+        data[place] ^= 1
+        converted.write_bytes(data)
+        for use in (open_box_store, verify_store, read_box_file):
+            with pytest.raises(RecordError, match=r"is damaged: .* do not fit their checksums"):
+                use(converted)
+    converted.write_bytes(without_checksum(whole))
+    assert len(open_box_store(converted)) == 50
+
+
+@given(st.integers(0, 10**6), st.integers(0, 7))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_bit_passes(converted, place, bit):
+    whole = converted.read_bytes()
+    data = bytearray(whole)
+    data[place % len(data)] ^= 1 << bit
+    try:
+        converted.write_bytes(data)
+        with pytest.raises(RecordError, match=r"b\.safetensors"):
+            open_box_store(converted)
+    finally:
+        converted.write_bytes(whole)
+
+
+@pytest.mark.parametrize("limit", [0, 500, 3000, 2_200_000])
+def test_a_full_disk_is_an_error_and_keeps_the_old_store(converted, tmp_path, limit):
+    """Temporary files for the boxes fill it, or the store does."""
+    (tmp_path / "more.json").write_text(json.dumps([{"id": i, **GOOD} for i in range(60_000)]))
+    before = converted.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(NoRoomError, match="while writing"):
+            convert_boxes([tmp_path / "more.json"], converted)
+        if limit < 4000:
+            with pytest.raises(NoRoomError, match=r"back\.json"):
+                write_json(BoxTable.open(converted), tmp_path / "back.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert converted.read_bytes() == before and not (tmp_path / "back.json").exists()
 
 
 def test_any_reader_of_safetensors_opens_a_store(converted):

@@ -49,12 +49,14 @@ def test_every_picture_of_every_record(files, monkeypatch):
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_the_work_goes_on_where_it_was_stopped(files):
+def test_the_work_goes_on_where_it_was_stopped(files, monkeypatch):
+    monkeypatch.setattr(box_pictures, "_BATCH", 2)
     first = hashed(files)
     journal = files / "journal"
-    content = journal.read_bytes()
-    # Stopped while it wrote the third of five hashes.
-    journal.write_bytes(content[: len(content) - 3 * 16 + 7])
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    # Stopped while it wrote the third and fourth of five hashes.
+    journal.write_bytes(b"".join(lines[:2]) + lines[2][:20])
     Image.new("RGB", (8, 6), "green").save(files / "images" / "a.png")
     (files / "images" / "gone.png").write_bytes((files / "images" / "b.png").read_bytes())
     again = hashed(files)
@@ -62,6 +64,17 @@ def test_the_work_goes_on_where_it_was_stopped(files):
     # Another record file begins anew.
     os.utime(files / "records.json", ns=(1, 1))
     assert hashed(files)["1"] != first["1"]
+
+
+def test_a_damaged_hash_is_made_again(files, monkeypatch):
+    monkeypatch.setattr(box_pictures, "_BATCH", 2)
+    first = hashed(files)
+    journal = files / "journal"
+    for place in range(0, journal.stat().st_size, 11):
+        data = bytearray(journal.read_bytes())
+        data[place % len(data)] ^= 1
+        journal.write_bytes(data)
+        assert hashed(files) == first
 
 
 def test_faults_are_named(files):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mg_llava.data.boxes.convert import convert_boxes
 from mg_llava.data.boxes.policy import StandIn
-from mg_llava.data.boxes.store import BoxStore, open_box_store, picture_keys
+from mg_llava.data.boxes.store import open_box_store, picture_keys
 from mg_llava.data.pictures.files import content_hash
 from mg_llava.data.records.schema import RecordError, make_box_record
 
@@ -68,7 +68,7 @@ def test_records_cannot_be_changed(tmp_path, kind):
 
 
 def test_own_boxes_need_neither_scores_nor_labels(tmp_path):
-    record = BoxStore.from_json(write(tmp_path / "b.json", {"p": {"boxes": [[0, 0, 1, 1]]}})).get("p")
+    record = open_box_store(write(tmp_path / "b.json", {"p": {"boxes": [[0, 0, 1, 1]]}})).get("p")
     assert record.scores.tolist() == [1] and record.labels == ("",)
 
 
