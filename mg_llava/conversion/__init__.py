@@ -8,9 +8,10 @@ layout and in mmengine's.
 
 from mg_llava.conversion.convert import TARGETS, convert
 from mg_llava.conversion.files import ConversionError
-from mg_llava.conversion.inputs import Checkpoint, open_checkpoint
-from mg_llava.conversion.layout import KeyReport
-from mg_llava.conversion.prepare import Options, inspect
+from mg_llava.conversion.inputs import open_checkpoint
+from mg_llava.conversion.prepare import inspect
+from mg_llava.conversion.report import KeyReport
+from mg_llava.conversion.types import Checkpoint, Options
 
 __all__ = [
     "TARGETS",

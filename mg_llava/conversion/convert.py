@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from mg_llava import __version__
 from mg_llava.conversion.files import MANIFEST, ConversionError, check_room, write_json
-from mg_llava.conversion.folder_writing import manifest, stage, without_ties, write_shards
-from mg_llava.conversion.folders import SMALL_FILES
+from mg_llava.conversion.folder_writing import SMALL_FILES, manifest, stage, without_ties, write_shards
+from mg_llava.conversion.hugging_face import write_hugging_face
 from mg_llava.conversion.inputs import LLM_FOLDER, PROJECT_KEY, VISION_FILE
-from mg_llava.conversion.layout import KeyReport
-from mg_llava.conversion.prepare import Options, Source, prepare
+from mg_llava.conversion.prepare import prepare
+from mg_llava.conversion.report import KeyReport
+from mg_llava.conversion.types import Options, Source
 from mg_llava.conversion.writers import Progress, total_bytes, write_pth, write_safetensors
 from mg_llava.models.weights.folders import read_config
 from mg_llava.models.weights.stored import TensorMap
@@ -69,8 +70,6 @@ def write(prepared: Source, target: Path, to: Target, options: Options, progress
     elif to == "parts":
         _write_parts(prepared, target, options, progress)
     else:
-        from mg_llava.conversion.hugging_face import write_hugging_face
-
         write_hugging_face(prepared, target, options, progress)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava import __version__
+from mg_llava.conversion.expected import parts_of
 from mg_llava.conversion.files import StagedFolder, check_room, write_json
-from mg_llava.conversion.prepare import Options, Source
+from mg_llava.conversion.types import Options, Source
 from mg_llava.conversion.writers import (
     INDEX,
     Progress,
@@ -20,6 +21,9 @@ from mg_llava.conversion.writers import (
     write_safetensors,
 )
 from mg_llava.models.weights.stored import TensorMap
+
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
+"""What of a folder is copied beside the weights."""
 
 
 def without_ties(llm: TensorMap, tied: Mapping[str, str]) -> TensorMap:
@@ -54,7 +58,7 @@ def _stamp(file: Path) -> list[Any]:
 def _named_files(source: Source) -> list[Path]:
     """Files of the folders that a config names, which weights may be taken from."""
     model = source.settings.model if source.settings else {}
-    paths = [(model.get(name) or {}).get("path") for name in ("low_res_encoder", "high_res_encoder")]
+    paths = [(model.get(part.config) or {}).get("path") for part in parts_of(model or None) if part.role == "encoder"]
     folders = [Path(path) for path in (source.llm_folder, *paths) if path is not None]
     return sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file())
 

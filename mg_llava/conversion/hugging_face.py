@@ -10,30 +10,14 @@ from typing import Any
 
 import torch
 
-from mg_llava.conversion.encoders import encoder_tensors
+from mg_llava.conversion.expected import parts_of
 from mg_llava.conversion.files import MANIFEST, ConversionError, write_json
-from mg_llava.conversion.folder_writing import manifest, stage, without_ties, write_shards
-from mg_llava.conversion.folders import SMALL_FILES
-from mg_llava.conversion.layout import summarize
-from mg_llava.conversion.prepare import Options, Source
+from mg_llava.conversion.folder_writing import SMALL_FILES, manifest, stage, without_ties, write_shards
+from mg_llava.conversion.report import summarize
+from mg_llava.conversion.types import Options, Source
 from mg_llava.conversion.writers import Progress
-from mg_llava.models.weights.archive import CheckpointError
-from mg_llava.models.weights.parts import ENCODERS
+from mg_llava.models.parts import kind_of
 from mg_llava.models.weights.stored import TensorMap
-
-
-def from_hugging_face(folder: Path, tensors: TensorMap) -> TensorMap:
-    """Tensors of a folder under the model's own names.
-
-    Raises:
-        CheckpointError: If a name is none of the model's.
-    """
-    from mg_llava.hf.keys import own_key
-
-    try:
-        return {own_key(name): tensor for name, tensor in tensors.items()}
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def write_hugging_face(source: Source, target: Path, options: Options, progress: Progress | None) -> None:
@@ -49,7 +33,7 @@ def write_hugging_face(source: Source, target: Path, options: Options, progress:
             f"{source.checkpoint.path} ({source.checkpoint.kind}) does not say what the model is made of; give the "
             "training config with --config"
         )
-    encoders = given or _encoders(config or {})
+    encoders = given or _encoders(config["model"] if config else {})
     dtype = options.torch_dtype
     llm = {name.removeprefix("llm."): tensor for name, tensor in source.tensors.items() if name.startswith("llm.")}
     own = {
@@ -88,12 +72,14 @@ def _config(source: Source) -> dict[str, Any]:
     return config
 
 
-def _encoders(config: Mapping[str, Any]) -> TensorMap:
-    tensors: TensorMap = {}
-    for prefix, name in zip(ENCODERS, ("low_res_encoder", "high_res_encoder"), strict=True):
-        if config["model"].get(name) is not None:
-            tensors |= encoder_tensors(prefix, config["model"][name])
-    return tensors
+def _encoders(model: Mapping[str, Any]) -> TensorMap:
+    """Weights of the encoders, unread where their files allow it."""
+    return {
+        f"{part.key}.{name}": tensor
+        for part in parts_of(model)
+        if part.role == "encoder" and model.get(part.config) is not None
+        for name, tensor in kind_of(model[part.config]).map_weights(model[part.config]).items()
+    }
 
 
 def _main_dtype(tensors: TensorMap) -> torch.dtype:

@@ -12,11 +12,12 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mg_llava.conversion.convert import TARGETS, Target, write
+from mg_llava.conversion.expected import keys_of, parts_of
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import sort_tensors
-from mg_llava.conversion.prepare import Options, complete
+from mg_llava.conversion.prepare import complete
 from mg_llava.conversion.settings import settings_of
-from mg_llava.models.weights.parts import PARTS
+from mg_llava.conversion.types import Options
 from mg_llava.models.weights.stored import map_state_dict
 from mg_llava.registry import EXPORTERS
 
@@ -49,16 +50,19 @@ def export_model(
     if save_format not in FORMATS:
         raise ConversionError(f"unknown --save-format {save_format!r}; known: {', '.join(FORMATS)}")
     settings = settings_of(cfg, str(getattr(cfg, "filename", None) or "the config"))
+    saved = keys_of(parts_of(settings.model), "connector", "llm")
     state = {
         name: tensor
         for name, tensor in nn.Module.state_dict(model).items()
-        if not tensor.is_meta and name.split(".", 1)[0] in PARTS
+        if not tensor.is_meta and name.split(".", 1)[0] in saved
     }
-    checkpoint = sort_tensors(Path("the checkpoint"), "loaded by XTuner", map_state_dict(state), lora=settings.lora)
+    checkpoint = sort_tensors(
+        Path("the checkpoint"), "loaded by XTuner", map_state_dict(state), settings, settings.lora
+    )
     options = Options(
         dtype="float32" if fp32 else "float16",
         max_shard_size=(save_pretrained_kwargs or {}).get("max_shard_size", "2GB"),
     )
-    source = complete(checkpoint, settings, options, whole=True)
+    source = complete(checkpoint, options, whole=True)
     write(source, Path(save_dir), FORMATS[save_format], options)
     print_log(f"wrote {TARGETS[FORMATS[save_format]]} in {save_dir}\n{source.report}", logger="current")

@@ -7,20 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.conversion.files import ConversionError
-from mg_llava.conversion.layout import Expected
 from mg_llava.models.llm import LORA_DEFAULTS
 from mg_llava.registry import MODELS, TRANSFORMS
 from mg_llava.safe_config import UntrustedConfigError, check_config
 
 KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
 """Keys of a training config that describe the model and how it is talked to."""
-
-_REFERENCE_KINDS = {
-    "fusion": "ConvGateFusion",
-    "box_projector": "RoIAlignBoxProjector",
-    "projector": "MLPProjector",
-}
-_PART_NAMES = {"fusion": "fuse_module", "box_projector": "bbox_projector", "projector": "projector"}
 
 
 @dataclass(frozen=True)
@@ -46,42 +38,25 @@ class Settings:
         """Arguments of ``peft.LoraConfig`` that the config stands for."""
         return LORA_DEFAULTS | dict(self.llm.get("lora") or {})
 
-    def expected(self) -> Expected:
-        """Parts that a checkpoint of this model has outside the LLM."""
-        parts, plain, depths = set(), set(), {}
-        for name, kind in _REFERENCE_KINDS.items():
-            config = self.model.get(name)
-            if config is None:
-                continue
-            part = _PART_NAMES[name]
-            parts.add(part)
-            if _class_name(config) != kind:
-                plain.add(part)
-            depths[part] = config.get("depth", 2)
-        return Expected(frozenset(parts), frozenset(plain), depths)
+
+def _is_system(model: Any) -> bool:
+    """Whether a config is that of a system of this package; those of the reference have classes of other names."""
+    kind = model.get("type") if isinstance(model, Mapping) else None
+    return hasattr(MODELS.find(kind.rpartition(".")[2]) if isinstance(kind, str) else kind, "parts")
 
 
-def _class_name(config: Mapping[str, Any]) -> str:
-    kind = config.get("type")
-    return kind.rsplit(".", 1)[-1] if isinstance(kind, str) else getattr(kind, "__name__", "")
-
-
-def read_settings(config: str | Path | None, stored: str | None, source: str) -> Settings | None:
-    """Settings of a config file, else those that mmengine stored in the checkpoint, else None.
+def stored_settings(text: str, source: str) -> Settings | None:
+    """Settings of the config that mmengine stored in a checkpoint; None for the reference's, and for none.
 
     Args:
-        config: A training config; it is run, as every config is.
-        stored: Text of the config in the checkpoint; it is read as data and never run.
+        text: The config; it is read as data and never run.
         source: The checkpoint's path, for messages.
 
     Raises:
-        ConversionError: If the config is no training config of this project.
+        ConversionError: It names something that is not built from data.
     """
-    if config is not None:
-        return _from_config(config)
-    values = parse_config(stored or "")
-    model = values.get("model")
-    if not isinstance(model, dict) or _class_name(model) != "MGLLaVA":  # the reference's configs have other classes
+    values = parse_config(text)
+    if not _is_system(values.get("model")):
         return None
     stored_in = f"the config stored in {source}"
     try:
@@ -91,13 +66,17 @@ def read_settings(config: str | Path | None, stored: str | None, source: str) ->
     return Settings(known, stored_in)
 
 
-def _from_config(path: str | Path) -> Settings:
+def config_settings(path: str | Path) -> Settings:
+    """Settings of a config file, which is run, as every config is.
+
+    Raises:
+        ConversionError: If it is not there, or no training config of this project.
+    """
     from mmengine.config import Config
 
     if not Path(path).is_file():
         raise ConversionError(f"config {path} does not exist")
-    config = Config.fromfile(path)
-    return settings_of(config, str(path))
+    return settings_of(Config.fromfile(path), str(path))
 
 
 def settings_of(config: Any, source: str) -> Settings:
@@ -107,8 +86,10 @@ def settings_of(config: Any, source: str) -> Settings:
         ConversionError: If it lacks the model, or the model is another one.
     """
     model = config.get("model")
-    if model is None or _class_name(model) != "MGLLaVA":
-        raise ConversionError(f"{source} is no training config of MG-LLaVA; its model must be MGLLaVA")
+    if not _is_system(model):
+        raise ConversionError(
+            f"{source} is no training config of this project; its model must be MGLLaVA, or a system"
+        )
     return Settings({key: config.get(key) for key in KEYS if config.get(key) is not None}, source)
 
 

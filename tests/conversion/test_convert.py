@@ -12,11 +12,15 @@ from mmengine.config import ConfigDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
-from mg_llava.conversion.layout import Expected, check_layout
+from mg_llava.conversion import TARGETS, ConversionError, Options, convert, inspect, open_checkpoint
+from mg_llava.conversion.convert import Target
+from mg_llava.conversion.published import vote_llm, vote_shapes
+from mg_llava.conversion.report import Expected, KeyReport, check_keys
+from mg_llava.models.interfaces import Fusion, Seen
 from mg_llava.models.weights.checkpoint import CheckpointError
 from mg_llava.models.weights.parts import load_parts
 from mg_llava.models.weights.stored import StoredTensor
+from mg_llava.registry import MODELS
 from tests import toy
 from tests.conversion.conftest import State, assert_same, config_values, read, write_config, write_pth
 
@@ -112,12 +116,17 @@ def test_wrong_shape(state: State, values: dict[str, Any], tmp_path: Path, key: 
     assert len(report.misshapen) == 1 and report.misshapen[0].startswith(f"{key} {tuple(wrong.shape)} here")
 
 
+def check_published(tensors: dict[str, StoredTensor]) -> KeyReport:
+    llm = vote_llm(tensors, 4096)
+    return check_keys(tensors, Expected(vote_shapes(tensors), "after the others", llm, open_parts=("llm",)))
+
+
 def test_layout_of_the_published_vicuna_7b() -> None:
     """Its 311 keys at full size, without weights; and one wrong number among them."""
     table = json.loads((Path(__file__).parents[1] / "published" / "checkpoint_vicuna_7b.json").read_text())
     keys = {key.replace("{0..31}", str(n)): tuple(shape) for key, shape in table.items() for n in range(32)}
     tensors = {key: StoredTensor(shape, torch.float16, lambda: torch.empty(0)) for key, shape in keys.items()}
-    report = check_layout(tensors, Expected())
+    report = check_published(tensors)
     assert len(tensors) == 311 and not report.problems and not report.unknown
     parameters = {part: has["parameters"] for part, has in report.parts.items()}
     assert parameters == {
@@ -127,9 +136,9 @@ def test_layout_of_the_published_vicuna_7b() -> None:
         "bbox_projector": 28_581_888,
     }
     wrong = {**tensors, "bbox_projector.model.0.weight": StoredTensor((4096, 1536), torch.float16, torch.empty)}
-    assert not check_layout(wrong, Expected()).problems  # last_only is a variant; only its config could tell
+    assert not check_published(wrong).problems  # last_only is a variant; only its config could tell
     wrong["projector.model.2.weight"] = StoredTensor((4096, 5120), torch.float16, torch.empty)
-    assert check_layout(wrong, Expected()).misshapen == [
+    assert check_published(wrong).misshapen == [
         "projector.model.2.weight (4096, 5120) here, (4096, 4096) after the others"
     ]
 
@@ -245,10 +254,50 @@ def test_dtype(stage_2: Path, state: State, tmp_path: Path) -> None:
 def test_stage_1_with_the_llm_of_its_config(
     state: State, values: dict[str, Any], toy_paths: dict[str, str], tmp_path: Path
 ) -> None:
-    file = write_pth(tmp_path / "iter_1.pth", only(state, *STAGE_1), values)
+    file = write_pth(tmp_path / "iter_1.pth", only(state, *STAGE_1), config_values(toy_paths, "frozen"))
     convert(file, tmp_path / "parts", "parts")
     base = load_file(Path(toy_paths["llm"]) / "model.safetensors")
     assert_same(load_file(tmp_path / "parts" / "llm" / "model.safetensors"), base)
+
+
+@pytest.mark.parametrize("to", ["hf", "parts"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_base_llm_is_no_tuned_one(
+    state: State, toy_paths: dict[str, str], tmp_path: Path, tuning: str, to: Target
+) -> None:
+    """A checkpoint without its LLM, whose config says that the LLM was tuned."""
+    file = write_pth(tmp_path / "iter_1.pth", only(state, *STAGE_1), config_values(toy_paths, tuning))
+    with pytest.raises(ConversionError, match=rf"iter_1\.pth .*has no LLM, but .*tuning='{tuning}'.*--add.*--llm"):
+        convert(file, tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
+    convert(file, tmp_path / "out", to, Options(llm=toy_paths["llm"]))
+
+
+@MODELS.register_module()
+class BareConcat(Fusion):
+    """A fusion without parameters: the channels of both encoders side by side."""
+
+    def __init__(self, low_channels: int, high_channels: int) -> None:
+        super().__init__()
+        self.out_channels = low_channels + high_channels
+
+    def forward(self, low: torch.Tensor, high: Seen) -> torch.Tensor:
+        return torch.cat([low, high.maps[-1].flatten(2).transpose(1, 2)], dim=-1)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_part_without_parameters(toy_paths: dict[str, str], tmp_path: Path, to: Target) -> None:
+    """It is in no checkpoint; the projector behind it is as wide as it says, and nothing else is taken."""
+    changes = {"fusion": {"type": "mg_llava.BareConcat"}}
+    model = MODELS.build(toy.model_config(toy_paths, "full", **changes))
+    file = write_pth(tmp_path / "iter_1.pth", model.state_dict())
+    options = Options(config=write_config(tmp_path / "config.py", config_values(toy_paths, "full", **changes)))
+    convert(file, tmp_path / "out", to, options)
+    _, report = inspect(tmp_path / "out", options)
+    assert not report.problems and "fuse_module" not in report.parts
+    narrow = {**model.state_dict(), "projector.model.0.weight": torch.zeros(32, 16)}
+    with pytest.raises(ConversionError, match=r"projector.model.0.weight \(32, 16\) here, \(32, 40\) in the model"):
+        convert(write_pth(tmp_path / "b.pth", narrow), tmp_path / "b", to, options)
 
 
 def test_without_any_word_on_the_llm(published: Path, state: State, tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""What a checkpoint must have: names and shapes of the model that its config describes, built without memory."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mg_llava.conversion.files import ConversionError
+from mg_llava.conversion.published import DEPTHS
+from mg_llava.conversion.report import Shape
+from mg_llava.models.counting import build_empty
+from mg_llava.models.interfaces import Part
+from mg_llava.models.parts import kind_of
+from mg_llava.models.weights.folders import read_config
+from mg_llava.models.weights.stored import TensorMap
+from mg_llava.registry import MODELS
+
+
+def parts_of(model: Mapping[str, Any] | None) -> tuple[Part, ...]:
+    """The table of parts of a config's system; MG-LLaVA's without a config."""
+    parts: tuple[Part, ...] = (MODELS.get("MGLLaVA") if model is None else kind_of(model)).parts
+    return parts
+
+
+def keys_of(parts: Iterable[Part], *roles: str) -> tuple[str, ...]:
+    """First names of the tensors of the parts that have one of these roles."""
+    return tuple(part.key for part in parts if part.role in roles)
+
+
+def connector_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
+    """Names and shapes of the connectors' tensors; a part without tensors has none.
+
+    Args:
+        model: The system's config.
+        width: D, hidden size of the LLM.
+
+    Raises:
+        FileNotFoundError: Nothing says how large an encoder is.
+        ConversionError: The parts do not go together.
+    """
+    try:
+        built = build_empty({**model, "llm": _Width(width), "trains": None})
+    except FileNotFoundError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConversionError(f"the config's model cannot be built: {error}") from error
+    return {
+        f"{part.key}.{name}": tuple(tensor.shape)
+        for part, module in built.named_parts()
+        if part.role == "connector"
+        for name, tensor in module.state_dict().items()
+    }
+
+
+class _Width(nn.Module):
+    """Stands for an LLM of which the hidden size alone is asked."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(1, width)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+
+def published_depths(model: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Connectors of a config that are of the published kinds, with their depths; and the keys of the others."""
+    depths, others = {}, []
+    for part in parts_of(model):
+        config = model.get(part.config)
+        if part.role == "connector" and config is not None:
+            if kind_of(config).__name__ in ("ConvGateFusion", "RoIAlignBoxProjector", "MLPProjector"):
+                depths[part.key] = config.get("depth", DEPTHS[part.key])
+            else:
+                others.append(part.key)
+    return depths, others
+
+
+def width_of(tensors: TensorMap, folder: Path | None) -> int:
+    """D, hidden size of the LLM: of its folder, else of its own tensors, else of what the connectors end with."""
+    config = read_config(folder) if folder is not None else {}
+    config = config.get("text_config", config)
+    own = [t.shape[-1] for key, t in tensors.items() if key.endswith((".embed_tokens.weight", ".model.norm.weight"))]
+    ends = [tensor.shape[0] for key, tensor in tensors.items() if key.startswith("projector.") and tensor.shape]
+    return int(next(iter([*filter(None, [config.get("hidden_size")]), *own, *reversed(ends)]), 1))
+
+
+def llm_shapes(folder: Path, trust_remote_code: bool = False) -> tuple[dict[str, Shape], dict[str, str]]:
+    """Names and shapes of the parameters of the LLM that a folder's configuration describes.
+
+    Returns:
+        Shape by name; and further names of tied weights with the name they stand for.
+
+    Raises:
+        ConversionError: If the folder holds no causal LM.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        text = read_config(folder).get("text_config")
+        if text is None:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        else:  # a folder of the whole model
+            config = AutoConfig.for_model(**text)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError) as error:
+        raise ConversionError(f"{folder} holds no causal LM: {str(error).splitlines()[0]}") from error
+    model.tie_weights()
+    names = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: tuple(parameter.shape) for name, parameter in every.items() if names[id(parameter)] == name}
+    tied = {name: names[id(parameter)] for name, parameter in every.items() if names[id(parameter)] != name}
+    return shapes, tied
