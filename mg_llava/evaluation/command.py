@@ -74,14 +74,14 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
 
 def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str:
     from mg_llava.evaluation.runner import Asking
-    from mg_llava.evaluation.suite import Model, Suite, build_benchmarks, choose_settings, find_box_files
+    from mg_llava.evaluation.suite import Model, Suite, build_benchmarks, choose_settings, find_box_files, read_config
     from mg_llava.work.processes import Processes
 
+    config = read_config(arguments.config, {"apply_exif": True} if arguments.apply_exif else None)
     benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)
     processes = Processes()
-    pictures = {"apply_exif": True} if arguments.apply_exif else None
-    model = Model.load(arguments.config, arguments.checkpoint, processes, arguments.device, pictures)
+    model = Model.load(config, arguments.checkpoint, processes, arguments.device)
     detector = model.detector
     if arguments.detector:
         from mg_llava.detection.pipeline import build_pipeline

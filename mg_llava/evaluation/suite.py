@@ -35,35 +35,41 @@ class Model:
 
     @classmethod
     def load(
-        cls,
-        config: str | Path,
-        checkpoint: str | Path,
-        processes: Processes,
-        device: str = "auto",
-        pictures: Mapping[str, Any] | None = None,
-        **settings: Any,
+        cls, config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto", **settings: Any
     ) -> "Model":
         """Build the model of a config and load a checkpoint; arguments as for ``Predictor.from_config``.
 
         Raises:
-            FileNotFoundError: If config or checkpoint do not exist.
+            FileNotFoundError: If the checkpoint does not exist.
             ValueError: If they do not go together.
         """
-        if not Path(config).is_file():
-            raise FileNotFoundError(f"config {config} does not exist; give the .py file the model was trained with")
-        parsed = Config.fromfile(str(config))
-        parsed.merge_from_dict({"picture_processor": dict(pictures)} if pictures else {})
-        device = str(pick_device(device))
-        predictor = Predictor.from_config(parsed, checkpoint, device, **settings)
+        predictor = Predictor.from_config(config, checkpoint, str(pick_device(device)), **settings)
         hashes: dict[str, Any] = {}
         if processes.is_main:  # reading a large checkpoint once more is enough
             hashes = {
-                "config": Path(config).name,
-                "config_hash": hash_config(parsed),
+                "config": Path(str(config.filename)).name,
+                "config_hash": hash_config(config),
                 "checkpoint": Path(checkpoint).name,
                 "checkpoint_hash": hash_checkpoint(checkpoint),
             }
-        return cls(predictor, processes.gather(hashes)[0], parsed.get("detector"))
+        return cls(predictor, processes.gather(hashes)[0], config.get("detector"))
+
+
+def read_config(path: str | Path, pictures: Mapping[str, Any] | None = None) -> Config:
+    """A training config; the modules that it names under ``custom_imports`` may register benchmarks.
+
+    Args:
+        path: The file.
+        pictures: Settings of the picture processor to use in place of the config's.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config {path} does not exist; give the .py file the model was trained with")
+    config = Config.fromfile(str(path))
+    config.merge_from_dict({"picture_processor": dict(pictures)} if pictures else {})
+    return config
 
 
 @dataclass

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mg_llava.evaluation.benchmark import BENCHMARKS
 from tests import toy
 from tests.run import ROOT, environment, run_tool, tool_command
 
@@ -154,6 +155,74 @@ def test_list_and_usage(trained: list[str], tmp_path: Path) -> None:
     assert status == 1 and "jitter" in err
     status, _, err = run_tool("evaluate", "no.py", *trained[1:], "--benchmarks", "pope", "--data", root)
     assert status == 1 and "no.py does not exist" in err
+
+
+OUTSIDE = """
+from mg_llava.evaluation.asking import file_opener
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.release import Release
+from mg_llava.evaluation.scoring.files import read_json_lines
+from mg_llava.evaluation.scoring.joining import join_predictions, make_result
+
+
+def load_colors(paths):
+    return read_json_lines(paths[0])
+
+
+def score_colors(lines, predictions, **options):
+    joined = join_predictions([line["id"] for line in lines], predictions, "id", "text")
+    scored = zip(lines, joined.texts, strict=True)
+    samples = [{"id": line["id"], "score": float(line["answer"] in text)} for line, text in scored]
+    accuracy = sum(sample["score"] for sample in samples) / len(samples)
+    return make_result(joined, {"exact": {"metrics": {"accuracy": accuracy}, "per_sample": samples}})
+
+
+@BENCHMARKS.register
+class Colors(Benchmark):
+    \"\"\"Colors of pictures.\"\"\"
+
+    scorer = "colors"
+    form = 'jsonl; lines {"id", "text"}'
+    load, rate = staticmethod(load_colors), staticmethod(score_colors)
+    releases = (Release("colors_val", ("colors/val.jsonl",), "colors", "https://example.org/colors.zip"),)
+    id_field, text_field = "id", "text"
+    headline = ("exact", "accuracy")
+
+    def questions(self):
+        pictures = [(line, self.picture_file(line["image"])) for line in load_colors(self.data)]
+        return [
+            Question(line["id"], line["question"], file_opener(path, line["id"]), line["image"], line["id"])
+            for line, path in pictures
+        ]
+"""
+
+
+def test_a_benchmark_is_one_file_and_one_registration(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark of a module outside of the package is listed, asked, scored and scored again."""
+    (tmp_path / "my_colors.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / "config.py"
+    config.write_text(Path(trained[0]).read_text() + '\ncustom_imports = dict(imports=["my_colors"])\n')
+    folder = tmp_path / "data" / "colors"
+    folder.mkdir(parents=True)
+    for n in range(3):
+        (folder / f"{n}.png").write_bytes(picture(n))
+    lines = [{"id": n, "image": f"{n}.png", "question": "what is there?", "answer": ""} for n in range(3)]
+    (folder / "val.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--data", tmp_path / "data", "--out", tmp_path / "out", "--max-new-tokens", 3]
+    try:
+        status, text, err = run_tool("evaluate", config, *trained[1:], "--benchmarks", "colors_val", *options)
+        assert status == 0, err
+        assert "colors_val" in text and "exact, accuracy" in text and "100.0" in text
+        given = ["--data", folder / "val.jsonl", "--predictions", tmp_path / "out/colors_val/predictions.jsonl"]
+        assert run_tool("score", "colors", *given, "--out", tmp_path / "o.json")[0] == 0
+        assert json.loads((tmp_path / "o.json").read_text())["rules"]["exact"]["metrics"] == {"accuracy": 1.0}
+        assert "colors_val" in run_tool("evaluate", "--list", "--data", tmp_path / "data")[1].split("missing:")[0]
+        assert "jsonl; lines" in run_tool("score", "--help")[1]
+    finally:
+        del BENCHMARKS.kinds["Colors"]  # type: ignore[attr-defined]
 
 
 def command(name: str, *arguments: object, processes: int = 1) -> subprocess.Popen:
