@@ -76,6 +76,8 @@ def write_broken(folder: Path, with_refused: bool = True) -> BrokenData:
     _add_pictures(writer)
     _add_boxes(writer)
     _add_texts(writer)
+    _add_values(writer)
+    _add_turns(writer)
     if with_refused:
         _add_refused(writer)
     writer.finish()
@@ -182,6 +184,20 @@ def _add_boxes(writer: _Writer) -> None:
     writer.records[-1]["image"] = "good_0.png"
 
 
+def _add_values(writer: _Writer) -> None:
+    png = _png(_photo(6))
+    record = {"boxes": BOXES, "scores": [87.0, 12.0], "labels": ["a", "b"]}
+    writer.picture_record("percent", png, "png", "score_range", boxes=record)
+    writer.picture_record("flat", png, "png", "flat_box", boxes=[*BOXES, [5, 5, 5, 30]])
+
+
+def _add_turns(writer: _Writer) -> None:
+    for name, roles in (("twice", "hhg"), ("answers", "hgg"), ("leading", "ghg"), ("dangling", "hgh")):
+        writer.text_record(name, "turn_order")
+        turns = [{"from": {"h": "human", "g": "gpt"}[role], "value": "two"} for role in roles]
+        writer.records[-1]["conversations"] = turns
+
+
 def _add_texts(writer: _Writer) -> None:
     writer.text_record("mute", "unanswered", texts=("anyone?",))
     writer.text_record("silent", "empty_answer", texts=("what?", "", "and?", "two"))
@@ -208,6 +224,8 @@ def _add_refused(writer: _Writer) -> None:
     writer.records[-1].pop("conversations")
     writer.text_record("strange_turn", "bad_record")
     writer.records[-1]["conversations"][0]["from"] = "system"
+    writer.text_record("other_role", "bad_record", texts=("<image>", "two"), image="good_0.png")
+    writer.records[-1]["conversations"][0]["from"] = "user"
     writer.records.append(["not", "a", "record"])
     writer.expect("bad_record", "")
 

@@ -23,12 +23,17 @@ _SHARE_LIMIT = 1.5
 _SMALLEST_SIDE = 16
 _SLACK = 0.05
 _LEAST_SLACK = 2.0
+_ROUNDING = 1e-3
 _FAR = 1.25
 """Boxes that reach this many times the picture's side are no detector's overhang."""
 
 
 class BoxStatistics(NamedTuple):
-    """One picture's boxes, for the judgment of the whole source; sides and reaches in original pixels."""
+    """One picture's boxes, for the judgment of the whole source; sides and reaches in original pixels.
+
+    ``as_xywh`` and ``as_cxcywh`` are the numbers of boxes that would also lie in the picture if their last two numbers
+    were width and height, beside the corner or the center.
+    """
 
     width: float
     height: float
@@ -38,6 +43,9 @@ class BoxStatistics(NamedTuple):
     fits_only_swapped: bool
     fits_only_as_is: bool
     is_other_size: bool
+    boxes: int
+    as_xywh: int
+    as_cxcywh: int
 
 
 class LinkResult(NamedTuple):
@@ -179,7 +187,7 @@ def _about_boxes(
     if facts is not None and not facts.fault:
         size = facts.probe.upright_size(source.apply_exif)
         odd = judge_boxes(record.boxes, size, source.table.image_size(row), facts.orientation >= 5)
-        result.found.extend(Found(kind, used.id, used.row, detail) for kind, detail in odd)
+        result.found.extend(Found(kind, used.id, used.row, detail) for kind, detail in [*odd, *judge_values(record)])
         if len(record):
             result.statistics.append(_statistics(record.boxes, size, {kind for kind, _ in odd}))
     return len(record), _tokens(source, facts, record, limits, result)
@@ -206,7 +214,26 @@ def _statistics(boxes: np.ndarray, size: tuple[int, int], kinds: set[str]) -> Bo
         swapped and not as_is,
         as_is and not swapped,
         "boxes_other_size" in kinds,
+        len(boxes),
+        int(_lie_inside(boxes[:, :2], boxes[:, :2] + boxes[:, 2:], size).sum()),
+        int(_lie_inside(boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2, size).sum()),
     )
+
+
+def judge_values(record: BoxRecord) -> Iterator[tuple[str, str]]:
+    """What is odd about scores and sides of the boxes of one picture; kinds of findings with details."""
+    wild = (record.scores < 0) | (record.scores > 1 + _ROUNDING)
+    if wild.any():
+        yield "score_range", f"{wild.sum()} of {len(record)} scores, such as {record.scores[wild][0]:g}"
+    flat = (record.boxes[:, 2:] == record.boxes[:, :2]).any(axis=1)
+    if flat.any():
+        yield "flat_box", f"{flat.sum()} of {len(record)} boxes, such as {record.boxes[flat][0].tolist()}"
+
+
+def _lie_inside(corners: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(n,) bool: which of n boxes lie in a picture, but for a pixel; their (n, 2) first and last corners."""
+    inside = np.concatenate([corners >= -1, ends <= np.array(size) + 1], axis=1)  # (n, 4)
+    return np.logical_and.reduce(inside, axis=1)
 
 
 def _are_shares(boxes: np.ndarray, size: tuple[int, int]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mg_llava.batch import TokenCount
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.config import ConfigError, find_dataset
 from mg_llava.data.settings import picture_problems
@@ -21,6 +22,7 @@ from mg_llava.inspection.doctor.report import Report
 from mg_llava.inspection.doctor.sources import Source
 from mg_llava.inspection.doctor.summary import Gathered, conclude
 from mg_llava.inspection.doctor.texts import TextResult, UsedRecord, check_template, check_texts
+from mg_llava.registry import MODELS
 from mg_llava.work.pool import available_cores, run_jobs, split
 
 _RECORDS_A_JOB = 256
@@ -55,16 +57,19 @@ def check_config(config: Any, options: Options) -> Report:
         ValueError: Evaluation data is broken.
         RuntimeError: A worker process was killed.
     """
-    return check_dataset(find_dataset(config), options, _positions(config))
+    return check_dataset(find_dataset(config), options, _positions(config), _tokens(config))
 
 
-def check_dataset(dataset: Mapping[str, Any], options: Options, positions: int | None = None) -> Report:
+def check_dataset(
+    dataset: Mapping[str, Any], options: Options, positions: int | None = None, tokens: TokenCount | None = None
+) -> Report:
     """Check a training set; see ``check_config``.
 
     Args:
         dataset: Its settings as plain values.
         options: How to check.
         positions: Number of positions that the LLM knows; None where unknown.
+        tokens: Tokens of a picture in the config's model; None where unknown.
     """
     sources = open_sources(dataset, options.limit)
     if not sources:
@@ -74,6 +79,11 @@ def check_dataset(dataset: Mapping[str, Any], options: Options, positions: int |
     # Several questions may be about one picture.
     evaluation = list({picture.path or picture.name: picture for picture in listed}.values())
     gathered = [Gathered(template=check_template(source)) for source in sources]
+    for source in sources:
+        stated = source.budget.tokens
+        if tokens is not None and stated(1, 0) and stated(1, 0) != tokens(1, 0):
+            detail = f"{stated(1, 0)} tokens, the model gives {tokens(1, 0)}"
+            source.findings.add(Found("token_count", detail=detail))
     _check_texts(sources, gathered, options)
     names = _hash_evaluation(evaluation, sources[0], options) if evaluation else {}
     facts = _check_pictures(sources, gathered, options, bool(names))
@@ -203,6 +213,15 @@ def _find_unused_boxes(sources: Sequence[Source], gathered: Sequence[Gathered]) 
         if unused:
             ids = ", ".join(repr(key) for key in islice((key for key in source.table.keys() if key not in keys), 3))
             source.findings.add(Found("unused_boxes", detail=f"such as {ids}"), unused)
+
+
+def _tokens(config: Any) -> TokenCount | None:
+    """Tokens of a picture in the config's model, where its sizes are known."""
+    model = config.to_dict().get("model")
+    try:
+        return None if model is None else MODELS.build({"type": "mg_llava.count_tokens", "model": model})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the model is for others to check
+        return None
 
 
 def _positions(config: Any) -> int | None:

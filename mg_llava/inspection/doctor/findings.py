@@ -34,6 +34,11 @@ _RESTORE = "download or copy the file again; bad_image='skip' uses another sampl
 KINDS: dict[str, Kind] = {
     # config
     "config_path": Kind("a path of the config does not exist", "correct the path in the config", "error"),
+    "token_count": Kind(
+        "the tokens of a picture are stated otherwise than the model's encoders give them",
+        "ask the model: tokens=dict(type='mg_llava.count_tokens', model=model)",
+        "error",
+    ),
     "config_setting": Kind("a part of the data set cannot be built", "correct the setting in the config", "error"),
     "unknown_dataset": Kind("a data set of another kind is not checked", "check it by other means"),
     "records_file": Kind("a file of records cannot be read", "repair or write the file again", "error"),
@@ -44,6 +49,9 @@ KINDS: dict[str, Kind] = {
         "the number of <image> differs from the number of pictures",
         "write one <image> per picture into the human turns that have an answer",
         "error",
+    ),
+    "turn_order": Kind(
+        "questions and answers do not alternate", "write human and gpt turns by turns, from a question to an answer"
     ),
     "unanswered": Kind("a record has no answered question and is left out", "add an answer or remove the record"),
     "empty_answer": Kind("an answer is empty: only its end token carries loss", "fill in the answer or remove it"),
@@ -98,6 +106,8 @@ KINDS: dict[str, Kind] = {
     # boxes
     "missing_boxes": Kind("a picture has no box record", "make boxes for it, or choose another missing_box policy"),
     "bad_boxes": Kind("a box record is malformed or comes twice", "make the record again"),
+    "score_range": Kind("a score of a box lies outside of 0..1", "write scores as probabilities"),
+    "flat_box": Kind("a box has no width or no height", "leave such boxes out, or make them again", "note"),
     "box_outside": Kind("a box lies outside of the picture", "check frame and order of the coordinates"),
     "box_overhang": Kind("a box reaches beyond the picture and is cut", "clip the boxes to the picture", "note"),
     "boxes_swapped": Kind(
@@ -124,6 +134,9 @@ KINDS: dict[str, Kind] = {
     ),
     "source_boxes_normalized": Kind(
         "the boxes of the whole source are shares, not pixels", "multiply by width and height", "error"
+    ),
+    "source_boxes_convention": Kind(
+        "the boxes of the whole source are written in another convention", "write boxes as [x1, y1, x2, y2]", "error"
     ),
     "source_boxes_other_size": Kind(
         "the boxes of the whole source were made for pictures of another size", "make boxes on these files", "error"

@@ -28,6 +28,7 @@ from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Findings, Found,
 from mg_llava.inspection.doctor.sources import Source
 from mg_llava.registry import DATASETS
 
+_FEW = 3
 _JSON = (".json", ".jsonl")
 _DEFAULTS: dict[str, Any] = dict.fromkeys(SETTINGS)
 _BROKEN_PART = (ValueError, TypeError, KeyError, ImportError)
@@ -188,6 +189,10 @@ def _read_boxes(findings: Findings, path: str) -> tuple[BoxTable | None, frozens
         return None, frozenset()
     found = [_bad_box(message) for message in problems.messages]
     findings.extend(found)
+    inverted = sum("x1 <= x2" in one.detail for one in found)
+    if inverted >= _FEW and inverted > len(table) // 2:
+        detail = f"at least {inverted} of {len(table) + len(problems)} records have x2 < x1 or y2 < y1"
+        findings.add(Found("source_boxes_convention", path, detail=detail))
     hidden = len(problems) - len(found)
     if hidden > 0:
         findings.add(found[-1], hidden)

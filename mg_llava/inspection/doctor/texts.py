@@ -1,5 +1,6 @@
 """Records and their text: form, placeholders, answers, special tokens, round trip of the tokenizer, lengths."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,8 @@ def check_texts(sources: Sequence[Source], job: tuple[int, int, int]) -> TextRes
             found.append(Found("unanswered", record.id, row, "no human turn with a gpt turn after it"))
             continue
         found += _check_turns(record, turns, row, specials)
+        order = "; ".join(_odd_turns(record.turns))
+        found += [Found("turn_order", record.id, row, order)] if order else []
         used.append(_measure(source, record, row, found))
         texts += [(record, row, piece) for turn in turns for piece in _pieces(turn) if not _matches(specials, piece)]
     if source.tokenizer is not None:
@@ -165,12 +168,17 @@ def _parse(source: Source, row: int, found: list[Found]) -> LLaVARecord | None:
 def _placeholders_differ(raw: Any) -> bool:
     """Whether a refused record is well-formed but for the number of its placeholders."""
     try:
+        parse_record({**raw, "image": [], "conversations": _without_placeholders(raw["conversations"])})
         image, count = raw.get("image"), 0
         turns = answered_turns([Turn(turn["from"], turn["value"]) for turn in raw["conversations"]])
         count = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, RecordError):
         return False
     return count != (len(image) if isinstance(image, list) else bool(image))
+
+
+def _without_placeholders(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**turn, "value": turn["value"].replace(IMAGE_PLACEHOLDER, "")} for turn in turns]
 
 
 def _check_turns(
@@ -185,6 +193,18 @@ def _check_turns(
         match = _matches(specials, turn.text)
         if match:
             yield Found("special_token", record.id, row, f"{match[0]!r} in {_around(turn.text, match[0])}")
+
+
+def _odd_turns(turns: Sequence[Turn]) -> Iterator[str]:
+    """Where questions and answers do not alternate, from a question to an answer."""
+    if turns[0].role == "gpt":
+        yield "it begins with an answer, which is dropped"
+    for number, (turn, following) in enumerate(itertools.pairwise(turns), start=1):
+        if turn.role == following.role:
+            side = "questions, which are joined" if turn.role == "human" else "answers to one question"
+            yield f"turns {number} and {number + 1} are both {side}"
+    if turns[-1].role == "human":
+        yield "it ends with a question, which is dropped"
 
 
 def _measure(source: Source, record: LLaVARecord, row: int, found: list[Found]) -> UsedRecord:

@@ -9,6 +9,8 @@ from mg_llava.inspection.doctor.findings import Found
 
 _FEW = 3
 _SOME = 10
+_BOXES = 20
+_HALF = 0.6
 _MANY = 50
 _MOSTLY = 0.5
 _OFTEN = 0.2
@@ -34,6 +36,13 @@ def judge_source(statistics: Sequence[BoxStatistics]) -> Iterator[Found]:
         yield Found("source_boxes_swapped", detail=detail)
         return
     reach_x, reach_y = columns["reach_x"] / columns["width"], columns["reach_y"] / columns["height"]
+    boxes = int(columns["boxes"].sum())
+    for convention in ("xywh", "cxcywh"):
+        # Corners in the right or lower half do not fit so, and of many boxes some are there; unless all are too small.
+        fits = columns[f"as_{convention}"].sum() == boxes and max([*reach_x, *reach_y], default=0) > _HALF
+        if fits and count >= _FEW and boxes >= _BOXES:
+            yield Found("source_boxes_convention", detail=f"all {boxes} boxes in {count} pictures fit as {convention}")
+            return
     if (count >= _SOME and other > _OFTEN * count) or (count >= _FEW and other > _MOSTLY * count):
         found = columns["is_other_size"] > 0
         times = f"{np.median(reach_x[found]):.2f} times the width, {np.median(reach_y[found]):.2f} times the height"

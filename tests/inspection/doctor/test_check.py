@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from mg_llava.batch import TokenCount
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.text.conversation import NoLabelError
@@ -51,7 +52,7 @@ def test_faults_that_a_policy_skips_are_warnings(report):
     levels = levels_of(report)
     assert {kind for kind, level in levels.items() if level == "error"} == {"bad_record", "placeholder_count"}
     assert levels["truncated_picture"] == levels["missing_boxes"] == levels["no_label"] == "warning"
-    assert report.errors == 6
+    assert report.errors == 7
 
 
 def test_faults_that_stop_training_are_errors(broken):
@@ -101,6 +102,22 @@ def test_errors_are_where_the_data_set_refuses(broken, clean, changes, error):
     assert check_dataset(data.arguments(**changes), QUIET).errors > 0
 
 
+def test_a_wrong_number_of_tokens_is_an_error(clean):
+    stated = clean.arguments(tokens_per_image=9)
+    report = check_dataset(stated, QUIET, tokens=TokenCount(4))
+    assert set(ids_by_kind(report)) == {"token_count"} and "9 tokens, the model gives 4" in report.to_text()
+    assert ids_by_kind(check_dataset(stated, QUIET, tokens=TokenCount(9))) == {}
+    assert ids_by_kind(check_dataset(stated, QUIET)) == ids_by_kind(check_dataset(clean.arguments(), QUIET)) == {}
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_settings_that_leave_nothing_are_errors(clean, value):
+    report = check_dataset(clean.arguments(max_dataset_length=value), QUIET)
+    assert set(ids_by_kind(report)) == {"config_setting"} and f"max_dataset_length is {value}" in report.to_text()
+    with pytest.raises(ValueError, match=f"max_dataset_length is {value}"):
+        DATASETS.build(clean.arguments(max_dataset_length=value))
+
+
 def test_the_context_is_counted(broken):
     # 16 tokens for each of the 48 pictures of one record, and too little room for the boxes of many.
     options = dict(max_length=None, context_length=30, tokens_per_image=16)
@@ -134,7 +151,7 @@ def test_report_can_be_read_and_written(broken, report):
     for kind, ids in broken.expected.items():
         assert f"    {kind}: " in text and KINDS[kind].fix in text
         assert any(f"id {record_id!r}" in text for record_id in ids if record_id) or kind == "bad_record"
-    assert text.endswith("6 errors, 35 warnings: training would fail or learn from wrong boxes")
+    assert text.endswith("7 errors, 40 warnings: training would fail or learn from wrong boxes")
     assert "compared with 2 evaluation pictures" in text
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["training_would_fail"] and plain["totals"]["error"] == 6
@@ -222,9 +239,9 @@ def test_a_data_set_of_another_kind_is_said_to_be_unchecked(clean):
 def test_limit_takes_records_from_all_over(broken):
     report = check_dataset(broken.arguments(), Options(workers=1, limit=10, show_progress=False))
     summary = report.sources[0].summary
-    assert summary["checked"] == 10 and summary["records"] == 49
+    assert summary["checked"] == 10 and summary["records"] == 56
     rows = {found.row for all_ in report.sources[0].findings.examples.values() for found in all_}
-    assert max(row for row in rows if row is not None) == 47
+    assert max(row for row in rows if row is not None) == 55
 
 
 class Killed(BaseException):

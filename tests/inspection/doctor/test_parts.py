@@ -12,15 +12,15 @@ from PIL import Image
 
 from mg_llava.data.pictures.files import content_hash
 from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.data.records.schema import make_box_record
+from mg_llava.data.records.schema import Turn, make_box_record
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
-from mg_llava.inspection.doctor.boxes import BoxStatistics, judge_boxes
+from mg_llava.inspection.doctor.boxes import _statistics, judge_boxes, judge_values
 from mg_llava.inspection.doctor.check import Options, check_dataset
 from mg_llava.inspection.doctor.coordinates import bound_of, draw_and_find, map_and_return, pixel_bound
 from mg_llava.inspection.doctor.leakage import hash_eval_pictures, list_eval_pictures
 from mg_llava.inspection.doctor.sources import Source
-from mg_llava.inspection.doctor.texts import check_template, check_texts, decode, length_summary
+from mg_llava.inspection.doctor.texts import _odd_turns, check_template, check_texts, decode, length_summary
 from mg_llava.inspection.doctor.verdicts import judge_source
 from mg_llava.registry import TRANSFORMS
 from tests.data.broken import write_clean
@@ -81,17 +81,7 @@ def statistics_of(transform, count=200, seed=0):
         boxes[0, 2:] = size
         boxes = transform(boxes, size)
         kinds = {kind for kind, _ in judge_boxes(boxes, size)}
-        reach = boxes[:, 2:].max(axis=0)
-        fits, fits_swapped = (
-            bool((reach <= np.array(size) * 1.05).all()),
-            bool((reach <= np.array(size[::-1]) * 1.05).all()),
-        )
-        rows.append(
-            BoxStatistics(
-                *size, *reach, "boxes_normalized" in kinds, fits_swapped and not fits, fits and not fits_swapped,
-                "boxes_other_size" in kinds,
-            )
-        )  # fmt: skip
+        rows.append(_statistics(boxes, size, kinds))
     return rows
 
 
@@ -100,21 +90,59 @@ def squeeze(boxes, size):
     return boxes / max(size) * np.array([*size, *size])
 
 
+def as_sizes(center):
+    """Boxes with width and height in place of their second corner; those that still look like boxes."""
+
+    def transform(boxes, size):
+        sides = boxes[:, 2:] - boxes[:, :2]
+        boxes = np.hstack([boxes[:, :2] + sides * center, sides])
+        kept = boxes[(boxes[:, 2:] >= boxes[:, :2]).all(axis=1)]
+        return kept if len(kept) else np.array([[size[0] * center, size[1] * center, *size]])
+
+    return transform
+
+
 @pytest.mark.parametrize(
     ("transform", "kinds"),
     [
         (lambda boxes, size: boxes, []),
+        (as_sizes(0), ["source_boxes_convention"]),
+        (as_sizes(0.5), ["source_boxes_convention"]),
         (lambda boxes, size: boxes[:, [1, 0, 3, 2]], ["source_boxes_swapped"]),
         (lambda boxes, size: boxes / [*size, *size], ["source_boxes_normalized"]),
         (lambda boxes, size: boxes * 2, ["source_boxes_other_size"]),
         (lambda boxes, size: boxes * 0.5, ["source_boxes_small"]),
         (squeeze, ["source_boxes_squeezed", "source_boxes_squeezed"]),
     ],
-    ids=["right", "swapped", "shares", "larger", "smaller", "squeezed"],
+    ids=["right", "corner_and_size", "center_and_size", "swapped", "shares", "larger", "smaller", "squeezed"],
 )
 def test_whole_sources_are_judged(transform, kinds):
     assert [found.kind for found in judge_source(statistics_of(transform))] == kinds
     assert list(judge_source(statistics_of(transform, count=2))) == []
+
+
+def test_scores_and_sides_out_of_range_are_told():
+    def kinds_of(scores, boxes=((0, 0, 9, 9), (1, 1, 5, 5))):
+        return [kind for kind, _ in judge_values(make_box_record(boxes, scores))]
+
+    assert kinds_of([0.0, 1.0]) == kinds_of([1.00001, 0.5]) == []
+    assert kinds_of([87.5, 12.0]) == kinds_of([-2.2, 3.1]) == kinds_of([0.9, -0.1]) == ["score_range"]
+    assert kinds_of([0.5, 0.5], [(3, 0, 3, 9), (1, 1, 5, 5)]) == ["flat_box"]
+
+
+@pytest.mark.parametrize(
+    ("roles", "details"),
+    [
+        ("hghg", []),
+        ("hhg", ["turns 1 and 2 are both questions"]),
+        ("hggh", ["turns 2 and 3 are both answers", "it ends with a question"]),
+        ("ghg", ["it begins with an answer"]),
+        ("hgh", ["it ends with a question"]),
+    ],
+)
+def test_turns_that_do_not_alternate_are_told(roles, details):
+    found = list(_odd_turns([Turn({"h": "human", "g": "gpt"}[role], "text") for role in roles]))
+    assert [text.split(", which")[0].split(" to one")[0] for text in found] == details
 
 
 def test_a_few_odd_pictures_do_not_condemn_a_source():
