@@ -58,8 +58,8 @@ def test_damage_and_wrong_files_give_status_1(source, tmp_path):
     data = bytearray(store.read_bytes())
     data[-1] ^= 1
     store.write_bytes(data)
-    status, out, _ = call(store, "--verify")
-    assert status == 1 and "does not fit its checksum" in out
+    status, _, err = call(store, "--verify")
+    assert status == 1 and "do not fit their checksums" in err
     for arguments in ((source, "--info"), (tmp_path / "no.json", "--out", store), (source, "--out", source)):
         status, _, err = call(*arguments)
         assert status == 1 and "error: " in err

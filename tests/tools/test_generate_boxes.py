@@ -61,7 +61,7 @@ def test_whole_tool(files, tmp_path, detector, tagger, threshold):
     assert len(list((tmp_path / "visualize").iterdir())) == 2
     # A second call finds all done; --merge sees it too, and what is missing.
     assert call(*arguments)[0] == call(*arguments, "--merge")[0] == 0
-    next((tmp_path / "work" / "detect" / "shards").iterdir()).unlink()
+    next((tmp_path / "work" / "detect").iterdir()).unlink()
     status, _, err = call(*arguments, "--merge")
     assert status == 1 and "12 of 12 pictures have no result yet" in err
 
