@@ -86,7 +86,19 @@ class Answering:
         return tokens * width * self.model.connector.element_size()
 
     def window(self, groups: Iterable[Loaded]) -> Iterator[Answered]:
-        """Answer the requests of a window; long rows first, so that memory runs out early or never."""
+        """Answer the requests of a window; long rows first, so that memory runs out early or never.
+
+        The model is in evaluation mode while it works, and as it was between two batches.
+        """
+        answers = self._window(groups)
+        while True:
+            with evaluating(self.model):
+                batch = next(answers, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _window(self, groups: Iterable[Loaded]) -> Iterator[Answered]:
         ready: list[EncodedRequest] = []
         failed: Answered = []
         for one in self._encoded(groups, failed):
@@ -114,13 +126,13 @@ class Answering:
         decoded = group.load()
         if isinstance(decoded, PictureError):
             raise decoded
-        (one,) = self.encoder.encode([(group, decoded)])
-        problem = self._too_long(one)
-        if problem is not None:
-            raise problem
         text = TextStream(self.stops)
         ended: Ended = ""
         with evaluating(self.model):
+            (one,) = self.encoder.encode([(group, decoded)])
+            problem = self._too_long(one)
+            if problem is not None:
+                raise problem
             for step in self._steps([one], self._prompt([one], [prepared.ids]), 0.0):
                 (ended,) = step.ended
                 yield text.push(step.ids if ended != "end" else [])
@@ -180,8 +192,7 @@ class Answering:
         numbers = {prefix: number for number, prefix in enumerate(first)}
         starts = list(first.values())
         prompt = self._prompt(starts, [one.prepared.ids[: one.cut] for one in starts])
-        with evaluating(self.model):
-            prefixes = read_prefixes(self.model.llm, prompt)
+        prefixes = read_prefixes(self.model.llm, prompt)
         self.statistics.prefixes += len(starts)
         for batch in self._by_rest(block):
             texts = _pad([one.prepared.ids[one.cut :] for one in batch], left=True)
@@ -208,8 +219,7 @@ class Answering:
     def _prompt(self, batch: Sequence[EncodedRequest], ids: Sequence[Sequence[int]]) -> Prompt:
         """What the LLM reads: rows of ids with the encoded pictures of ``batch``, on the device."""
         data = self.model.data_preprocessor(_pad(ids), False)
-        with evaluating(self.model):
-            return self.model.prompt(data, [segments for one in batch for segments in one.seeing])
+        return self.model.prompt(data, [segments for one in batch for segments in one.seeing])
 
     def _steps(self, batch: Sequence[EncodedRequest], prompt: Prompt, margin: float) -> Iterator[Step]:
         """The steps of a batch, counted."""
@@ -222,15 +232,14 @@ class Answering:
 
     def _answers(self, batch: Sequence[EncodedRequest], prompt: Prompt) -> Answered:
         """Answers to a batch; what rounding could decide is generated once more, alone."""
-        with evaluating(self.model):
-            is_alone = len(batch) == 1 and batch[0].alone and prompt.cache is None
-            rows = collect(self._steps(batch, prompt, 0.0 if is_alone else self.margin), len(batch))
-            for place, one in enumerate(batch):
-                if rows[place].ended == "close":
-                    self.statistics.alone += 1
-                    one = self.encoder.alone(one)
-                    prompt = self._prompt([one], [one.prepared.ids])
-                    (rows[place],) = collect(self._steps([one], prompt, 0.0), 1)
+        is_alone = len(batch) == 1 and batch[0].alone and prompt.cache is None
+        rows = collect(self._steps(batch, prompt, 0.0 if is_alone else self.margin), len(batch))
+        for place, one in enumerate(batch):
+            if rows[place].ended == "close":
+                self.statistics.alone += 1
+                one = self.encoder.alone(one)
+                prompt = self._prompt([one], [one.prepared.ids])
+                (rows[place],) = collect(self._steps([one], prompt, 0.0), 1)
         return [(one.prepared.number, self._make_answer(one, row)) for one, row in zip(batch, rows, strict=True)]
 
     def _make_answer(self, one: EncodedRequest, row: Generated) -> Answer:

@@ -8,7 +8,6 @@ import torch
 
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest
-from mg_llava.models.generation import evaluating
 from mg_llava.models.interfaces import Seeing
 from mg_llava.tokens import IMAGE_TOKEN_INDEX
 
@@ -117,5 +116,4 @@ class RequestEncoder:
         self.statistics.encodings += 1
         canvas, boxes = torch.stack([one.pixels for one in pictures]), [one.boxes for one in pictures]
         data = self.model.data_preprocessor({"canvas": canvas, "boxes": boxes}, False)
-        with evaluating(self.model):
-            return self.model.encode(data["canvas"], data["boxes"])
+        return self.model.encode(data["canvas"], data["boxes"])
