@@ -4,6 +4,7 @@ Shapes: B rows of a batch, T text ids, N pictures, P visual tokens of a picture,
 """
 
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,7 @@ from mg_llava.models.generation import (
     generate,
     read_prefixes,
 )
+from mg_llava.models.interfaces import Seeing
 from mg_llava.tokens import PAD_TOKEN_ID
 
 Answered = list[tuple[int, Answer | ValueError]]
@@ -192,7 +194,8 @@ class Answering:
         numbers = {prefix: number for number, prefix in enumerate(first)}
         starts = list(first.values())
         prompt = self._prompt(starts, [one.prepared.ids[: one.cut] for one in starts])
-        prefixes = read_prefixes(self.model.llm, prompt)
+        with self.model.condition(_seeing(starts)):
+            prefixes = read_prefixes(self.model.llm, prompt)
         self.statistics.prefixes += len(starts)
         for batch in self._by_rest(block):
             texts = _pad([one.prepared.ids[one.cut :] for one in batch], left=True)
@@ -219,14 +222,18 @@ class Answering:
     def _prompt(self, batch: Sequence[EncodedRequest], ids: Sequence[Sequence[int]]) -> Prompt:
         """What the LLM reads: rows of ids with the encoded pictures of ``batch``, on the device."""
         data = self.model.data_preprocessor(_pad(ids), False)
-        return self.model.prompt(data, [segments for one in batch for segments in one.seeing])
+        return self.model.prompt(data, _seeing(batch))
 
     def _steps(self, batch: Sequence[EncodedRequest], prompt: Prompt, margin: float) -> Iterator[Step]:
         """The steps of a batch, counted."""
         limits = [self._limit(one) for one in batch]
         stop = self.stops.at_word if self.stops.words else None
         self.statistics.rows += len(batch)
-        for step in generate(self.model.llm, prompt, self.decoding, limits, stop, margin):
+
+        def condition(rows: list[int]) -> AbstractContextManager[Any]:
+            return self.model.condition(_seeing([batch[row] for row in rows]))
+
+        for step in generate(self.model.llm, prompt, self.decoding, limits, stop, margin, condition):
             self.statistics.steps += 1
             yield step
 
@@ -246,6 +253,11 @@ class Answering:
         text, _ = self.stops.cut(self.stops.read(row.ids))
         seen, name = tuple(map(_seen, one.pictures)), one.prepared.request.id
         return Answer(text, tuple(row.ids), seen, row.ended == "limit", name, one.length)
+
+
+def _seeing(batch: Sequence[EncodedRequest]) -> Seeing:
+    """The segments of all placeholders of a batch."""
+    return [segments for one in batch for segments in one.seeing]
 
 
 def _chunks(items: Sequence[_Item], size: int) -> list[list[_Item]]:

@@ -75,8 +75,7 @@ class Predictor:
         self.generation = {"max_new_tokens": 100, "do_sample": False} | generation
         self.statistics = Statistics()
         size = self.front_end.picture_processor.image_size
-        # the low-resolution view is sampled from a canvas of any size
-        if model.visual_encoder_aux is not None and size != model.canvas_size:
+        if size != model.canvas_size:
             print_log(
                 f"pictures are made for {size} px, the model reads {model.canvas_size}",
                 logger="current",

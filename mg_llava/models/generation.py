@@ -5,7 +5,7 @@ prefixes, D hidden size and V vocabulary of the LLM.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, NamedTuple
@@ -177,6 +177,7 @@ def generate(
     limits: Sequence[int] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     margin: float = 0.0,
+    condition: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
 ) -> Iterator[Step]:
     """Generate step by step; a row that has ended costs nothing more, and closing the iterator ends all of them.
 
@@ -187,13 +188,15 @@ def generate(
         limits: Most new ids of each row, in place of ``decoding.limit``.
         stop: Says of the new ids of a row whether it ends with them.
         margin: Least lead; a row whose best two logits are closer ends, for the caller to decide it otherwise.
+        condition: Gives the context in which the LLM reads some of the rows; see ``System.condition``.
     """
     rows = list(range(len(prompt.mask)))
     new: list[list[int]] = [[] for _ in rows]
     limits = [decoding.limit] * len(rows) if limits is None else limits
     choose = _Chooser(decoding, len(rows), prompt.embeds.device)
     while rows:
-        hidden, scores, cache = _read(llm, prompt)
+        with nullcontext() if condition is None else condition(rows):
+            hidden, scores, cache = _read(llm, prompt)
         ids, leads = choose(scores, rows, new)
         ended: list[Ended] = []
         for row, token, lead in zip(rows, ids.tolist(), leads, strict=True):

@@ -6,6 +6,7 @@ of canvas i, M placeholders, D hidden size of the LLM, L merged length.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -214,8 +215,15 @@ class System(Assembly):
         decoding = Decoding.of(self.llm, given)
         with evaluating(self):
             seeing = self.see(data)
-            with self.condition(seeing):
-                rows = collect(generate(self.llm, self.prompt(data, seeing), decoding), len(data["input_ids"]))
+            places = iter(seeing)
+            own = [list(islice(places, count)) for count in (data["input_ids"] < 0).sum(dim=1).tolist()]
+            steps = generate(
+                self.llm,
+                self.prompt(data, seeing),
+                decoding,
+                condition=lambda rows: self.condition([segments for row in rows for segments in own[row]]),
+            )
+            rows = collect(steps, len(own))
         return [torch.tensor(row.ids, dtype=torch.int64) for row in rows]
 
 

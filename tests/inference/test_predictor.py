@@ -1,6 +1,9 @@
 """The predictor: batched equals single, boxes reach the model, and errors say what is wrong."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import BoxRecord, Turn
 from mg_llava.detection.proposals import ConnectedComponentProposals, Proposals
 from mg_llava.inference import Predictor, Request
+from mg_llava.models.interfaces import Seeing
 from tests import toy
 
 PROCESSOR = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}
@@ -179,6 +183,34 @@ def test_requests_may_have_a_system_text_of_their_own(predictor: Predictor, toy_
     ids = [answer.token_ids for answer in predictor.predict_many(mixed)]
     assert ids[0] == own.predict(question="what?").token_ids != ids[1] == ids[2]
     assert [answer.token_ids for answer in own.predict_many(mixed)] == [ids[0], ids[0], ids[1]]
+
+
+def test_the_llm_reads_rows_under_the_condition_of_their_pictures(
+    predictor: Predictor, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[int] = []
+    passes: list[tuple[int, int]] = []
+    decoder = predictor.model.llm.model
+    forward = decoder.forward
+
+    @contextmanager
+    def condition(seeing: Seeing) -> Iterator[None]:
+        inside.append(len(seeing))
+        yield
+        inside.pop()
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        passes.append((len(kwargs["inputs_embeds"]), *inside))  # rows and their pictures
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(predictor.model, "condition", condition)
+    monkeypatch.setattr(decoder, "forward", spy)
+    shared = [Request(text, picture) for text in ("what?", "is there a digit?")]
+    predictor.predict_many(shared, batch_size=4, exact=False, max_new_tokens=2)
+    assert passes == [(1, 1), (2, 2), (2, 2)], "one prefix, then two rows"
+    passes.clear()
+    predictor.predict_many([Request("what?", [picture, picture]), Request("a digit")], exact=False, max_new_tokens=2)
+    assert passes == [(2, 2), (2, 2)], "two pictures of one row"
 
 
 def test_sampling_is_possible(predictor: Predictor, picture: Image.Image) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,21 @@ def test_answers_end_before_the_end_token(model: MGLLaVA, as_list: bool) -> None
     for whole, part in zip(plain, cut, strict=True):
         ids = whole.tolist()
         assert part.tolist() == (ids[: ids.index(end)] if end in ids else ids)
+
+
+def test_generation_reads_rows_under_the_condition_of_their_pictures(
+    model: MGLLaVA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = batch_of(toy.make_batch(MIXED, seed=5))
+    plain = model.generate(data, max_new_tokens=6, eos_token_id=299)
+    end = int(plain[0][2])
+    lasts = [row.tolist().index(end) if end in row.tolist() else 5 for row in plain]
+    pictures = [n for _, n in MIXED]
+    expected = [sum(n for n, last in zip(pictures, lasts, strict=True) if last >= step) for step in range(6)]
+    found: list[int] = []
+    monkeypatch.setattr(model, "condition", lambda seeing: nullcontext(found.append(len(seeing))))
+    model.generate(data, max_new_tokens=6, eos_token_id=end)
+    assert found == expected and expected[0] > expected[3]
 
 
 def test_gradient_checkpointing_does_not_disturb_generation(
