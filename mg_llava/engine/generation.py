@@ -1,8 +1,8 @@
 """Sample answers while a model trains: the quickest way to see whether it learns what it should."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class SampleGenerationHook(Hook):
         max_new_tokens: Limit of an answer.
         system: System text before the question.
         file_name: File in the work directory; None for none.
-        **generation: Further arguments of the LLM's ``generate``.
+        **generation: Further arguments of the predictor's generation.
 
     Raises:
         ValueError: If a sample has no question or an unknown key.
@@ -87,11 +87,14 @@ class SampleGenerationHook(Hook):
 
     def _generate(self, runner: Any, iteration: int) -> None:
         from mg_llava.inference import Request
+        from mg_llava.models.generation import evaluating
 
         model = unwrap_model(runner.model)
         precision = getattr(runner.optim_wrapper, "optim_context", lambda _: nullcontext())  # DeepSpeed has none
         requests = [Request(s["question"], s.get("image"), s.get("boxes"), str(i)) for i, s in enumerate(self.samples)]
-        with _evaluating(model), torch.no_grad(), precision(model):
+        device = next(model.parameters()).device
+        drawing = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])  # training does not notice
+        with drawing, evaluating(model), torch.no_grad(), precision(model):
             answers = self._predictor_of(model).predict_many(requests, workers=1)
         for sample, answer in zip(self.samples, answers, strict=True):
             self._report(runner, {"iteration": iteration, **sample, "answer": answer.text})
@@ -117,16 +120,3 @@ class SampleGenerationHook(Hook):
 def _to_plain(value: Any) -> Any:
     """Arrays as lists, anything else as text, for JSON."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and random numbers that training does not notice."""
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        model.train(training)
