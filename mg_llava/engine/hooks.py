@@ -15,12 +15,6 @@ from torch import Tensor, nn
 
 from mg_llava.registry import HOOKS
 
-BRANCHES = ("gate", "low_norm", "high_norm", "box_norm", "text_norm")
-"""Keys a model may put into its ``monitor`` dict; an absent key means that it has no such branch."""
-
-PARTS = ("fuse_module", "projector", "bbox_projector", "llm")
-"""Modules of the model whose gradients are watched, where they are there and trained."""
-
 
 def unwrap_model(model: Any) -> nn.Module:
     """Return the model itself, without the wrapper of DistributedDataParallel or DeepSpeed."""
@@ -29,18 +23,18 @@ def unwrap_model(model: Any) -> nn.Module:
 
 @HOOKS.register_module()
 class GateMonitorHook(Hook):
-    """Logs the model's branches and the gradient norm of each trained part, and warns when one stays dead.
+    """Logs the model's monitor and the gradient norm of each trained part, and warns when one stays dead.
 
     A fusion whose projections start at zero passes nothing of the high-resolution view at first; this shows whether it
     comes to life. Logged as ``gate``, ``high_norm``, ``grad_projector`` and so on, as means over processes. A gradient
     norm is that of one micro-batch's gradient, before averaging and clipping, taken with tensor hooks that exist in
-    the watched iterations alone; so it is the same with and without DeepSpeed.
+    the watched iterations alone; so it is the same with and without DeepSpeed. A batch without pictures says nothing
+    about the parts that see.
 
     Args:
         interval: Iterations between two measurements; best that of the ``LoggerHook``.
         patience: Measurements in a row at or below ``threshold`` before the warning.
         threshold: Absolute value up to which a gate, norm or gradient norm counts as dead.
-        parts: Modules of the model whose gradients are watched.
 
     Raises:
         ValueError: If ``interval`` or ``patience`` is not positive.
@@ -48,15 +42,12 @@ class GateMonitorHook(Hook):
 
     priority = "NORMAL"  # before LoggerHook (BELOW_NORMAL), which writes the values
 
-    def __init__(
-        self, interval: int = 10, patience: int = 5, threshold: float = 1e-9, parts: Sequence[str] = PARTS
-    ) -> None:
+    def __init__(self, interval: int = 10, patience: int = 5, threshold: float = 1e-9) -> None:
         if interval < 1 or patience < 1:
             raise ValueError(f"interval and patience must be at least 1, found {interval} and {patience}.")
         self.interval = interval
         self.patience = patience
         self.threshold = threshold
-        self.parts = tuple(parts)
         self._handles: list[Any] = []
         self._squares: dict[str, Tensor] = {}
         self._dead: dict[str, int] = defaultdict(int)
@@ -67,10 +58,10 @@ class GateMonitorHook(Hook):
             return
         model = unwrap_model(runner.model)
         model.monitor.clear()  # what this iteration does not refresh is not reported
-        for part in self._trained_parts(model):
-            for parameter in getattr(model, part).parameters():
+        for part, module in _trained_parts(model):
+            for parameter in module.parameters():
                 if parameter.requires_grad:
-                    self._handles.append(parameter.register_hook(self._adder(part)))
+                    self._handles.append(parameter.register_hook(self._adder(part.key)))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Gather, log and judge, in a watched iteration."""
@@ -80,16 +71,11 @@ class GateMonitorHook(Hook):
             handle.remove()
         self._handles.clear()
         model = unwrap_model(runner.model)
-        for name, value in self._measure(model, _loss_scale(runner)).items():
+        seen = data_batch is None or has_pictures(data_batch["data"])
+        for name, value in self._measure(model, seen, _loss_scale(runner)).items():
             runner.message_hub.update_scalar(f"train/{name}", value)
             self._judge(name, value, runner.iter + 1)
         self._squares.clear()
-
-    def _trained_parts(self, model: nn.Module) -> Iterator[str]:
-        for part in self.parts:
-            module = getattr(model, part, None)
-            if module is not None and any(p.requires_grad for p in module.parameters()):
-                yield part
 
     def _adder(self, part: str) -> Any:
         def add(gradient: Tensor) -> None:
@@ -98,15 +84,14 @@ class GateMonitorHook(Hook):
 
         return add
 
-    def _measure(self, model: nn.Module, loss_scale: float) -> dict[str, float]:
-        """Mean over processes of every value that at least one of them has; one reduction."""
-        parts = list(self._trained_parts(model))
-        names = [*BRANCHES, *(f"grad_{part}" for part in parts)]
-        found: dict[str, Any] = {name: model.monitor.get(name) for name in BRANCHES}
-        seen = "low_norm" in model.monitor  # a batch without pictures says nothing about what works on pictures
-        found |= {
-            f"grad_{part}": _root(self._squares.get(part)) / loss_scale for part in parts if seen or part == "llm"
-        }
+    def _measure(self, model: Any, seen: bool, loss_scale: float) -> dict[str, float]:
+        """Mean over processes of every value that at least one of them has."""
+        found: dict[str, Any] = dict(model.monitor)
+        for part, _ in _trained_parts(model):
+            if seen or part.role == "llm":
+                found[f"grad_{part.key}"] = _root(self._squares.get(part.key)) / loss_scale
+        # a process whose batch has no pictures must reduce what the others have
+        names = sorted({name for names in all_gather_object(sorted(found)) for name in names})
         device = next(model.parameters()).device
         table = torch.zeros(2, len(names), device=device)  # sums, counts
         for column, name in enumerate(names):
@@ -127,6 +112,18 @@ class GateMonitorHook(Hook):
                 logger="current",
                 level=logging.WARNING,
             )
+
+
+def _trained_parts(model: Any) -> Iterator[tuple[Any, nn.Module]]:
+    """The parts of a system of which something is trained."""
+    for part, module in model.named_parts():
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            yield part, module
+
+
+def has_pictures(data: Mapping[str, Any]) -> bool:
+    """Whether a batch has something to see."""
+    return any(data.get(name) is not None and len(data[name]) for name in ("canvas", "features"))
 
 
 def _root(square: Tensor | None) -> Any:
@@ -150,22 +147,14 @@ class ThroughputHook(Hook):
 
     Args:
         interval: Iterations between two values; best that of the ``LoggerHook``.
-        tokens_per_picture: Visual tokens of one picture, boxes apart. None: from the model's low-resolution encoder.
     """
 
     priority = "NORMAL"  # before LoggerHook (BELOW_NORMAL), which writes the values
 
-    def __init__(self, interval: int = 10, tokens_per_picture: int | None = None) -> None:
+    def __init__(self, interval: int = 10) -> None:
         self.interval = interval
-        self.tokens_per_picture = tokens_per_picture
         self._start: float | None = None
         self._counts = [0, 0]  # samples, tokens
-
-    def before_train(self, runner: Any) -> None:
-        """Learn the number of tokens of a picture."""
-        if self.tokens_per_picture is None:
-            grid = getattr(getattr(unwrap_model(runner.model), "visual_encoder", None), "grid", 0)
-            self.tokens_per_picture = grid**2
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Count a batch; report at the end of an interval. The first iteration only starts the clock."""
@@ -173,7 +162,7 @@ class ThroughputHook(Hook):
             self._start = time.perf_counter()
             return
         self._counts[0] += len(data_batch["data"]["input_ids"])
-        self._counts[1] += count_tokens(data_batch["data"], self.tokens_per_picture or 0)
+        self._counts[1] += count_tokens(data_batch["data"], unwrap_model(runner.model))
         if self.every_n_train_iters(runner, self.interval):
             self._report(runner)
 
@@ -190,14 +179,24 @@ class ThroughputHook(Hook):
         self._start, self._counts = now, [0, 0]
 
 
-def count_tokens(data: Mapping[str, Any], tokens_per_picture: int) -> int:
-    """Tokens the LLM sees of a batch as ``collate`` makes it: a placeholder gives way to its picture and boxes."""
+def count_tokens(data: Mapping[str, Any], system: Any) -> int:
+    """Tokens the LLM sees of a batch as ``collate`` makes it: a placeholder gives way to what stands for it.
+
+    Args:
+        data: A :class:`mg_llava.batch.Batch` on the CPU.
+        system: Asked for its ``token_count`` where the batch was not counted before.
+    """
     if data.get("layout") is not None:
         return sum(data["layout"].lengths)
+    mask = data["attention_mask"].numpy().astype(bool)
+    if not has_pictures(data):
+        return int(mask.sum())
     images, features = data.get("canvas"), data.get("features")
-    pictures = (0 if images is None else len(images)) + (0 if features is None else len(features["low"]))
-    boxes = sum(len(b) for b in data.get("boxes") or ()) if pictures else 0
-    return int(data["attention_mask"].numpy().sum()) + pictures * (tokens_per_picture - 1) + boxes
+    canvases = (0 if images is None else len(images)) + (0 if features is None else len(features["low"]))
+    boxes = sum(len(b) for b in data.get("boxes") or ())
+    placeholders = int((data["input_ids"].numpy()[mask] < 0).sum())
+    count = system.token_count
+    return int(mask.sum()) + (count.per_media - 1) * placeholders + count.per_canvas * canvases + count.per_box * boxes
 
 
 @HOOKS.register_module()

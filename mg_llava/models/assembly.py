@@ -1,7 +1,7 @@
 """A system's parts: building them, training what a stage says, saving what trains, loading what was saved."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from mmengine.model import BaseModel
@@ -16,6 +16,8 @@ from mg_llava.models.vision import CachedFeatures
 from mg_llava.models.weights.loading import on_meta
 from mg_llava.models.weights.parts import load_parts, saved_state_dict, trained_keys
 from mg_llava.registry import EXPORTERS
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 LANGUAGE_LOSS = {"type": "mg_llava.LanguageLoss"}
 """What an LLM learns from where nothing else is said: the next token."""
@@ -104,6 +106,10 @@ class Assembly(BaseModel):
             module = getattr(self, part.key, None)
             if module is not None:
                 yield part, module
+
+    def part_of(self, kind: type[Kind]) -> Kind | None:
+        """The first part of a kind, such as ``Fusion``; None without one."""
+        return next((module for _, module in self.named_parts() if isinstance(module, kind)), None)
 
     def init_weights(self) -> None:
         """Change nothing: parts are initialized where they are built, and loaded weights must stay.

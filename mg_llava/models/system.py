@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mg_llava.batch import Layout, PaddingSide, TokenCount
 from mg_llava.models.assembly import Assembly
@@ -99,13 +99,17 @@ class System(Assembly):
         """A zero that depends on every trained connector, for batches without pictures.
 
         Processes reduce the same gradients then. Where parameters are split over processes the encoders must run too,
-        because every process has to take part in gathering them.
+        because every process has to take part in gathering them. Nothing of it is observed.
         """
+        monitor = dict(self.monitor)
         if is_split(self) and not self.cached.replaces_encoders:
             size = self.canvas_size
             canvas = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
-            return _zero(self.encode(canvas, [torch.zeros(1, 4, device=self.device)]))
-        return _zero(self.connect(self.blank_looked(), [1]))
+            seeing = self.encode(canvas, [torch.zeros(1, 4, device=self.device)])
+        else:
+            seeing = self.connect(self.blank_looked(), [1])
+        self.monitor = monitor
+        return _zero(seeing)
 
     @torch.no_grad()
     def observe(self, name: str, tokens: Tensor, where: Tensor | None = None) -> None:
@@ -230,10 +234,6 @@ class System(Assembly):
 def _pieces(seeing: Seeing) -> list[list[Tensor]]:
     """Tokens of each placeholder, one tensor after the other."""
     return [[segment.tokens for segment in segments] for segments in seeing]
-
-
-def _has_own(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _zero(seeing: Seeing) -> Tensor:

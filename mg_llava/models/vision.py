@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mg_llava.features import Features, unpack
-from mg_llava.models.interfaces import Looked, Seeing, Seen
+from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Seeing, Seen
 from mg_llava.models.parts import build_part
 
 _VERSION = 1
@@ -50,7 +50,8 @@ class CachedFeatures:
             ValueError: They are of other encoders, with all that differs in one message; the fusion reads maps that no
                 cache keeps; or parameters are split over processes and the encoders run in some of them alone.
         """
-        if getattr(getattr(self._system, "fuse_module", None), "reads", "last") == "all":
+        fusion = self._system.part_of(Fusion)
+        if fusion is not None and fusion.reads == "all":
             raise ValueError(
                 "a feature cache keeps the last map alone, and the fusion reads all; set feature_cache=None"
             )
@@ -106,7 +107,9 @@ class FeatureExtractor(nn.Module):
     def __init__(self, system: Any) -> None:
         super().__init__()
         self.system = system
-        self._low, self._high = _encoder_keys(system)
+        self._low, high = _encoder_keys(system)
+        self._map_of = high if system.part_of(Fusion) is not None else None
+        """Key of the encoder whose last map a fusion reads."""
 
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> "FeatureExtractor":
@@ -116,20 +119,18 @@ class FeatureExtractor(nn.Module):
     @property
     def sizes(self) -> dict[str, Any]:
         """Arguments of ``mg_llava.features.blocks_of``, but for the dtype."""
-        boxes, low = self.system.bbox_projector, getattr(self.system, self._low).spec
-        high = None if self._high is None else getattr(self.system, self._high).spec
+        boxes, low = self.system.part_of(ObjectReader), getattr(self.system, self._low).spec
+        high = None if self._map_of is None else getattr(self.system, self._map_of).spec
         return {
             "low": [low.tokens, low.channels],
-            "high": None
-            if high is None or self.system.fuse_module is None
-            else [high.grid**2, high.stage_channels[-1]],
+            "high": None if high is None else [high.grid**2, high.stage_channels[-1]],
             "pooled": None if boxes is None else boxes.in_channels,
         }
 
     @property
     def dtype_name(self) -> str:
         """What the encoders compute in, such as ``bfloat16``; the wider one where they differ."""
-        found = [getattr(self.system, key).dtype for key in (self._low, self._high) if key is not None]
+        found = [encoder.dtype for part, encoder in self.system.named_parts() if part.role == "encoder"]
         return str(max(found, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
 
     def describe(self) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class FeatureExtractor(nn.Module):
     def forward(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Features:
         """What the connectors would read of N canvases; arguments as for ``System.look``."""
         looked = self.system.look(canvas, boxes)
-        high = None if self._high is None or self.system.fuse_module is None else looked.seen[self._high].maps[-1]
+        high = None if self._map_of is None else looked.seen[self._map_of].maps[-1]
         return Features(looked.seen[self._low].tokens, high, looked.pooled)
 
 
@@ -149,8 +150,8 @@ def describe_encoders(system: Any) -> dict[str, Any]:
 
     Parameters that are split over processes are gathered, so that all processes must call this together.
     """
-    boxes = system.bbox_projector
-    about: dict[str, Any] = {"version": _VERSION, "fusion": system.fuse_module is not None, "boxes": boxes is not None}
+    boxes, fusion = system.part_of(ObjectReader), system.part_of(Fusion)
+    about: dict[str, Any] = {"version": _VERSION, "fusion": fusion is not None, "boxes": boxes is not None}
     for part, encoder in system.named_parts():
         if part.role == "encoder":
             spec = encoder.spec

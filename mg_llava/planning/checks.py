@@ -91,7 +91,7 @@ def _about_training(config: Any, gpu: GPU, deepspeed: str | None) -> Iterator[st
         yield f"precision='bfloat16', but {gpu.name} does not compute in it; use precision='float16'"
     if deepspeed not in (None, "none") and precision not in _HALF:
         yield f"{deepspeed} trains in 16 bits, but precision is {precision!r}; use precision='bfloat16'"
-    if config.model.llm.get("tuning") == "qlora" and "zero3" in str(deepspeed):
+    if (config.model.get("llm") or {}).get("tuning") == "qlora" and "zero3" in str(deepspeed):
         yield f"{deepspeed} cannot split 4-bit weights; use deepspeed_zero2 with tuning='qlora', or tuning='lora'"
     together = loader.batch_size * wrapper.get("accumulative_counts", 1)
     grouped = loader.sampler.get("per_device_batch_size")
@@ -109,9 +109,9 @@ def _about_text(config: Any) -> Iterator[str]:
             Template.build(name)
         except ValueError as error:
             yield str(error)
-    llm, tokenizer = config.model.llm.get("path"), dataset.get("tokenizer")
+    llm, tokenizer = (config.model.get("llm") or {}).get("path"), dataset.get("tokenizer")
     other = tokenizer.get("pretrained_model_name_or_path") if isinstance(tokenizer, Mapping) else None
-    if other is not None and other != llm:
+    if None not in (llm, other) and other != llm:
         yield f"the LLM is {llm}, but texts are tokenized for {other}; change llm_name_or_path, not one of the two"
 
 
@@ -122,7 +122,7 @@ def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
     if dataset.get("tokens") and stated != tokens:
         yield f"tokens of a picture are {stated}, but the encoders give {tokens}; set visual_tokens={tokens}"
     context = (dataset.get("budget") or {}).get("context_length")
-    positions = getattr(model.llm.config, "max_position_embeddings", None)
+    positions = None if model.llm is None else getattr(model.llm.config, "max_position_embeddings", None)
     if context and positions and context > positions:
         yield f"context_length is {context}, but the LLM knows {positions} positions; lower context_length"
     if context and context <= tokens:

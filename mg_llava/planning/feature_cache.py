@@ -10,13 +10,10 @@ from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group
 from mg_llava.features import FEATURE_DTYPES, FeatureDtype, blocks_of
 from mg_llava.models.vision import FeatureExtractor
-from mg_llava.planning.flops import Flops
+from mg_llava.planning.flops import POOLING, Flops
 
 DISK = 2e9
 """Bytes per second at which all processes together are assumed to read and write: one NVMe disk, or a good network."""
-
-_SAVED = ("visual_encoder", "visual_encoder_aux", "box_pooling")
-"""Parts of a step that a cache stands for."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,8 @@ def plan_feature_cache(
     """
     if disk <= 0:
         raise ValueError(f"disk is {disk}; it must be a positive number of bytes per second")
-    encoders = sum(flops.training.get(part, 0.0) for part in _SAVED)
+    saved_parts = [POOLING, *(part.key for part, _ in model.named_parts() if part.role == "encoder")]
+    encoders = sum(flops.training.get(part, 0.0) for part in saved_parts)
     whole = sum(flops.training.values())
     pictures = _count_pictures(config, samples)
     sizes = FeatureExtractor(model).sizes

@@ -3,8 +3,8 @@
 Shapes: P visual tokens, C their width, L length of the row, h x w cells of a stage.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mg_llava.models.interfaces import Seen
+from mg_llava.models.interfaces import ObjectReader
 from mg_llava.models.recompute import is_dear, layer_products
 from mg_llava.planning.skeleton import Skeleton
+
+POOLING = "box_pooling"
+"""Name of what is read of boxes without parameters, beside the keys of parts."""
 
 TEXT_TOKENS = 232
 BOXES = 5
@@ -66,7 +69,7 @@ def visual_tokens(model: Any) -> int:
 
 def row_length(model: Any, sample: Sample) -> int:
     """Length of the row of a sample."""
-    return visual_tokens(model) + sample.text + (sample.boxes if model.bbox_projector is not None else 0)
+    return model.tokens_of(1, sample.boxes) + sample.text
 
 
 def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
@@ -76,42 +79,50 @@ def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
     model.train()
     forward: dict[str, float] = {}
     training: dict[str, float] = {}
-
-    def add(part: str, run: Callable[[], Tensor]) -> Tensor:
-        output, forward[part], training[part] = _measure(run)
-        return output
-
-    low, aux = model.visual_encoder, model.visual_encoder_aux
-    canvas = torch.empty(1, 3, model.canvas_size, model.canvas_size, device="meta")
-    tokens = add("visual_encoder", lambda: low(canvas).tokens).to(_dtype(model.projector))  # (1, P, C)
-    seen = Seen()
-    if aux is not None:
-        seen, forward["visual_encoder_aux"], _ = _measure(lambda: aux(canvas))
-        training["visual_encoder_aux"] = forward["visual_encoder_aux"]
-    if model.fuse_module is not None:
-        high = Seen(maps=[item.to(tokens.dtype) for item in seen.maps])
-        tokens = add("fuse_module", lambda: model.fuse_module(tokens, high))
-        tokens = tokens.detach().requires_grad_()
-    add("projector", lambda: model.projector(tokens))
-    if model.bbox_projector is not None:
-        forward["box_pooling"] = training["box_pooling"] = pooling_flops(seen.maps, sample.boxes)
-        features = torch.empty(
-            sample.boxes, model.bbox_projector.in_channels, device="meta", dtype=_dtype(model.bbox_projector)
-        )
-        add("bbox_projector", lambda: model.bbox_projector.project(features))
+    canvas = torch.empty(1, 3, model.canvas_size, model.canvas_size, dtype=torch.uint8, device="meta")
+    with _counting(model, forward, training):
+        model.encode(canvas, [torch.empty(sample.boxes, 4, device="meta")])
     length = row_length(model, sample)
-    forward["llm"], training["llm"] = over_layers(
-        model.llm, lambda: np.array(_measure(lambda: run_llm(model.llm, length))[1:])
-    )
-    forward["llm"], training["llm"] = float(forward["llm"]), float(training["llm"])
+    if model.llm is not None:
+        counts = over_layers(model.llm, lambda: np.array(_measure(lambda: run_llm(model.llm, length))[1:]))
+        forward["llm"], training["llm"] = counts.tolist()
     model.train(was_training)
-    recomputed = _recomputed(skeleton, forward["llm"], length)
+    recomputed = _recomputed(skeleton, forward.get("llm", 0.0), length)
     return Flops(forward, training, recomputed, length)
+
+
+@contextmanager
+def _counting(model: Any, forward: dict[str, float], training: dict[str, float]) -> Iterator[None]:
+    """Inside, what encoders, connectors and pooling compute is added to these numbers, by part."""
+    steps = []
+    for part, module in model.named_parts():
+        if part.role != "llm":
+            steps += [(part.key, module, name) for name in ("forward", "project") if hasattr(module, name)]
+        if isinstance(module, ObjectReader):
+            steps.append((POOLING, module, "pool"))
+    busy = False
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch, "autocast", lambda *_, **__: nullcontext()))  # "meta" has none
+
+        def count(key: str, run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+            nonlocal busy
+            if busy:  # inside of what is counted already
+                return run(*arguments, **named)
+            busy = True
+            output, once, both = _measure(lambda: run(*arguments, **named))
+            busy = False
+            forward[key] = forward.get(key, 0.0) + once
+            training[key] = training.get(key, 0.0) + both
+            return output
+
+        for key, module, name in steps:
+            stack.enter_context(patch.object(module, name, partial(count, key, getattr(module, name))))
+        yield
 
 
 def _recomputed(skeleton: Skeleton, forward: float, length: int) -> float:
     """Operations of the LLM, of ``forward`` in all, that its checkpointing does twice."""
-    if not skeleton.checkpointing:
+    if not skeleton.checkpointing or skeleton.model.llm is None:
         return 0.0
     llm = skeleton.model.llm
     if skeleton.checkpointing == "selective":
@@ -173,22 +184,16 @@ def head_flops(llm: nn.Module, length: int) -> float:
     return 2.0 * length * vocabulary * width
 
 
-def pooling_flops(stages: Sequence[Tensor], boxes: int) -> float:
-    """Operations of box pooling: two short contractions for each box and stage ``(1, C, h, w)``."""
-    return float(sum(2 * boxes * (stage[0].numel() + stage.shape[1] * stage.shape[3]) for stage in stages))
-
-
 def _measure(run: Callable[[], Any]) -> tuple[Any, float, float]:
     """Output of ``run``, operations of its forward pass, and of forward and backward pass where it has a graph."""
     with FlopCounterMode(display=False) as counter:
         output = run()
     forward = float(counter.get_total_flops())
-    if not (isinstance(output, Tensor) and output.requires_grad):
+    tensors = [output] if isinstance(output, Tensor) else [output.tokens, *output.maps]
+    trained = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    if not trained:
         return output, forward, forward
     with FlopCounterMode(display=False) as counter:
-        output.backward(torch.empty_like(output))
-    return output, forward, forward + float(counter.get_total_flops())
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
+        torch.autograd.backward(trained, [torch.empty_like(tensor) for tensor in trained])
+    fresh = output.detach().requires_grad_() if isinstance(output, Tensor) else output
+    return fresh, forward, forward + float(counter.get_total_flops())

@@ -183,6 +183,8 @@ def measure_activations(skeleton: Skeleton, length: int, batch: int) -> Activati
     """Activations of a batch of rows of one length, with fused attention, which keeps no L x L matrices."""
     model = skeleton.model
     llm = model.llm
+    if llm is None:
+        return Activations(0.0, 0.0, 0.0, float(batch * _encoder_bytes(model)))
     size = llm.get_input_embeddings().weight.element_size()
     layers = llm.config.num_hidden_layers
     width = llm.get_input_embeddings().embedding_dim

@@ -51,18 +51,19 @@ def build_skeleton(settings: Mapping[str, Any], published: str | Path | None = N
         # 16 bits on the GPUs that a plan is for
         if isinstance(given, Mapping) and part.role != "connector" and given.get("dtype", "auto") == "auto":
             model[part.config] = {**given, "dtype": "bfloat16"}
-    llm = settings["llm"]
-    checkpointing = llm.get("gradient_checkpointing", True)
-    # what checkpointing costs is added by those who count
-    model["llm"] = {**model["llm"], "gradient_checkpointing": False, "trust_remote_code": False}
+    llm = settings.get("llm") or {}
+    checkpointing = llm.get("gradient_checkpointing", True) if llm else False
+    if llm:  # what checkpointing costs is added by those who count
+        model["llm"] = {**model["llm"], "gradient_checkpointing": False, "trust_remote_code": False}
     with sizes_from(published):
         built = build_empty(model)
-        found = find_architecture(llm["path"], "transformers")
+        found = find_architecture(llm["path"], "transformers") if llm else None
     notes = [
         f"{part.config}: {settings[part.config].get('path') or settings[part.config].get('name')}, sizes from "
         f"{module.spec.source}"
         for part, module in built.named_parts()
         if part.role == "encoder"
     ]
-    notes += [f"llm: {found.path}, sizes from {found.source}", *([found.note] if found.note else [])]
+    if found is not None:
+        notes += [f"llm: {found.path}, sizes from {found.source}", *([found.note] if found.note else [])]
     return Skeleton(built, llm.get("tuning") == "qlora", checkpointing, notes)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mg_llava.models.interfaces import Seen
+from mg_llava.models.interfaces import ObjectReader, Seen
 from mg_llava.planning.gpus import GPUS
 from mg_llava.profiling._measure import use
 from mg_llava.profiling._reference import ReferenceStep, reference_batch
@@ -20,13 +20,6 @@ from mg_llava.profiling._sizes import Case, build_model, make_batches
 PARTS = ("transport", "encoders", "fusion", "boxes", "llm", "optimizer")
 """Parts of a step. ``fusion`` has the projector with it, ``boxes`` their projector; ``llm`` is also what puts tokens
 into its sequence, and the loss."""
-
-_PART_OF = {
-    "visual_encoder": "encoders",
-    "visual_encoder_aux": "encoders",
-    "fuse_module": "fusion",
-    "projector": "fusion",
-}
 
 
 class Clock:
@@ -79,10 +72,12 @@ class Stepper:
         self.in_forward = False
         self.backward_in = "llm"
         """Part that the backward pass is in."""
-        for name, part in _PART_OF.items():
-            self._watch(getattr(self.model, name), part)
-        self._watch(self.model.bbox_projector.model, "boxes")
-        self._watch_pooling()
+        for entry, module in self.model.named_parts():
+            if isinstance(module, ObjectReader):
+                self._watch(module.model, "boxes")
+                self._watch_pooling(module)
+            elif entry.role != "llm":
+                self._watch(module, "encoders" if entry.role == "encoder" else "fusion")
 
     def _watch(self, module: nn.Module, part: str) -> None:
         """Mark when a part begins and ends in the forward pass, and when the backward pass comes to it."""
@@ -107,9 +102,8 @@ class Stepper:
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)
 
-    def _watch_pooling(self) -> None:
+    def _watch_pooling(self, reader: Any) -> None:
         """Count the pooling of boxes, which is no module of its own, as boxes."""
-        reader = self.model.bbox_projector
         pool = reader.pool
 
         def pooled(*arguments: Any) -> Tensor:

@@ -39,7 +39,7 @@ default_hooks = dict(
 custom_hooks = [
     dict(type=RandomStateHook),
     dict(type=GateMonitorHook, interval=1),
-    dict(type=ThroughputHook, interval=1, tokens_per_picture=0),
+    dict(type=ThroughputHook, interval=1),
     dict(type=DataReportHook),
     dict(type=FiniteHook),
 ]

@@ -8,13 +8,24 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils.data import Dataset
 
+from mg_llava.batch import TokenCount
+from mg_llava.models.interfaces import Part
+
 WIDTH = 8
 
 
 class ToyModel(BaseModel):
     """Gated sum of two branches of the same input; ``fuse_module`` starts at zero and the encoder is frozen."""
 
-    def __init__(self, dropout=0.0, dead=False, text_only=False, trains_llm=True):
+    parts = (
+        Part("visual_encoder", "low_res_encoder", "encoder"),
+        Part("fuse_module", "fusion", "connector"),
+        Part("projector", "projector", "connector"),
+        Part("llm", "llm", "llm"),
+    )
+    token_count = TokenCount(0)
+
+    def __init__(self, dropout=0.0, dead=False, trains_llm=True):
         super().__init__()
         self.visual_encoder = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.fuse_module = nn.Linear(WIDTH, WIDTH)
@@ -25,23 +36,31 @@ class ToyModel(BaseModel):
         self.register_buffer("scale", torch.ones(1))
         self.dropout = dropout
         self.dead = dead
-        self.text_only = text_only
         self.monitor = {}
 
+    def named_parts(self):
+        """As a system has it."""
+        return ((part, getattr(self, part.key)) for part in self.parts)
+
     def forward(self, data, data_samples=None, mode="loss"):
-        """``data['x']`` is (B, WIDTH)."""
-        x = self.visual_encoder(data["x"].to(self.projector.weight.dtype)) * self.scale
+        """``data['canvas']``, or ``data['text']`` where there are no pictures, is (B, WIDTH)."""
+        x = _rows(data).to(self.projector.weight.dtype)
+        x = self.visual_encoder(x) * self.scale
         high = self.fuse_module(x) * (0.0 if self.dead else 1.0)
         visual = nn.functional.dropout(torch.tanh(self.projector(x) + high), self.dropout, self.training)
-        self.monitor["gate"] = high.detach().float().abs().mean()
-        if not self.text_only:
+        if "canvas" in data:
+            self.monitor["gate"] = high.detach().float().abs().mean()
             self.monitor["low_norm"] = x.detach().float().norm(dim=-1).mean()
         return {"loss": ((self.llm(visual).float() - 1) ** 2).mean()}
 
     def generate(self, data, max_new_tokens):
         """One id per row: the rounded output, which a change of the weights changes."""
-        value = self.llm(torch.tanh(self.projector(data["x"].to(self.projector.weight.dtype))))
+        value = self.llm(torch.tanh(self.projector(_rows(data).to(self.projector.weight.dtype))))
         return [torch.tensor([int(v * 1000)] * max_new_tokens) for v in value]
+
+
+def _rows(data):
+    return data["canvas"] if "canvas" in data else data["text"]
 
 
 class ToyData(Dataset):
@@ -61,11 +80,11 @@ class ToyData(Dataset):
         return "2 pictures could not be read"
 
 
-def toy_collate(rows):
-    """Rows to a batch with the keys hooks read."""
+def toy_collate(rows, kind="canvas"):
+    """Rows to a batch with the keys hooks read; each is a picture and three ids, or ``text`` alone."""
     x = torch.stack(rows)
     mask = torch.ones(len(rows), 3, dtype=torch.bool)
-    return {"data": {"x": x, "input_ids": mask.long(), "attention_mask": mask}, "data_samples": None}
+    return {"data": {kind: x, "input_ids": mask.long(), "attention_mask": mask}, "data_samples": None}
 
 
 def scramble_random_state():

@@ -1,11 +1,13 @@
 """Hooks, in runs of the toy model and of the whole model at toy size."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from mg_llava.batch import TokenCount
 from mg_llava.engine.generation import SampleGenerationHook
 from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook, count_tokens
 from tests import toy
@@ -64,7 +66,9 @@ def test_monitor_warns_of_a_dead_branch_once(runs):
 
 
 def test_monitor_does_not_judge_parts_by_batches_without_pictures(runs):
-    runs.train(**monitor(interval=1, patience=2), **{"model.dead": True, "model.text_only": True})
+    runs.train(
+        **monitor(interval=1, patience=2), **{"model.dead": True}, **{"train_dataloader.collate_fn.kind": "text"}
+    )
     assert "grad_fuse_module" not in read_log(runs.work_dir)[-1] and "grad_llm" in read_log(runs.work_dir)[-1]
     assert "grad_fuse_module has stayed" not in log_text(runs.work_dir)
 
@@ -82,15 +86,18 @@ def test_monitor_refuses_settings(settings):
 
 def test_count_tokens():
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    assert count_tokens({"attention_mask": mask}, 4) == 8
-    data = {"attention_mask": mask, "canvas": torch.zeros(2, 3, 8, 8), "boxes": [torch.zeros(3, 4), torch.zeros(0, 4)]}
-    assert count_tokens(data, 4) == 8 - 2 + 2 * 4 + 3
+    ids = torch.tensor([[5, -200, 5, 5, 5], [-200, 5, 5, -200, -200]])  # the last two are masked
+    system = SimpleNamespace(token_count=TokenCount(4, per_box=1, per_media=2))
+    assert count_tokens({"attention_mask": mask, "input_ids": ids}, system) == 8
+    data = {"attention_mask": mask, "input_ids": ids, "canvas": torch.zeros(3, 3, 8, 8)}
+    data["boxes"] = [torch.zeros(3, 4), torch.zeros(0, 4), torch.zeros(1, 4)]  # two canvases share a placeholder
+    assert count_tokens(data, system) == 8 - 2 + 2 * 2 + 3 * 4 + 4
 
 
 def test_throughput(runs, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr("mg_llava.engine.hooks.time.perf_counter", lambda: next(clock))
-    hook = {"type": "mg_llava.ThroughputHook", "interval": 2, "tokens_per_picture": 0}
+    hook = {"type": "mg_llava.ThroughputHook", "interval": 2}
     runs.train(custom_hooks=[hook], **{"train_cfg.max_iters": 4})
     log = read_log(runs.work_dir)
     assert [record.get("samples_per_s") for record in log] == [None, 2.0, 2.0, 4.0]  # 1, then 2 batches of 2 samples

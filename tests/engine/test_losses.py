@@ -19,7 +19,7 @@ def options(interval, iterations, window=1, save=100, kind="mg_llava.LossHook"):
         "default_hooks.checkpoint.interval": save,
         "custom_hooks": [
             {"type": "mg_llava.GateMonitorHook", "interval": interval},
-            {"type": "mg_llava.ThroughputHook", "interval": interval, "tokens_per_picture": 0},
+            {"type": "mg_llava.ThroughputHook", "interval": interval},
         ],
         "train_cfg.max_iters": iterations,
         "log_processor.window_size": window,

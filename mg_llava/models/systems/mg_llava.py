@@ -72,13 +72,6 @@ class MGLLaVA(System):
         self.add("box_projector", box_projector, stage_channels=stages, out_channels=hidden)
         self.complete()
 
-    def init_weights(self) -> None:
-        """Change nothing: parts are initialized where they are built, and loaded weights must stay.
-
-        mmengine's runners call this before training. Its own version asks every part in turn, which reaches
-        transformers' ``init_weights`` through PEFT and fills the adapters with random numbers.
-        """
-
     @property
     def token_count(self) -> TokenCount:
         """P tokens for a picture and one for each of its boxes."""

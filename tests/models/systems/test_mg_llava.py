@@ -323,6 +323,14 @@ def test_monitor(model: MGLLaVA) -> None:
     torch.testing.assert_close(model.monitor["gate"], model.fuse_module.last_gate.mean())
 
 
+def test_a_batch_without_pictures_says_nothing_of_them(model: MGLLaVA) -> None:
+    model.train()
+    model.monitor.clear()
+    model(batch_of(toy.make_batch([(9, 0)])))
+    model.eval()
+    assert set(model.monitor) == {"text_norm"}
+
+
 def test_half_precision_training(toy_paths: dict[str, str]) -> None:
     """Frozen parts in bfloat16, trained ones in float32, with and without autocast."""
     config = toy.model_config(toy_paths)
