@@ -32,8 +32,9 @@ from runs import (
     read_json,
     run_fingerprint,
     train_and_evaluate,
-    write_json,
 )
+
+from mg_llava.work.atomic import write_json
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Entry = dict[str, Any]

@@ -21,6 +21,8 @@ from typing import Any
 from jobs import ROOT, Note, RunError, explain, run_logged, tail
 from mmengine.config import Config
 
+from mg_llava.work.atomic import write_json
+
 NANO = Path(__file__).resolve().parent
 GENERATED = NANO / "generated"
 WEIGHTS = ("clip", "convnext", "llm")
@@ -210,14 +212,6 @@ def xtuner() -> Path:
 def read_json(path: Path) -> Any:
     """The content of a JSON file, ``{}`` where there is none."""
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one go, so that a kill leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
 
 
 def _last_checkpoint(work_dir: Path) -> Path | None:

@@ -43,6 +43,8 @@ def tidy_boxes(record: BoxRecord, size: tuple[int, int], rules: BoxRules = NO_RU
         size: Width and height of the picture.
         rules: Which boxes stay.
     """
+    if not len(record):
+        return record
     clipped = np.clip(record.boxes, 0, np.tile(np.array(size, dtype=np.float64), 2))
     inside = np.flatnonzero((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
     labels = [record.labels[i] for i in inside.tolist()]

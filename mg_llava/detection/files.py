@@ -1,10 +1,13 @@
 """Boxes that are there already, or that need no tags: annotation files, box files, and proposals.
 
-Box files know pictures by record id, the others by path, or by file name where it is unique.
+Box files know pictures by record id, the others by path, of which the end is enough where it is unique.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,13 +21,23 @@ from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.tags import PictureName, Tags
 from mg_llava.registry import DETECTORS, PROPOSERS
 
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class NotFound(BoxRecord):
+    """No boxes, because the file does not know the picture."""
+
+
+NOT_FOUND = NotFound(NO_BOXES.boxes, NO_BOXES.scores, ())
+
 
 class NamedBoxes(Detector):
     """Base of detectors that look a picture up instead of looking at it.
 
     Args:
         source: Name of the file, for messages.
-        missing: ``error`` refuses pictures that the file lacks, ``empty`` gives them no boxes.
+        missing: ``error`` refuses pictures that the file lacks, ``empty`` gives them no boxes; a box run counts them.
 
     Raises:
         ValueError: ``missing`` is unknown.
@@ -59,7 +72,7 @@ class NamedBoxes(Detector):
             record = self.look_up(name, size)
             if record is None and self.missing == "error":
                 raise RecordError(f"{self.source} has no boxes for '{name}'; add them, or use missing='empty'")
-            found.append(record if record is not None else NO_BOXES)
+            found.append(NOT_FOUND if record is None else record)
         return found
 
 
@@ -109,6 +122,9 @@ class CocoBoxes(NamedBoxes):
             annotations = content["annotations"] if results is None else _read_json(results)
             names = {category["id"]: str(category["name"]) for category in content["categories"]}
             self._images = {image["id"]: image for image in content["images"]}
+            if len(self._images) != len(content["images"]):
+                twice = Counter(image["id"] for image in content["images"]).most_common(1)[0][0]
+                raise RecordError(f"{self.source}: id {twice!r} stands for several images; give each an id of its own")
             self._boxes: dict[Any, list[tuple[list[float], float, str]]] = {image: [] for image in self._images}
             for entry in annotations:
                 if crowd or not entry.get("iscrowd"):
@@ -116,15 +132,17 @@ class CocoBoxes(NamedBoxes):
                     box = [left, top, left + width, top + height]
                     found = (box, float(entry.get("score", 1.0)), names[entry["category_id"]])
                     self._boxes[entry["image_id"]].append(found)
+        except RecordError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(f"{self.source} is not in COCO's format ({type(error).__name__}: {error})") from error
-        self._find = _finder({str(image["file_name"]): key for key, image in self._images.items()})
+        self._find = _Names(((str(image["file_name"]), key) for key, image in self._images.items()), self.source)
 
     def look_up(self, name: PictureName, size: Size) -> BoxRecord | None:
         """See :meth:`NamedBoxes.look_up`; by file name, or by COCO's image id.
 
         Raises:
-            RecordError: The file is of a picture of another size.
+            RecordError: The file is of a picture of another size, or has several of that name.
         """
         key = self._find(name.path)
         if key is None:
@@ -170,16 +188,16 @@ class YoloBoxes(NamedBoxes):
         labels = {name: path for name, path in labels.items() if PurePosixPath(name).name != "classes"}
         if not labels:
             raise FileNotFoundError(f"{folder} holds no YOLO text files; check the folder")
-        self._find = _finder(labels)
+        self._find = _Names(labels.items(), self.source)
 
     def look_up(self, name: PictureName, size: Size) -> BoxRecord | None:
         """See :meth:`NamedBoxes.look_up`.
 
         Raises:
-            RecordError: The file is malformed.
+            RecordError: The file is malformed, or there are several of that name.
         """
         stem = PurePosixPath(name.path or name.id)
-        path = self._find(str(stem)) or self._find(stem.with_suffix("").as_posix())
+        path = self._find(stem.as_posix()) or self._find(stem.with_suffix("").as_posix())
         if path is None:
             return None
         rows = []
@@ -231,19 +249,48 @@ class ProposalDetector(Detector):
         return list(prepared)
 
 
-def _finder(entries: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A look-up by path, or by file name where no two entries share it."""
-    short: dict[str, list[Any]] = {}
-    for name, value in entries.items():
-        short.setdefault(PurePosixPath(name).name, []).append(value)
+class _Names:
+    """A look-up of entries of a file by the path that a picture is known by.
 
-    def find(name: str) -> Any:
-        if name in entries:
-            return entries[name]
-        found = short.get(PurePosixPath(name).name, [])
-        return found[0] if len(found) == 1 else None
+    Of entries that end alike, the one counts that shares the most folders with the path.
 
-    return find
+    Args:
+        entries: Path and value of each; a path may come twice.
+        source: Name of the file or folder, for messages.
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, Any]], source: str) -> None:
+        self._source = source
+        self._by_name: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
+        for path, value in entries:
+            parts = PurePosixPath(path).parts
+            self._by_name.setdefault(parts[-1] if parts else "", []).append((parts, value))
+
+    def __call__(self, path: str) -> Any:
+        """The value of a path; None where there is none.
+
+        Raises:
+            RecordError: Several entries fit equally well.
+        """
+        parts = PurePosixPath(path).parts
+        found = self._by_name.get(parts[-1], []) if parts else []
+        shared = [_shared_end(parts, own) for own, _ in found]
+        best = [entry for entry, count in zip(found, shared, strict=True) if count == max(shared)]
+        exact = [entry for entry in best if entry[0] == parts]
+        best = exact or best
+        if len(best) > 1:
+            names = ", ".join("/".join(own) for own, _ in best[:_SHOWN])
+            raise RecordError(
+                f"{self._source} has {len(best)} entries that may be {path!r}: {names}; name pictures by paths that "
+                "tell them apart, such as train/... and val/..."
+            )
+        return best[0][1] if best else None
+
+
+def _shared_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """How many parts of two paths are the same, from the end."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _read_json(path: str | Path) -> Any:

@@ -16,6 +16,7 @@ from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import tidy_boxes
 from mg_llava.detection.detector import Detector, Size
+from mg_llava.detection.files import NotFound
 from mg_llava.detection.proposals import Proposals
 from mg_llava.detection.tags import PictureName, Tagger, Tags, split_tags
 from mg_llava.registry import DETECTORS, PROPOSERS, TAGGERS
@@ -55,10 +56,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Detection:
-    """Boxes of a picture, in original pixels, and what was looked for; None for nothing in particular."""
+    """What a picture gave.
+
+    Attributes:
+        record: Its boxes, in original pixels.
+        tags: What was looked for; None for nothing in particular.
+        is_known: Whether there was something to look at: False where a file of boxes lacks the picture.
+    """
 
     record: BoxRecord
     tags: Tags | None
+    is_known: bool = True
 
 
 class BoxPipeline:
@@ -137,7 +145,9 @@ class BoxPipeline:
             found = self.detector.find([picture.input for picture in pictures], sizes, tags, names)
         asked = self.detector.needs_tags
         return [
-            Detection(tidy_boxes(record, size, self.rules), looked_for if asked else None)
+            Detection(
+                tidy_boxes(record, size, self.rules), looked_for if asked else None, not isinstance(record, NotFound)
+            )
             for record, size, looked_for in zip(found, sizes, tags, strict=True)
         ]
 

@@ -135,7 +135,13 @@ def _read_tag_file(path: Path) -> dict[str, Tags]:
             pairs = [(row["id"], row["tags"]) for row in rows]
         else:
             pairs = list(json.loads(text).items())
-        return {str(key): _as_tags(tags) for key, tags in pairs}
+        found: dict[str, Tags] = {}
+        for key, tags in ((str(key), _as_tags(tags)) for key, tags in pairs):
+            if found.setdefault(key, tags) != tags:
+                raise RecordError(f"{path}: id {key!r} comes again with other tags; leave one of them")
+        return found
+    except RecordError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{path} is no tag file ({type(error).__name__}: {error}); .json holds {{id: [tag, ...]}}, .jsonl holds "

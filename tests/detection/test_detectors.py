@@ -17,7 +17,7 @@ from mg_llava.detection.detector import split_text
 from mg_llava.detection.files import BoxFile, CocoBoxes, ProposalDetector, YoloBoxes
 from mg_llava.detection.grounding_dino import GroundingDINODetector
 from mg_llava.detection.owlv2 import OWLv2Detector
-from mg_llava.detection.tags import PictureName
+from mg_llava.detection.tags import PictureName, TagFile
 from tests.detection import toys
 
 SIZES = [(100, 60), (60, 100), (64, 64), (333, 50), (1, 1), (20_000, 100), (100, 20_000)]
@@ -265,3 +265,73 @@ def test_box_file_and_proposals(tmp_path):
     found = BoxFile(tmp_path / "boxes.json")([image], names=[PictureName("3", "x.jpg")])[0]
     assert found.boxes.tolist() == [[0, 0, 50, 10]]  # clipped
     assert ProposalDetector()([image])[0].boxes.tolist() == [[10, 10, 20, 25]]
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """Labels of the same names in train and val, one of train alone, and one at the top."""
+    labels = tmp_path / "labels"
+    for name, left in {"train/0": 0.2, "val/0": 0.8, "train/only": 0.4, "top": 0.6, "val/top": 0.7}.items():
+        (labels / name).parent.mkdir(parents=True, exist_ok=True)
+        (labels / f"{name}.txt").write_text(f"0 {left} 0.5 0.1 0.1\n")
+    (labels / "classes.txt").write_text("thing\n")
+    return labels
+
+
+def left_of(detector, path):
+    record = detector.look_up(PictureName(path, path), (100, 100))
+    return None if record is None else round(float(record.boxes[0, 0] + 5))
+
+
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("train/0.jpg", 20),
+        ("images/train/0.jpg", 20),
+        ("/data/coco/images/val/0.png", 80),
+        ("only.jpg", 40),
+        ("elsewhere/only.jpg", 40),
+        ("top.jpg", 60),
+        ("val/top.jpg", 70),
+        ("none.jpg", None),
+        ("train/1.jpg", None),
+    ],
+)
+def test_yolo_files_are_told_apart_by_their_folders(yolo, path, left):
+    assert left_of(YoloBoxes(yolo), path) == left
+
+
+@pytest.mark.parametrize("path", ["0.jpg", "test/0.jpg", "images/0.png"])
+def test_ambiguous_names_are_refused_by_name(yolo, path):
+    with pytest.raises(RecordError, match=r"2 entries that may be .*: (train/0, val/0|val/0, train/0); name pictures"):
+        left_of(YoloBoxes(yolo), path)
+
+
+def write_coco(path, images):
+    content = {"categories": [{"id": 1, "name": "cat"}], "images": images, "annotations": []}
+    content["annotations"] = [
+        {"image_id": image["id"], "category_id": 1, "bbox": [number, 0, 5, 5]} for number, image in enumerate(images)
+    ]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_coco_images_of_one_name(tmp_path):
+    names = ["a.jpg", "a.jpg", "x/b.jpg", "y/b.jpg"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    coco = CocoBoxes(write_coco(tmp_path / "coco.json", images))
+    assert coco.look_up(PictureName("", "data/y/b.jpg"), (50, 50)).boxes[0, 0] == 3
+    for path in ("a.jpg", "x/a.jpg", "b.jpg"):
+        with pytest.raises(RecordError, match=r"coco\.json has 2 entries that may be"):
+            coco.look_up(PictureName("", path), (50, 50))
+    with pytest.raises(RecordError, match="id 7 stands for several images"):
+        CocoBoxes(write_coco(tmp_path / "twice.json", [{"id": 7, "file_name": f"{n}.jpg"} for n in range(2)]))
+
+
+def test_tags_that_contradict_each_other(tmp_path):
+    rows = [{"id": 1, "tags": ["a"]}, {"id": "1", "tags": ["a"]}, {"id": 2, "tags": "a|b"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert TagFile(tmp_path / "t.jsonl")([None], [PictureName("1")]) == [("a",)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": 1, "tags": ["c"]}]))
+    with pytest.raises(RecordError, match=r"t\.jsonl: id '1' comes again with other tags"):
+        TagFile(tmp_path / "t.jsonl")

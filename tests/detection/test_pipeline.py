@@ -64,7 +64,7 @@ def test_short_texts(tmp_path):
     assert config["max_boxes"] == 9 and pipeline_config("proposals") == {"detector": {"type": "ProposalDetector"}}
     assert pipeline_config("proposals", "Cat, dog")["tagger"] == {"type": "FixedTags", "tags": ["cat", "dog"]}
     (tmp_path / "boxes.py").write_text("box_pipeline = dict(detector=dict(type='ProposalDetector'), max_boxes=3)\n")
-    assert build_pipeline(str(tmp_path / "boxes.py")).max_boxes == 3
+    assert build_pipeline(str(tmp_path / "boxes.py")).rules.max_boxes == 3
     (tmp_path / "boxes.json").write_text(json.dumps({"detector": {"type": "ProposalDetector"}}))
     assert build_pipeline(str(tmp_path / "boxes.json")).name == "ProposalDetector"
     for wrong, message in (("owl2:x", "is 'owlv2' meant"), ("owlv2", "owlv2:PATH"), (str(tmp_path), "unknown")):

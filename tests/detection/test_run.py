@@ -14,7 +14,16 @@ from PIL import Image
 from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.detector import Detector
-from mg_llava.detection.run import BoxJob, Incomplete, JobSettings, Results, merge, visualize, write_reference
+from mg_llava.detection.run import (
+    BoxJob,
+    Incomplete,
+    JobSettings,
+    Results,
+    format_report,
+    merge,
+    visualize,
+    write_reference,
+)
 from mg_llava.detection.run.engines import PoolEngine
 from mg_llava.registry import DETECTORS
 from mg_llava.work.journal import read_journals
@@ -242,6 +251,28 @@ def test_names_matter_for_boxes_of_a_file(tmp_path):
     merge(settings)
     store = open_box_store(tmp_path / "out" / "boxes.safetensors")
     assert store.get("one").boxes[0, 2] == 3 and store.get("two").boxes[0, 2] == 4
+
+
+def test_pictures_that_a_file_lacks_or_cannot_tell_apart_are_named(tmp_path):
+    """Neither reads as a picture without objects."""
+    for name in ("train/a", "val/a", "train/b"):
+        path = tmp_path / "labels" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels" / "empty.txt").touch()
+    (tmp_path / "labels" / "classes.txt").write_text("thing\n")
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("a", "b", "gone", "empty")):
+        Image.new("RGB", (20, 20 + number)).save(tmp_path / "images" / f"{name}.png")
+    detector = {"type": "YoloBoxes", "folder": str(tmp_path / "labels")}
+    settings = JobSettings([str(tmp_path / "images")], str(tmp_path / "out"), {"detector": detector}, workers=1)
+    BoxJob(settings).run()
+    report = merge(settings)
+    assert report["failures"] == {"RecordError": 1} and report["boxes"] == 1
+    assert "2 entries that may be 'a'" in report["failure_examples"]["RecordError"][0]
+    assert report["not_in_file"] == 1 and report["not_in_file_examples"] == ["gone.png"]
+    assert "warning: 1 pictures are not in the file of boxes and have none, such as 'gone" in format_report(report)
+    assert set(open_box_store(Path(settings.out) / "boxes.safetensors").keys()) == {"b.png", "gone.png", "empty.png"}
 
 
 def test_tables(tmp_path):

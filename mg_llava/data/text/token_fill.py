@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.text.budget import BudgetError
 from mg_llava.data.text.conversation import NoLabelError
-from mg_llava.work.interrupts import ignore_interrupts
+from mg_llava.work.pool import run_jobs, split
 
 _BATCH = 256
 
@@ -32,9 +31,9 @@ def fill_token_cache(source: LLaVADataset, workers: int = 0, progress: Callable[
     if source.token_cache is None:
         raise ValueError(f"{source.data_path} has no token cache; set caches=dict(token_cache=FOLDER)")
     rows, indices = np.unique([source.row(index) for index in range(len(source))], return_index=True)
-    texts = Subset(_TextLengths(source), indices.tolist())
+    tasks = [indices[start:stop].tolist() for start, stop in split(len(indices), _BATCH)]
     lengths: list[int] = []
-    for batch in DataLoader(texts, _BATCH, num_workers=workers, collate_fn=list, worker_init_fn=ignore_interrupts):
+    for batch in run_jobs(_lengths, tasks, source, workers):
         lengths += batch
         if progress is not None:
             progress(len(batch))
@@ -42,17 +41,13 @@ def fill_token_cache(source: LLaVADataset, workers: int = 0, progress: Callable[
     return len(rows)
 
 
-class _TextLengths(Dataset):
-    """Number of ids of each sample, 0 for those without a label."""
+def _lengths(source: LLaVADataset, indices: list[int]) -> list[int]:
+    """Number of ids of samples, 0 for those without a label."""
+    return [_length(source, index) for index in indices]
 
-    def __init__(self, source: LLaVADataset) -> None:
-        self._source = source
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> int:
-        try:
-            return len(self._source.encode(index).input_ids)
-        except (NoLabelError, BudgetError):
-            return 0
+def _length(source: LLaVADataset, index: int) -> int:
+    try:
+        return len(source.encode(index).input_ids)
+    except (NoLabelError, BudgetError):
+        return 0

@@ -33,13 +33,14 @@ class Incomplete(ValueError):
 
 
 class Outcome(NamedTuple):
-    """What became of a key's picture: boxes, or a failure."""
+    """What became of a key's picture: boxes, or a failure; ``is_known`` is False where a file of boxes lacks it."""
 
     key: str
     source: Source
     picture: int
     record: BoxRecord | None
     failure: Mapping[str, Any] | None
+    is_known: bool = True
 
 
 class Results:
@@ -86,7 +87,7 @@ class Results:
         if "error" in result:
             return Outcome(key, source, picture, None, result)
         record = make_box_record(result["boxes"], result["scores"], result["labels"], f"id {key!r}")
-        return Outcome(key, source, picture, record, None)
+        return Outcome(key, source, picture, record, None, not result.get("unknown"))
 
     def _read_line(self, number: int) -> list[dict[str, Any]]:
         return read_record(self._lines[number])["results"]
@@ -116,6 +117,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
             tally.count_keys(len(outcomes))
             for outcome in outcomes:
                 if outcome.record is not None:
+                    tally.count_unknown(outcome.key, outcome.is_known)
                     writer.add(outcome.key, outcome.record, results.plan.size(outcome.picture))
             for line in _failures(source, outcomes):
                 failed += line["pictures"]

@@ -21,7 +21,8 @@ class Tally:
         self._classes: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
-        self._keys = self._boxes = self._untagged = 0
+        self._keys = self._boxes = self._untagged = self._unknown = 0
+        self._unknown_examples: list[str] = []
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Count a picture that was looked at."""
@@ -29,13 +30,19 @@ class Tally:
             return
         self._raw[_bin(len(result["labels"]))] += 1
         self._kept[_bin(result["kept"])] += 1
-        self._classes.update(result["labels"])
+        self._classes.update(label for label in result["labels"] if label)
         self._boxes += len(result["labels"])
         self._untagged += result["tags"] == 0
 
     def count_keys(self, count: int) -> None:
         """Count keys of the input."""
         self._keys += count
+
+    def count_unknown(self, key: str, is_known: bool) -> None:
+        """Count a key whose picture a file of boxes lacks."""
+        self._unknown += not is_known
+        if not is_known and len(self._unknown_examples) < _EXAMPLES:
+            self._unknown_examples.append(key)
 
     def add_failure(self, line: Mapping[str, Any]) -> None:
         """Count a line of the ledger."""
@@ -62,6 +69,8 @@ class Tally:
             "histogram": {name: self._raw[name] for name in (*_BINS, _LAST)},
             "histogram_after_filter": {name: self._kept[name] for name in (*_BINS, _LAST)},
             "without_tags": self._untagged,
+            "not_in_file": self._unknown,
+            "not_in_file_examples": self._unknown_examples,
             "classes": len(self._classes),
             "most_frequent": dict(self._classes.most_common(_SHOWN)),
             "failed": self._faults.total(),
@@ -83,6 +92,11 @@ def format_report(report: Mapping[str, Any]) -> str:
     ]
     if report["without_tags"]:
         lines.append(f"{report['without_tags']} pictures had no tags to look for")
+    if report["not_in_file"]:
+        examples = ", ".join(map(repr, report["not_in_file_examples"]))
+        lines.append(
+            f"warning: {report['not_in_file']} pictures are not in the file of boxes and have none, such as {examples}"
+        )
     if report["conflicting_keys"]:
         lines.append(f"{report['conflicting_keys']} keys name different pictures; the last one counts")
     if report["most_frequent"]:

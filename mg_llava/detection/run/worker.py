@@ -152,7 +152,9 @@ def failure(error: Exception) -> dict[str, Any]:
 def _plain(detection: Detection) -> dict[str, Any]:
     """Boxes for JSON, in single precision; ``kept`` counts those that training keeps by default."""
     record = detection.record
+    unknown = {} if detection.is_known else {"unknown": True}
     return {
+        **unknown,
         "boxes": record.boxes.astype(np.float32).astype(float).tolist(),
         "scores": record.scores.astype(np.float32).astype(float).tolist(),
         "labels": list(record.labels),
