@@ -117,7 +117,7 @@ def evaluate(
     Returns:
         What :func:`score` gives, and ``benchmarks``: headline, counts and metrics of each.
     """
-    from mg_llava.evaluation.boxes import build_box_source
+    from mg_llava.evaluation.box_source import build_box_source
     from mg_llava.evaluation.runner import Asking, run_benchmark
 
     with tempfile.TemporaryDirectory() as folder:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.boxes import is_box_file, parse_box_spec
+from mg_llava.evaluation.box_source import is_box_file, parse_box_spec
 from mg_llava.evaluation.results import metric_of
 from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.evaluation.statistics import Interval, paired_bootstrap, scores_of
 
-Results = Mapping[str, ScoreResult]
-"""Results by benchmark."""
+SettingScores = Mapping[str, ScoreResult]
+"""SettingScores by benchmark."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Difference:
 
 
 def compare(
-    results: Mapping[str, Results],
+    results: Mapping[str, SettingScores],
     headlines: Mapping[str, tuple[str, str]] | None = None,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
@@ -128,7 +128,7 @@ def compare(
     """Differences of all settings to the first, benchmark by benchmark.
 
     Args:
-        results: Results by setting and benchmark, the baseline first.
+        results: SettingScores by setting and benchmark, the baseline first.
         headlines: Rule and metric to compare by, for each benchmark; the first rule by default.
         groups: For each benchmark what is drawn together, by question id; see ``statistics.paired_bootstrap``.
         seed: Of the bootstrap.

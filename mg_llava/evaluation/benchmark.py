@@ -123,7 +123,7 @@ class Benchmark(ABC):
         return (self.image_folder or beside / folder) / name
 
 
-Kind = TypeVar("Kind", bound=type[Benchmark])
+Class = TypeVar("Class", bound=type[Benchmark])
 
 
 class Benchmarks:
@@ -133,7 +133,7 @@ class Benchmarks:
         self._kinds: dict[str, type[Benchmark]] = {}
         self._is_complete = False
 
-    def register(self, kind: Kind) -> Kind:
+    def register(self, kind: Class) -> Class:
         """Decorator of a class.
 
         Raises:

@@ -18,7 +18,7 @@ except ImportError as error:
     raise ImportError("the adapter needs lmms-eval: pip install 'mg_llava[lmms]'") from error
 
 from mg_llava.evaluation.benchmark import Question
-from mg_llava.evaluation.boxes import build_box_source
+from mg_llava.evaluation.box_source import build_box_source
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.inference import Answer, Predictor, Request
 from mg_llava.tokens import IMAGE_PLACEHOLDER

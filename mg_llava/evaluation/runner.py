@@ -5,7 +5,7 @@ before the next one starts; processes share what is left, picture by picture.
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +14,14 @@ from PIL import Image
 
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.evaluation.benchmark import Benchmark, Question
-from mg_llava.evaluation.boxes import BoxSource, FoundBoxes, build_box_source
+from mg_llava.evaluation.box_source import BoxSource, FoundBoxes, build_box_source
 from mg_llava.evaluation.identity import run_identity
 from mg_llava.evaluation.replies import Line, Replies, line_of
 from mg_llava.evaluation.results import RunResult, score
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.answering import Answered
-from mg_llava.inference.predictor import CACHE_MB
+from mg_llava.inference.predictor import CACHE_MB, Progress
 from mg_llava.work.processes import Processes
-
-Progress = Callable[[int, int], None]
-"""Called with the number of questions that this process has answered and of all that it has to."""
 
 BadSamples = Literal["report", "raise"]
 
@@ -104,7 +101,7 @@ def answer(
         asking: How questions are asked.
         model_identity: What tells this model from others, such as hashes of config and checkpoint; a checksum of
             the weights by default.
-        progress: Called after each batch.
+        progress: Called after each batch, for the questions of this process.
         processes: The processes that share the work; those of ``torchrun`` by default.
         **generation: Overrides arguments of ``generate``; ``max_new_tokens`` is the benchmark's by default.
 

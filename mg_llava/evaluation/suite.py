@@ -13,10 +13,10 @@ from mmengine.config import Config
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.evaluation.ablation import Difference, Setting, compare, format_differences, fusion_off, parse_settings
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
-from mg_llava.evaluation.boxes import BoxSource, build_box_source
+from mg_llava.evaluation.box_source import BoxSource, build_box_source
 from mg_llava.evaluation.catalog import benchmark_config, box_file_in, default_boxes, find_release
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
-from mg_llava.evaluation.report import PAGE_FILE, format_table, make_entry, merge_results, write_page
+from mg_llava.evaluation.overview import PAGE_FILE, format_table, make_entry, merge_results, write_page
 from mg_llava.evaluation.results import RunResult
 from mg_llava.evaluation.runner import Asking, run_benchmark
 from mg_llava.inference import Predictor

@@ -22,11 +22,11 @@ from torch.utils.data import Dataset
 from mg_llava.data.pictures.files import PictureError, to_rgb
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.boxes import build_box_source
+from mg_llava.evaluation.box_source import build_box_source
 from mg_llava.evaluation.catalog import DEFAULT_ROOT, benchmark_config, default_boxes
 from mg_llava.evaluation.identity import run_identity
+from mg_llava.evaluation.overview import flat_metrics
 from mg_llava.evaluation.replies import Line, Replies, line_of
-from mg_llava.evaluation.report import flat_metrics
 from mg_llava.evaluation.results import score
 from mg_llava.evaluation.runner import BadSamples
 from mg_llava.inference import Predictor, Request
@@ -52,8 +52,8 @@ class BenchmarkDataset(Dataset):
         template: Name of the prompt template, or a template.
         picture_processor: The ``PictureProcessor`` of the training, or its config.
         data_root: Folder of the data of named benchmarks.
-        boxes: Where boxes come from; see ``boxes.parse_box_spec``.
-        detector: Finds missing boxes; see ``boxes.build_box_source``.
+        boxes: Where boxes come from; see ``box_source.parse_box_spec``.
+        detector: Finds missing boxes; see ``box_source.build_box_source``.
         system: System text before the question; none, as in training, by default.
         limit: Ask the first questions of each benchmark only, for a look; None for all.
         seed: For boxes that are drawn.

@@ -121,7 +121,7 @@ def _one_by_one(predictor: Any, benchmark: Any, store: Any) -> Texts:
 
 
 def _runner(predictor: Any, benchmark: Any, store: Any, batch_size: int) -> Texts:
-    from mg_llava.evaluation.boxes import build_box_source
+    from mg_llava.evaluation.box_source import build_box_source
     from mg_llava.evaluation.runner import Asking, run_benchmark
 
     with tempfile.TemporaryDirectory() as out:

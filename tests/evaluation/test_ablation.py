@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mg_llava.evaluation.ablation import Setting, compare, format_differences, fusion_off, parse_settings
+from mg_llava.models.interfaces import Seeing
 from tests import toy
 
 
@@ -55,8 +56,14 @@ def test_fusion_off_is_the_identity_and_leaves_no_trace(toy_paths: dict[str, str
         for projection in (fusion.slow_proj, fusion.fast_proj):  # untrained, the fusion is the identity itself
             torch.nn.init.zeros_(projection.weight)
         identity = model.encode(images, boxes)
-    assert torch.equal(off.visual, identity.visual) and not torch.allclose(on.visual, off.visual)
-    assert torch.equal(on.visual, again.visual) and torch.equal(on.boxes[0], off.boxes[0])
+
+    def tokens(seeing: Seeing, kind: str) -> torch.Tensor:
+        return torch.cat([part.tokens for segments in seeing for part in segments if part.kind == kind])
+
+    assert torch.equal(tokens(off, "visual"), tokens(identity, "visual"))
+    assert not torch.allclose(tokens(on, "visual"), tokens(off, "visual"))
+    assert torch.equal(tokens(on, "visual"), tokens(again, "visual"))
+    assert torch.equal(tokens(on, "object"), tokens(off, "object"))
     assert list(model.state_dict()) == keys
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
 from mg_llava.evaluation.benchmark import Benchmark, Question
-from mg_llava.evaluation.boxes import FoundBoxes, build_box_source
+from mg_llava.evaluation.box_source import FoundBoxes, build_box_source
 from mg_llava.evaluation.replies import Replies, ResumeError
 from mg_llava.evaluation.results import RunResult
 from mg_llava.evaluation.runner import Asking, run_benchmark

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
 from mg_llava.data.pictures.geometry import BoxMode
@@ -315,6 +314,8 @@ def _warn(kind: str, message: str) -> None:
     """Log the first of a kind in this process."""
     if kind not in _warned:
         _warned.add(kind)
+        from mmengine.logging import print_log  # loads torch, without which tables are read
+
         print_log(f"{message}; further ones are not named", logger="current", level=logging.WARNING)
 
 

@@ -24,7 +24,7 @@ NO_ANSWERS = "the data has no answers (a test split): nothing can be scored here
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredQuestion:
     """A question with its reference answers.
 
     Attributes:
@@ -43,7 +43,7 @@ class Answered:
 Rule = Callable[[str, Sequence[str]], float]
 
 
-def load_docvqa(paths: Sequence[str | Path]) -> list[Answered]:
+def load_docvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
     """Questions of the official JSON (``val_v1.0.json``), or of a TSV with a column ``answer``."""
     path = find_file(paths, "question file (official JSON, or TSV)", "*.json", "*.tsv", "*.csv")
     if path.suffix != ".json":
@@ -53,25 +53,27 @@ def load_docvqa(paths: Sequence[str | Path]) -> list[Answered]:
         types = record.get("question_types") or record.get("answer_type") or ()
         groups = {"question_types": [types] if isinstance(types, str) else list(types)}
         answers = [str(answer) for answer in record.get("answers") or ()]
-        records.append(Answered(take(record, "questionId", f"{path}: entry {number} of data"), answers, groups))
+        records.append(
+            AnsweredQuestion(take(record, "questionId", f"{path}: entry {number} of data"), answers, groups)
+        )
     check_unique((record.id for record in records), path)
     return records
 
 
 def score_docvqa(
-    annotations: Sequence[Answered], predictions: Sequence[Mapping[str, Any]], **options: Any
+    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
 ) -> ScoreResult:
     """Average normalized Levenshtein similarity (ANLS) of the official script."""
     return _score(annotations, predictions, anls, "anls", str)
 
 
-def load_ocrvqa(paths: Sequence[str | Path]) -> list[Answered]:
+def load_ocrvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
     """Questions of a TSV with columns ``index`` and ``answer``."""
     return load_table(find_file(paths, "question table", "*.tsv", "*.csv"))
 
 
 def score_ocrvqa(
-    annotations: Sequence[Answered], predictions: Sequence[Mapping[str, Any]], **options: Any
+    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
 ) -> ScoreResult:
     """Equality with an answer, but for case and spaces at the ends."""
 
@@ -81,7 +83,7 @@ def score_ocrvqa(
     return _score(annotations, predictions, rule, "accuracy", lambda text: text.strip().lower())
 
 
-def load_chartqa(paths: Sequence[str | Path]) -> list[Answered]:
+def load_chartqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
     """Questions of a TSV, or of ``test_human.json`` and ``test_augmented.json`` with ids such as ``test_human/17``."""
     if find_files(paths, "*.tsv", "*.csv"):
         return load_table(find_file(paths, "question table", "*.tsv", "*.csv"))
@@ -90,14 +92,14 @@ def load_chartqa(paths: Sequence[str | Path]) -> list[Answered]:
         for number, record in enumerate(read_json(path)):
             label = take(record, "label", f"{path}: entry {number + 1}")
             answers = [str(answer) for answer in (label if isinstance(label, list) else [label])]
-            records.append(Answered(f"{path.stem}/{number}", answers, {"split": [path.stem]}))
+            records.append(AnsweredQuestion(f"{path.stem}/{number}", answers, {"split": [path.stem]}))
     if not records:
         raise ValueError(f"{', '.join(map(str, paths))}: no questions there (looked for *.tsv and *.json)")
     return records
 
 
 def score_chartqa(
-    annotations: Sequence[Answered], predictions: Sequence[Mapping[str, Any]], **options: Any
+    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
 ) -> ScoreResult:
     """Relaxed accuracy: 5 % for numbers, equality for texts; ``mean_of_splits`` is what papers call overall."""
 
@@ -112,14 +114,14 @@ def score_chartqa(
     return result
 
 
-def load_table(path: Path) -> list[Answered]:
+def load_table(path: Path) -> list[AnsweredQuestion]:
     """Questions of a TSV with columns ``index`` and, unless it is a test split, ``answer``."""
     rows = read_table(path)
     require_columns(path, rows, ["index"])
     check_unique((row["index"] for row in rows), path)
     answered = any(row.get("answer") for row in rows)
     return [
-        Answered(
+        AnsweredQuestion(
             plain_id(row["index"]),
             answer_list(row.get("answer") or "") if answered else (),
             {"split": [row["split"]]} if row.get("split") else {},
@@ -129,7 +131,7 @@ def load_table(path: Path) -> list[Answered]:
 
 
 def _score(
-    annotations: Sequence[Answered],
+    annotations: Sequence[AnsweredQuestion],
     predictions: Sequence[Mapping[str, Any]],
     rule: Rule,
     metric: str,
@@ -149,7 +151,7 @@ def _score(
     return make_result(joined, {"official": {"metrics": flatten(metrics), "per_sample": samples}}, warnings)
 
 
-def _by_group(annotations: Sequence[Answered], scores: Iterable[float], metric: str) -> dict[str, Any]:
+def _by_group(annotations: Sequence[AnsweredQuestion], scores: Iterable[float], metric: str) -> dict[str, Any]:
     groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record, score in zip(annotations, scores, strict=True):
         for kind, names in record.groups.items():

@@ -12,7 +12,7 @@ from typing import Any
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.asking import ask_shortly, file_opener, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.families.short_answers import ID_FIELDS, NO_ANSWERS, TEXT_FIELDS, Answered, load_table
+from mg_llava.evaluation.families.short_answers import ID_FIELDS, NO_ANSWERS, TEXT_FIELDS, AnsweredQuestion, load_table
 from mg_llava.evaluation.release import EVAL_ZIP, Release
 from mg_llava.evaluation.scoring.answers import normalize_evalai, round_as_printed, soft_accuracy
 from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, read_json_lines, take
@@ -40,17 +40,17 @@ def textvqa_question(prompt: str) -> str | None:
     return lines[0].lower() if len(lines) == 2 else None
 
 
-def load_textvqa(paths: Sequence[str | Path]) -> list[Answered]:
+def load_textvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
     """Questions of ``TextVQA_0.5.1_val.json`` (those of the question jsonl only, if there is one), or of a TSV."""
     if find_files(paths, "*.tsv", "*.csv"):
         return load_table(find_file(paths, "TextVQA table", "*.tsv", "*.csv"))
     path = find_file(paths, "TextVQA annotation file", "*.json")
-    records: dict[str, list[Answered]] = defaultdict(list)
+    records: dict[str, list[AnsweredQuestion]] = defaultdict(list)
     for number, record in enumerate(take(read_json(path), "data", str(path)), start=1):
         where = f"{path}: entry {number} of data"
         picture, question = take(record, "image_id", where), take(record, "question", where)
         key = _join_key(picture, str(question).lower())
-        records[key].append(Answered(record.get("question_id", picture), record.get("answers") or (), key=key))
+        records[key].append(AnsweredQuestion(record.get("question_id", picture), record.get("answers") or (), key=key))
     questions = [textvqa_key(line) for file in find_files(paths, "*.jsonl") for line in read_json_lines(file)]
     unknown = [key for key in questions if key not in records]
     if unknown:
@@ -61,7 +61,7 @@ def load_textvqa(paths: Sequence[str | Path]) -> list[Answered]:
 
 
 def score_textvqa(
-    annotations: Sequence[Answered], predictions: Sequence[Mapping[str, Any]], **options: Any
+    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
 ) -> ScoreResult:
     """Soft accuracy after the EvalAI processor, joined by picture and question as LLaVA's script does.
 
@@ -104,7 +104,7 @@ def textvqa_key(line: Mapping[str, Any]) -> str:
     return _join_key(line.get("question_id"), prompt.split("\n")[0].lower() if question is None else question)
 
 
-def _join_textvqa(annotations: Sequence[Answered], predictions: Sequence[Mapping[str, Any]]) -> Joined:
+def _join_textvqa(annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]]) -> Joined:
     if annotations and not annotations[0].key:
         return join_predictions([record.id for record in annotations], predictions, ID_FIELDS, TEXT_FIELDS)
     aliases = {id_key(record.id): record.key for record in annotations}

@@ -25,7 +25,7 @@ from mg_llava.evaluation.scoring.joining import name_ids, share
 CIRCULAR_STEP = 1_000_000
 """Circular copies of a row have its index and multiples of this."""
 Metrics = dict[str, float]
-Scores = Mapping[str, float]
+RowScores = Mapping[str, float]
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
@@ -162,7 +162,7 @@ def _as_read_by_pandas(cells: Sequence[str | None]) -> list[str | None]:
 
 
 def choice_metrics(
-    table: ChoiceTable, strict: Scores, vanilla: Scores, short_names: Mapping[str, str], title: str
+    table: ChoiceTable, strict: RowScores, vanilla: RowScores, short_names: Mapping[str, str], title: str
 ) -> Metrics:
     """Means over all questions and by group.
 
@@ -188,7 +188,7 @@ def choice_metrics(
     return metrics | _cycles(base, strict) | _sources(base, strict)
 
 
-def _by_group(rows: Sequence[Choice], scores: Scores, short_names: Mapping[str, str]) -> Metrics:
+def _by_group(rows: Sequence[Choice], scores: RowScores, short_names: Mapping[str, str]) -> Metrics:
     """Means by l2-category and by category; the latter wins where names meet, as in the scripts."""
     metrics: Metrics = {}
     for column in ("l2-category", "category"):
@@ -206,7 +206,7 @@ def _by_group(rows: Sequence[Choice], scores: Scores, short_names: Mapping[str, 
     return metrics
 
 
-def _cycles(rows: Sequence[Choice], scores: Scores) -> Metrics:
+def _cycles(rows: Sequence[Choice], scores: RowScores) -> Metrics:
     """HR-Bench: accuracy in each cycle, and of questions that are right in all of them."""
     cycles: dict[str, list[Choice]] = defaultdict(list)
     questions: dict[Any, list[float]] = defaultdict(list)
@@ -228,7 +228,7 @@ def _cycles(rows: Sequence[Choice], scores: Scores) -> Metrics:
     return metrics
 
 
-def _sources(rows: Sequence[Choice], scores: Scores) -> Metrics:
+def _sources(rows: Sequence[Choice], scores: RowScores) -> Metrics:
     """CV-Bench: 2D is the mean of its sources, the whole the mean of 2D and 3D."""
     groups: dict[str, list[float]] = defaultdict(list)
     for row in rows:

@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
-from mg_llava.evaluation.report import format_table, make_entry, merge_results, show, write_page
+from mg_llava.evaluation.overview import format_table, make_entry, merge_results, show, write_page
 from mg_llava.evaluation.runner import RunResult
 
 EVIL = "<script>alert('x')</script>"

@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mg_llava.data.boxes.augment import BoxAugmentation
+from mg_llava.data.boxes.policy import Picture
 from mg_llava.data.boxes.store import BoxStore, open_box_store
 from mg_llava.data.inputs import make_boxes
 from mg_llava.data.pictures.files import to_rgb
@@ -26,8 +27,7 @@ from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.registry import PROPOSERS
 
-Kind = Literal["none", "detected", "oracle", "shuffled", "jitter", "top"]
-Picture = Image.Image | Callable[[], Image.Image]
+BoxKind = Literal["none", "detected", "oracle", "shuffled", "jitter", "top"]
 
 
 class FoundBoxes(NamedTuple):
@@ -57,7 +57,7 @@ _DRAWS = 32
 class BoxSpec:
     """What ``--boxes`` says: a kind, and a number where the kind has one."""
 
-    kind: Kind
+    kind: BoxKind
     value: float | None = None
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ def parse_box_spec(text: str) -> BoxSpec:
         ValueError: The text is none of them, or its number is out of range.
     """
     kind, equals, number = text.strip().partition("=")
-    kinds = get_args(Kind)
+    kinds = get_args(BoxKind)
     if kind not in kinds:
         near = difflib.get_close_matches(kind, kinds, 1)
         hint = f"; is {near[0]!r} meant?" if near else ""
@@ -307,7 +307,7 @@ def _name_of(propose: Any) -> str:
 
 
 def _forms() -> list[str]:
-    return [_example(kind) for kind in get_args(Kind)]
+    return [_example(kind) for kind in get_args(BoxKind)]
 
 
 def _example(kind: str) -> str:

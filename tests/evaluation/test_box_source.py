@@ -11,7 +11,7 @@ from PIL import Image
 
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
 from mg_llava.evaluation.benchmark import Question
-from mg_llava.evaluation.boxes import build_box_source, parse_box_spec
+from mg_llava.evaluation.box_source import build_box_source, parse_box_spec
 
 SIZE = (100, 80)
 RECORDS = {

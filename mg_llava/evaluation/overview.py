@@ -14,11 +14,11 @@ from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.release import BASELINES, MG_LLAVA, PAPER_MODEL
 from mg_llava.evaluation.results import RunResult
 from mg_llava.evaluation.statistics import break_down, facts_of, scores_of
-from mg_llava.work.atomic import write_json
+from mg_llava.work.atomic import write_json, write_text
 
-Entry = dict[str, Any]
+Reported = dict[str, Any]
 """What is reported of one benchmark: a run's ``to_dict``, with ``breakdowns`` and ``paper``."""
-Results = dict[str, Any]
+Overview = dict[str, Any]
 """``benchmarks``: entries by name; ``ablation``: ``baseline`` and ``differences``, where one was made."""
 
 RESULTS_FILE = "results.json"
@@ -26,7 +26,7 @@ PAGE_FILE = "report.html"
 _MAX_METRICS = 60
 
 
-def make_entry(run: RunResult) -> Entry:
+def make_entry(run: RunResult) -> Reported:
     """What is reported of a run."""
     entry = run.to_dict()
     samples = run.score.get("rules", {}).get(run.headline["rule"], {}).get("per_sample", ())
@@ -37,7 +37,7 @@ def make_entry(run: RunResult) -> Entry:
     return entry
 
 
-def merge_results(out: str | Path, entries: Iterable[Entry], ablation: Mapping[str, Any] | None = None) -> Results:
+def merge_results(out: str | Path, entries: Iterable[Reported], ablation: Mapping[str, Any] | None = None) -> Overview:
     """Add entries to ``<out>/results.json``; those of other benchmarks stay, if they are of the same model.
 
     Args:
@@ -50,7 +50,7 @@ def merge_results(out: str | Path, entries: Iterable[Entry], ablation: Mapping[s
     """
     path = Path(out) / RESULTS_FILE
     new = {entry["benchmark"]: entry for entry in entries}
-    results: Results = {"benchmarks": {}, "ablation": None}
+    results: Overview = {"benchmarks": {}, "ablation": None}
     if path.is_file():
         try:
             results |= json.loads(path.read_text(encoding="utf-8"))
@@ -66,39 +66,41 @@ def merge_results(out: str | Path, entries: Iterable[Entry], ablation: Mapping[s
     results["benchmarks"] = {**kept, **new}
     if ablation is not None:
         results["ablation"] = dict(ablation)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     return results
 
 
-def format_table(results: Results, paper_model: str = PAPER_MODEL) -> str:
+def format_table(results: Overview, paper_model: str = PAPER_MODEL) -> str:
     """The headline of each benchmark, with its rule, its counts and the paper's number, for the terminal."""
-    title = ["benchmark", "result", "paper", "rule, metric", "questions", "no answer", "with boxes", "without"]
-    rows = [title]
-    for name, entry in results["benchmarks"].items():
-        head, counts, boxes = entry["headline"], entry["counts"], entry["boxes"]
-        number = entry.get("paper", {}).get("numbers", {}).get(paper_model)
-        unanswered = counts["asked"] - counts["answered"]
-        rows.append(
-            [
-                name,
-                show(head["value"]),
-                "" if number is None else f"{number:.1f}",
-                f"{head['rule']}, {head['metric']}",
-                str(counts["asked"]),
-                str(unanswered) if unanswered else "",
-                str(boxes.get("with", "")),
-                str(boxes.get("without", "")),
-            ]
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(title))]
+    rows = [_title("result", ["paper"]), *_headlines(results, [paper_model])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
     notes = [f"paper: {paper_model}; percent except for sums such as MME's"]
     notes += [f"{name}: {text}" for name, entry in results["benchmarks"].items() for text in notes_of(entry)]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
 
 
-def notes_of(entry: Entry) -> list[str]:
+def _title(ours: str, models: Sequence[str]) -> list[str]:
+    """Names of the columns of :func:`_headlines`."""
+    return ["benchmark", ours, *models, "rule, metric", "questions", "no answer", "with boxes", "without"]
+
+
+def _headlines(results: Overview, models: Sequence[str]) -> list[list[str]]:
+    """For each benchmark its headline, the paper's numbers of models, and its counts."""
+    rows = []
+    for name, entry in results["benchmarks"].items():
+        head, counts, boxes = entry["headline"], entry["counts"], entry["boxes"]
+        paper = entry.get("paper", {}).get("numbers", {})
+        numbers = [f"{paper[model]:.1f}" if model in paper else "" for model in models]
+        rule = f"{head['rule']}, {head['metric']}"
+        unanswered = counts["asked"] - counts["answered"]
+        asked = [str(counts["asked"]), str(unanswered) if unanswered else ""]
+        shown = [str(boxes.get(key, "")) for key in ("with", "without")]
+        rows.append([name, show(head["value"]), *numbers, rule, *asked, *shown])
+    return rows
+
+
+def notes_of(entry: Reported) -> list[str]:
     """What to know before a result is quoted: limits, failures, warnings of the scorer."""
     counts = entry["counts"]
     notes = list(entry["score"].get("warnings", ()))
@@ -117,7 +119,7 @@ def show(value: Any) -> str:
     return f"{100 * value:.1f}" if abs(value) <= 1 else f"{value:.1f}"
 
 
-def write_page(results: Results, path: str | Path, title: str = "Evaluation", paper_model: str = PAPER_MODEL) -> Path:
+def write_page(results: Overview, path: str | Path, title: str = "Evaluation", paper_model: str = PAPER_MODEL) -> Path:
     """Write the report as one HTML file that needs nothing else.
 
     Returns:
@@ -128,10 +130,8 @@ def write_page(results: Results, path: str | Path, title: str = "Evaluation", pa
         body.append(_ablation(results["ablation"]))
     body += [_details(name, entry) for name, entry in results["benchmarks"].items()]
     page = _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(body))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    write_text(path, page)
+    return Path(path)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
@@ -166,31 +166,14 @@ _PAGE = """<!doctype html>
 """
 
 
-def _headline_table(results: Results, paper_model: str) -> str:
+def _headline_table(results: Overview, paper_model: str) -> str:
     models = [paper_model, *(model for model in (*MG_LLAVA, *BASELINES) if model != paper_model)]
-    rows = []
-    for name, entry in results["benchmarks"].items():
-        head, counts, boxes = entry["headline"], entry["counts"], entry["boxes"]
-        paper = entry.get("paper", {}).get("numbers", {})
-        numbers = [f"{paper[model]:.1f}" if model in paper else "" for model in models]
-        rows.append(
-            [
-                name,
-                show(head["value"]),
-                *numbers,
-                f"{head['rule']}, {head['metric']}",
-                counts["asked"],
-                counts["asked"] - counts["answered"],
-                boxes.get("with", ""),
-                boxes.get("without", ""),
-            ]
-        )
-    title = ["benchmark", "here", *models, "rule, metric", "questions", "no answer", "with boxes", "without"]
     note = (
         "Percent, except for sums such as MME's. Columns of models quote the MG-LLaVA paper (arXiv 2406.17770, tables "
         "1 to 3; MM-Vet, LLaVA-W and MMVP the reference's README)."
     )
-    return f'{_table(title, rows, ours=1)}<p class="note">{_text(note)}</p>'
+    table = _table(_title("here", models), _headlines(results, models), ours=1)
+    return f'{table}<p class="note">{_text(note)}</p>'
 
 
 def _ablation(ablation: Mapping[str, Any]) -> str:
@@ -218,7 +201,7 @@ def _interval(interval: Mapping[str, float], spread: float) -> str:
     )
 
 
-def _details(name: str, entry: Entry) -> str:
+def _details(name: str, entry: Reported) -> str:
     parts = [f"<h2>{_text(name)}</h2>"]
     caution = entry.get("paper", {}).get("caution")
     notes = [*([f"Beside the paper: {caution}"] if caution else []), *notes_of(entry)]
@@ -297,5 +280,5 @@ def _answer_sizes(per_sample: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return sizes
 
 
-def _model_of(entry: Entry) -> Any:
+def _model_of(entry: Reported) -> Any:
     return entry.get("identity", {}).get("model")
