@@ -154,7 +154,7 @@ def test_report_can_be_read_and_written(broken, report):
     assert text.endswith("7 errors, 40 warnings: training would fail or learn from wrong boxes")
     assert "compared with 2 evaluation pictures" in text
     plain = json.loads(json.dumps(report.to_dict()))
-    assert plain["training_would_fail"] and plain["totals"]["error"] == 6
+    assert plain["training_would_fail"] and plain["totals"]["error"] == 7
     kinds = {entry["kind"]: entry for entry in plain["sources"][0]["findings"]}
     assert kinds["missing_picture"]["count"] == 2
     assert [example["id"] for example in kinds["missing_picture"]["examples"]] == ["gone", "renamed"]
