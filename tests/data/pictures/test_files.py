@@ -238,7 +238,7 @@ def warnings_of(monkeypatch):
     """What is logged about pictures, from the first one on."""
     logged = []
     monkeypatch.setattr("mg_llava.data.pictures.files._warned", set())
-    monkeypatch.setattr("mg_llava.data.pictures.files.print_log", lambda text, **_: logged.append(text))
+    monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: logged.append(text))
     return logged
 
 
