@@ -85,16 +85,16 @@ def test_code_of_a_folder_is_not_run_for_a_stored_config(toy_paths, tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("part", ["fusion_config", "box_projector_config", "projector_config"])
+@pytest.mark.parametrize("part", ["fusion", "projector", "low_res_encoder"])
 @pytest.mark.parametrize("kind", CALLS)
 def test_config_of_a_hugging_face_folder(toy_paths, tmp_path, part, kind):
     from mg_llava.hf import MGLLaVAForConditionalGeneration
 
     write_folder(tmp_path / "hf", toy_paths)
     file = tmp_path / "hf" / "config.json"
-    file.write_text(
-        json.dumps({**json.loads(file.read_text()), part: {"type": kind, "path": str(tmp_path / "trace")}})
-    )
+    config = json.loads(file.read_text())
+    config["parts"][part] = {"type": kind, "path": str(tmp_path / "trace")}
+    file.write_text(json.dumps(config))
     with pytest.raises(UntrustedConfigError, match="is not built from data"):
         MGLLaVAForConditionalGeneration.from_pretrained(tmp_path / "hf")
     assert not (tmp_path / "trace").exists()

@@ -9,6 +9,11 @@ from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 _PRIVATE = ("_name_or_path", "_attn_implementation_autoset")
 """Never written: a path of this machine, and a mark that makes transformers fall back to eager attention."""
+_BEFORE = (
+    *("vision_config", "low_resolution_config", "high_resolution_config"),
+    *("fusion_config", "box_projector_config", "projector_config"),
+)
+"""Where parts were described before there was one table of them."""
 _OF_THE_WHOLE = ("torch_dtype", "transformers_version")
 
 
@@ -17,34 +22,27 @@ class MGLLaVAConfig(PretrainedConfig):
 
     Args:
         text_config: Config of the LLM, of any architecture that transformers knows.
-        vision_config: ``CLIPVisionConfig`` or ``SiglipVisionConfig`` of the low-resolution encoder.
-        low_resolution_config: What else the low-resolution encoder needs: ``layer``, ``image_mean``, ``image_std``.
-        high_resolution_config: High-resolution encoder: ``type`` (``OpenCLIPConvNeXtEncoder`` or ``TimmEncoder``),
-            ``timm_name``, ``timm_kwargs``, ``image_size``, ``image_mean``, ``image_std``. None for a model without.
-        fusion_config: ``type`` of the fusion and its arguments; None for a model without.
-        box_projector_config: ``type`` of the box projector and its arguments; None for a model without.
-        projector_config: ``type`` of the projector and its arguments.
+        system: Registered name of the system's class.
+        parts: For each part but the LLM, by its name in a training config: the spec of an encoder, or the config of a
+            connector, with ``type``.
         picture_config: Arguments of ``PictureProcessor`` that the model was trained with.
         template_config: The prompt template that the model was trained with.
         image_token_index: Id that stands for a picture.
         ignore_index: Label of positions without loss.
-        **kwargs: As for ``PretrainedConfig``.
+        **kwargs: As for ``PretrainedConfig``; ``vision_config``, ``fusion_config`` and the like, with which parts
+            were described before, are understood.
     """
 
     model_type = "mg_llava"
     is_composition = True
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+    sub_configs = {"text_config": AutoConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,
         text_config: dict[str, Any] | PretrainedConfig | None = None,
-        vision_config: dict[str, Any] | PretrainedConfig | None = None,
-        low_resolution_config: dict[str, Any] | None = None,
-        high_resolution_config: dict[str, Any] | None = None,
-        fusion_config: dict[str, Any] | None = None,
-        box_projector_config: dict[str, Any] | None = None,
-        projector_config: dict[str, Any] | None = None,
+        system: str = "MGLLaVA",
+        parts: dict[str, dict[str, Any]] | None = None,
         picture_config: dict[str, Any] | None = None,
         template_config: dict[str, Any] | None = None,
         image_token_index: int = IMAGE_TOKEN_INDEX,
@@ -52,12 +50,12 @@ class MGLLaVAConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.text_config = _sub_config(text_config, "llama", "text_config")
-        self.vision_config = _sub_config(vision_config, "clip_vision_model", "vision_config")
-        self.low_resolution_config = dict(low_resolution_config or {})
-        self.high_resolution_config = high_resolution_config
-        self.fusion_config = fusion_config
-        self.box_projector_config = box_projector_config
-        self.projector_config = projector_config or {"type": "MLPProjector"}
+        self.system = system
+        if parts is None and any(name in kwargs for name in _BEFORE):
+            from mg_llava.hf.before import read_parts
+
+            parts = read_parts({name: kwargs.pop(name, None) for name in _BEFORE})
+        self.parts = copy.deepcopy(parts or {})
         self.picture_config = picture_config
         self.template_config = template_config
         self.image_token_index = image_token_index

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from mg_llava.hf.architecture import build_processor, describe_generation, describe_model
+from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.keys import hf_key, own_key
 from mg_llava.hf.model_card import model_card
 from mg_llava.hf.standalone import auto_map, copy_sources
 from mg_llava.models.weights.loading import resolve_dtype
+from mg_llava.registry import MODELS
 
 __all__ = ["folder_files", "hf_key", "own_key"]
 
@@ -59,8 +61,14 @@ def folder_files(
         processor.save_pretrained(staging)
         (staging / "README.md").write_text(model_card(config, described, standalone))
         if standalone:
-            copy_sources(staging)
+            copy_sources(staging, _modules(described))
         names = sorted(file.name for file in staging.iterdir() if file.is_file())
         for file in names:
             shutil.move(staging / file, folder / file)
     return names
+
+
+def _modules(described: MGLLaVAConfig) -> set[str]:
+    """Modules that register the system and its parts."""
+    kinds = [described.system, *(part["type"] for part in described.parts.values())]
+    return {MODELS.get(kind).__module__ for kind in kinds}

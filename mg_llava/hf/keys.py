@@ -1,13 +1,14 @@
 """Names of tensors: those of our checkpoints, and those in a Hugging Face folder. One to one, in both directions."""
 
-from mg_llava.models.weights.parts import ENCODERS, PARTS
+from mg_llava.models.system import System
+from mg_llava.models.systems.mg_llava import MGLLaVA
 
 PREFIX = "model."
 """The Hugging Face model holds ours under this name; beyond it the names are the same."""
 
 
 def hf_key(name: str) -> str:
-    """Name in a Hugging Face folder of a tensor of ``MGLLaVA``, such as ``projector.model.0.weight``.
+    """Name in a Hugging Face folder of a tensor of a system, such as ``projector.model.0.weight``.
 
     The encoders' tensors, which our checkpoints leave out, belong into the folder as well.
 
@@ -15,8 +16,9 @@ def hf_key(name: str) -> str:
         ValueError: The name is none of the model's, or that of an adapter, which has to be merged first.
     """
     part, _, rest = name.partition(".")
-    if part not in (*PARTS, *ENCODERS) or not rest:
-        raise ValueError(f"{name!r} is no tensor of the model; names begin with {', '.join((*PARTS, *ENCODERS))}")
+    known = _part_keys()
+    if part not in known or not rest:
+        raise ValueError(f"{name!r} is no tensor of the model; names begin with {', '.join(sorted(known))}")
     if rest.startswith("base_model.model.") or ".lora_" in rest:
         raise ValueError(f"{name!r} belongs to an adapter; merge it into the LLM first")
     return PREFIX + name
@@ -32,3 +34,14 @@ def own_key(name: str) -> str:
     if own == name or hf_key(own) != name:
         raise ValueError(f"{name!r} is no tensor of an MG-LLaVA folder; its names begin with {PREFIX!r}")
     return own
+
+
+def _part_keys() -> set[str]:
+    """First names of the tensors of all systems."""
+    kinds: list[type[System]] = [System, MGLLaVA]
+    found: set[str] = set()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        found |= {part.key for part in kind.parts}
+    return found

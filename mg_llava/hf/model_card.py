@@ -67,19 +67,20 @@ def model_card(config: Mapping[str, Any], described: Any, standalone: bool) -> s
     """
     model = config["model"]
     names = {part: public_name((model.get(part) or {}).get("path")) for part in ("llm", "low_res_encoder")}
-    high = described.high_resolution_config
+    parts = described.parts
     text = described.text_config
     llm = f"{names['llm'] or text.model_type}, hidden size {text.hidden_size}"
-    low = described.vision_config
+    low, high = parts["low_res_encoder"], parts.get("high_res_encoder")
+    family = low["architecture"].get("vision", {}).get("model_type", low["type"])
     return _CARD.substitute(
         title="MG-LLaVA" + (f" on {names['llm'].split('/')[-1]}" if names["llm"] else ""),
         version=__version__,
         base_models=f"base_model: {names['llm']}\n" if names["llm"] else "",
         llm=llm,
-        low=f"{names['low_res_encoder'] or low.model_type}, {low.image_size} px in patches of {low.patch_size}",
-        high="none" if high is None else f"{high['timm_name']}, {high['image_size']} px",
-        fusion=(described.fusion_config or {}).get("type", "none"),
-        boxes=(described.box_projector_config or {}).get("type", "none"),
+        low=f"{names['low_res_encoder'] or family}, {low['image_size']} px, {low['tokens']} tokens",
+        high="none" if high is None else f"{high['architecture'].get('name', high['type'])}, {high['image_size']} px",
+        fusion=parts.get("fusion", {}).get("type", "none"),
+        boxes=parts.get("box_projector", {}).get("type", "none"),
         dtype=str(described.torch_dtype).removeprefix("torch."),
         install=(
             "The folder brings its own code; read it, then load it with `trust_remote_code=True`. It needs `torch`, "

@@ -14,22 +14,11 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mg_llava.hf.configuration import MGLLaVAConfig
-from mg_llava.hf.parts import high_resolution_encoder, low_resolution_encoder, spare_vision_parts
-from mg_llava.models.encoders.clip import CLIPEncoder
-from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
-from mg_llava.models.encoders.timm import TimmEncoder
-from mg_llava.models.fusion.conv_gate import ConvGateFusion
+from mg_llava.hf.parts import build_system, spare_vision_parts
 from mg_llava.models.losses.language import token_loss
-from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
-from mg_llava.models.projectors import MLPProjector
 from mg_llava.models.splice import Spliced
-from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.models.weights.guard import safe_torch_load
-from mg_llava.registry import MODELS
-from mg_llava.safe_config import check_config
 from mg_llava.tokens import IGNORE_INDEX
-
-_SOURCE = "the model's config.json"
 
 
 class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -49,14 +38,6 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        CLIPEncoder.__name__,
-        OpenCLIPConvNeXtEncoder.__name__,
-        TimmEncoder.__name__,
-        ConvGateFusion.__name__,
-        RoIAlignBoxProjector.__name__,
-        MLPProjector.__name__,
-    ]
     _skip_keys_device_placement = "past_key_values"
     _supports_cache_class = True
     _supports_flash_attn_2 = True
@@ -65,14 +46,10 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MGLLaVAConfig) -> None:
         super().__init__(config)
         llm = AutoModelForCausalLM.from_config(config.text_config)
-        self.model = MGLLaVA(
-            llm=llm,
-            low_res_encoder=low_resolution_encoder(config),
-            high_res_encoder=high_resolution_encoder(config.high_resolution_config),
-            fusion=check_config(config.fusion_config, _SOURCE, MODELS),
-            box_projector=check_config(config.box_projector_config, _SOURCE, MODELS),
-            projector=check_config(config.projector_config, _SOURCE, MODELS),
-        )
+        self.model = build_system(config, llm)
+        self._no_split_modules = [
+            type(module).__name__ for part, module in self.model.named_parts() if part.role != "llm"
+        ]
         # Everything is in the folder: keys that are missing in it are none to forget about.
         self.model._load_state_dict_post_hooks.clear()
         self._supports_quantized_cache = llm._supports_quantized_cache
@@ -101,9 +78,9 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{pretrained_model_name_or_path} lacks {len(missing)} weights of the model, e.g. {missing[0]}; the "
                 "folder is incomplete or of another model: convert or copy it again"
             )
-        high = model.model.visual_encoder_aux
-        if isinstance(high, OpenCLIPConvNeXtEncoder):
-            high.settle()
+        for part, module in model.model.named_parts():
+            if part.role == "encoder":
+                module.settle()
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,59 +1,48 @@
-"""Builds the encoders that a config describes, without weights; says what of a model is quantized."""
+"""Builds the system that a config describes, without weights; says what of a model is quantized."""
 
 import copy
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from mg_llava.hf.configuration import MGLLaVAConfig
-from mg_llava.models.encoders.base import VisionEncoder
-from mg_llava.models.encoders.clip import CLIPEncoder
-from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
-from mg_llava.models.encoders.timm import TimmEncoder
-from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
-
-VISION_PARTS = ("visual_encoder", "visual_encoder_aux", "fuse_module", "projector", "bbox_projector")
-"""Attributes of ``MGLLaVA`` beside the LLM; small, and never quantized."""
+from mg_llava.models.interfaces import Encoder, Spec
+from mg_llava.models.system import System
+from mg_llava.models.systems.mg_llava import MGLLaVA
+from mg_llava.registry import MODELS
+from mg_llava.safe_config import UntrustedConfigError, check_config
 
 _SHORTHAND = ("load_in_4bit", "load_in_8bit")
+_SOURCE = "the model's config.json"
 
 
-def low_resolution_encoder(config: MGLLaVAConfig) -> VisionEncoder:
-    """Build the low-resolution encoder without weights."""
-    attention = config.vision_config._attn_implementation_internal or "sdpa"
-    low = config.low_resolution_config
-    spec = CLIPEncoder.spec_of(
-        config.vision_config,
-        low.get("layer", -2),
-        low.get("image_mean", CLIP_MEAN),
-        low.get("image_std", CLIP_STD),
-    )
-    spec = replace(spec, architecture={**spec.architecture, "attention": attention})
-    return CLIPEncoder.from_spec(spec, torch.get_default_dtype())
-
-
-def high_resolution_encoder(config: dict[str, Any] | None) -> VisionEncoder | None:
-    """Build the high-resolution encoder without weights.
+def build_system(config: MGLLaVAConfig, llm: Any) -> Any:
+    """The system of a config around an LLM; nothing is built but what is registered.
 
     Raises:
-        ValueError: Its type is unknown.
+        ValueError: A type is unknown, or parts do not go together.
     """
-    if config is None:
-        return None
-    dtype: Any = torch.get_default_dtype()
-    normalization = {name: tuple(config[name]) for name in ("image_mean", "image_std")}
-    name, image_size, options = config["timm_name"], config["image_size"], config.get("timm_kwargs") or {}
-    mean, std = normalization["image_mean"], normalization["image_std"]
-    if config["type"] == OpenCLIPConvNeXtEncoder.__name__:
-        spec = OpenCLIPConvNeXtEncoder.spec_of(name, options, image_size, mean, std)
-        return OpenCLIPConvNeXtEncoder.from_spec(spec, dtype)
-    if config["type"] == TimmEncoder.__name__:
-        spec = TimmEncoder.describe({"name": name, "image_size": image_size, **options})
-        return TimmEncoder.from_spec(replace(spec, mean=mean, std=std), dtype)
-    known = ", ".join(part.__name__ for part in (OpenCLIPConvNeXtEncoder, TimmEncoder))
-    raise ValueError(f"high_resolution_config has type {config['type']!r}; known: {known}")
+    kind = MODELS.find(config.system)
+    if not (isinstance(kind, type) and issubclass(kind, System)):
+        raise UntrustedConfigError(f"{_SOURCE} names the system {config.system!r}, which is not registered")
+    attention = config._attn_implementation_internal or "sdpa"
+    parts: dict[str, Any] = {name: _build_part(part, attention) for name, part in config.parts.items()}
+    return kind(**{"llm": llm, **parts})
+
+
+def _build_part(part: Mapping[str, Any], attention: str) -> Any:
+    """An encoder from its spec; the config of any other part."""
+    checked = check_config(part, _SOURCE, MODELS)
+    kind = MODELS.find(checked["type"])
+    if not (isinstance(kind, type) and issubclass(kind, Encoder)):
+        return checked
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in checked.items()
+    }
+    values |= {"type": kind.__name__, "architecture": {**checked["architecture"], "attention": attention}}
+    return kind.from_spec(Spec(**values), torch.get_default_dtype())
 
 
 def spare_vision_parts(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +55,7 @@ def spare_vision_parts(kwargs: dict[str, Any]) -> dict[str, Any]:
         The same, with the modules that are not to be quantized; a list that is given already is left as it is.
     """
     kwargs = dict(kwargs)
+    spared = [part.key for part in MGLLaVA.parts if part.role != "llm"]
     quantization = copy.deepcopy(kwargs.pop("quantization_config", None))
     shorthand = {name: kwargs.pop(name) for name in _SHORTHAND if kwargs.get(name)}
     if quantization is None and shorthand:
@@ -74,5 +64,5 @@ def spare_vision_parts(kwargs: dict[str, Any]) -> dict[str, Any]:
         quantization = BitsAndBytesConfig.from_dict(quantization)
     for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
         if hasattr(quantization, name) and getattr(quantization, name) is None:
-            setattr(quantization, name, [*VISION_PARTS, "lm_head"])
+            setattr(quantization, name, [*spared, "lm_head"])
     return kwargs if quantization is None else {**kwargs, "quantization_config": quantization}

@@ -40,8 +40,12 @@ def auto_map(*names: str) -> dict[str, str]:
     return {name: f"{_file_name(f'{PACKAGE}.hf.{ENTRIES[name][0]}')}.{ENTRIES[name][1]}" for name in names}
 
 
-def copy_sources(folder: Path) -> list[str]:
+def copy_sources(folder: Path, modules: set[str]) -> list[str]:
     """Write the code into a folder.
+
+    Args:
+        folder: The folder.
+        modules: Modules that register the parts of the model, which the code finds by their names.
 
     Returns:
         Names of the files, sorted.
@@ -51,9 +55,10 @@ def copy_sources(folder: Path) -> list[str]:
     """
     written = []
     entries = {f"{PACKAGE}.hf.{module}" for module, _ in ENTRIES.values()}
-    sources = {name: _Source.read(name) for name in _closure(entries)}
+    sources = {name: _Source.read(name) for name in _closure(entries | modules)}
     for name, source in sources.items():
-        also = sorted(_closure({name}) - {name}) if name in entries else []
+        brought = modules if name == f"{PACKAGE}.hf.modeling" else set()
+        also = sorted(_closure({name} | brought) - {name}) if name in entries else []
         file = folder / f"{_file_name(name)}.py"
         file.write_text(source.rewritten(also))
         written.append(file.name)

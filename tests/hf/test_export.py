@@ -49,7 +49,7 @@ def test_files(toy_paths: dict[str, str], tmp_path: Path) -> None:
     assert set(names) == FILES == {file.name for file in tmp_path.iterdir()}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["torch_dtype"] == "bfloat16" and config["architectures"] == ["MGLLaVAForConditionalGeneration"]
-    assert config["high_resolution_config"]["timm_kwargs"]["dims"] == list(toy.STAGE_CHANNELS)
+    assert config["parts"]["high_res_encoder"]["architecture"]["kwargs"]["dims"] == list(toy.STAGE_CHANNELS)
     assert config["picture_config"]["image_size"] == toy.CANVAS
     generation = GenerationConfig.from_pretrained(tmp_path)
     assert generation.eos_token_id == [2] and generation.pad_token_id == 3 and not generation.do_sample
@@ -78,7 +78,7 @@ def test_sizes_are_read_from_the_weights(suffix: str, toy_paths: dict[str, str],
     folder = toy.write_convnext(tmp_path / "convnext", safetensors=suffix == ".safetensors", kwargs=False)
     folder_files(training_config({**toy_paths, "convnext": str(folder)}), tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert config["high_resolution_config"]["timm_kwargs"]["depths"] == [1, 1, 2, 1]
+    assert config["parts"]["high_res_encoder"]["architecture"]["kwargs"]["depths"] == [1, 1, 2, 1]
 
 
 def test_leaf_config(tmp_path: Path) -> None:

@@ -404,11 +404,13 @@ def test_counts_must_match(model: Any, processor: Any) -> None:
 
 def test_unknown_parts(exported: Exported, tmp_path: Path) -> None:
     config = json.loads((exported.folder / "config.json").read_text())
-    for change, error, message in [
-        ({"high_resolution_config": config["high_resolution_config"] | {"type": "Unknown"}}, ValueError, "Unknown"),
-        ({"fusion_config": {"type": "NoFusion"}}, ValueError, "NoFusion"),
+    for change, message in [
+        ({"parts": config["parts"] | {"high_res_encoder": {"type": "Unknown"}}}, "Unknown"),
+        ({"parts": config["parts"] | {"fusion": {"type": "NoFusion"}}}, "NoFusion"),
+        ({"system": "NoSystem"}, "NoSystem"),
+        ({"system": "ConvGateFusion"}, "ConvGateFusion"),
     ]:
-        with pytest.raises(error, match=message):
+        with pytest.raises(ValueError, match=message):
             MGLLaVAForConditionalGeneration(MGLLaVAConfig(**{**config, **change}))
     with pytest.raises(ValueError, match="no model type 'llama9'"):
         MGLLaVAConfig(text_config={"model_type": "llama9"})
@@ -419,3 +421,30 @@ def test_weights_of_a_training_checkpoint(exported: Exported, tmp_path: Path) ->
     write_weights(exported.model, tmp_path)
     model = MGLLaVAForConditionalGeneration.from_pretrained(exported.folder)
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
+
+
+def test_config_of_before_parts_were_one_table(exported: Exported) -> None:
+    config = json.loads((exported.folder / "config.json").read_text())
+    parts = config.pop("parts")
+    low, high = parts["low_res_encoder"], parts["high_res_encoder"]
+    before = {
+        "vision_config": low["architecture"]["vision"],
+        "low_resolution_config": {
+            **{"layer": low["architecture"]["layer"]},
+            **{"image_mean": low["mean"], "image_std": low["std"]},
+        },
+        "high_resolution_config": {
+            **{"type": high["type"], "image_size": high["image_size"]},
+            **{"timm_name": high["architecture"]["name"], "timm_kwargs": high["architecture"]["kwargs"]},
+            **{"image_mean": high["mean"], "image_std": high["std"]},
+        },
+        **{f"{name}_config": parts[name] for name in ("fusion", "box_projector", "projector")},
+    }
+    read = MGLLaVAConfig(**config, **before)
+    now = MGLLaVAConfig(**config, parts=parts)
+    assert json.loads(read.to_json_string())["parts"] == json.loads(now.to_json_string())["parts"]
+    assert not any(hasattr(read, name) for name in before)
+    wanted = MGLLaVAForConditionalGeneration.from_pretrained(exported.folder).state_dict()
+    assert {n: t.shape for n, t in MGLLaVAForConditionalGeneration(read).state_dict().items()} == {
+        n: t.shape for n, t in wanted.items()
+    }

@@ -1,6 +1,7 @@
 """Folders that load where this package, XTuner and mmengine are not installed."""
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from mg_llava.hf import MGLLaVAForConditionalGeneration, MGLLaVAProcessor
+from mg_llava.hf.export import folder_files
 from mg_llava.hf.standalone import copy_sources
-from tests.hf.conftest import BOXES, Exported, make_picture, write_folder
+from tests.hf.conftest import BOXES, Exported, make_picture, training_config, write_folder
 
 BLOCK = """
 import sys
@@ -99,7 +101,7 @@ def test_with_the_package_no_code_is_run(alone: Path, exported: Exported, tmp_pa
 
 
 def test_sources_are_flat_and_complete(tmp_path: Path) -> None:
-    names = copy_sources(tmp_path)
+    names = copy_sources(tmp_path, {"mg_llava.models.systems.mg_llava"})
     assert names == sorted(file.name for file in tmp_path.iterdir())
     for name in names:
         text = (tmp_path / name).read_text()
@@ -119,7 +121,7 @@ def test_sources_are_flat_and_complete(tmp_path: Path) -> None:
 
 def test_copies_follow_the_sources(tmp_path: Path) -> None:
     """Beside the header, only lines with imports differ."""
-    copy_sources(tmp_path)
+    copy_sources(tmp_path, {"mg_llava.models.fusion.conv_gate"})
     for copy, source in {
         "models_fusion_conv_gate.py": "models/fusion/conv_gate.py",
         "data_pictures_geometry.py": "data/pictures/geometry.py",
@@ -129,3 +131,28 @@ def test_copies_follow_the_sources(tmp_path: Path) -> None:
         assert len(ours) == len(theirs)
         changed = [line for line, other in zip(ours, theirs, strict=True) if line != other]
         assert all(line.startswith("from ") for line in changed)
+
+
+@pytest.mark.parametrize(("imports", "reason"), [("", None), ("import hypothesis\n", "imports hypothesis at its top")])
+def test_parts_from_outside_the_package(
+    toy_paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imports: str, reason: str | None
+) -> None:
+    """A part in one module of its own comes along; one that needs more is refused, and nothing is left."""
+    name = f"outside_{len(imports)}"
+    (tmp_path / f"{name}.py").write_text(
+        f"{imports}from mg_llava.models.projectors import MLPProjector\nfrom mg_llava.registry import MODELS\n\n\n"
+        f"@MODELS.register_module()\nclass Projector{len(imports)}(MLPProjector):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(name)
+    config = training_config(toy_paths, projector={"type": f"mg_llava.Projector{len(imports)}"})
+    if reason is None:
+        assert f"{name}.py" in folder_files(config, tmp_path / "hf", standalone=True)
+        text = (tmp_path / "hf" / "modeling_mg_llava.py").read_text()
+        assert (
+            f"from .{name} import" in text and "mg_llava.registry" not in (tmp_path / "hf" / f"{name}.py").read_text()
+        )
+    else:
+        with pytest.raises(ValueError, match=reason):
+            folder_files(config, tmp_path / "hf", standalone=True)
+        assert not list((tmp_path / "hf").iterdir())
