@@ -20,7 +20,7 @@ from mg_llava.data.lengths import count_boxes, find_lengths
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.loading import BoxReader, LoadedPicture, OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.data.records.catalog import RecordCatalog
+from mg_llava.data.records.index import Samples
 from mg_llava.data.records.schema import NO_BOXES, LLaVARecord, RecordError
 from mg_llava.data.settings import (
     BoxUse,
@@ -122,24 +122,24 @@ class LLaVADataset(Dataset):
         self.budget: TokenBudget = replace(build_group("budget", budget), tokens=build_tokens(tokens))
         self._is_counted = tokens is not None
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
-        self._catalog = RecordCatalog(self.data_path, *drawn, self.caches.token_cache)
+        self._samples = Samples(self.data_path, *drawn, self.caches.token_cache)
         policies = {fault: getattr(self.faults, fault) for fault in FAULTS}
-        count, limit = len(self._catalog.survey.rows), self.faults.max_bad_samples
+        count, limit = len(self._samples.index.rows), self.faults.max_bad_samples
         self._skipped = SkippedSamples(count, policies, limit, self.data_path)
         self._check_pictures()
         self.token_cache = self._open_token_cache()
         box_faults = self.faults.missing_box, self.faults.bad_box_record
         self.box_store = open_boxes(paths["box_path"], *box_faults, self.boxes.proposer, self.picture_processor)
         has_boxes = self.box_store is not None
-        self._strays = StrayBoxes(self._catalog.positions, str(paths["box_path"])) if has_boxes else None
-        keys = self._catalog.survey.box_keys()
+        self._strays = StrayBoxes(self._samples.positions, str(paths["box_path"])) if has_boxes else None
+        keys = self._samples.index.box_keys()
         self.missing_boxes = 0 if self.box_store is None else self.box_store.check(keys)
         self.loader = self._make_loader()
         self.features = self._open_features()
         self._lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self._catalog)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample ``index``, or the next one that can be used where the policies say so.
@@ -162,7 +162,7 @@ class LLaVADataset(Dataset):
             try:
                 return self.load(candidate)
             except (PictureError, NoLabelError, BudgetError) as error:
-                self._skipped.add(int(self._catalog.positions[candidate]), error)
+                self._skipped.add(int(self._samples.positions[candidate]), error)
         raise RuntimeError(f"{self.data_path}: none of the {len(self)} samples can be used")
 
     def load(self, index: int) -> dict[str, Any]:
@@ -193,19 +193,19 @@ class LLaVADataset(Dataset):
 
     def record(self, index: int) -> LLaVARecord:
         """Record of sample ``index``."""
-        return self._catalog.record(index)
+        return self._samples.record(index)
 
     def record_at(self, position: int) -> LLaVARecord:
         """Record ``position`` of those that can be used, however often it comes."""
-        return self._catalog.at(position)
+        return self._samples.at(position)
 
     def picture_positions(self) -> list[int]:
         """Positions of the records with pictures that come in an epoch."""
-        return self._catalog.picture_positions().tolist()
+        return self._samples.picture_positions().tolist()
 
     def row(self, index: int) -> int:
         """Place in the record file of the record of sample ``index``; the same for each of its repetitions."""
-        return self._catalog.row(index)
+        return self._samples.row(index)
 
     def encode(self, index: int) -> EncodedConversation:
         """Text of sample ``index``, cut to its limit; errors as from ``load``."""
@@ -223,12 +223,12 @@ class LLaVADataset(Dataset):
         boxes, from the box file to what the filter leaves.
         """
         if self._lengths is None:
-            rows = self._catalog.survey.rows
+            rows = self._samples.index.rows
             texts = None if self.token_cache is None else self.token_cache.lengths_of(rows)
             processor = self.picture_processor if self.boxes.count_boxes else None
             boxes = None if processor is None else partial(count_boxes, processor=processor, store=self.box_store)
-            self._lengths = find_lengths(self._catalog, texts, self.tokenizer, self.template, boxes, self.budget)
-        return self._lengths[self._catalog.positions].tolist()
+            self._lengths = find_lengths(self._samples, texts, self.tokenizer, self.template, boxes, self.budget)
+        return self._lengths[self._samples.positions].tolist()
 
     @property
     def bad_samples(self) -> int:
@@ -241,21 +241,21 @@ class LLaVADataset(Dataset):
         return {
             "name": self.name,
             "data_path": self.data_path,
-            "records": len(self._catalog.survey.rows),
+            "records": len(self._samples.index.rows),
             "samples": len(self),
             "missing_boxes": self.missing_boxes,
             "encoded_anew": 0 if self.features is None else self.features.encoded_anew,
             "skipped": self._skipped.counts(),
-            "skipped_ids": [self._catalog.at(position).id for position in self._skipped.first(_NAMED)],
+            "skipped_ids": [self._samples.at(position).id for position in self._skipped.first(_NAMED)],
             "stray_boxes": 0 if self._strays is None else self._strays.boxes,
-            "stray_ids": [self._catalog.at(position).id for position in strays],
+            "stray_ids": [self._samples.at(position).id for position in strays],
         }
 
     def _candidates(self, index: int) -> Iterator[int]:
         """``index`` and its successors, without those known to be bad."""
         for step in range(len(self)):
             candidate = (index + step) % len(self)
-            if int(self._catalog.positions[candidate]) not in self._skipped:
+            if int(self._samples.positions[candidate]) not in self._skipped:
                 yield candidate
 
     def _make_loader(self) -> PictureLoader | None:
@@ -275,10 +275,10 @@ class LLaVADataset(Dataset):
 
     def _open_features(self) -> FeatureSource | None:
         cache = self.caches.feature_cache
-        if cache is None or self.loader is None or not self._catalog.survey.sizes[:, 1].any():
+        if cache is None or self.loader is None or not self._samples.index.sizes[:, 1].any():
             return None
         missing, augmentation = self.faults.missing_features, self.loader.boxes.augmentation
-        return FeatureSource(cache, missing, self._catalog, self.picture_processor, augmentation)
+        return FeatureSource(cache, missing, self._samples, self.picture_processor, augmentation)
 
     def _load(self, index: int, features: FeatureSource | None = None) -> LoadedSample | None:
         """Sample ``index``; None where its pictures are not in ``features`` and are to be opened.
@@ -324,7 +324,7 @@ class LLaVADataset(Dataset):
 
     def _check_pictures(self) -> None:
         """Refuse settings that pictures of the records do not fit."""
-        pictures = self._catalog.survey.sizes[:, 1]
+        pictures = self._samples.index.sizes[:, 1]
         if not pictures.any():
             return
         for error in picture_problems(self.image_folder, self.picture_processor, self.budget):
@@ -334,16 +334,16 @@ class LLaVADataset(Dataset):
             try:
                 self.budget.text_limit(int(pictures[worst]))
             except BudgetError as error:
-                raise BudgetError(f"{self._owner(self._catalog.at(worst))}: {error}") from error
+                raise BudgetError(f"{self._owner(self._samples.at(worst))}: {error}") from error
 
     def _open_token_cache(self) -> TokenCache | None:
         folder = self.caches.token_cache
         if folder is None:
             return None
-        assert self._catalog.fingerprint is not None
-        data = self._catalog.fingerprint + describe_parts(self.boxes.prompt)
+        assert self._samples.fingerprint is not None
+        data = self._samples.fingerprint + describe_parts(self.boxes.prompt)
         key = cache_key(self.tokenizer, self.template, self.budget, data)
-        return TokenCache(folder, key, self._catalog.file_rows)
+        return TokenCache(folder, key, self._samples.file_rows)
 
 
 SETTINGS = tuple(name for name in inspect.signature(LLaVADataset).parameters if name != "unknown")

@@ -8,7 +8,7 @@ import numpy as np
 from mg_llava.data.boxes.filter import filter_boxes
 from mg_llava.data.boxes.store import BoxStore, picture_keys
 from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.data.records.catalog import RecordCatalog
+from mg_llava.data.records.index import Samples
 from mg_llava.data.records.schema import BoxRecord, LLaVARecord
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template, encode_conversation
@@ -17,17 +17,17 @@ _CALIBRATION = 64
 
 
 def find_lengths(
-    catalog: RecordCatalog,
+    samples: Samples,
     texts: np.ndarray | None,
     tokenizer: Any,
     template: Template,
-    boxes: Callable[[RecordCatalog, Sequence[LLaVARecord]], np.ndarray] | None,
+    boxes: Callable[[Samples, Sequence[LLaVARecord]], np.ndarray] | None,
     budget: TokenBudget,
 ) -> np.ndarray:
     """Lengths of N records within the budget.
 
     Args:
-        catalog: The records.
+        samples: The records.
         texts: (N,) exact number of ids of each; None to estimate them.
         tokenizer: Tokenizes a few of them.
         template: Their template.
@@ -37,12 +37,12 @@ def find_lengths(
     Returns:
         (N,) int32, positive with pictures, negative without.
     """
-    few = spread(len(catalog.survey.rows))
-    records = [catalog.at(position) for position in few]
+    few = spread(len(samples.index.rows))
+    records = [samples.at(position) for position in few]
     if texts is None:
-        texts = estimate_texts(catalog.survey.sizes[:, 0], few, records, tokenizer, template)
-    counts = np.zeros(len(texts), dtype=np.int64) if boxes is None else boxes(catalog, records)
-    return signed_lengths(texts, catalog.survey.sizes[:, 1], counts, budget)
+        texts = estimate_texts(samples.index.sizes[:, 0], few, records, tokenizer, template)
+    counts = np.zeros(len(texts), dtype=np.int64) if boxes is None else boxes(samples, records)
+    return signed_lengths(texts, samples.index.sizes[:, 1], counts, budget)
 
 
 def spread(count: int) -> list[int]:
@@ -71,12 +71,12 @@ def estimate_texts(
 
 
 def count_boxes(
-    catalog: RecordCatalog, few: Sequence[LLaVARecord], processor: PictureProcessor, store: BoxStore | None
+    samples: Samples, few: Sequence[LLaVARecord], processor: PictureProcessor, store: BoxStore | None
 ) -> np.ndarray:
     """Number of box tokens of N records, from the boxes in the file and what the filter leaves of a few records'.
 
     Args:
-        catalog: The records.
+        samples: The records.
         few: Some of them.
         processor: Filters their boxes.
         store: Their boxes.
@@ -84,7 +84,7 @@ def count_boxes(
     Returns:
         (N,) int64.
     """
-    pictures, keys = catalog.survey.sizes[:, 1], catalog.survey.box_keys()
+    pictures, keys = samples.index.sizes[:, 1], samples.index.box_keys()
     blank = processor.stand_in_tokens()
     if store is None:
         return pictures.astype(np.int64) * blank

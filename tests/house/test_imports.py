@@ -154,8 +154,7 @@ TENSORS = {"torch", "torchvision", "transformers", "mmengine", "xtuner", "timm",
 READERS = ("mg_llava.data.records", "mg_llava.data.text.coordinates")
 """Reading records needs no tensors."""
 HEAVY_READERS: set[str] = {
-    "mg_llava.data.records.catalog",
-    "mg_llava.data.records.survey",
+    "mg_llava.data.records.index",
 }
 """Readers that still load tensors; the list only gets shorter."""
 

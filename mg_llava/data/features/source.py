@@ -13,7 +13,7 @@ from mg_llava.data.boxes.augment import BoxAugmentation
 from mg_llava.data.faults import Tally
 from mg_llava.data.features.cache import FeatureCache, FeatureError
 from mg_llava.data.features.file import describe_pictures, picture_key
-from mg_llava.data.records.catalog import RecordCatalog
+from mg_llava.data.records.index import Samples
 from mg_llava.data.records.open import fingerprint
 from mg_llava.work.arrays import load_arrays, save_arrays
 
@@ -30,7 +30,7 @@ class FeatureSource:
     Args:
         cache: Folder of the cache, or the cache.
         missing: ``error``, or ``picture``: open and encode pictures whose features are absent or stale.
-        catalog: The records.
+        samples: The records.
         processor: Makes canvases.
         augmentation: Changes boxes in training; what it may do is limited, because boxes are pooled beforehand.
 
@@ -43,7 +43,7 @@ class FeatureSource:
         self,
         cache: FeatureCache | str | Path,
         missing: MissingFeatures,
-        catalog: RecordCatalog,
+        samples: Samples,
         processor: Any,
         augmentation: Any = None,
     ) -> None:
@@ -53,7 +53,7 @@ class FeatureSource:
         self.missing = missing
         self._missed = Tally()
         self._check_settings(processor, augmentation)
-        self.absent = self._check_records(catalog)
+        self.absent = self._check_records(samples)
 
     @property
     def encoded_anew(self) -> int:
@@ -85,16 +85,16 @@ class FeatureSource:
                 "jitter to 0, or feature_cache=None"
             )
 
-    def _check_records(self, catalog: RecordCatalog) -> int:
+    def _check_records(self, samples: Samples) -> int:
         """Number of pictures that were never filled in."""
-        positions = catalog.picture_positions()
-        absent = ~self.cache.has(_keys(catalog, positions, self.cache.folder))
+        positions = samples.picture_positions()
+        absent = ~self.cache.has(_keys(samples, positions, self.cache.folder))
         count = int(absent.sum())
         if not count:
             return 0
-        owners = np.repeat(positions, catalog.survey.sizes[positions, 1])[absent]
-        ids = ", ".join(repr(catalog.at(int(position)).id) for position in owners[:_SHOWN])
-        message = f"{catalog.path}: feature cache {self.cache.folder} lacks {count} of {len(absent)} pictures"
+        owners = np.repeat(positions, samples.index.sizes[positions, 1])[absent]
+        ids = ", ".join(repr(samples.at(int(position)).id) for position in owners[:_SHOWN])
+        message = f"{samples.path}: feature cache {self.cache.folder} lacks {count} of {len(absent)} pictures"
         message += f", such as those of record {ids}"
         if self.missing == "error":
             raise ValueError(f"{message}; {_advice()}")
@@ -112,25 +112,25 @@ def keeps_boxes(augmentation: Any) -> bool:
     return not (augmentation.dropout or augmentation.cap_probability or moves)
 
 
-def _keys(catalog: RecordCatalog, positions: np.ndarray, folder: Path) -> np.ndarray:
+def _keys(samples: Samples, positions: np.ndarray, folder: Path) -> np.ndarray:
     """Keys of the pictures of records; kept in the folder, so that the records are read once.
 
     Args:
-        catalog: The records.
+        samples: The records.
         positions: (n,) int64, those that are wanted.
         folder: Of the cache; it may be read-only.
 
     Returns:
         (pictures,) uint64, in the order of the records.
     """
-    content = catalog.fingerprint or fingerprint(catalog.path)
+    content = samples.fingerprint or fingerprint(samples.path)
     digest = hashlib.blake2b(repr((_VERSION, content)).encode(), digest_size=16)
-    digest.update(catalog.survey.rows[positions].tobytes())
+    digest.update(samples.index.rows[positions].tobytes())
     path = folder / f"{digest.hexdigest()}.keys.npz"
     known = load_arrays(path)
     if known is not None:
         return known["keys"]
-    names = [name for position in positions.tolist() for name in catalog.at(position).images]
+    names = [name for position in positions.tolist() for name in samples.at(position).images]
     keys = np.array([picture_key(name) for name in names], dtype=np.uint64)
     with contextlib.suppress(OSError):
         save_arrays(path, keys=keys)

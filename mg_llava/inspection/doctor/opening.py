@@ -18,9 +18,9 @@ from mg_llava.data.boxes.convert import read_table
 from mg_llava.data.boxes.policy import MissingBoxes
 from mg_llava.data.config import MIXED, build_transform, walk_sources
 from mg_llava.data.dataset import SETTINGS, LLaVADataset
+from mg_llava.data.records.index import draw
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
-from mg_llava.data.records.survey import draw
 from mg_llava.data.settings import GROUPS, FaultPolicy, build_group, build_tokens, unknown_settings
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import TokenizerError, build_tokenizer

@@ -52,7 +52,7 @@ def test_samples_are_the_same_and_tokenized_once(data, tokenizer, monkeypatch):
     assert items(make(data, tokenizer, **options), workers=2) == expected
     assert len(make(data, tokenizer, **options).token_cache) == COUNT
     monkeypatch.setattr("mg_llava.data.dataset.encode_conversation", refuse)
-    monkeypatch.setattr("mg_llava.data.records.catalog.survey_records", refuse)
+    monkeypatch.setattr("mg_llava.data.records.index.index_records", refuse)
     assert items(make(data, tokenizer, **options), workers=2) == expected
     assert len(list((data / "cache").glob("*/*.ids"))) == 2  # nothing new was written
 

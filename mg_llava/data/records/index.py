@@ -1,0 +1,222 @@
+"""The records of a data set without keeping them: which ones are used, how long they are, how often each comes."""
+
+import hashlib
+import logging
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.logging import print_log
+
+from mg_llava.data.boxes.store import picture_keys
+from mg_llava.data.records.open import fingerprint, open_records
+from mg_llava.data.records.schema import SCHEMA_VERSION, LLaVARecord, RecordError, measure_record, parse_record
+from mg_llava.work.arrays import load_arrays, save_arrays
+
+_SHOWN = 5
+_VERSION = 1
+_REPEAT = 1
+"""Keeps what is drawn for ``repeat`` apart from what is drawn for ``limit``."""
+
+
+@dataclass(frozen=True)
+class RecordIndex:
+    """N records that can be used, in flat arrays.
+
+    Attributes:
+        rows: (N,) int64 places in the record file, ascending.
+        sizes: (N, 2) int32: characters of the turns that are encoded, and pictures.
+        id_text: uint8, the ids in UTF-8, one after the other.
+        id_ends: (N,) int64, where each id ends.
+    """
+
+    rows: np.ndarray
+    sizes: np.ndarray
+    id_text: np.ndarray
+    id_ends: np.ndarray
+
+    def ids(self) -> Iterator[str]:
+        """All ids, in the order of the records."""
+        text, start = self.id_text.tobytes(), 0
+        for end in self.id_ends.tolist():
+            yield text[start:end].decode("utf-8", "surrogatepass")
+            start = end
+
+    def box_keys(self) -> Iterator[str]:
+        """Ids of the boxes of all pictures, in the order of the records and their pictures."""
+        for record_id, count in zip(self.ids(), self.sizes[:, 1].tolist(), strict=True):
+            if count:
+                yield from picture_keys(record_id, count)
+
+    def save(self, path: str | Path, **more: np.ndarray) -> None:
+        """Write to a file, at once or not at all, with further arrays."""
+        save_arrays(path, **vars(self), **more)
+
+
+def load_index(path: str | Path) -> tuple[RecordIndex, dict[str, np.ndarray]] | None:
+    """An index that was saved, and the arrays beside it; None where there is none, or a damaged one."""
+    arrays = load_arrays(path)
+    if arrays is None or not {"rows", "sizes", "id_text", "id_ends"} <= arrays.keys():
+        return None
+    return RecordIndex(*(arrays.pop(name) for name in ("rows", "sizes", "id_text", "id_ends"))), arrays
+
+
+def index_path(folder: str | Path, fingerprint: str, limit: int | None, seed: int) -> Path:
+    """Where the index of a record file with this fingerprint lies in a folder of caches."""
+    key = repr((_VERSION, SCHEMA_VERSION, fingerprint, limit, None if limit is None else seed))
+    return Path(folder) / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.survey.npz"
+
+
+def index_records(records: Sequence[Any], source: str, limit: int | None = None, seed: int = 0) -> RecordIndex:
+    """Check the records in one pass, and leave out those without an answer.
+
+    Args:
+        records: The records of the file.
+        source: The file, for messages.
+        limit: Draw this many records with ``seed``, keeping their order; None for all.
+        seed: For ``limit``.
+
+    Raises:
+        RecordError: Records are malformed (the first ones are named), or none can be used.
+    """
+    rows, sizes, ends, text = array("q"), array("i"), array("q"), bytearray()
+    problems: list[str] = []
+    unanswered = silent = 0
+    for row, raw in _drawn(records, limit, seed):
+        try:
+            record_id, characters, pictures, is_silent = measure_record(raw, source, row)
+        except RecordError as error:
+            problems.append(str(error))
+            continue
+        if not characters:
+            unanswered += 1
+            continue
+        silent += is_silent
+        rows.append(row)
+        sizes.extend((characters, pictures))
+        text += record_id.encode("utf-8", "surrogatepass")
+        ends.append(len(text))
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise RecordError("; ".join(problems[:_SHOWN]) + more)
+    if not rows:
+        what = (
+            f"none of the {len(records)} records has a question with an answer" if len(records) else "found no records"
+        )
+        raise RecordError(f"{source}: {what}; a record needs id and conversations with a human and a gpt turn")
+    for count, what in ((unanswered, "records without an answered question, left out"), (silent, "empty answers")):
+        if count:
+            print_log(f"{source}: {count} {what}", logger="current", level=logging.WARNING)
+    return RecordIndex(
+        np.frombuffer(rows, dtype=np.int64),
+        np.frombuffer(sizes, dtype=np.int32).reshape(-1, 2),
+        np.frombuffer(bytes(text), dtype=np.uint8),
+        np.frombuffer(ends, dtype=np.int64),
+    )
+
+
+def draw(count: int, wanted: int | None, seed: Any) -> Sequence[int]:
+    """Indices of at most ``wanted`` of ``count`` things, ascending; the same for the same seed."""
+    if wanted is None or wanted >= count:
+        return range(count)
+    return sorted(np.random.default_rng(seed).choice(count, wanted, replace=False).tolist())
+
+
+def _drawn(records: Sequence[Any], limit: int | None, seed: int) -> Iterable[tuple[int, Any]]:
+    if limit is None:
+        return enumerate(records)
+    return ((row, records[row]) for row in draw(len(records), limit, seed))
+
+
+class Samples:
+    """N records of a file, repeated to M samples. Holds flat arrays alone, which worker processes share.
+
+    Args:
+        path: The record file.
+        limit: Use this many records, drawn with ``seed``; None for all.
+        repeat: Times that each record comes; the fraction of a time is drawn with ``seed``.
+        seed: For both.
+        cache: Folder that keeps what was learned of the file, under its fingerprint; None for none.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        RecordError: The file is broken, records are malformed, or none can be used.
+        ValueError: ``repeat`` leaves nothing.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        limit: int | None = None,
+        repeat: float = 1.0,
+        seed: int = 0,
+        cache: str | Path | None = None,
+    ) -> None:
+        self.path = str(path)
+        self.fingerprint = None
+        self._records = open_records(path)
+        if cache is None:
+            self.index = index_records(self._records, self.path, limit, seed)
+        else:
+            self.fingerprint = fingerprint(path)
+            self.index = self._known_index(Path(cache), limit, seed)
+        self.positions = _repeated(len(self.index.rows), repeat, seed, self.path)
+        """(M,) int64: which of the N records each sample is."""
+
+    def __len__(self) -> int:
+        """Number M of samples."""
+        return len(self.positions)
+
+    @property
+    def file_rows(self) -> int:
+        """Number of records in the file, unused ones included."""
+        return len(self._records)
+
+    def picture_positions(self) -> np.ndarray:
+        """Which of the N records have pictures and come in an epoch; int64, ascending."""
+        used = np.unique(self.positions)
+        return used[self.index.sizes[used, 1] > 0]
+
+    def row(self, index: int) -> int:
+        """Place in the file of the record of sample ``index``; the same for each of its repetitions."""
+        return int(self.index.rows[self.positions[index]])
+
+    def record(self, index: int) -> LLaVARecord:
+        """The record of sample ``index``."""
+        return self.at(int(self.positions[index]))
+
+    def at(self, position: int) -> LLaVARecord:
+        """Record ``position`` of the N."""
+        row = int(self.index.rows[position])
+        return parse_record(self._records[row], self.path, row)
+
+    def _known_index(self, cache: Path, limit: int | None, seed: int) -> RecordIndex:
+        """The index of a former start, else a new one for the next."""
+        assert self.fingerprint is not None
+        path = index_path(cache, self.fingerprint, limit, seed)
+        known = load_index(path)
+        if known is not None:
+            if "places" in known[1]:
+                self._records.places = known[1]["places"]  # type: ignore[attr-defined]
+            return known[0]
+        index = index_records(self._records, self.path, limit, seed)
+        places: dict[str, Any] = {}
+        if hasattr(self._records, "places"):
+            places["places"] = self._records.places
+        index.save(path, **places)
+        return index
+
+
+def _repeated(count: int, repeat: float, seed: int, source: str) -> np.ndarray:
+    """(M,) int64: 0 to ``count`` - 1 as often as whole repetitions go, then the ones drawn for the fraction."""
+    if not repeat > 0:
+        raise ValueError(f"{source}: repeat is {repeat}; it must be positive; leave the source out instead")
+    whole = int(repeat)
+    some = draw(count, round((repeat - whole) * count), [seed, _REPEAT])
+    positions = np.concatenate([*[np.arange(count)] * whole, np.array(some, dtype=np.int64)])
+    if not len(positions):
+        raise ValueError(f"{source}: repeat is {repeat}, which leaves none of {count} records")
+    return positions
