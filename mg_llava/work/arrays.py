@@ -9,6 +9,9 @@ import numpy as np
 
 from mg_llava.work.atomic import replacing
 
+_NAMES = "_names"
+"""Array of all names: a damaged directory may lack some of them."""
+
 
 def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     """Write arrays to a file, which is replaced.
@@ -16,7 +19,7 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     Raises:
         NoRoomError: They do not fit on the disk; what was there before is unchanged.
     """
-    named: dict[str, Any] = arrays
+    named: dict[str, Any] = {**arrays, _NAMES: np.array(sorted(arrays))}
     with replacing(path) as file:
         np.savez(file, **named)
 
@@ -25,8 +28,10 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray] | None:
     """The arrays of a file; None where there is none, or a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            found = {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, RuntimeError):
         return None
     except (zipfile.BadZipFile, zlib.error):
         return None
+    names = found.pop(_NAMES, None)
+    return found if names is not None and sorted(found) == names.tolist() else None

@@ -25,7 +25,7 @@ def pick_device(device: "str | torch.device" = "auto") -> "torch.device":
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!s} is not there ({reason}); allowed: auto, cpu, cuda:0, ...") from error
+        raise ValueError(f"device {str(device)!r} is not there ({reason}); allowed: auto, cpu, cuda:0, ...") from error
     return found
 
 
