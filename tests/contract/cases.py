@@ -1,0 +1,150 @@
+"""Everything that is registered as a model part, by role, and the toy system that each is tested in.
+
+A new part is tested by being registered: the system gives it the sizes that follow from other parts. Where its class
+needs more, TOYS has it; a new system has its config in SYSTEMS.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mg_llava.models.interfaces import Encoder, Fusion, Loss, ObjectReader
+from mg_llava.models.parts import kind_of
+from mg_llava.models.system import System
+from mg_llava.registry import MODELS
+from tests import toy
+
+TIMM = "test_convnext2.r160_in1k"
+TIMM_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A system of toy size in which a part, or the system itself, is under test.
+
+    Attributes:
+        name: Of the part.
+        role: What it is.
+        model: Config of the system.
+    """
+
+    name: str
+    role: str
+    model: dict[str, Any]
+
+    @property
+    def kind(self) -> type[System]:
+        """Class of the system."""
+        return kind_of(self.model)
+
+
+TOYS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+    "CLIPEncoder": lambda paths: {"path": paths["clip"], "dtype": "float32"},
+    "OpenCLIPConvNeXtEncoder": lambda paths: {"path": paths["convnext"], "image_size": toy.CANVAS, "dtype": "float32"},
+    "TimmEncoder": lambda paths: {
+        "name": TIMM,
+        "image_size": TIMM_SIZE,
+        "checkpoint": paths["timm"],
+        "dtype": "float32",
+    },
+    "build_language_model": lambda paths: {"path": paths["llm"], "tuning": "full", "dtype": "float32"},
+}
+"""Arguments that no system gives, from the folders of :func:`write_all`."""
+
+SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+    "MGLLaVA": lambda paths: toy.model_config(paths, "full"),
+}
+"""Config of each registered system at toy size."""
+
+HELPERS = {"count_tokens"}
+"""Registered functions that build no part."""
+
+ROLES: dict[str, type] = {
+    "system": System,
+    "encoder": Encoder,
+    "fusion": Fusion,
+    "objects": ObjectReader,
+    "loss": Loss,
+}
+"""Interface of each role."""
+
+
+def write_all(folder: Path) -> dict[str, str]:
+    """The toy folders, with the weights of a timm model."""
+    import timm
+    from safetensors.torch import save_file
+
+    paths = toy.write_all(folder)
+    torch.manual_seed(4)
+    file = folder / "timm.safetensors"
+    save_file(timm.create_model(TIMM, pretrained=False).state_dict(), file)
+    return {**paths, "timm": str(file)}
+
+
+def registered() -> dict[str, Any]:
+    """What this package registers as model parts, by name."""
+    MODELS.import_from_location()
+    return {
+        name: part
+        for name, part in MODELS.module_dict.items()
+        if part.__module__.split(".")[0] == "mg_llava" and name not in HELPERS
+    }
+
+
+def role_of(part: Any) -> str:
+    """The role of a registered class or function.
+
+    Raises:
+        AssertionError: It has none, so that nothing would test it.
+    """
+    if isinstance(part, type):
+        for role, kind in ROLES.items():
+            if issubclass(part, kind):
+                return role
+    arguments = inspect.signature(part).parameters
+    if isinstance(part, type) and issubclass(part, nn.Module) and {"in_channels", "out_channels"} <= set(arguments):
+        return "projector"
+    if part.__name__ in TOYS:
+        return "llm"
+    raise AssertionError(
+        f"{part.__name__} is registered in MODELS, but nothing tests it: derive it from an interface of "
+        f"mg_llava/models/interfaces.py ({', '.join(kind.__name__ for kind in ROLES.values())}); for a new kind of "
+        "part add its interface to ROLES in tests/contract/cases.py and its place in a system to `case_of`; a "
+        "function that builds no part belongs into HELPERS"
+    )
+
+
+def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
+    """The toy system with a part in its place.
+
+    Args:
+        part: A registered class or function.
+        paths: Folders of the toys.
+        **settings: Arguments of the part, where TOYS does not have them.
+    """
+    role, name = role_of(part), part.__name__
+    if role == "system":
+        assert name in SYSTEMS, (
+            f"{name} is a system without a toy: add its config at toy size to SYSTEMS in {__file__}"
+        )
+        return Case(name, role, SYSTEMS[name](paths))
+    config = {"type": f"mg_llava.{name}", **(TOYS[name](paths) if name in TOYS else {}), **settings}
+    system = SYSTEMS["MGLLaVA"](paths)
+    if role == "loss":
+        return Case(name, role, {**system, "losses": [config]})
+    places = {"fusion": "fusion", "objects": "box_projector", "projector": "projector", "llm": "llm"}
+    if role == "encoder":
+        missing = f"{name} is not built from sizes alone: add its toy arguments to TOYS in {__file__}"
+        assert name in TOYS or settings, missing
+        spec = part.describe(config)
+        places[role] = "low_res_encoder" if spec.tokens else "high_res_encoder"
+        if not spec.tokens and spec.image_size // spec.stage_strides[-1] != 2:
+            system["fusion"] = {**system["fusion"], "unequal_grids": "interpolate"}
+    if role == "llm":
+        config = {**system["llm"], **config}
+    return Case(name, role, {**system, places[role]: config})
