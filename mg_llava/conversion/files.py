@@ -1,19 +1,18 @@
 """Files and folders that are there whole or not at all: written beside their place, then moved into it."""
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from mg_llava.work.atomic import NoRoomError, naming_full_disks, settle
+
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "mg_llava.conversion/1"
 BLOCK = 1 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class ConversionError(ValueError):
@@ -29,27 +28,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     part = path.with_name(f".{path.name}.part")  # what a killed run left of it is written over
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise _no_room(path, error) from error
-        raise
+        with naming_full_disks(path):
+            with part.open("wb") as file:
+                yield file
+            settle(part, path)
+    except NoRoomError as error:
+        raise ConversionError(error.strerror) from error
     finally:
         part.unlink(missing_ok=True)
-
-
-def _no_room(path: Path, error: OSError) -> ConversionError:
-    free = shutil.disk_usage(path.parent).free
-    what = "quota or limit on the size of files" if error.errno != errno.ENOSPC else "disk"
-    return ConversionError(
-        f"the {what} is full while writing {path} ({error.strerror}; {free / 1e9:.2f} GB free); make room and run the "
-        "same command again. What was there before is unchanged"
-    )
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -65,15 +51,6 @@ def check_room(folder: Path, needed: int) -> None:
             f"{folder} needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB free; make room, or give "
             "another place or a smaller --dtype"
         )
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hash_file(path: Path) -> str:
@@ -144,18 +121,7 @@ class StagedFolder:
         files = dict(sorted(self.files.items()))
         write_json(self.path / MANIFEST, {"format": MANIFEST_FORMAT, **manifest, "files": files})
         self._progress.unlink(missing_ok=True)
-        old = self.target.with_name(f".{self.target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.target.exists():
-            os.replace(self.target, old)
-        try:
-            os.replace(self.path, self.target)
-        except OSError:
-            if old.exists():
-                os.replace(old, self.target)
-            raise
-        sync_folder(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        settle(self.path, self.target)
 
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:
