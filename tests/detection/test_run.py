@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ from mg_llava.detection.run import (
 )
 from mg_llava.detection.run.engines import PoolEngine
 from mg_llava.registry import DETECTORS
+from mg_llava.work.atomic import NoRoomError
 from mg_llava.work.journal import read_journals
 from tests.run import run_python
 
@@ -172,6 +175,68 @@ def test_kill_and_go_on(tmp_path, records):
     assert content(killed) == content(whole) and content(killed, "report.json") == content(whole, "report.json")
     assert len(set((tmp_path / "log").read_text().splitlines())) == 40
     assert len((tmp_path / "log").read_text().splitlines()) <= 40 + 3  # at most the batch under way again
+
+
+def test_a_full_disk_ends_a_run_and_it_goes_on_when_there_is_room(tmp_path, records):
+    whole, full = (settings_for(tmp_path, records, name) for name in ("whole", "full"))
+    BoxJob(whole).run()
+    merge(whole)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(step, done, count):
+        if step == "detect" and done >= 9:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+
+    try:
+        with pytest.raises(NoRoomError, match=r"full while writing .*\.journal"):
+            BoxJob(full, fill_disk).run()
+        with pytest.raises(Incomplete):
+            merge(full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    looked_at = len((tmp_path / "log").read_text().splitlines())
+    BoxJob(full).run()
+    merge(full)
+    assert content(full) == content(whole)
+    again = len((tmp_path / "log").read_text().splitlines()) - looked_at
+    assert again == 40 - 9
+
+
+@pytest.mark.parametrize("gone", ["", "work", "work/detect"])
+def test_a_folder_that_is_gone_is_no_success(tmp_path, records, gone):
+    def remove(step, done, count):
+        if step == "detect" and done >= 9:
+            shutil.rmtree(tmp_path / "out" / gone, ignore_errors=True)
+
+    settings = settings_for(tmp_path, records)
+    with pytest.raises(FileNotFoundError, match="was removed while it was written"):
+        BoxJob(settings, remove).run()
+
+
+def test_damaged_results_are_made_again(tmp_path, records):
+    whole, damaged = (settings_for(tmp_path, records, name) for name in ("whole", "damaged"))
+    for settings in (whole, damaged):
+        BoxJob(settings).run()
+    merge(whole)
+    for number, path in enumerate(sorted((damaged.work).glob("*/*.journal"))):
+        data = bytearray(path.read_bytes())
+        for place in range(50 + number, len(data), 700):
+            data[place] ^= 8
+        path.write_bytes(data)
+    with pytest.raises(Incomplete, match="not all pictures were read yet"):
+        merge(damaged)
+    BoxJob(damaged).run()
+    merge(damaged)
+    assert content(damaged) == content(whole) and content(damaged, "report.json") == content(whole, "report.json")
+    plan = bytearray((damaged.work / "plan.npz").read_bytes())
+    plan[len(plan) // 2] ^= 1
+    (damaged.work / "plan.npz").write_bytes(plan)
+    with pytest.raises(ValueError, match=r"plan\.npz is damaged; remove it and start the run again"):
+        merge(damaged)
+    (damaged.work / "plan.npz").unlink()
+    BoxJob(damaged).run()
+    merge(damaged)
+    assert content(damaged) == content(whole)
 
 
 def test_faults_become_lines_of_the_ledger(tmp_path):

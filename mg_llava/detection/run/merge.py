@@ -55,11 +55,14 @@ class Results:
 
     def __init__(self, settings: JobSettings) -> None:
         self.work = settings.work
+        unread = Incomplete(f"{self.work}: not all pictures were read yet; start the run again to go on")
         if not (self.work / "plan.npz").is_file():
-            raise Incomplete(f"{self.work}: not all pictures were read yet; start the run again to go on")
+            raise unread
         self.sources = open_records(self.work / "sources.jsonl")
         self.plan = Plan.load(self.work / "plan.npz")
         reading = settings.read_step(len(self.sources))
+        if reading.open_tasks():
+            raise unread
         self._unreadable = {number: result for number, result in reading.results() if "error" in result}
         step = settings.detect_step(len(self.plan))
         self._per_line, self._lines = step.per_line, step.index()
