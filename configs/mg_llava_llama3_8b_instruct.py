@@ -4,23 +4,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data.paper import stage2
     from ._base_.llms import llama3_8b
-    from ._base_.recipe import instruct
+    from ._base_.paper import paper_instruct
     from ._base_.runtime import *
-    from ._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    instruct(
-        **llama3_8b,
-        vision=clip_l_336_convnext_l_768,
-        data=stage2,
-        pretrained_pth="./work_dirs/mg_llava_llama3_8b_pretrain",
-        batch_size=8,  # per device
-        accumulative_counts=2,
-        lr=2e-5,
-        save_steps=1000,
-        save_total_limit=1,
-    )
-)
-del stage2, llama3_8b, instruct, clip_l_336_convnext_l_768
+globals().update(paper_instruct(llama3_8b, gpus=8, stage1="mg_llava_llama3_8b_pretrain", accumulative_counts=2))
+del paper_instruct, llama3_8b

@@ -4,20 +4,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data.paper import stage1
     from ._base_.llms import llama3_8b
-    from ._base_.recipe import pretrain
+    from ._base_.paper import paper_pretrain
     from ._base_.runtime import *
-    from ._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    pretrain(
-        **llama3_8b,
-        vision=clip_l_336_convnext_l_768,
-        data=stage1,
-        batch_size=16,  # per device
-        accumulative_counts=2,
-        lr=1e-3,
-    )
-)
-del stage1, llama3_8b, pretrain, clip_l_336_convnext_l_768
+globals().update(paper_pretrain(llama3_8b, gpus=8, accumulative_counts=2))
+del paper_pretrain, llama3_8b

@@ -7,5 +7,5 @@ with read_base():
     from ._base_.nano import nano_instruct
     from ._base_.runtime import *
 
-globals().update(nano_instruct(**smollm2_135m, stage1="mg_llava_nano_smollm2_pretrain", batch_size=4, lr=2e-5))
+globals().update(nano_instruct(smollm2_135m, stage1="mg_llava_nano_smollm2_pretrain", batch_size=4, lr=2e-5))
 del nano_instruct, smollm2_135m

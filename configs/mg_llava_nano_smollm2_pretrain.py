@@ -7,5 +7,5 @@ with read_base():
     from ._base_.nano import nano_pretrain
     from ._base_.runtime import *
 
-globals().update(nano_pretrain(**smollm2_135m, batch_size=4, lr=1e-3))
+globals().update(nano_pretrain(smollm2_135m, batch_size=4, lr=1e-3))
 del nano_pretrain, smollm2_135m

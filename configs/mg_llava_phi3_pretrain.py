@@ -3,19 +3,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data.paper import stage1
     from ._base_.llms import phi3_mini
-    from ._base_.recipe import pretrain
+    from ._base_.paper import paper_pretrain
     from ._base_.runtime import *
-    from ._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    pretrain(
-        **phi3_mini,
-        vision=clip_l_336_convnext_l_768,
-        data=stage1,
-        batch_size=32,  # per device
-        lr=1e-3,
-    )
-)
-del stage1, phi3_mini, pretrain, clip_l_336_convnext_l_768
+globals().update(paper_pretrain(phi3_mini, gpus=8))
+del paper_pretrain, phi3_mini

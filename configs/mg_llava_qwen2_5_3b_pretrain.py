@@ -3,19 +3,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data.paper import stage1
     from ._base_.llms import qwen2_5_3b
-    from ._base_.recipe import pretrain
+    from ._base_.paper import paper_pretrain
     from ._base_.runtime import *
-    from ._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    pretrain(
-        **qwen2_5_3b,
-        vision=clip_l_336_convnext_l_768,
-        data=stage1,
-        batch_size=32,  # per device
-        lr=1e-3,
-    )
-)
-del stage1, qwen2_5_3b, pretrain, clip_l_336_convnext_l_768
+globals().update(paper_pretrain(qwen2_5_3b, gpus=8))
+del paper_pretrain, qwen2_5_3b

@@ -4,19 +4,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data.paper import stage1
     from ._base_.llms import smollm2_135m
-    from ._base_.recipe import pretrain
+    from ._base_.paper import paper_pretrain
     from ._base_.runtime import *
-    from ._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    pretrain(
-        **smollm2_135m,
-        vision=clip_l_336_convnext_l_768,
-        data=stage1,
-        batch_size=32,  # per device
-        lr=1e-3,
-    )
-)
-del stage1, smollm2_135m, pretrain, clip_l_336_convnext_l_768
+globals().update(paper_pretrain(smollm2_135m, gpus=8))
+del paper_pretrain, smollm2_135m

@@ -5,22 +5,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data.paper import stage2
     from ._base_.llms import vicuna_13b
-    from ._base_.recipe import instruct
+    from ._base_.paper import paper_instruct
     from ._base_.runtime import *
-    from ._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    instruct(
-        **vicuna_13b,
-        vision=clip_l_336_convnext_l_768,
-        data=stage2,
-        pretrained_pth="./work_dirs/mg_llava_vicuna13b_pretrain",
-        batch_size=8,  # per device
-        lr=2e-5,
-        save_steps=1000,
-        save_total_limit=1,
-    )
-)
-del stage2, vicuna_13b, instruct, clip_l_336_convnext_l_768
+globals().update(paper_instruct(vicuna_13b, gpus=16, stage1="mg_llava_vicuna13b_pretrain"))
+del paper_instruct, vicuna_13b

@@ -5,19 +5,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.data.paper import stage1
     from ._base_.llms import yi_34b
-    from ._base_.recipe import pretrain
+    from ._base_.paper import paper_pretrain
     from ._base_.runtime import *
-    from ._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    pretrain(
-        **yi_34b,
-        vision=clip_l_336_convnext_l_768,
-        data=stage1,
-        batch_size=8,  # per device
-        lr=1e-3,
-    )
-)
-del stage1, yi_34b, pretrain, clip_l_336_convnext_l_768
+globals().update(paper_pretrain(yi_34b, gpus=32))
+del paper_pretrain, yi_34b

@@ -6,14 +6,13 @@ with read_base():
     from .data.nano import nano_stage1, nano_stage2
     from .evaluation import nano_evaluation
     from .llms import nano as nano_llm
-    from .recipe import instruct, pretrain
+    from .run import instruct, pretrain
+    from .systems.mg_llava import mg_llava
     from .vision import nano as nano_vision
 
 from mg_llava.data.boxes.augment import BoxAugmentation
 
 nano_settings = dict(
-    **nano_llm,
-    vision=nano_vision,
     batch_size=16,
     context_length=256,
     dataloader_num_workers=1,
@@ -34,14 +33,13 @@ nano_settings = dict(
 )
 
 
-def nano_pretrain(**changes):
-    """Stage 1 of the miniature."""
-    return pretrain(**{**nano_settings, "data": nano_stage1, "lr": 4e-3, "max_epochs": 3, **changes})
+def nano_pretrain(llm=nano_llm, *, model=None, **changes):
+    """Stage 1 of the miniature. ``model`` are more arguments of ``mg_llava``."""
+    settings = {**nano_settings, "data": nano_stage1, "lr": 4e-3, "max_epochs": 3}
+    return pretrain(mg_llava(llm, nano_vision, **(model or {})), **{**settings, **changes})
 
 
-def nano_instruct(stage1="mg_llava_nano_pretrain", **changes):
+def nano_instruct(llm=nano_llm, *, stage1="mg_llava_nano_pretrain", model=None, **changes):
     """Stage 2 of the miniature, which starts from the checkpoint in the work directory of ``stage1``."""
-    start = f"./work_dirs/{stage1}"
-    return instruct(
-        **{**nano_settings, "data": nano_stage2, "lr": 1e-3, "max_epochs": 1, "pretrained_pth": start, **changes}
-    )
+    settings = {**nano_settings, "data": nano_stage2, "lr": 1e-3, "pretrained_pth": f"./work_dirs/{stage1}"}
+    return instruct(mg_llava(llm, nano_vision, **(model or {})), **{**settings, **changes})

@@ -1,4 +1,7 @@
-"""Pairs of encoders: a low-resolution tower and a high-resolution tower whose grids agree."""
+"""Pairs of encoders: a low-resolution tower and a high-resolution tower whose grids agree.
+
+Pictures are made in the ``image_size`` of the high-resolution tower.
+"""
 
 from mg_llava.models import CLIPEncoder, OpenCLIPConvNeXtEncoder, TimmEncoder
 
@@ -10,8 +13,6 @@ clip_l_336_convnext_l_768 = dict(
         path="./checkpoints/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
         image_size=768,
     ),
-    image_size=768,
-    visual_tokens=576,
 )
 
 # 384 / 14 = 864 / 32 = 27 tokens a side
@@ -22,8 +23,6 @@ siglip_so400m_384_convnext_l_864 = dict(
         path="./checkpoints/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
         image_size=864,
     ),
-    image_size=864,
-    visual_tokens=729,
 )
 
 # the high-resolution tower four times as large; box features have 5760 channels
@@ -34,22 +33,16 @@ clip_l_336_convnext_xxl_768 = dict(
         path="./checkpoints/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup",
         image_size=768,
     ),
-    image_size=768,
-    visual_tokens=576,
 )
 
 # any timm backbone whose last stride is 32; timm's own weights, from the hub
 clip_l_336_resnet50_768 = dict(
     low_res_encoder=dict(type=CLIPEncoder, path="openai/clip-vit-large-patch14-336"),
     high_res_encoder=dict(type=TimmEncoder, name="resnet50", image_size=768, pretrained=True),
-    image_size=768,
-    visual_tokens=576,
 )
 
 # 56 / 7 = 256 / 32 = 8 tokens a side
 nano = dict(
     low_res_encoder=dict(type=CLIPEncoder, path="data/nano/clip"),
     high_res_encoder=dict(type=OpenCLIPConvNeXtEncoder, path="data/nano/convnext", image_size=256),
-    image_size=256,
-    visual_tokens=64,
 )

@@ -6,5 +6,5 @@ with read_base():
     from .._base_.nano import nano_instruct
     from .._base_.runtime import *
 
-globals().update(nano_instruct(stage1="mg_llava_nano_pretrain_low_only", fusion=None, box_projector=None))
+globals().update(nano_instruct(stage1="mg_llava_nano_pretrain_low_only", model=dict(fusion=None, box_projector=None)))
 del nano_instruct

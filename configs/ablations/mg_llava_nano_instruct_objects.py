@@ -6,5 +6,5 @@ with read_base():
     from .._base_.nano import nano_instruct
     from .._base_.runtime import *
 
-globals().update(nano_instruct(stage1="mg_llava_nano_pretrain_objects", fusion=None))
+globals().update(nano_instruct(stage1="mg_llava_nano_pretrain_objects", model=dict(fusion=None)))
 del nano_instruct

@@ -6,5 +6,5 @@ with read_base():
     from .._base_.nano import nano_pretrain
     from .._base_.runtime import *
 
-globals().update(nano_pretrain(fusion=None))
+globals().update(nano_pretrain(model=dict(fusion=None)))
 del nano_pretrain

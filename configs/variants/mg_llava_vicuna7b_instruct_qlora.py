@@ -5,24 +5,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.data.paper import stage2
     from .._base_.llms import vicuna_7b
-    from .._base_.recipe import instruct
+    from .._base_.paper import paper_instruct, qlora
     from .._base_.runtime import *
-    from .._base_.vision import clip_l_336_convnext_l_768
 
-globals().update(
-    instruct(
-        **vicuna_7b,
-        vision=clip_l_336_convnext_l_768,
-        data=stage2,
-        pretrained_pth="./work_dirs/mg_llava_vicuna7b_pretrain",
-        batch_size=16,  # per device
-        lr=2e-4,
-        save_steps=1000,
-        save_total_limit=1,
-        tuning="qlora",
-        llm=dict(lora=dict(r=128, lora_alpha=256)),
-    )
-)
-del stage2, vicuna_7b, instruct, clip_l_336_convnext_l_768
+globals().update(paper_instruct(vicuna_7b, gpus=8, stage1="mg_llava_vicuna7b_pretrain", **qlora))
+del qlora, paper_instruct, vicuna_7b

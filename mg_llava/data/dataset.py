@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class LLaVADataset(Dataset):
         self.prompt = build_parts(self.boxes.prompt)
         self.draw: Draw = build_group("draw", draw)
         self.caches: Caches = build_group("caches", caches)
-        self.budget: TokenBudget = replace(build_group("budget", budget), tokens=build_tokens(tokens))
+        self.budget: TokenBudget = build_group("budget", budget).counting(build_tokens(tokens))
         self._is_counted = tokens is not None
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
         self._samples = Samples(self.data_path, *drawn, self.caches.token_cache)

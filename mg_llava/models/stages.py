@@ -37,6 +37,8 @@ def set_trained(system: Any, trains: Sequence[str] | None) -> None:
             f"{len(lost)} parameters would train but are in no checkpoint, e.g. {lost[0]}: they belong to no part of "
             f"{type(system).__name__}; add their module to its table of parts"
         )
+    if any(parameter.is_meta for parameter in system.parameters()):
+        return  # nothing is going to be trained
     for name, part in here.items():
         sizes = [(_numel(p), p.requires_grad) for p in getattr(system, part.key).parameters()]
         trained = sum(size for size, on in sizes if on)

@@ -120,7 +120,10 @@ def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
     tokens = visual_tokens(model)
     stated = build_tokens(dataset.get("tokens"))(1, 0)
     if dataset.get("tokens") and stated != tokens:
-        yield f"tokens of a picture are {stated}, but the encoders give {tokens}; set visual_tokens={tokens}"
+        yield (
+            f"the data counts {stated} tokens for a picture, but the model gives {tokens}; make the model in "
+            "train_dataloader.dataset.tokens that of the config"
+        )
     context = (dataset.get("budget") or {}).get("context_length")
     positions = None if model.llm is None else getattr(model.llm.config, "max_position_embeddings", None)
     if context and positions and context > positions:

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,11 @@ from mmengine.config import Config
 from mmengine.utils import get_object_from_string
 from PIL import Image
 
+from mg_llava.batch import TokenCount
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.mixture import MixtureDataset
+from mg_llava.data.settings import build_group, build_tokens
+from mg_llava.data.text.budget import TokenBudget
 from mg_llava.registry import DATASETS
 from tests import toy
 
@@ -21,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 LEAVES = sorted(
     file.relative_to(ROOT).as_posix() for file in (ROOT / "configs").rglob("*.py") if "_base_" not in file.parts
 )
-LONGEST_LEAF = 40
+LONGEST_LEAF = 20
 
 SWAPPED = """
 from mmengine.config import read_base
@@ -29,20 +33,19 @@ from mmengine.config import read_base
 with read_base():
     from ._base_.data.nano import nano_stage1
     from ._base_.data.paper import stage1, stage1_merged, stage2, stage2_merged
-    from ._base_.recipe import pretrain
+    from ._base_.run import pretrain
+    from ._base_.systems.mg_llava import mg_llava
     from ._base_.vision import nano as nano_vision
 
 globals().update(
     pretrain(
-        llm_name_or_path="another/llm",
-        prompt_template="qwen_chat",
-        vision=nano_vision,
-        data={data},
+        mg_llava(dict(llm_name_or_path="another/llm", prompt_template="qwen_chat"), nano_vision, {model}),
+        {data},
         batch_size=2,
         {settings}
     )
 )
-del pretrain, stage1, stage1_merged, stage2, stage2_merged
+del mg_llava, pretrain, nano_vision, stage1, stage1_merged, stage2, stage2_merged
 """
 
 
@@ -57,9 +60,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Loads the text of a leaf that lies beside the repository's ``_base_`` folder."""
     (tmp_path / "_base_").symlink_to(ROOT / "configs" / "_base_")
 
-    def build(settings: str = "", data: str = "nano_stage1") -> Config:
+    def build(settings: str = "", data: str = "nano_stage1", model: str = "") -> Config:
         file = tmp_path / "leaf.py"
-        file.write_text(SWAPPED.format(settings=settings, data=data))
+        file.write_text(SWAPPED.format(settings=settings, data=data, model=model))
         return Config.fromfile(file)
 
     return build
@@ -72,7 +75,7 @@ def test_leaf_loads_and_survives_a_dump(leaf: str, tmp_path: Path) -> None:
     flat = Config.fromfile(tmp_path / "flat.py")
     assert flat.to_dict() == config.to_dict()
     assert {"model", "tokenizer", "picture_processor", "prompt_template", "train_dataloader"} <= set(flat)
-    assert "globals" not in flat and "pretrain" not in flat and "instruct" not in flat
+    assert not {"globals", "pretrain", "instruct", "paper_pretrain", "nano_pretrain", "mg_llava"} & set(flat)
 
 
 def types_in(value: Any) -> Iterator[Any]:
@@ -99,6 +102,36 @@ def test_leaf_is_short(leaf: str) -> None:
     assert len((ROOT / leaf).read_text().splitlines()) <= LONGEST_LEAF
 
 
+def budget_of(config: Config) -> TokenBudget:
+    """The limits of a config's data, with the tokens that its model says."""
+    dataset = config.train_dataloader.dataset
+    return build_group("budget", dataset.budget).counting(build_tokens(dataset.tokens))
+
+
+TOKENS = {"nano": 64, "siglip": 729}
+"""Tokens of a picture where they are not 576."""
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_data_counts_the_tokens_of_the_model_and_makes_pictures_in_its_size(leaf: str) -> None:
+    config = read(leaf)
+    budget, dataset = budget_of(config), config.train_dataloader.dataset
+    per_canvas = next((TOKENS[name] for name in TOKENS if name in leaf), 576)
+    assert budget.tokens == TokenCount(per_canvas, per_box=0 if config.model.box_projector is None else 1)
+    assert budget.max_length == dataset.budget.context_length - per_canvas
+    assert {**dataset.tokens.model, "llm": config.model.llm} == {
+        key: value if key == "llm" else without_dtype(value)
+        for key, value in config.model.items()
+        if key != "pretrained_pth"
+    }
+    size = {"nano": 256, "siglip": 864}.get(next((name for name in TOKENS if name in leaf), ""), 768)
+    assert config.picture_processor.image_size == dataset.picture_processor.image_size == size
+
+
+def without_dtype(part: Any) -> Any:
+    return {key: value for key, value in part.items() if key != "dtype"} if isinstance(part, dict) else part
+
+
 PAPER = {"phi3": 8, "vicuna7b": 8, "llama3_8b": 8, "vicuna13b": 16, "yi34b": 32}
 """GPUs that each leaf of the paper says it is for."""
 
@@ -116,7 +149,7 @@ def test_the_papers_models_have_the_papers_schedule(name: str, stage: str, total
     assert config.optim_wrapper.optimizer.weight_decay == 0
     assert config.optim_wrapper.clip_grad.max_norm == 1
     assert config.train_cfg.max_epochs == 1
-    assert config.train_dataloader.dataset.budget.max_length == 2048 - 576
+    assert budget_of(config).max_length == 2048 - 576
     assert config.model.llm.tuning == {"pretrain": "frozen", "instruct": "full"}[stage]
 
 
@@ -173,8 +206,8 @@ def test_another_llm_reaches_model_data_and_tokenizer(load) -> None:
 
 
 def test_branches_can_be_left_out_or_replaced(load) -> None:
-    assert load("fusion=None, box_projector=None").model.high_res_encoder is None
-    replaced = load("fusion=dict(type='mg_llava.MyFusion', width=3), box_projector=None").model
+    assert load(model="fusion=None, box_projector=None").model.high_res_encoder is None
+    replaced = load(model="fusion=dict(type='mg_llava.MyFusion', width=3), box_projector=None").model
     assert replaced.fusion == dict(type="mg_llava.MyFusion", width=3) and replaced.box_projector is None
     assert replaced.high_res_encoder is not None  # the new fusion reads it
 
@@ -183,8 +216,8 @@ def test_settings_of_speed_reach_model_and_optimizer(load) -> None:
     plain, changed = (
         load(),
         load(
-            "gradient_checkpointing='selective', fused_optimizer=False, "
-            "model_options=dict(packing=4096, compile_vision=True)"
+            "gradient_checkpointing='selective', fused_optimizer=False",
+            model="packing=4096, compile_vision=True",
         ),
     )
     assert plain.optim_wrapper.optimizer.fused is True and plain.model.llm.gradient_checkpointing is True
@@ -252,6 +285,7 @@ def test_the_papers_data_is_found_under_another_root(data: str, kind: type, coun
     sources = built.sources if kind is MixtureDataset else [built]
     assert len({id(source.box_store) for source in sources}) == 1
     assert all(source.budget.context_length == 2048 for source in sources)
+    assert all(source.budget.tokens == TokenCount(64) for source in sources)
 
 
 def test_nano_reads_the_data_that_the_miniature_makes() -> None:
@@ -260,4 +294,60 @@ def test_nano_reads_the_data_that_the_miniature_makes() -> None:
         assert dataset.data_path == f"data/nano/generated/{stage}.json"
         assert dataset.box_path == f"data/nano/generated/{stage}_boxes.json"
         assert dataset.image_folder == "data/nano/generated/images"
-        assert dataset.budget == dict(context_length=256, max_length=192, long_text_margin=None)
+        assert dataset.budget == dict(context_length=256, spare_picture=True, long_text_margin=None)
+
+
+SECOND_SYSTEM = """
+from mmengine.config import read_base
+
+from mg_llava.data import PictureProcessor
+from mg_llava.models import MGLLaVA
+
+with read_base():
+    from ..parts import language, part
+
+
+def second(llm, encoder, connector):
+    model, text = language(**llm)
+    processor = dict(type=PictureProcessor, image_size=56)
+    model = dict(type=MGLLaVA, llm=model, low_res_encoder=part(encoder), projector=part(connector))
+    return dict(**text, picture_processor=processor, model=model)
+"""
+
+LEAF_OF_SECOND = """
+from mmengine.config import read_base
+
+with read_base():
+    from ._base_.data.nano import nano_stage1
+    from ._base_.llms import nano
+    from ._base_.run import pretrain
+    from ._base_.runtime import *
+    from ._base_.systems.second import second
+
+from mg_llava.models import CLIPEncoder, MLPProjector
+
+globals().update(
+    pretrain(second(nano, dict(type=CLIPEncoder, path="data/nano/clip"), MLPProjector), nano_stage1, batch_size=2)
+)
+del nano, nano_stage1, pretrain, second
+"""
+
+
+def test_another_system_is_one_builder_and_its_leaves(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "configs" / "_base_", tmp_path / "_base_")
+    (tmp_path / "_base_" / "systems" / "second.py").write_text(SECOND_SYSTEM)
+    (tmp_path / "leaf.py").write_text(LEAF_OF_SECOND)
+    config = Config.fromfile(tmp_path / "leaf.py")
+    config.dump(tmp_path / "flat.py")
+    flat = Config.fromfile(tmp_path / "flat.py")
+    assert flat.to_dict() == config.to_dict() and "second" not in flat
+    assert flat.model.low_res_encoder.dtype == flat.model.llm.dtype == "auto"
+    assert budget_of(flat).tokens == TokenCount(64, per_box=0)
+
+
+def test_a_leaf_in_another_folder_has_a_link_to_base(tmp_path: Path) -> None:
+    (tmp_path / "_base_").symlink_to(ROOT / "configs" / "_base_")
+    text = (ROOT / "configs" / "mg_llava_vicuna7b_instruct.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("gpus=8", "gpus=4"))
+    config = Config.fromfile(tmp_path / "mine.py")
+    assert config.train_dataloader.batch_size == 32 and config.model.llm.tuning == "full"

@@ -14,8 +14,9 @@ LEAF = """
 from mmengine.config import read_base
 
 with read_base():
-    from ._base_.recipe import {stage}
+    from ._base_.run import {stage}
     from ._base_.runtime import *
+    from ._base_.systems.mg_llava import mg_llava
 
 from mg_llava.models.encoders.clip import CLIPEncoder
 from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
@@ -23,15 +24,11 @@ from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
 vision = dict(
     low_res_encoder=dict(type=CLIPEncoder, path={paths[clip]!r}),
     high_res_encoder=dict(type=OpenCLIPConvNeXtEncoder, path={paths[convnext]!r}, image_size={canvas}),
-    image_size={canvas},
-    visual_tokens=4,
 )
 globals().update(
     {stage}(
-        llm_name_or_path={paths[llm]!r},
-        prompt_template="vicuna",
-        vision=vision,
-        data={data!r},
+        mg_llava(dict(llm_name_or_path={paths[llm]!r}, prompt_template="vicuna"), vision),
+        {data!r},
         lr={lr},
         context_length=128,
         dataloader_num_workers=0,
@@ -45,7 +42,7 @@ globals().update(
     )
 )
 log_processor = dict(by_epoch=False, window_size=1)
-del {stage}, vision
+del {stage}, mg_llava, vision
 """
 
 

@@ -101,7 +101,7 @@ def test_xtuners_converter_on_our_config(project: Project, stage2: Path, tmp_pat
 @pytest.fixture(scope="module")
 def lora(project: Project, stage1: Path) -> Path:
     """Work directory of a LoRA training with gradient accumulation: eight batches of two, a step every two."""
-    settings = {"tuning": "lora", "llm": {"lora": {"r": 4, "lora_dropout": 0.1}}, "accumulative_counts": 2}
+    settings = {"tuning": "lora", "lora": {"r": 4, "lora_dropout": 0.1}, "accumulative_counts": 2}
     config = project.config("lora", "instruct", batch_size=2, seed=0, pretrained_pth=str(stage1), **settings)
     work_dir, output = project.train(config, here=True)
     assert (work_dir / "iter_8.pth").exists(), output[-4000:]

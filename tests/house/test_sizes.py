@@ -11,7 +11,6 @@ LONG_FILES: set[str] = {
     "data/nano/pretrain_llm.py",
 }
 LONG_FUNCTIONS: set[str] = {
-    "configs/_base_/recipe.py::_stage",
     "mg_llava/hf/modeling.py::MGLLaVAForConditionalGeneration.forward",
     "mg_llava/hf/processing.py::MGLLaVAProcessor.__call__",
 }

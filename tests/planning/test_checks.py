@@ -68,7 +68,11 @@ def test_a_complete_config_can_run(toy_config: Config) -> None:
         ({"optim_wrapper.dtype": "float32"}, {"deepspeed": "deepspeed_zero2"}, "trains in 16 bits"),
         ({"prompt_template": "vicunna"}, {}, r"'vicunna' is unknown"),
         ({"model.llm.path": "other/llm"}, {}, r"nothing says how large other/llm is"),
-        ({"train_dataloader.dataset.tokens.per_canvas": 9}, {}, r"tokens of a picture are 9, but the encoders give 4"),
+        (
+            {"train_dataloader.dataset.tokens.per_canvas": 9},
+            {},
+            r"counts 9 tokens for a picture, but the model gives 4",
+        ),
         ({"train_dataloader.dataset.budget.context_length": 4096}, {}, r"4096, but the LLM knows 512 positions"),
         ({"train_dataloader.dataset.budget.context_length": 4}, {}, r"leaves no room for text"),
         ({"picture_processor.image_size": 96}, {}, r"made for 96 px, but the model reads 64"),

@@ -5,7 +5,7 @@ wherever there is too little room for all of them, the worst ones first.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mg_llava.batch import TokenCount
 
@@ -25,6 +25,8 @@ class TokenBudget:
         max_length: Ids of the text, a picture counting as one; None for no such limit.
         long_text_margin: Texts within this many ids of their limit get fewer boxes (see ``boxes.filter.cap_boxes``);
             None for no such rule.
+        spare_picture: Text leaves the room of one picture free in every sample, also where it stands alone, as in the
+            published training.
         tokens: Tokens of a picture with its boxes.
 
     Raises:
@@ -34,6 +36,7 @@ class TokenBudget:
     context_length: int | None = None
     max_length: int | None = None
     long_text_margin: int | None = 50
+    spare_picture: bool = False
     tokens: TokenCount = _NO_TOKENS
 
     def __post_init__(self) -> None:
@@ -41,6 +44,23 @@ class TokenBudget:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1, or None for no limit")
+
+    def counting(self, tokens: TokenCount) -> "TokenBudget":
+        """The budget with the tokens of a picture, and with ``max_length`` as short as ``spare_picture`` makes it.
+
+        Raises:
+            ValueError: A picture leaves no room for text.
+        """
+        counted = replace(self, tokens=tokens)
+        if not self.spare_picture or self.context_length is None:
+            return counted
+        left = self.context_length - tokens(1, 0)
+        if left < 1:
+            raise ValueError(
+                f"context_length {self.context_length} leaves no room for text beside the {tokens(1, 0)} tokens of a "
+                "picture; raise it"
+            )
+        return replace(counted, max_length=left if self.max_length is None else min(left, self.max_length))
 
     def expanded(self, ids: int, pictures: int, boxes: int = 0) -> int:
         """Length of the sequence that the LLM sees, for ``ids`` ids of text with their placeholders."""

@@ -145,7 +145,7 @@ def read_normalization(path: str, family: str) -> tuple[Sequence[float], Sequenc
 
     defaults = (CLIP_MEAN, CLIP_STD) if family == "clip" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     try:
-        config, _ = ImageProcessingMixin.get_image_processor_dict(path)
+        config, _ = ImageProcessingMixin.get_image_processor_dict(path, local_files_only=True)
     except OSError:
         return defaults
     return tuple(config.get("image_mean", defaults[0])), tuple(config.get("image_std", defaults[1]))

@@ -194,3 +194,14 @@ def test_text_alone_is_cut_as_ever(folder, tokenizer):
     dataset = make(folder, tokenizer, max_length=40, context_length=60)
     turns = dataset.record(0).turns
     assert dataset[0]["input_ids"] == encode_conversation(turns, tokenizer, "vicuna", 40).input_ids
+
+
+def test_spare_picture_keeps_text_alone_as_short_as_beside_a_picture() -> None:
+    budget = TokenBudget(context_length=40, spare_picture=True).counting(TokenCount(9))
+    assert budget.text_limit(0) == budget.text_limit(1) == 40 - 9
+    assert budget.text_limit(2) == 40 - 2 * (9 - 1)
+    assert TokenBudget(40, max_length=20, spare_picture=True).counting(TokenCount(9)).text_limit(0) == 20
+    assert TokenBudget(None, spare_picture=True).counting(TokenCount(9)).text_limit(0) is None
+    assert TokenBudget(context_length=40).counting(TokenCount(9)).text_limit(0) == 40
+    with pytest.raises(ValueError, match=r"context_length 9 leaves no room .* 9 tokens of a picture"):
+        TokenBudget(context_length=9, spare_picture=True).counting(TokenCount(9))
