@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mg_llava.models.weights.archive import CheckpointError
+from mg_llava.models.weights.loading import fill, full_shape
 from mg_llava.models.weights.stored import TensorMap, map_weights
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -100,7 +100,6 @@ def _map_shards(folder: Path, index: str) -> TensorMap:
     return tensors
 
 
-@torch.no_grad()
 def load_mapped(module: nn.Module, tensors: TensorMap, source: str) -> None:
     """Copy mapped tensors into a module, one at a time, in its dtype and layout; every key must fit.
 
@@ -114,9 +113,9 @@ def load_mapped(module: nn.Module, tensors: TensorMap, source: str) -> None:
     """
     own = module.state_dict(keep_vars=True)
     shapes = [
-        f"{key} {tensors[key].shape} in the file, {tuple(own[key].shape)} in the model"
+        f"{key} {tensors[key].shape} in the file, {full_shape(own[key])} in the model"
         for key in sorted(tensors.keys() & own.keys())
-        if tuple(tensors[key].shape) != tuple(own[key].shape)
+        if tuple(tensors[key].shape) != full_shape(own[key])
     ]
     missing = [key for key in own if key not in tensors]
     unexpected = [key for key in tensors if key not in own]
@@ -128,4 +127,4 @@ def load_mapped(module: nn.Module, tensors: TensorMap, source: str) -> None:
     if problems:
         raise ValueError(f"{source} does not fit {type(module).__name__}: " + "; ".join(problems))
     for key, target in own.items():
-        target.copy_(tensors[key].read())
+        fill(target, tensors[key].read)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -216,3 +216,21 @@ def feature_names(state: Mapping[str, T], own: Mapping[str, Any], file: Path) ->
         logger="current",
     )
     return {key: value for key, value in named.items() if key in own}
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Shape of a parameter, whole where ZeRO-3 has split it."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+@torch.no_grad()
+def fill(target: Tensor, read: Callable[[], Tensor]) -> None:
+    """Copy what ``read`` gives into a tensor of a model; one that ZeRO-3 has split is gathered for it."""
+    if not hasattr(target, "ds_id"):
+        target.copy_(read())
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            target.copy_(read())

@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mg_llava.models.weights.loading import StateDict
+from mg_llava.models.weights.loading import StateDict, fill, full_shape
 from mg_llava.models.weights.stored import nonfinite_message, nonfinite_names
 
 PARTS = ("llm", "fuse_module", "projector", "bbox_projector")
@@ -102,8 +102,8 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
             report.ignored += 1
         elif key not in own:
             report.unexpected.append(key)
-        elif tuple(value.shape) != _full_shape(own[key]):
-            report.misshapen.append(f"{key} {tuple(value.shape)} here, {_full_shape(own[key])} in the model")
+        elif tuple(value.shape) != full_shape(own[key]):
+            report.misshapen.append(f"{key} {tuple(value.shape)} here, {full_shape(own[key])} in the model")
         else:
             fitting[key] = value
             part = key.split(".", 1)[0]
@@ -151,11 +151,6 @@ def _all_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
 
 
-def _full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Shape of a parameter, whole where ZeRO-3 has split it."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
-
-
 def _raise_on_misfit(
     report: LoadReport, state: StateDict, source: str, require: Collection[str], own_parts: Collection[str]
 ) -> None:
@@ -188,15 +183,7 @@ def _raise_on_misfit(
 
 @torch.no_grad()
 def _assign(model: nn.Module, state: StateDict) -> None:
-    """Copy tensors into the model; parameters that ZeRO-3 has split are gathered one by one."""
+    """Copy tensors into the model."""
     tensors = dict(_all_tensors(model))
     for key, value in state.items():
-        target = tensors[key]
-        if hasattr(target, "ds_id"):
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
-                if torch.distributed.get_rank() == 0:
-                    target.copy_(value)
-        else:
-            target.copy_(value)
+        fill(tensors[key], lambda value=value: value)  # type: ignore[misc]
