@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mg_llava.features import Features, unpack
+from mg_llava.models.encoders.views import normalize
 from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Seeing, Seen
 from mg_llava.models.parts import build_part
 
@@ -22,6 +23,25 @@ _DIGITS = 16
 def is_split(system: nn.Module) -> bool:
     """Whether parameters are split over processes (ZeRO-3), so that all must run the same modules to gather them."""
     return hasattr(next(system.parameters()), "ds_id")
+
+
+def run_encoders(system: Any, keys: Sequence[str], canvas: Tensor) -> dict[str, Seen]:
+    """Outputs of encoders by the key of their part; canvases are normalized once for those that agree in it.
+
+    Args:
+        system: Has the encoders.
+        keys: Of their parts.
+        canvas: ``(N, 3, S, S)`` uint8, or floating and normalized.
+    """
+    normalized: dict[Any, Tensor] = {}
+    seen = {}
+    for key in keys:
+        encoder = getattr(system, key)
+        how = (tuple(encoder.spec.mean), tuple(encoder.spec.std))
+        if how not in normalized:
+            normalized[how] = normalize(canvas, *how)
+        seen[key] = encoder(normalized[how])
+    return seen
 
 
 class CachedFeatures:

@@ -13,6 +13,7 @@ from mg_llava.batch import TokenCount
 from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Part, Seeing, Seen, Segment
 from mg_llava.models.parts import PartOrConfig, check_part, kind_of, raise_together, spec_of
 from mg_llava.models.system import System
+from mg_llava.models.vision import run_encoders
 from mg_llava.registry import MODELS
 
 LOW, HIGH = "visual_encoder", "visual_encoder_aux"
@@ -82,10 +83,8 @@ class MGLLaVA(System):
 
     def look(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Looked:
         """See :meth:`System.look`."""
-        seen = {LOW: self.visual_encoder(canvas)}
-        if self.fuse_module is None and self.bbox_projector is None:
-            return Looked(seen)
-        seen[HIGH] = self.visual_encoder_aux(canvas)
+        is_high_read = self.fuse_module is not None or self.bbox_projector is not None
+        seen = run_encoders(self, (LOW, HIGH) if is_high_read else (LOW,), canvas)
         if self.bbox_projector is None:
             return Looked(seen)
         return Looked(seen, self.bbox_projector.pool(seen[HIGH], boxes, canvas.shape[-1]))
