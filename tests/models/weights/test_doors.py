@@ -160,7 +160,8 @@ def test_doors(folders, tmp_path, door, kind):
 def test_xtuner(tmp_path, monkeypatch, arguments):
     """XTuner and mmengine open checkpoints by themselves; the runtime config closes their doors first."""
     file = tmp_path / "iter_1.pth"
-    torch.save({"state_dict": {}, "meta": Payload(tmp_path / "trace")}, file)
+    content = {"state_dict": {"projector.weight": torch.ones(1)}, "meta": Payload(tmp_path / "trace")}
+    torch.save(content, file)
     training = {"--resume": ["--resume", str(file)], "--cfg-options": ["--cfg-options", f"load_from={file}"]}
     if arguments == ["test"]:
         import xtuner.tools.test as tool
