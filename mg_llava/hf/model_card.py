@@ -18,18 +18,12 @@ $base_models---
 
 # $title
 
-A multimodal LLM that sees a picture at three granularities: a low-resolution encoder, a high-resolution encoder fused
-into its tokens by a gate, and one token for each detected object
-([MG-LLaVA, arXiv 2406.17770](https://arxiv.org/abs/2406.17770)). Written by mg_llava $version.
+$description Written by mg_llava $version.
 
 | part | |
 |---|---|
 | LLM | $llm |
-| low-resolution encoder | $low |
-| high-resolution encoder | $high |
-| fusion | $fusion |
-| objects | $boxes |
-| weights | $dtype |
+$parts| weights | $dtype |
 
 ## Use
 
@@ -56,6 +50,12 @@ To be filled in by whoever trained the model: data, schedule, scores with the co
 and the license, which also depends on those of the LLM and the encoders.
 """)
 
+_DESCRIPTIONS = {
+    "MGLLaVA": "A multimodal LLM that sees a picture at three granularities: a low-resolution encoder, a "
+    "high-resolution encoder\nfused into its tokens by a gate, and one token for each detected object\n"
+    "([MG-LLaVA, arXiv 2406.17770](https://arxiv.org/abs/2406.17770))."
+}
+
 
 def model_card(config: Mapping[str, Any], described: Any, standalone: bool) -> str:
     """Markdown with the architecture and a working example.
@@ -65,22 +65,15 @@ def model_card(config: Mapping[str, Any], described: Any, standalone: bool) -> s
         described: The ``MGLLaVAConfig`` of the folder.
         standalone: Whether the folder brings its own code.
     """
-    model = config["model"]
-    names = {part: public_name((model.get(part) or {}).get("path")) for part in ("llm", "low_res_encoder")}
-    parts = described.parts
-    text = described.text_config
-    llm = f"{names['llm'] or text.model_type}, hidden size {text.hidden_size}"
-    low, high = parts["low_res_encoder"], parts.get("high_res_encoder")
-    family = low["architecture"].get("vision", {}).get("model_type", low["type"])
+    model, text = config["model"], described.text_config
+    name = public_name((model.get("llm") or {}).get("path"))
     return _CARD.substitute(
-        title="MG-LLaVA" + (f" on {names['llm'].split('/')[-1]}" if names["llm"] else ""),
+        title="MG-LLaVA" + (f" on {name.split('/')[-1]}" if name else ""),
+        description=_DESCRIPTIONS.get(described.system, f"A multimodal LLM ({described.system})."),
         version=__version__,
-        base_models=f"base_model: {names['llm']}\n" if names["llm"] else "",
-        llm=llm,
-        low=f"{names['low_res_encoder'] or family}, {low['image_size']} px, {low['tokens']} tokens",
-        high="none" if high is None else f"{high['architecture'].get('name', high['type'])}, {high['image_size']} px",
-        fusion=parts.get("fusion", {}).get("type", "none"),
-        boxes=parts.get("box_projector", {}).get("type", "none"),
+        base_models=f"base_model: {name}\n" if name else "",
+        llm=f"{name or text.model_type}, hidden size {text.hidden_size}",
+        parts="".join(_row(part, spec, model.get(part)) for part, spec in described.parts.items()),
         dtype=str(described.torch_dtype).removeprefix("torch."),
         install=(
             "The folder brings its own code; read it, then load it with `trust_remote_code=True`. It needs `torch`, "
@@ -93,6 +86,15 @@ def model_card(config: Mapping[str, Any], described: Any, standalone: bool) -> s
         path="path/or/name",
         trust=", trust_remote_code=True" if standalone else "",
     )
+
+
+def _row(name: str, spec: Mapping[str, Any], config: Any) -> str:
+    """A line of the table of parts: the model's public name or its kind and, for an encoder, its sizes."""
+    own = spec.get("architecture", {})
+    kind = public_name((config or {}).get("path")) or own.get("name") or own.get("vision", {}).get("model_type")
+    sizes = [f"{spec['image_size']} px"] if "image_size" in spec else []
+    sizes += [f"{spec['tokens']} tokens"] if spec.get("tokens") else []
+    return f"| {name.replace('_', ' ')} | {', '.join([kind or spec['type'], *sizes])} |\n"
 
 
 def public_name(path: Any) -> str:

@@ -8,6 +8,7 @@ from mg_llava.data.config import find_dataset, walk_sources
 from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group, build_tokens
 from mg_llava.data.text.conversation import Template
+from mg_llava.models.parts import kind_of
 from mg_llava.planning.flops import visual_tokens
 from mg_llava.planning.gpus import GPU
 from mg_llava.planning.options import unknown_options
@@ -21,8 +22,8 @@ def find_missing(config: Any) -> list[dict[str, str]]:
     """Files and folders that the run would read and that are not here; each with ``what``, ``path`` and ``note``."""
     found: list[dict[str, str]] = []
     model = config.model
-    for part in ("llm", "low_res_encoder", "high_res_encoder"):
-        path = str((model.get(part) or {}).get("path") or "")
+    for _, part, role in kind_of(model).parts:
+        path = str((model.get(part) or {}).get("path") or "") if role != "connector" else ""
         note = _missing_weights(path) if path else ""
         if note:
             found.append({"what": part, "path": path, "note": note})
