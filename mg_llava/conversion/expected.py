@@ -29,8 +29,16 @@ def keys_of(parts: Iterable[Part], *roles: str) -> tuple[str, ...]:
     return tuple(part.key for part in parts if part.role in roles)
 
 
-def connector_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
-    """Names and shapes of the connectors' tensors; a part without tensors has none.
+def saved_parts(model: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Keys of the parts that checkpoints of a config hold: the LLM, the connectors, and encoders that it trains."""
+    parts = parts_of(model)
+    trained = (model or {}).get("trains") or ()
+    encoders = tuple(part.key for part in parts if part.role == "encoder" and part.config in trained)
+    return keys_of(parts, "llm") + keys_of(parts, "connector") + encoders
+
+
+def own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
+    """Names and shapes of the tensors that are saved, but for the LLM's; a part without tensors has none.
 
     Args:
         model: The system's config.
@@ -46,10 +54,11 @@ def connector_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConversionError(f"the config's model cannot be built: {error}") from error
+    saved = saved_parts(model)
     return {
         f"{part.key}.{name}": tuple(tensor.shape)
         for part, module in built.named_parts()
-        if part.role == "connector"
+        if part.role != "llm" and part.key in saved
         for name, tensor in module.state_dict().items()
     }
 

@@ -38,8 +38,9 @@ def write_hugging_face(source: Source, target: Path, options: Options, progress:
     llm = {name.removeprefix("llm."): tensor for name, tensor in source.tensors.items() if name.startswith("llm.")}
     own = {
         **{f"llm.{name}": tensor for name, tensor in without_ties(llm, source.tied).items()},
-        **{name: tensor for name, tensor in source.tensors.items() if not name.startswith("llm.")},
         **{name: tensor.to(dtype) for name, tensor in encoders.items()},
+        # after the encoders' own: those that were trained
+        **{name: tensor for name, tensor in source.tensors.items() if not name.startswith("llm.")},
     }
     source.report.parts.update(summarize({name: own[name] for name in encoders}))
     staged = stage(source, target, "hf", options, own)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.conversion.adapters import split_adapters
-from mg_llava.conversion.expected import keys_of, parts_of
+from mg_llava.conversion.expected import keys_of, parts_of, saved_parts
 from mg_llava.conversion.files import ConversionError, check_files, read_manifest
 from mg_llava.conversion.settings import Settings, stored_settings
 from mg_llava.conversion.types import Checkpoint
@@ -82,14 +82,14 @@ def sort_tensors(
         CheckpointError: If none of them belongs to a model of this kind.
         ConversionError: If adapters among them cannot be used.
     """
-    parts = parts_of(settings.model if settings else None)
-    encoders, own = keys_of(parts, "encoder"), keys_of(parts, "llm") + keys_of(parts, "connector")
+    model = settings.model if settings else None
+    encoders, own = keys_of(parts_of(model), "encoder"), saved_parts(model)
     kept: TensorMap = {}
     unknown, ignored = [], []
     for key, tensor in tensors.items():
         name = key.removeprefix("module.")
         part = name.split(".", 1)[0]
-        if name.endswith("rotary_emb.inv_freq") or part in encoders:
+        if name.endswith("rotary_emb.inv_freq") or (part in encoders and part not in own):
             ignored.append(name)
         elif part not in own:
             unknown.append(name)
@@ -140,8 +140,9 @@ def _open_whole(folder: Path, settings: Settings | None) -> Checkpoint:
         tensors = {own_key(name): tensor for name, tensor in map_folder(folder).items()}
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    inside = keys_of(parts_of(settings.model if settings else None), "encoder")
-    encoders = {key: tensor for key, tensor in tensors.items() if key.split(".", 1)[0] in inside}
+    model = settings.model if settings else None
+    frozen = set(keys_of(parts_of(model), "encoder")) - set(saved_parts(model))
+    encoders = {key: tensor for key, tensor in tensors.items() if key.split(".", 1)[0] in frozen}
     rest = {key: tensor for key, tensor in tensors.items() if key not in encoders}
     return sort_tensors(folder, "Hugging Face folder", rest, settings, llm_folder=folder, encoders=encoders)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mg_llava.conversion.adapters import merge_adapter
-from mg_llava.conversion.expected import connector_shapes, keys_of, llm_shapes, parts_of, published_depths, width_of
+from mg_llava.conversion.expected import llm_shapes, own_shapes, published_depths, saved_parts, width_of
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import open_checkpoint, verify
 from mg_llava.conversion.published import vote_llm, vote_shapes
@@ -161,8 +161,8 @@ def _cast(tensors: TensorMap, dtype: torch.dtype | None) -> TensorMap:
 
 
 def _in_order(tensors: TensorMap, checkpoint: Checkpoint) -> TensorMap:
-    parts = parts_of(checkpoint.settings.model if checkpoint.settings else None)
-    order = {key: number for number, key in enumerate(keys_of(parts, "llm") + keys_of(parts, "connector"))}
+    saved = saved_parts(checkpoint.settings.model if checkpoint.settings else None)
+    order = {key: number for number, key in enumerate(saved)}
     return dict(sorted(tensors.items(), key=lambda item: order.get(item[0].split(".", 1)[0], len(order))))
 
 
@@ -195,7 +195,7 @@ def _expect_connectors(checkpoint: Checkpoint, tensors: TensorMap, folder: Path 
     if settings is None:
         return Expected(vote_shapes(tensors), "after the others")
     try:
-        return Expected(connector_shapes(settings.model, width_of(tensors, folder)))
+        return Expected(own_shapes(settings.model, width_of(tensors, folder)))
     except FileNotFoundError:
         depths, others = published_depths(settings.model)
         return Expected(vote_shapes(tensors, depths), "after the others", open_parts=others)

@@ -14,7 +14,7 @@ from mg_llava.models.parts import PartOrConfig, build_part
 from mg_llava.models.stages import set_trained
 from mg_llava.models.vision import CachedFeatures
 from mg_llava.models.weights.loading import on_meta
-from mg_llava.models.weights.parts import load_parts, saved_state_dict, trained_keys
+from mg_llava.models.weights.parts import load_parts, needed_keys, saved_parts, saved_state_dict, trained_keys
 from mg_llava.registry import EXPORTERS
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -39,7 +39,7 @@ class Assembly(BaseModel):
     parts: ClassVar[tuple[Part, ...]] = ()
     """The table of parts: nothing else lists them."""
 
-    training_only: ClassVar[tuple[str, ...]] = ("losses", "packing", "compile_vision", "trains")
+    training_only: ClassVar[tuple[str, ...]] = ("losses", "packing", "compile_vision")
     """Arguments that change how a system is trained, and nothing of what it answers."""
 
     llm: Any
@@ -120,8 +120,9 @@ class Assembly(BaseModel):
 
     @property
     def connector(self) -> nn.Parameter:
-        """A parameter of a connector: batches go where it is, and tokens have its dtype."""
-        return next(p for part, module in self.named_parts() if part.role == "connector" for p in module.parameters())
+        """A parameter of a connector, else of another part: batches go where it is, and tokens have its dtype."""
+        parts = sorted(self.named_parts(), key=lambda entry: entry[0].role != "connector")
+        return next(parameter for _, module in parts for parameter in module.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +135,7 @@ class Assembly(BaseModel):
         return max(module.spec.image_size for part, module in self.named_parts() if part.role == "encoder")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What a checkpoint of this stage holds; see :mod:`mg_llava.models.weights.parts`."""
+        """The tensors that a checkpoint of this stage holds; see :mod:`mg_llava.models.weights.parts`."""
         state = super().state_dict(*args, **kwargs)
         return state if kwargs.get("prefix") or len(args) > 1 else saved_state_dict(self, state)
 
@@ -148,7 +149,7 @@ class Assembly(BaseModel):
 
         Args:
             path: mmengine ``.pth``, DeepSpeed folder, safetensors file, or a work directory with one of them.
-            whole: Whether everything that this model trains must be in it (to evaluate), or only the connectors (to
+            whole: Whether everything that this model saves must be in it (to evaluate), or only the connectors (to
                 start stage 2 from stage 1).
 
         Raises:
@@ -165,5 +166,5 @@ class Assembly(BaseModel):
 
 def _forget_frozen(model: nn.Module, incompatible: Any) -> None:
     """Keep weights that come from their own folders, not from checkpoints, out of the list of missing keys."""
-    trained = trained_keys(model)
-    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key in trained]
+    needed = set(needed_keys(model, trained_keys(model), saved_parts(model)))
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key in needed]

@@ -23,7 +23,7 @@ def build_empty(settings: Mapping[str, Any], with_llm: bool = True) -> Any:
     """
     own: dict[str, Any] = {"pretrained_pth": None, "compile_vision": False}
     with torch.device("meta"):
-        return build_part({**settings, **own} if with_llm else {**settings, **own, "llm": None})
+        return build_part({**settings, **own} if with_llm else {**settings, **own, "llm": None, "trains": None})
 
 
 @MODELS.register_module()

@@ -5,10 +5,16 @@ from typing import Any
 
 from torch import nn
 
-from mg_llava.models.interfaces import Encoder, Spec
+from mg_llava.models.interfaces import Encoder, Fusion, ObjectReader, Spec
 from mg_llava.registry import MODELS
 
 PartOrConfig = nn.Module | dict[str, Any]
+
+STEPS: dict[type, tuple[str, ...]] = {Fusion: ("forward",), ObjectReader: ("pool", "project")}
+"""Methods that a class of a kind must write."""
+
+SIZES: dict[type, str] = {Fusion: "out_channels", ObjectReader: "in_channels"}
+"""Attribute that an object of a kind must have."""
 
 
 def build_part(part: PartOrConfig | None, **sizes: Any) -> Any:
@@ -16,10 +22,14 @@ def build_part(part: PartOrConfig | None, **sizes: Any) -> Any:
 
     Raises:
         KeyError: Its type is unknown; names those that are known and the nearest one.
+        ValueError: It does not say a size that other parts need.
     """
-    if not isinstance(part, Mapping):
-        return part
-    return MODELS.build({**sizes, **part, "type": kind_of(part)})
+    if isinstance(part, Mapping):
+        part = MODELS.build({**sizes, **part, "type": kind_of(part)})
+    for kind, size in SIZES.items():
+        if isinstance(part, kind) and not hasattr(part, size):
+            raise ValueError(f"{type(part).__name__} is a {kind.__name__} that sets no {size}; set it in __init__")
+    return part
 
 
 def kind_of(part: Any) -> Any:
@@ -64,6 +74,10 @@ def check_part(name: str, part: Any, kind: type[nn.Module], sizes: Mapping[str, 
     if not (isinstance(own, type) and issubclass(own, kind)):
         there = getattr(own, "__name__", own)
         return [f"{name} is a {there}; derive it from mg_llava.models.interfaces.{kind.__name__}"]
+    lacking = [step for step in STEPS[kind] if getattr(own, step) is getattr(kind, step)]
+    if lacking:
+        there = f"{own.__name__} does not write {' and '.join(lacking)}"
+        return [f"{name}: {there}; see mg_llava.models.interfaces.{kind.__name__}"]
     stated = part if isinstance(part, Mapping) else {}
     wrong = [key for key, size in sizes.items() if key in stated and _plain(stated[key]) != _plain(size)]
     return [f"{name} has {key}={stated[key]}, but the encoders give {sizes[key]}; leave it out" for key in wrong]

@@ -96,13 +96,15 @@ class System(Assembly):
         return nullcontext()
 
     def blank(self) -> Tensor:
-        """A zero that depends on every trained connector, for batches without pictures.
+        """A zero that depends on every trained part that sees, for batches without pictures.
 
-        Processes reduce the same gradients then. Where parameters are split over processes the encoders must run too,
-        because every process has to take part in gathering them. Nothing of it is observed.
+        Processes reduce the same gradients then. Where parameters are split over processes frozen encoders must run
+        too, because every process has to take part in gathering them. Nothing of it is observed.
         """
         monitor = dict(self.monitor)
-        if is_split(self) and not self.cached.replaces_encoders:
+        encoders = [module for part, module in self.named_parts() if part.role == "encoder"]
+        trained = any(parameter.requires_grad for encoder in encoders for parameter in encoder.parameters())
+        if trained or (is_split(self) and not self.cached.replaces_encoders):
             size = self.canvas_size
             canvas = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
             seeing = self.encode(canvas, [torch.zeros(1, 4, device=self.device)])

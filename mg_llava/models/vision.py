@@ -75,6 +75,14 @@ class CachedFeatures:
             raise ValueError(
                 "a feature cache keeps the last map alone, and the fusion reads all; set feature_cache=None"
             )
+        trained = [
+            part.config for part, module in self._system.named_parts() if part.role == "encoder" and module.is_trained
+        ]
+        if trained:
+            raise ValueError(
+                f"a feature cache stands for frozen encoders, and {', '.join(trained)} is trained; set "
+                "feature_cache=None"
+            )
         differences = compare_encoders(stated, describe_encoders(self._system))
         if differences:
             raise ValueError(
@@ -134,7 +142,8 @@ class FeatureExtractor(nn.Module):
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> "FeatureExtractor":
         """From the config of a whole system; the LLM is not read."""
-        return cls(build_part({**settings, "llm": None, "losses": [], "packing": None, "pretrained_pth": None}))
+        own: dict[str, Any] = {"llm": None, "losses": [], "packing": None, "trains": None, "pretrained_pth": None}
+        return cls(build_part({**settings, **own}))
 
     @property
     def sizes(self) -> dict[str, Any]:

@@ -195,5 +195,13 @@ def _measure(run: Callable[[], Any]) -> tuple[Any, float, float]:
         return output, forward, forward
     with FlopCounterMode(display=False) as counter:
         torch.autograd.backward(trained, [torch.empty_like(tensor) for tensor in trained])
-    fresh = output.detach().requires_grad_() if isinstance(output, Tensor) else output
-    return fresh, forward, forward + float(counter.get_total_flops())
+    both = forward + float(counter.get_total_flops())
+    if isinstance(output, Tensor):
+        return _fresh(output), forward, both
+    tokens = None if output.tokens is None else _fresh(output.tokens)
+    return output._replace(tokens=tokens, maps=[_fresh(item) for item in output.maps]), forward, both
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    """The same without its graph, whose gradients are counted already; its own gradient is wanted."""
+    return tensor.detach().requires_grad_()

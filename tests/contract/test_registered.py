@@ -4,16 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.cases import HELPERS, case_of, registered, role_of, write_all
+from tests.contract.cases import HELPERS, case_of, registered, role_of
 from tests.contract.contract import Contract
 
 NAMES = sorted(registered())
-
-
-@pytest.fixture(scope="session")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of the toys."""
-    return write_all(tmp_path_factory.mktemp("contract"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,7 @@
 """What each stage saves, and loading it back with an account of every key.
 
-Only what is trained is saved, under the reference's key names: ``fuse_module.``, ``projector.``, ``bbox_projector.``
-and, where the LLM is tuned, ``llm.`` (adapters alone with LoRA). The frozen encoders never are.
+Connectors are saved, trained or not, for nothing else has them; encoders and the LLM where they are trained (of an LLM
+with adapters these alone). Names are the reference's: ``fuse_module.``, ``projector.``, ``bbox_projector.``, ``llm.``.
 """
 
 import logging
@@ -23,17 +23,23 @@ ENCODERS = ("visual_encoder", "visual_encoder_aux")
 
 
 def trained_keys(model: nn.Module) -> set[str]:
-    """Names of the parameters that are trained; a checkpoint of this model must hold them."""
+    """Names of the parameters that are trained."""
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def saved_parts(model: nn.Module) -> set[str]:
+    """Keys of the parts that a checkpoint of this model must hold: what is trained, and all connectors."""
+    connectors = {part.key for part in getattr(model, "parts", ()) if part.role == "connector"}
+    named = ((name.split(".", 1)[0], parameter) for name, parameter in model.named_parameters())
+    return {part for part, parameter in named if parameter.requires_grad or part in connectors}
+
+
 def saved_state_dict(model: nn.Module, state: StateDict) -> StateDict:
-    """Keep what belongs into a checkpoint: every part of which something is trained; ``state`` is changed.
+    """Keep what belongs into a checkpoint: all of every part that is saved; ``state`` is changed.
 
     Of an LLM with adapters only the adapters are kept, as PEFT names them.
     """
-    trained = trained_keys(model)
-    parts = {name.split(".", 1)[0] for name in trained}
+    trained, parts = trained_keys(model), saved_parts(model)
     with_adapters = _has_adapters(model)
     unwanted = [
         key
@@ -77,8 +83,8 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
         model: A :class:`mg_llava.models.system.System`.
         state: The checkpoint's tensors; ``module.`` prefixes are dropped, and adapters may lack PEFT's ``default``.
         source: Path of the checkpoint, for messages.
-        require: Parts that must be there; ``None`` requires every part of which something is trained. A part that is
-            there must be complete in any case.
+        require: Parts that must be there; ``None`` requires every part that is saved. A part that is there must be
+            complete in any case.
 
     Returns:
         The report, which is logged too.
@@ -94,7 +100,7 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
     if _has_adapters(model):
         state = _name_adapters(state, own)
     trained = trained_keys(model)
-    require = {name.split(".", 1)[0] for name in trained} if require is None else set(require)
+    require = saved_parts(model) if require is None else set(require)
     report = LoadReport()
     fitting: StateDict = {}
     for key, value in state.items():
@@ -108,7 +114,7 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
             fitting[key] = value
             part = key.split(".", 1)[0]
             report.loaded[part] = report.loaded.get(part, 0) + 1
-    needed = _needed_keys(model, trained, {*require, *report.loaded})
+    needed = needed_keys(model, trained, {*require, *report.loaded})
     report.missing = [name for name in needed if name not in state]
     _raise_on_misfit(report, state, source, require, {name.split(".", 1)[0] for name in own})
     if names := nonfinite_names(fitting):
@@ -119,7 +125,7 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
     return report
 
 
-def _needed_keys(model: nn.Module, trained: set[str], parts: Collection[str]) -> list[str]:
+def needed_keys(model: nn.Module, trained: set[str], parts: Collection[str]) -> list[str]:
     """Parameters of ``parts`` that a checkpoint must hold: adapters alone where there are, the first of tied ones."""
     with_adapters = _has_adapters(model)
     return [
