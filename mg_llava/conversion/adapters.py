@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from mg_llava.conversion.files import ConversionError
-from mg_llava.models.llm import LORA_DEFAULTS
+from mg_llava.models.adapters.lora import LORA_DEFAULTS, WRAPPED
 from mg_llava.models.weights.stored import StoredTensor, TensorMap
 
-_WRAPPED = "base_model.model."
 _LORA = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?!weight$)(?P<name>[^.]+))?(?:\.weight)?"
 )
@@ -31,6 +30,8 @@ class Adapter:
     """Modules that are embeddings, whose ``B @ A`` is transposed."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of ``peft.LoraConfig``, as far as they are known."""
+    saved: frozenset[str] = frozenset()
+    """Weights that were trained whole beside them, under the LLM's own names."""
 
     @property
     def chosen_layers(self) -> bool:
@@ -84,11 +85,12 @@ def split_adapters(tensors: TensorMap, settings: Mapping[str, Any], source: str)
     found: dict[str, dict[str, StoredTensor]] = {}
     embeddings: set[str] = set()
     names: set[str] = set()
+    saved: set[str] = set()
     for key, tensor in tensors.items():
         if not key.startswith("llm."):
             rest[key] = tensor
             continue
-        name = key.removeprefix("llm.").removeprefix(_WRAPPED)
+        name = key.removeprefix("llm.").removeprefix(WRAPPED)
         if _FOUR_BIT.fullmatch(name) or "lora_magnitude_vector" in name:
             kind = "DoRA adapters" if "magnitude" in name else "an LLM in 4 bits"
             raise ConversionError(
@@ -100,6 +102,7 @@ def split_adapters(tensors: TensorMap, settings: Mapping[str, Any], source: str)
             if match["embedding"]:
                 embeddings.add(match["module"])
         elif match := _SAVED.fullmatch(name):
+            saved.add(f"{match['module']}.{match['leaf']}")
             rest[f"llm.{match['module']}.{match['leaf']}"] = tensor
             names.add(match["name"] or "default")
         elif ".original_module." not in name:
@@ -115,7 +118,7 @@ def split_adapters(tensors: TensorMap, settings: Mapping[str, Any], source: str)
     if len(names) > 1:
         raise ConversionError(f"{source} has several adapters ({', '.join(sorted(names))}); save one of them alone")
     pairs = {module: (pair["A"], pair["B"]) for module, pair in found.items()}
-    return rest, Adapter(pairs, frozenset(embeddings), settings)
+    return rest, Adapter(pairs, frozenset(embeddings), settings, frozenset(saved))
 
 
 def merge_adapter(llm: TensorMap, adapter: Adapter, dtype: torch.dtype | None = None) -> TensorMap:

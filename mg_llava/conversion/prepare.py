@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mg_llava.conversion.adapters import merge_adapter
+from mg_llava.conversion.adapters import Adapter, merge_adapter
 from mg_llava.conversion.expected import llm_shapes, own_shapes, published_depths, saved_parts, width_of
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import open_checkpoint, verify
@@ -14,6 +14,7 @@ from mg_llava.conversion.published import vote_llm, vote_shapes
 from mg_llava.conversion.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.conversion.settings import config_settings
 from mg_llava.conversion.types import Checkpoint, Options, Source
+from mg_llava.models.adapters.lora import WRAPPED
 from mg_llava.models.weights.folders import find_folder, map_folder, read_config
 from mg_llava.models.weights.stored import StoredTensor, TensorMap
 
@@ -77,12 +78,12 @@ def complete(checkpoint: Checkpoint, options: Options, whole: bool) -> Source:
         if merging:
             tensors = merge_adapter(tensors, checkpoint.adapter)
         else:
-            tensors |= _cast(_adapter_tensors(checkpoint), dtype)
+            tensors = _as_trained(tensors, checkpoint.adapter) | _cast(_adapter_tensors(checkpoint), dtype)
     report, tied = _check(checkpoint, tensors, folder, checkpoint.adapter is not None and not merging)
     if report.problems:
         problems = "; ".join(report.problems) + _hint(checkpoint)
         raise ConversionError(f"{checkpoint.path} ({checkpoint.kind}) cannot be converted: {problems}")
-    return Source(checkpoint, tensors, folder, report, tied)
+    return Source(checkpoint, _tie(checkpoint, tensors, tied, folder), folder, report, tied)
 
 
 def _refuse_base_llm(checkpoint: Checkpoint) -> None:
@@ -95,6 +96,30 @@ def _refuse_base_llm(checkpoint: Checkpoint) -> None:
             "config's folder is not the one that was tuned. Give the checkpoint that holds it with --add or, if the "
             "untouched LLM is meant, its folder with --llm"
         )
+
+
+def _tie(checkpoint: Checkpoint, tensors: TensorMap, tied: Mapping[str, str], folder: Path | None) -> TensorMap:
+    """Leave out further names of tied weights that the LLM's folder has; of trained ones the second must be equal."""
+    adapted = {f"llm.{module}.weight" for module in (checkpoint.adapter.pairs if checkpoint.adapter else ())}
+    tensors = dict(tensors)
+    for alias, name in tied.items():
+        first, second = f"llm.{name}", f"llm.{alias}"
+        if second not in checkpoint.tensors and second not in adapted:
+            tensors.pop(second, None)
+            apart = first in adapted
+        else:
+            apart = first in tensors and not _same(tensors[first], tensors[second])
+        if apart:
+            raise ConversionError(
+                f"{checkpoint.path} ({checkpoint.kind}): {alias} and {name} were trained apart, but the config.json "
+                f"of {folder} says that they are one matrix (tie_word_embeddings). Give a copy of that folder in "
+                "which it says false with --llm"
+            )
+    return tensors
+
+
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+    return one is other or torch.equal(one.read(), other.read())
 
 
 def _hint(checkpoint: Checkpoint) -> str:
@@ -150,8 +175,17 @@ def _adapter_tensors(checkpoint: Checkpoint) -> TensorMap:
         for letter, tensor in zip("AB", pair, strict=True):
             is_embedding = module in adapter.embeddings
             leaf = f"lora_embedding_{letter}.default" if is_embedding else f"lora_{letter}.default.weight"
-            tensors[f"llm.base_model.model.{module}.{leaf}"] = tensor
+            tensors[f"llm.{WRAPPED}{module}.{leaf}"] = tensor
     return tensors
+
+
+def _as_trained(tensors: TensorMap, adapter: Adapter) -> TensorMap:
+    """Weights that were trained whole beside adapters under the names that a model with adapters has for them."""
+    names = {}
+    for name in adapter.saved:
+        module, leaf = name.rsplit(".", 1)
+        names[f"llm.{name}"] = f"llm.{WRAPPED}{module}.modules_to_save.default.{leaf}"
+    return {names.get(key, key): tensor for key, tensor in tensors.items()}
 
 
 def _cast(tensors: TensorMap, dtype: torch.dtype | None) -> TensorMap:

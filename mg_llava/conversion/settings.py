@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.conversion.files import ConversionError
-from mg_llava.models.llm import LORA_DEFAULTS
+from mg_llava.models.adapters.lora import LORA_DEFAULTS
 from mg_llava.registry import MODELS, TRANSFORMS
 from mg_llava.safe_config import UntrustedConfigError, check_config
 

@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from mg_llava.models.adapters.lora import add_lora
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.recompute import Checkpointing, enable_checkpointing
 from mg_llava.models.weights.loading import load_hugging_face, on_meta, require_folder, resolve_dtype
@@ -16,8 +17,6 @@ from mg_llava.registry import MODELS
 
 Tuning = Literal["frozen", "full", "lora", "qlora"]
 TUNINGS = ("frozen", "full", "lora", "qlora")
-LORA_DEFAULTS: dict[str, Any] = {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
-"""Arguments of ``peft.LoraConfig`` where a config says nothing else."""
 
 
 def attention_candidates() -> list[str]:
@@ -51,7 +50,8 @@ def build_language_model(
         freeze_embeddings: Keep the word embeddings as they are although the LLM is tuned.
         gradient_checkpointing: Compute activations again in the backward pass: ``True`` all, ``"selective"`` what is
             cheap, ``False`` none; see :mod:`mg_llava.models.recompute`.
-        lora: Arguments of ``peft.LoraConfig``; by default rank 64, alpha 16 on all linear layers.
+        lora: Arguments of ``peft.LoraConfig``; by default rank 64, alpha 16 on all linear layers. See
+            :func:`mg_llava.models.adapters.lora.add_lora` for an LLM with tied embeddings.
         trust_remote_code: Run model code that comes with the folder.
 
     On the meta device its weights are not read, nor quantized.
@@ -80,13 +80,22 @@ def build_language_model(
     llm.config.use_cache = False  # no cache while training; generation asks for it
     enable_checkpointing(llm, gradient_checkpointing)
     if tuning in ("lora", "qlora"):
-        llm = _add_lora(llm, lora or {}, quantized)
+        llm = add_lora(llm, lora or {}, quantized)
     else:
         llm.requires_grad_(tuning == "full")
     if freeze_embeddings:
-        llm.get_input_embeddings().requires_grad_(False)
+        _freeze_embeddings(llm, tuning)
     _log(llm, path, tuning, attention_used, kwargs["torch_dtype"])
     return llm
+
+
+def _freeze_embeddings(llm: Any, tuning: Tuning) -> None:
+    embeddings = llm.get_input_embeddings()
+    if tuning != "full" and any(parameter.requires_grad for parameter in embeddings.parameters()):
+        raise ValueError(
+            "freeze_embeddings=True, but the lora settings train the word embeddings; leave out one of the two"
+        )
+    embeddings.requires_grad_(False)
 
 
 def _log(llm: Any, path: str, tuning: str, attention: str, dtype: torch.dtype) -> None:
@@ -136,14 +145,3 @@ def _nf4(compute_dtype: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
-
-
-def _add_lora(llm: Any, settings: dict[str, Any], quantized: bool) -> nn.Module:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    if quantized:
-        # checkpointing is switched on by the caller, non-reentrant
-        llm = prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)
-    # other parts start from the same weights of a seed with and without adapters
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return get_peft_model(llm, LoraConfig(task_type="CAUSAL_LM", **(LORA_DEFAULTS | settings)))

@@ -90,8 +90,8 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
         The report, which is logged too.
 
     Raises:
-        ValueError: If a required part is absent, a part is incomplete, a shape differs, nothing of a part fits, or a
-            tensor holds nan or inf. The model is unchanged then.
+        ValueError: If a required part is absent, a part is incomplete, a shape differs, nothing of a part fits, a
+            tensor holds nan or inf, or tensors differ that are one in the model. The model is unchanged then.
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
     # encoders that no stage trains come from their own folders
@@ -119,6 +119,7 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
     _raise_on_misfit(report, state, source, require, {name.split(".", 1)[0] for name in own})
     if names := nonfinite_names(fitting):
         raise ValueError(nonfinite_message(source, names))
+    _raise_on_untied(fitting, own, source)
     _assign(model, fitting)
     level = logging.WARNING if report.unexpected else logging.INFO
     print_log(f"checkpoint {source}\n{report}", logger="current", level=level)
@@ -185,6 +186,18 @@ def _raise_on_misfit(
     if problems:
         hint = f"; keys the model does not know: {', '.join(report.unexpected[:3])}" if report.unexpected else ""
         raise ValueError(f"{source} does not fit this model: " + "; ".join(problems) + hint)
+
+
+def _raise_on_untied(fitting: StateDict, own: StateDict, source: str) -> None:
+    """Stop where the second of two names of one tensor would overwrite the first with something else."""
+    first: dict[int, str] = {}
+    for key, value in fitting.items():
+        other = first.setdefault(id(own[key]), key)
+        if other != key and not torch.equal(value, fitting[other]):
+            raise ValueError(
+                f"{source} does not fit this model: {other} and {key} differ, but are one matrix here; build it with "
+                "an LLM whose config.json has tie_word_embeddings=false, as it was trained"
+            )
 
 
 @torch.no_grad()

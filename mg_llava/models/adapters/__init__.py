@@ -1,0 +1,1 @@
+"""Small trained weights beside those of a frozen LLM."""
