@@ -189,6 +189,14 @@ class ObjectReader(nn.Module):
         raise NotImplementedError
 
 
+class Merger(nn.Module):
+    """Lets the visual tokens and the object tokens of a canvas read each other; their numbers stay."""
+
+    def forward(self, visual: list[Tensor], objects: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """N tensors ``(P, D)`` and N tensors ``(n_i, D)``, to as many of the same shapes."""
+        raise NotImplementedError
+
+
 class Segment(NamedTuple):
     """Consecutive tokens of a placeholder."""
 

@@ -189,19 +189,28 @@ def _measure(run: Callable[[], Any]) -> tuple[Any, float, float]:
     with FlopCounterMode(display=False) as counter:
         output = run()
     forward = float(counter.get_total_flops())
-    tensors = [output] if isinstance(output, Tensor) else [output.tokens, *output.maps]
-    trained = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    trained = [tensor for tensor in _tensors(output) if tensor.requires_grad]
     if not trained:
         return output, forward, forward
     with FlopCounterMode(display=False) as counter:
         torch.autograd.backward(trained, [torch.empty_like(tensor) for tensor in trained])
-    both = forward + float(counter.get_total_flops())
+    return _fresh(output), forward, forward + float(counter.get_total_flops())
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Tensors in what a part gives: one, or tuples and lists of them."""
     if isinstance(output, Tensor):
-        return _fresh(output), forward, both
-    tokens = None if output.tokens is None else _fresh(output.tokens)
-    return output._replace(tokens=tokens, maps=[_fresh(item) for item in output.maps]), forward, both
+        yield output
+    elif output is not None:
+        for item in output:
+            yield from _tensors(item)
 
 
-def _fresh(tensor: Tensor) -> Tensor:
+def _fresh(output: Any) -> Any:
     """The same without its graph, whose gradients are counted already; its own gradient is wanted."""
-    return tensor.detach().requires_grad_()
+    if isinstance(output, Tensor):
+        return output.detach().requires_grad_()
+    if output is None:
+        return None
+    items = [_fresh(item) for item in output]
+    return output._make(items) if hasattr(output, "_make") else type(output)(items)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mg_llava.models.interfaces import Encoder, Fusion, Loss, ObjectReader
+from mg_llava.models.interfaces import Encoder, Fusion, Loss, Merger, ObjectReader
 from mg_llava.models.parts import kind_of
 from mg_llava.models.system import System
 from mg_llava.registry import MODELS
@@ -69,6 +69,7 @@ ROLES: dict[str, type] = {
     "encoder": Encoder,
     "fusion": Fusion,
     "objects": ObjectReader,
+    "merger": Merger,
     "loss": Loss,
 }
 """Interface of each role."""
@@ -137,7 +138,13 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
     system = SYSTEMS["MGLLaVA"](paths)
     if role == "loss":
         return Case(name, role, {**system, "losses": [config]})
-    places = {"fusion": "fusion", "objects": "box_projector", "projector": "projector", "llm": "llm"}
+    places = {
+        "fusion": "fusion",
+        "objects": "box_projector",
+        "merger": "merger",
+        "projector": "projector",
+        "llm": "llm",
+    }
     if role == "encoder":
         missing = f"{name} is not built from sizes alone: add its toy arguments to TOYS in {__file__}"
         assert name in TOYS or settings, missing

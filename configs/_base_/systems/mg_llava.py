@@ -17,6 +17,7 @@ def mg_llava(
     fusion=ConvGateFusion,
     box_projector=RoIAlignBoxProjector,
     projector=MLPProjector,
+    merger=None,
     picture=None,
     **options,
 ):
@@ -41,6 +42,7 @@ def mg_llava(
             fusion=part(fusion),
             projector=part(projector),
             box_projector=part(box_projector),
+            merger=part(merger),
             **options,
         ),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mg_llava.batch import TokenCount
-from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Part, Seeing, Seen, Segment
+from mg_llava.models.interfaces import Fusion, Looked, Merger, ObjectReader, Part, Seeing, Seen, Segment
 from mg_llava.models.parts import PartOrConfig, check_part, kind_of, raise_together, spec_of
 from mg_llava.models.system import System
 from mg_llava.models.vision import run_encoders
@@ -34,6 +34,7 @@ class MGLLaVA(System):
         high_res_encoder: Gives stage maps of the canvas.
         fusion: Merges what the high-resolution encoder sees into the low-resolution tokens.
         box_projector: Gives one token for each box.
+        merger: Lets visual tokens and tokens of boxes read each other.
         **options: As for :class:`System`.
 
     Raises:
@@ -47,6 +48,7 @@ class MGLLaVA(System):
         Part("llm", "llm", "llm"),
         Part("projector", "projector", "connector"),
         Part("bbox_projector", "box_projector", "connector"),
+        Part("merger", "merger", "connector"),
     )
 
     def __init__(
@@ -57,13 +59,14 @@ class MGLLaVA(System):
         high_res_encoder: PartOrConfig | None = None,
         fusion: PartOrConfig | None = None,
         box_projector: PartOrConfig | None = None,
+        merger: PartOrConfig | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         low, high = spec_of("low_res_encoder", low_res_encoder), spec_of("high_res_encoder", high_res_encoder)
         stages = list(high.stage_channels) if high is not None else []
         fusion_sizes = {"low_channels": low.channels, "high_channels": stages[-1] if stages else 0}
-        self._check(low, high, fusion, fusion_sizes, box_projector, {"stage_channels": stages})
+        self._check(low, high, fusion, fusion_sizes, box_projector, {"stage_channels": stages}, merger)
         self.add("low_res_encoder", low_res_encoder)
         self.add("high_res_encoder", high_res_encoder)
         self.add("fusion", fusion, **fusion_sizes)
@@ -71,6 +74,7 @@ class MGLLaVA(System):
         channels = low.channels if self.fuse_module is None else self.fuse_module.out_channels
         self.add("projector", projector, in_channels=channels, out_channels=hidden)
         self.add("box_projector", box_projector, stage_channels=stages, out_channels=hidden)
+        self.add("merger", merger, channels=hidden)
         self.complete()
 
     @property
@@ -100,14 +104,15 @@ class MGLLaVA(System):
             high = Seen(maps=[item.to(dtype) for item in self._read_maps(looked.seen[HIGH])])
             tokens = self.fuse_module(tokens, high)
             self.monitor |= getattr(self.fuse_module, "monitor", {}) if self.training else {}
-        visual = self.projector(tokens)  # (N, P', D)
-        seeing = [[Segment("visual", item)] for item in visual]
-        if self.bbox_projector is not None:
-            objects = self.bbox_projector.project(looked.pooled)  # (sum n_i, D)
-            self.observe("box", objects)
-            for segments, item in zip(seeing, objects.split(list(counts)), strict=True):
-                segments.append(Segment("object", item))
-        return seeing
+        visual = list(self.projector(tokens))  # (P', D) each
+        if self.bbox_projector is None:
+            return [[Segment("visual", item)] for item in visual]
+        pooled = self.bbox_projector.project(looked.pooled)  # (sum n_i, D)
+        self.observe("box", pooled)
+        objects = list(pooled.split(list(counts)))
+        if self.merger is not None:
+            visual, objects = self.merger(visual, objects)
+        return [[Segment("visual", v), Segment("object", o)] for v, o in zip(visual, objects, strict=True)]
 
     def blank_looked(self) -> Looked:
         """See :meth:`System.blank_looked`."""
@@ -127,9 +132,17 @@ class MGLLaVA(System):
 
     @staticmethod
     def _check(
-        low: Any, high: Any, fusion: Any, fusion_sizes: dict[str, Any], boxes: Any, box_sizes: dict[str, Any]
+        low: Any,
+        high: Any,
+        fusion: Any,
+        fusion_sizes: dict[str, Any],
+        boxes: Any,
+        box_sizes: dict[str, Any],
+        merger: Any,
     ) -> None:
-        problems = []
+        problems = check_part("merger", merger, Merger, {})
+        if merger is not None and boxes is None:
+            problems.append("merger reads the tokens of boxes, but box_projector is None; give one or leave it out")
         readers = {"fusion": (fusion, Fusion, fusion_sizes), "box_projector": (boxes, ObjectReader, box_sizes)}
         for name, (part, kind, sizes) in readers.items():
             problems += check_part(name, part, kind, sizes if high is not None else {})
