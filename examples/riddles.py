@@ -14,8 +14,10 @@ def load(paths):
 def rate(rows, predictions, **options):
     """Score prediction lines ``{"index", "prediction"}``."""
     joined = join_predictions([row["id"] for row in rows], predictions)
-    right = [text == row["answer"] for row, text in zip(rows, joined.texts, strict=True)]
-    return make_result(joined, {"reference": {"accuracy": share(sum(right), len(right))}})
+    right = [float(text == row["answer"]) for row, text in zip(rows, joined.texts, strict=True)]
+    each = [{"id": row["id"], "score": score} for row, score in zip(rows, right, strict=True)]
+    rule = {"metrics": {"accuracy": share(sum(right), len(right))}, "per_sample": each}
+    return make_result(joined, {"reference": rule})
 
 
 @BENCHMARKS.register

@@ -10,8 +10,8 @@ from mg_llava.registry import MODELS
 
 PartOrConfig = nn.Module | dict[str, Any]
 
-STEPS: dict[type, tuple[str, ...]] = {Fusion: ("forward",), ObjectReader: ("pool", "project")}
-"""Methods that a class of a kind must write."""
+STEPS: dict[type, tuple[str, ...]] = {ObjectReader: ("pool", "project")}
+"""Methods that a class of a kind must write; ``forward`` for other kinds."""
 
 SIZES: dict[type, str] = {Fusion: "out_channels", ObjectReader: "in_channels"}
 """Attribute that an object of a kind must have."""
@@ -74,7 +74,7 @@ def check_part(name: str, part: Any, kind: type[nn.Module], sizes: Mapping[str, 
     if not (isinstance(own, type) and issubclass(own, kind)):
         there = getattr(own, "__name__", own)
         return [f"{name} is a {there}; derive it from mg_llava.models.interfaces.{kind.__name__}"]
-    lacking = [step for step in STEPS[kind] if getattr(own, step) is getattr(kind, step)]
+    lacking = [step for step in STEPS.get(kind, ("forward",)) if getattr(own, step) is getattr(kind, step)]
     if lacking:
         there = f"{own.__name__} does not write {' and '.join(lacking)}"
         return [f"{name}: {there}; see mg_llava.models.interfaces.{kind.__name__}"]

@@ -56,8 +56,19 @@ TOYS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
 }
 """Arguments that no system gives, from the folders of :func:`write_all`."""
 
+
+def _clip(paths: dict[str, str]) -> dict[str, Any]:
+    return {"type": "mg_llava.CLIPEncoder", **TOYS["CLIPEncoder"](paths)}
+
+
 SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
     "MGLLaVA": lambda paths: toy.model_config(paths, "full"),
+    "TwoViews": lambda paths: {  # of the README, where it was added
+        "type": "mg_llava.TwoViews",
+        "first_encoder": {**_clip(paths), "layer": -1},
+        "second_encoder": _clip(paths),
+        **{name: toy.model_config(paths, "full")[name] for name in ("llm", "projector")},
+    },
 }
 """Config of each registered system at toy size."""
 
@@ -134,7 +145,8 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
             f"{name} is a system without a toy: add its config at toy size to SYSTEMS in {__file__}"
         )
         return Case(name, role, SYSTEMS[name](paths))
-    config = {"type": f"mg_llava.{name}", **(TOYS[name](paths) if name in TOYS else {}), **settings}
+    toys = [TOYS[base.__name__](paths) for base in getattr(part, "__mro__", (part,)) if base.__name__ in TOYS]
+    config = {"type": f"mg_llava.{name}", **(toys[0] if toys else {}), **settings}
     system = SYSTEMS["MGLLaVA"](paths)
     if role == "loss":
         return Case(name, role, {**system, "losses": [config]})
@@ -147,7 +159,7 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
     }
     if role == "encoder":
         missing = f"{name} is not built from sizes alone: add its toy arguments to TOYS in {__file__}"
-        assert name in TOYS or settings, missing
+        assert toys or settings, missing
         spec = part.describe(config)
         places[role] = "low_res_encoder" if spec.tokens else "high_res_encoder"
         if not spec.tokens and spec.image_size // spec.stage_strides[-1] != 2:

@@ -15,12 +15,6 @@ from torch import Tensor, nn
 from mg_llava.models.weights.loading import StateDict, fill, full_shape
 from mg_llava.models.weights.stored import nonfinite_message, nonfinite_names
 
-PARTS = ("llm", "fuse_module", "projector", "bbox_projector")
-"""Attributes of the model that may be in a checkpoint; a key belongs to the part before its first dot."""
-
-ENCODERS = ("visual_encoder", "visual_encoder_aux")
-"""Attributes of the model that never are."""
-
 
 def trained_keys(model: nn.Module) -> set[str]:
     """Names of the parameters that are trained."""
