@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def read_help(file: Path) -> str:
-    """What ``HELP`` in a module says, without importing it."""
+    """The text of ``HELP`` in a module, without importing it."""
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "HELP":
             return ast.literal_eval(node.value)

@@ -1,4 +1,4 @@
-"""What the builders of all systems share: the LLM with its tokenizer, and parts given as a class or a dict."""
+"""Shared by the builders of all systems: the LLM with its tokenizer, and parts given as a class or a dict."""
 
 from transformers import AutoTokenizer
 

@@ -67,7 +67,7 @@ def stage(system, data, *, precision="bfloat16", seed=None, evaluation=None, **s
 
 
 def train_model(system, precision, pretrained_pth, tuning, gradient_checkpointing=True, lora=None):
-    """What is trained, in which precision, from which weights; ``lora`` are settings of adapters.
+    """The model with its precision and the weights that it starts from; ``lora`` are settings of adapters.
 
     ``gradient_checkpointing`` is True, False or ``"selective"`` (in between).
     """

@@ -1,4 +1,4 @@
-"""What every run has in common."""
+"""Settings that every run has in common."""
 
 # Several processes on a machine without CUDA; does nothing elsewhere. mmengine reads `custom_imports` in dumped
 # configs alone, and the line below it in this one.

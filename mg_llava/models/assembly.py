@@ -20,7 +20,7 @@ from mg_llava.registry import EXPORTERS
 Kind = TypeVar("Kind", bound=nn.Module)
 
 LANGUAGE_LOSS = {"type": "mg_llava.LanguageLoss"}
-"""What an LLM learns from where nothing else is said: the next token."""
+"""The default loss of an LLM: the next token."""
 
 
 class Assembly(BaseModel):
@@ -140,7 +140,7 @@ class Assembly(BaseModel):
         return state if kwargs.get("prefix") or len(args) > 1 else saved_state_dict(self, state)
 
     def to_hf(self, cfg: Any, save_dir: str, fp32: bool = False, save_format: str = "xtuner", **kwargs: Any) -> None:
-        """What ``xtuner convert pth_to_hf`` calls; see :func:`mg_llava.conversion.pth_to_hf.export_model`."""
+        """Called by ``xtuner convert pth_to_hf``; see :func:`mg_llava.conversion.pth_to_hf.export_model`."""
         # XTuner asks the model, which may not import the converter: that is a room above
         EXPORTERS.get("export_model")(self, cfg, save_dir, fp32, save_format, **kwargs)
 

@@ -98,7 +98,7 @@ class Decoding:
         return cls(**settings)
 
     def processors(self) -> LogitsProcessorList:
-        """What changes logits before an id is chosen, in the order of transformers."""
+        """The processors of logits, in the order of transformers."""
         found = [RepetitionPenaltyLogitsProcessor(self.repetition_penalty)] if self.repetition_penalty != 1 else []
         found += self.logits_processor
         if self.do_sample:
@@ -109,7 +109,7 @@ class Decoding:
 
 
 class Prompt(NamedTuple):
-    """What the LLM is to read before the first new id."""
+    """Embeddings that the LLM reads before the first new id."""
 
     embeds: Tensor
     """``(B, L, D)``, padded on the left."""

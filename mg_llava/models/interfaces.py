@@ -1,4 +1,4 @@
-"""What the parts of a system promise each other. A system is a table of parts and one ``see``.
+"""The interfaces of a system's parts. A system is a table of parts and one ``see``.
 
 Shapes: N canvases, S side of a canvas in pixels, P tokens of a canvas, C channels, n_i boxes of canvas i, D hidden
 size of the LLM.
@@ -70,7 +70,7 @@ class Spec:
     stage_strides: tuple[int, ...] = ()
     """Pixels per cell of each stage."""
     architecture: Mapping[str, Any] = field(default_factory=dict)
-    """What the class's ``from_spec`` needs besides."""
+    """Everything else that the class's ``from_spec`` needs."""
     source: str = field(default="", compare=False)
     """Where the sizes were found, for reports."""
 
@@ -210,7 +210,7 @@ Seeing = list[list[Segment]]
 
 
 class LLMInputs(NamedTuple):
-    """What an LLM reads in training, and what it is to say."""
+    """Inputs of an LLM in training, with the targets of its answers."""
 
     arguments: dict[str, Any]
     """Keyword arguments of its forward."""

@@ -35,7 +35,7 @@ def check_packing(llm: Any) -> None:
 
 
 def pair_cost(llm: Any) -> float:
-    """What attention spends on a pair of positions of a row, as a share of what all else spends on a position.
+    """Cost of attention for a pair of positions of a row, as a share of all other cost of a position.
 
     A layer takes about 24 D^2 operations for a position and 4 D for a pair. Flash attention computes no pairs of
     different samples, so that rows may be of any length.

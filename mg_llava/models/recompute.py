@@ -1,7 +1,7 @@
 """Activation checkpointing of the LLM: what a layer keeps for the backward pass, and what is computed again.
 
-Of a layer, checkpointing keeps the input alone and computes all else twice. Selective checkpointing keeps what is dear
-to compute, too: the output of fused attention, and of matrix products from ``inner`` to ``outer`` channels with
+Of a layer, checkpointing keeps the input alone and computes all else twice. Selective checkpointing also keeps what is
+expensive to compute: the output of fused attention, and of matrix products from ``inner`` to ``outer`` channels with
 ``inner <= outer <= 8 * inner``. These are queries, keys and values, the attention's output, and the two wide products
 of the MLP. Left out are the product that narrows again, which no one needs (the computation ends before it); keys and
 values of grouped attention, which are narrow and cheap; and the products of adapters, whose ranks are small. What is
@@ -53,7 +53,7 @@ def enable_checkpointing(llm: Any, how: Checkpointing) -> None:
     llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
-def is_dear(inner: int, outer: int) -> bool:
+def is_expensive(inner: int, outer: int) -> bool:
     """Whether the output of a product from ``inner`` to ``outer`` channels is kept."""
     return inner <= outer <= _WIDENING * inner
 
@@ -63,7 +63,7 @@ def kept_width(llm: Any) -> int:
     config = llm.config
     heads = config.num_attention_heads
     attention = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    products = sum(outer for inner, outer in layer_products(llm) if is_dear(inner, outer))
+    products = sum(outer for inner, outer in layer_products(llm) if is_expensive(inner, outer))
     return config.num_hidden_layers * attention + products
 
 
@@ -76,8 +76,8 @@ def layer_products(llm: Any) -> Iterator[tuple[int, int]]:
 
 
 def _choose(_: Any, operator: Any, *arguments: Any, **__: Any) -> CheckpointPolicy:
-    """What becomes of the output of an operator of a layer."""
+    """The policy for the output of an operator of a layer."""
     keep = operator in _ATTENTION
     if operator in _PRODUCTS:
-        keep = is_dear(*arguments[-1].shape)  # the weight, (inner, outer)
+        keep = is_expensive(*arguments[-1].shape)  # the weight, (inner, outer)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -61,7 +61,7 @@ class System(Assembly):
         raise NotImplementedError
 
     def blank_looked(self) -> Looked:
-        """What :meth:`look` would give of one black canvas with one box: zeros of the same shapes."""
+        """Zeros in the shapes that :meth:`look` gives of one canvas with one box."""
         raise NotImplementedError
 
     def encode(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Seeing:
@@ -161,7 +161,7 @@ class System(Assembly):
         return {"logits": output.logits, "inputs": inputs}
 
     def read(self, data: Mapping[str, Any], seeing: Seeing) -> LLMInputs:
-        """What the LLM reads in training, packed where that is asked for."""
+        """The LLM's inputs in training, packed where that is asked for."""
         anchor, pieces = self._anchor(seeing), _pieces(seeing)
         layout = layout_of(data, pieces)
         rows = layout if self.packing is None else pack(layout, self.packing, pair_cost(self.llm))
@@ -203,7 +203,7 @@ class System(Assembly):
     # -- generation -------------------------------------------------------------------------------------------------
 
     def prompt(self, data: Mapping[str, Any], seeing: Seeing | None = None) -> Prompt:
-        """What the LLM reads of a batch before it answers; ``data`` is as for :meth:`forward`, without labels."""
+        """The LLM's inputs before it answers; ``data`` is as for :meth:`forward`, without labels."""
         inputs = self.merge({**data, "labels": None}, padding_side="left", seeing=seeing)
         return Prompt(inputs.inputs_embeds, inputs.attention_mask)
 

@@ -158,7 +158,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def dtype_name(self) -> str:
-        """What the encoders compute in, such as ``bfloat16``; the wider one where they differ."""
+        """Dtype that the encoders compute in, such as ``bfloat16``; the wider one where they differ."""
         found = [encoder.dtype for part, encoder in self.system.named_parts() if part.role == "encoder"]
         return str(max(found, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
 
@@ -168,7 +168,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Features:
-        """What the connectors would read of N canvases; arguments as for ``System.look``."""
+        """Inputs of the connectors for N canvases; arguments as for ``System.look``."""
         looked = self.system.look(canvas, boxes)
         high = None if self._map_of is None else looked.seen[self._map_of].maps[-1]
         return Features(looked.seen[self._low].tokens, high, looked.pooled)
@@ -195,7 +195,7 @@ def describe_encoders(system: Any) -> dict[str, Any]:
 
 
 def compare_encoders(stated: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """What a model needs that features do not have, in words; features may hold more than it reads.
+    """Needs of a model that features do not meet, in words; features may hold more than it reads.
 
     Args:
         stated: How the encoders of the features were described.

@@ -1,4 +1,4 @@
-"""What a training run would need and cost, found without weights, data or a GPU."""
+"""Needs and cost of a training run, found without weights, data or a GPU."""
 
 from mg_llava.planning.plan import Plan, make_plan
 from mg_llava.planning.skeleton import Skeleton, build_skeleton

@@ -1,4 +1,4 @@
-"""What keeps a run from starting: files that are not there, and options that do not go together."""
+"""Reasons why a run cannot start: files that are not there, and options that do not go together."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a feature cache takes on disk, what it saves, and after how many epochs filling it has paid."""
+"""Cost of a feature cache: its size on disk, what it saves, and after how many epochs filling it has paid."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

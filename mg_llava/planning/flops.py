@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mg_llava.models.interfaces import ObjectReader
-from mg_llava.models.recompute import is_dear, layer_products
+from mg_llava.models.recompute import is_expensive, layer_products
 from mg_llava.planning.skeleton import Skeleton
 
 POOLING = "box_pooling"
@@ -126,7 +126,7 @@ def _recomputed(skeleton: Skeleton, forward: float, length: int) -> float:
         return 0.0
     llm = skeleton.model.llm
     if skeleton.checkpointing == "selective":
-        cheap = [inner * outer for inner, outer in layer_products(llm) if not is_dear(inner, outer)]
+        cheap = [inner * outer for inner, outer in layer_products(llm) if not is_expensive(inner, outer)]
         return 2.0 * length * sum(cheap)
     return forward - head_flops(llm, length)
 
@@ -141,7 +141,7 @@ def run_llm(llm: nn.Module, length: int, batch: int = 1) -> Tensor:
 
 
 def over_layers(llm: Any, measure: Callable[[], Any]) -> Any:
-    """What ``measure`` gives for an LLM whose layers are all alike, from its first and its first two layers."""
+    """``measure`` of an LLM whose layers are all alike, from its first and its first two layers."""
     count = llm.config.num_hidden_layers
     owner = next((m for m in llm.modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
     if owner is None or count < 3:

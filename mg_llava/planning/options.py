@@ -16,7 +16,7 @@ from mg_llava.data.settings import GROUPS, unknown_settings
 from mg_llava.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS, PARAM_SCHEDULERS, SCOPE, TRANSFORMS
 
 _BUILDERS = {"type", "_scope_", "priority", "convert_to_iter_based"}
-"""What mmengine's builders take out before they call the class."""
+"""Keys that mmengine's builders take out before they call the class."""
 _LOADERS = {"num_batch_per_epoch"}
 _REGISTRIES = (DATASETS, DATA_SAMPLERS, FUNCTIONS, HOOKS, PARAM_SCHEDULERS, TRANSFORMS)
 

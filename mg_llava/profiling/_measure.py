@@ -57,7 +57,7 @@ def memory_of(processes: Iterable[int]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Usage:
-    """What work took.
+    """Time and memory that work took.
 
     Attributes:
         seconds: Wall clock.

@@ -101,7 +101,7 @@ class ChannelsFirstConvNeXt(OpenCLIPConvNeXtEncoder):
 
 
 def reference_batch(data: dict[str, Any], low_size: int) -> dict[str, Any]:
-    """What the published workers send: in place of the 8-bit canvas a float32 view for each encoder.
+    """The batch as the published workers send it: in place of the 8-bit canvas a float32 view for each encoder.
 
     Args:
         data: A batch of :func:`mg_llava.data.collate`.

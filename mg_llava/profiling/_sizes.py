@@ -47,7 +47,7 @@ VISION: dict[str, tuple[str, str, int]] = {
 
 Lever = Literal["no_grad", "channels_last", "separable", "uint8", "fused_optimizer"]
 LEVERS: tuple[Lever, ...] = ("no_grad", "channels_last", "separable", "uint8", "fused_optimizer")
-"""What can be switched off one by one, besides arguments of the model."""
+"""Levers that can be switched off one by one, besides arguments of the model."""
 
 
 @dataclass
@@ -145,7 +145,7 @@ def make_batches(case: Case, model: Any, count: int) -> list[dict[str, Any]]:
 
 
 def count_work(settings: dict[str, Any]) -> dict[str, float]:
-    """What a mean step of a case is; for ``run_child``.
+    """Count the work of a mean step of a case; for ``run_child``.
 
     Returns:
         ``flops``, forward and backward pass without what is computed again or for padding, and ``tokens``, positions

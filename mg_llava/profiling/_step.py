@@ -30,7 +30,7 @@ class Clock:
         self.marks: list[tuple[str, Any]] = []
 
     def mark(self, part: str) -> None:
-        """What was done since the last mark belongs to ``part``."""
+        """Count the time since the last mark for ``part``."""
         if self.cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -115,7 +115,7 @@ class Stepper:
         reader.pool = pooled
 
     def transport(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What workers send of a batch; on a GPU in pinned memory."""
+        """The batch as workers send it; on a GPU in pinned memory."""
         if not self.case.is_on("uint8"):
             batch = reference_batch(batch, self.model.visual_encoder.spec.image_size)
             if not self.case.reference:
@@ -199,7 +199,7 @@ def measure_points(settings: dict[str, Any], points: list[dict[str, Any]]) -> li
 
 
 def describe_device(device: str, threads: int) -> dict[str, Any]:
-    """What a device can do; for ``run_child``.
+    """Describe a device and measure its speed; for ``run_child``.
 
     Returns:
         ``name``; ``measured``, operations per second of large matrix products in the encoders' dtype; ``published``,

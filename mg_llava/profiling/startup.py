@@ -34,7 +34,7 @@ from xtuner.engine.hooks import EvaluateChatHook
 from xtuner.engine.runner import TrainLoop
 from xtuner.model import LLaVAModel
 """
-"""What a plain LLaVA config of XTuner imports, besides the command itself."""
+"""Imports of a plain LLaVA config of XTuner, besides the command itself."""
 
 _LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|( +)(\S+)")
 _HEADER = "import time: self [us]"
@@ -111,7 +111,7 @@ def _nested(block: Sequence[tuple[float, int, str]]) -> dict[str, Import]:
 
 
 def split_imports(ours: dict[str, Import], plain: dict[str, Import]) -> dict[str, Any]:
-    """What of our imports is ours, what of others' it brought, and what comes with XTuner anyway."""
+    """Imports by origin: this package, what it brings from others, what XTuner needs anyway."""
     own = [item.seconds for name, item in ours.items() if _top(name) == PACKAGE]
     new = {name: item for name, item in ours.items() if _top(name) != PACKAGE and name not in plain}
     brought: dict[str, float] = defaultdict(float)
@@ -131,7 +131,7 @@ def split_imports(ours: dict[str, Import], plain: dict[str, Import]) -> dict[str
 
 @dataclass
 class _Watched:
-    """What a command printed; seconds to the first iteration; seconds of the processor."""
+    """The output of a command; seconds to the first iteration; seconds of the processor."""
 
     output: str
     first: float | None

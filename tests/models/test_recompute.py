@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from mg_llava.models.recompute import enable_checkpointing, is_dear, kept_width
+from mg_llava.models.recompute import enable_checkpointing, is_expensive, kept_width
 
 LAYERS, WIDTH, ROWS, LENGTH = 3, 64, 2, 40
 SIZES = dict(vocab_size=61, hidden_size=WIDTH, intermediate_size=160, num_hidden_layers=LAYERS, num_attention_heads=4)
@@ -63,7 +63,7 @@ def test_gradients_are_the_same_and_selective_lies_between(kind):
     assert whole[3][ATTENTION] == LAYERS and selective[3][ATTENTION] == plain[3][ATTENTION] == 0
 
 
-def test_what_is_dear_is_not_computed_again():
+def test_what_is_expensive_is_not_computed_again():
     """The product that narrows again is not, either, and of the others only narrow keys and values are."""
     products = {
         (kind, how): run(kind, how)[3]["aten.mm.default"]
@@ -76,8 +76,8 @@ def test_what_is_dear_is_not_computed_again():
 
 
 def test_products_of_adapters_are_cheap():
-    assert is_dear(4096, 11008) and is_dear(4096, 4096) and is_dear(3072, 16384)
-    assert not is_dear(11008, 4096) and not is_dear(4096, 1024) and not is_dear(64, 4096)
+    assert is_expensive(4096, 11008) and is_expensive(4096, 4096) and is_expensive(3072, 16384)
+    assert not is_expensive(11008, 4096) and not is_expensive(4096, 1024) and not is_expensive(64, 4096)
 
 
 def test_unknown_ways_are_named():

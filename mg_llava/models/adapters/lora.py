@@ -10,7 +10,7 @@ LORA_DEFAULTS: dict[str, Any] = {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05
 """Arguments of ``peft.LoraConfig`` where a config says nothing else."""
 
 WRAPPED = "base_model.model."
-"""What PEFT puts before the names of an LLM's weights."""
+"""Prefix that PEFT puts before the names of an LLM's weights."""
 
 
 def add_lora(llm: Any, settings: dict[str, Any], quantized: bool = False) -> nn.Module:

@@ -38,7 +38,7 @@ class TrainingCheckpoint:
     """``"mmengine .pth"``, ``"state dict"``, ``"safetensors"`` or ``"DeepSpeed ZeRO-N folder"``."""
     tensors: TensorMap
     extra: dict[str, Any]
-    """What else is in it, e.g. mmengine's ``"meta"``; objects that are not plain Python are inert."""
+    """Everything else in it, e.g. mmengine's ``"meta"``; objects that are not plain Python are inert."""
 
 
 def load_training_checkpoint(path: str | Path, dtype: torch.dtype | None = torch.float32) -> StateDict:

@@ -1,4 +1,4 @@
-"""What each stage saves, and loading it back with an account of every key.
+"""The weights that a stage saves, and loading them back with an account of every key.
 
 Connectors are saved, trained or not, for nothing else has them; encoders and the LLM where they are trained (of an LLM
 with adapters these alone). Names are the reference's: ``fuse_module.``, ``projector.``, ``bbox_projector.``, ``llm.``.
@@ -47,7 +47,7 @@ def saved_state_dict(model: nn.Module, state: StateDict) -> StateDict:
 
 @dataclass
 class LoadReport:
-    """What a checkpoint had for a model."""
+    """Tensors that a checkpoint had for a model."""
 
     loaded: dict[str, int] = field(default_factory=dict)
     """Number of tensors that were loaded, by part."""
