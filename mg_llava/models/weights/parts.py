@@ -12,6 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mg_llava.models.adapters.lora import WRAPPED
 from mg_llava.models.weights.loading import StateDict, fill, full_shape
 from mg_llava.models.weights.stored import nonfinite_message, nonfinite_names
 
@@ -110,6 +111,7 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
             report.loaded[part] = report.loaded.get(part, 0) + 1
     needed = needed_keys(model, trained, {*require, *report.loaded})
     report.missing = [name for name in needed if name not in state]
+    _raise_on_other_tuning(model, state, source)
     _raise_on_misfit(report, state, source, require, {name.split(".", 1)[0] for name in own})
     if names := nonfinite_names(fitting):
         raise ValueError(nonfinite_message(source, names))
@@ -171,15 +173,30 @@ def _raise_on_misfit(
         set(own_parts) - set(report.loaded) - set(require)
     )
     if strange and not report.misshapen:
-        problems.append(
-            f"nothing of its {', '.join(sorted(strange))} fits; build the model as it was trained, with or without "
-            "LoRA"
-        )
+        problems.append(f"nothing of its {', '.join(sorted(strange))} fits; build the model as it was trained")
     if not problems and not report.loaded:
         problems.append("none of its keys belongs to this model")
     if problems:
         hint = f"; keys the model does not know: {', '.join(report.unexpected[:3])}" if report.unexpected else ""
         raise ValueError(f"{source} does not fit this model: " + "; ".join(problems) + hint)
+
+
+def _raise_on_other_tuning(model: nn.Module, state: StateDict, source: str) -> None:
+    """Stop where a tuned LLM would be lost because adapters are on one side alone.
+
+    Adapters are saved without the LLM below them, so that it has to be a folder.
+    """
+    keys = [key for key in state if key.startswith("llm.")]
+    stored = any(key.startswith(f"llm.{WRAPPED}") or ".lora_" in key for key in keys)
+    if not keys or stored == _has_adapters(model):
+        return
+    kinds = ("with LoRA adapters", "as a whole")
+    raise ValueError(
+        f"{source} does not fit this model: its LLM was tuned {kinds[not stored]}, and this one is built "
+        f"{kinds[stored].replace('as a whole', 'without adapters')}. To answer with it, build the model as it was "
+        f"trained. To go on from it, write the tuned LLM as a folder: python tools/convert_checkpoint.py {source} OUT "
+        "--to parts; then set llm_name_or_path='OUT/llm' and pretrained_pth='OUT/vision_part.safetensors'"
+    )
 
 
 def _raise_on_untied(fitting: StateDict, own: StateDict, source: str) -> None:

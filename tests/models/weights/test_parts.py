@@ -250,9 +250,13 @@ def test_nothing_fits(model: nn.Module) -> None:
 def test_adapters_need_a_model_with_adapters(toy_paths: dict[str, str], stage_2_state: dict[str, Tensor]) -> None:
     """Otherwise the trained LLM would be left out in silence, in either direction."""
     lora = toy.build_model(toy_paths, "lora")
-    message = "nothing of its llm fits; build the model as it was trained, with or without LoRA"
-    assert_refused(toy.build_model(toy_paths), lora.state_dict(), message)
-    assert_refused(lora, stage_2_state, message, require=["projector"])
+    advice = r".*convert_checkpoint.py work_dirs/iter_7.pth OUT --to parts; then set llm_name_or_path='OUT/llm' and"
+    for tuning in ("frozen", "full"):
+        message = "tuned with LoRA adapters, and this one is built without adapters" + advice
+        assert_refused(toy.build_model(toy_paths, tuning), lora.state_dict(), message)
+    for require in (["projector"], None):
+        message = "tuned as a whole, and this one is built with LoRA adapters" + advice
+        assert_refused(lora, stage_2_state, message, require=require)
 
 
 def test_rotary_buffers_are_ignored(toy_paths: dict[str, str], stage_2_state: dict[str, Tensor]) -> None:
