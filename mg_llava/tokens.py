@@ -1,5 +1,7 @@
 """Special token indices and the placeholder that the text side and the model agree on."""
 
+from typing import Any
+
 IMAGE_TOKEN_INDEX = -200
 """Stands in ``input_ids`` where the tokens of one picture and its boxes go."""
 
@@ -20,3 +22,22 @@ IMAGE_PLACEHOLDER = "<image>"
 
 VIDEO_PLACEHOLDER = "<video>"
 """Marks the place of all frames of a video."""
+
+
+def tokens_without_embeddings(tokenizer: Any, rows: int) -> str | None:
+    """The tokens that an LLM has no word embedding for, as a sentence with the fix; None where there is none.
+
+    Args:
+        tokenizer: Of transformers. Its padding token does not count: padded places are masked.
+        rows: Number of the LLM's word embeddings.
+    """
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows and i != tokenizer.pad_token_id}
+    if not beyond:
+        return None
+    first = ", ".join(f"{beyond[i]!r} (id {i})" for i in sorted(beyond)[:3])
+    return (
+        f"the tokenizer has ids up to {max(beyond)}, the LLM {rows} word embeddings: {len(beyond)} tokens have none, "
+        f"such as {first}. Use the tokenizer of the LLM's own folder; or, if tokens were added, write both into a new "
+        f"folder after llm.resize_token_embeddings({max(beyond) + 1}), and train the new rows with tuning='full' or "
+        'lora=dict(modules_to_save=["embed_tokens", "lm_head"])'
+    )

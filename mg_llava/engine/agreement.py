@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mg_llava.engine.command import command_line, is_training_command
+from mg_llava.tokens import tokens_without_embeddings
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 """Names of configs with those of DeepSpeed's settings."""
@@ -175,6 +176,28 @@ def _stuck_shares(parameters: Iterable[nn.Parameter], rates: Mapping[int, float]
         rate = rates.get(id(parameter), 0.0)
         if len(sample) and rate > 0:
             yield float((spacing / 2 > rate).float().mean()), parameter.numel()
+
+
+def check_vocabulary(model: nn.Module, dataset: Any) -> None:
+    """Stop before an id of a text would be looked up in word embeddings that do not have it.
+
+    Args:
+        model: The system.
+        dataset: A data set, or one that is made of others.
+
+    Raises:
+        ValueError: Names both numbers, tokens and the fix.
+    """
+    for part in getattr(dataset, "sources", None) or getattr(dataset, "datasets", None) or ():
+        check_vocabulary(model, part)
+    llm: Any = getattr(model, "llm", None)
+    tokenizer = getattr(dataset, "tokenizer", None)
+    if llm is None or tokenizer is None:
+        return
+    rows = getattr(llm.get_input_embeddings(), "num_embeddings", None)
+    problem = None if rows is None else tokens_without_embeddings(tokenizer, rows)
+    if problem:
+        raise ValueError(f"{getattr(dataset, 'name', type(dataset).__name__)}: {problem}")
 
 
 def warn_about_intervals(runner: Any, accumulative_counts: int) -> None:

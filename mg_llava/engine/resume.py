@@ -21,6 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from xtuner.engine.runner import TrainLoop as XTunerTrainLoop
 
 from mg_llava.engine.agreement import (
+    check_vocabulary,
     fit_deepspeed,
     fit_sampler,
     fit_schedule,
@@ -112,6 +113,7 @@ class TrainLoop(XTunerTrainLoop):
         Raises:
             FolderInUseError: Another training writes to this work directory.
             NonFiniteError: The checkpoint that was resumed holds nan or inf.
+            ValueError: The tokenizer has tokens that the LLM has no word embeddings for.
         """
         lock = folder_lock(self.runner.work_dir, "training") if is_main_process() else contextlib.nullcontext()
         with lock:
@@ -120,6 +122,7 @@ class TrainLoop(XTunerTrainLoop):
 
     def _prepare(self) -> None:
         """Look at what is about to be trained, and go to the place of a resumed run."""
+        check_vocabulary(unwrap_model(self.runner.model), self.dataloader.dataset)
         warn_about_rounding(unwrap_model(self.runner.model), self.runner.optim_wrapper)
         self.runner.message_hub.update_info(FACTS_KEY, describe_run(self.runner))
         if self._iter == 0:

@@ -19,6 +19,7 @@ from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.requests import Answer, Request
 from mg_llava.models.parts import for_any_machine
 from mg_llava.registry import MODELS
+from mg_llava.tokens import tokens_without_embeddings
 from mg_llava.work.devices import pick_device
 
 CONFIG_KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
@@ -47,6 +48,9 @@ class Predictor:
         **generation: Arguments of :class:`~mg_llava.models.generation.Decoding`, e.g. ``max_new_tokens=100``, and
             ``stop``, words that end an answer; greedy by default.
 
+    Raises:
+        ValueError: The tokenizer has tokens that the LLM has no word embeddings for.
+
     Attributes:
         front_end: All that requests are prepared with.
         statistics: Counts of the work so far.
@@ -72,6 +76,10 @@ class Predictor:
         self.model = model.eval()
         ends = model.llm.generation_config.eos_token_id
         self.front_end = FrontEnd.build(tokenizer, template, picture_processor, ends, proposer, system)
+        rows = getattr(model.llm.get_input_embeddings(), "num_embeddings", None)
+        problem = None if rows is None else tokens_without_embeddings(self.front_end.tokenizer, rows)
+        if problem:
+            raise ValueError(problem)
         self.generation = {"max_new_tokens": 100, "do_sample": False} | generation
         self.statistics = Statistics()
         size = self.front_end.picture_processor.image_size

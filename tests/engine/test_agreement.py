@@ -6,10 +6,12 @@ import pytest
 import torch
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch import nn
+from transformers import AutoTokenizer
 
 from mg_llava.engine import agreement
-from mg_llava.engine.agreement import _clipping, fit_precision, fit_sampler, fit_schedule
+from mg_llava.engine.agreement import _clipping, check_vocabulary, fit_precision, fit_sampler, fit_schedule
 from mg_llava.engine.schedulers import WarmupLR
+from tests import toy
 
 
 def recipe(epochs):
@@ -139,3 +141,38 @@ def test_checkpoints_between_updates(runs, interval, warned):
     runs.train(**options)
     log = next(runs.work_dir.glob("*/*.log")).read_text()
     assert ("fall between updates of 2 steps" in log) == warned
+
+
+# -- tokens and word embeddings -------------------------------------------------------------------------------------
+
+
+def a_tokenizer(folder, *added, pad=None):
+    """A tokenizer of 300 tokens, and what is added."""
+    tokenizer = AutoTokenizer.from_pretrained(toy.write_tokenizer(folder))
+    tokenizer.add_tokens([f"filler_{number}" for number in range(300 - len(tokenizer))])
+    tokenizer.add_tokens([token for token in added if token != pad])
+    if pad is not None:
+        tokenizer.add_special_tokens({"pad_token": pad})
+    return tokenizer
+
+
+def a_model(rows):
+    return SimpleNamespace(llm=SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(rows, 2)))
+
+
+@pytest.mark.parametrize("holder", ["alone", "sources", "datasets"])
+def test_added_tokens_stop_the_start(tmp_path, holder):
+    data = SimpleNamespace(name="digits", tokenizer=a_tokenizer(tmp_path, "<obj>", "</obj>"))
+    dataset = data if holder == "alone" else SimpleNamespace(**{holder: [SimpleNamespace(), data]})
+    message = r"digits: the tokenizer has ids up to 301, the LLM 300 .* '<obj>' \(id 300\).*embeddings\(302\)"
+    with pytest.raises(ValueError, match=message):
+        check_vocabulary(a_model(300), dataset)
+    check_vocabulary(a_model(302), dataset)
+
+
+def test_rows_to_spare_and_a_padding_token_are_no_fault(tmp_path):
+    tokenizer = a_tokenizer(tmp_path, pad="[PAD]")
+    assert tokenizer.pad_token_id == 300
+    for rows in (300, 301, 384):
+        check_vocabulary(a_model(rows), SimpleNamespace(tokenizer=tokenizer))
+    check_vocabulary(SimpleNamespace(llm=None), SimpleNamespace(tokenizer=tokenizer))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from transformers import AutoTokenizer
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import BoxRecord, Turn
@@ -54,6 +55,14 @@ def test_batched_is_single(predictor: Predictor, picture: Image.Image) -> None:
     assert done == [(3, 5), (5, 5)]
     assert len({answer.token_ids for answer in many}) > 1
     assert predictor.predict_many([]) == []
+
+
+def test_tokens_that_the_llm_lacks(predictor: Predictor, toy_paths: dict[str, str], tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(toy_paths["llm"])
+    rows = predictor.model.llm.get_input_embeddings().num_embeddings
+    tokenizer.add_tokens([f"new_{number}" for number in range(rows - len(tokenizer) + 1)])
+    with pytest.raises(ValueError, match=rf"ids up to {rows}, the LLM {rows} word embeddings: 1 tokens have none"):
+        Predictor(predictor.model, tokenizer, "vicuna", PROCESSOR)
 
 
 def test_same_ids_as_model(predictor: Predictor, picture: Image.Image) -> None:

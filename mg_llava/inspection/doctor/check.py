@@ -23,6 +23,7 @@ from mg_llava.inspection.doctor.sources import Source
 from mg_llava.inspection.doctor.summary import Gathered, conclude
 from mg_llava.inspection.doctor.texts import TextResult, UsedRecord, check_template, check_texts
 from mg_llava.registry import MODELS
+from mg_llava.tokens import tokens_without_embeddings
 from mg_llava.work.pool import available_cores, run_jobs, split
 
 _RECORDS_A_JOB = 256
@@ -48,6 +49,19 @@ class Options:
     show_progress: bool = True
 
 
+@dataclass(frozen=True)
+class LLMSizes:
+    """Numbers of an LLM's configuration; None where unknown.
+
+    Attributes:
+        positions: Number of positions that it knows.
+        embeddings: Number of its word embeddings.
+    """
+
+    positions: int | None = None
+    embeddings: int | None = None
+
+
 def check_config(config: Any, options: Options) -> Report:
     """Check the training data of a config.
 
@@ -57,20 +71,21 @@ def check_config(config: Any, options: Options) -> Report:
         ValueError: Evaluation data is broken.
         RuntimeError: A worker process was killed.
     """
-    return check_dataset(find_dataset(config), options, _positions(config), _tokens(config))
+    return check_dataset(find_dataset(config), options, _sizes_of_llm(config), _tokens(config))
 
 
 def check_dataset(
-    dataset: Mapping[str, Any], options: Options, positions: int | None = None, tokens: TokenCount | None = None
+    dataset: Mapping[str, Any], options: Options, llm: LLMSizes | None = None, tokens: TokenCount | None = None
 ) -> Report:
     """Check a training set; see ``check_config``.
 
     Args:
         dataset: Its settings as plain values.
         options: How to check.
-        positions: Number of positions that the LLM knows; None where unknown.
+        llm: What is known of the config's LLM.
         tokens: Tokens of a picture in the config's model; None where unknown.
     """
+    llm = llm or LLMSizes()
     sources = open_sources(dataset, options.limit)
     if not sources:
         raise ConfigError("the training set has no sources")
@@ -84,13 +99,16 @@ def check_dataset(
         if tokens is not None and stated(1, 0) and stated(1, 0) != tokens(1, 0):
             detail = f"{stated(1, 0)} tokens, the model gives {tokens(1, 0)}"
             source.findings.add(Found("token_count", detail=detail))
+        if source.tokenizer is not None and llm.embeddings is not None:
+            problem = tokens_without_embeddings(source.tokenizer, llm.embeddings)
+            source.findings.extend([Found("no_embedding", "tokenizer", detail=problem)] if problem else [])
     _check_texts(sources, gathered, options)
     names = _hash_evaluation(evaluation, sources[0], options) if evaluation else {}
     facts = _check_pictures(sources, gathered, options, bool(names))
     _check_links(sources, gathered, facts, names, options)
     return Report(
         [
-            conclude(source, one, positions, options.limit is not None)
+            conclude(source, one, llm.positions, options.limit is not None)
             for source, one in zip(sources, gathered, strict=True)
         ],
         len(names) if options.evaluation else None,
@@ -224,15 +242,15 @@ def _tokens(config: Any) -> TokenCount | None:
         return None
 
 
-def _positions(config: Any) -> int | None:
-    """Number of positions that the config's LLM knows, where its files are here."""
+def _sizes_of_llm(config: Any) -> LLMSizes:
+    """Numbers of the config's LLM, where its files are here."""
     path = ((config.to_dict().get("model") or {}).get("llm") or {}).get("path")
     try:
         content = json.loads((Path(str(path)) / "config.json").read_text())
-        value = content.get("max_position_embeddings")
+        values = [content.get(name) for name in ("max_position_embeddings", "vocab_size")]
     except (TypeError, OSError, ValueError, AttributeError):
-        return None
-    return value if isinstance(value, int) else None
+        return LLMSizes()
+    return LLMSizes(*(value if isinstance(value, int) else None for value in values))
 
 
 def _jobs_of(counts: Sequence[int]) -> list[tuple[int, int, int]]:

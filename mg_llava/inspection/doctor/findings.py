@@ -39,6 +39,11 @@ KINDS: dict[str, Kind] = {
         "ask the model: tokens=dict(type='mg_llava.count_tokens', model=model)",
         "error",
     ),
+    "no_embedding": Kind(
+        "the LLM has no word embeddings for tokens of the tokenizer",
+        "use the tokenizer of the LLM's folder, or give the LLM rows for the added tokens (resize_token_embeddings)",
+        "error",
+    ),
     "config_setting": Kind("a part of the data set cannot be built", "correct the setting in the config", "error"),
     "unknown_dataset": Kind("a data set of another kind is not checked", "check it by other means"),
     "records_file": Kind("a file of records cannot be read", "repair or write the file again", "error"),

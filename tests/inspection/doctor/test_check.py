@@ -9,6 +9,7 @@ from mg_llava.batch import TokenCount
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.text.conversation import NoLabelError
+from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.inspection.doctor import KINDS, ConfigError, Options, check_dataset
 from mg_llava.inspection.doctor import check as check_module
 from mg_llava.inspection.doctor import images as images_module
@@ -110,6 +111,16 @@ def test_a_wrong_number_of_tokens_is_an_error(clean):
     assert ids_by_kind(check_dataset(stated, QUIET)) == ids_by_kind(check_dataset(clean.arguments(), QUIET)) == {}
 
 
+def test_tokens_that_the_llm_lacks_are_errors(clean):
+    rows = len(build_tokenizer(clean.arguments()["tokenizer"]))
+    report = check_dataset(clean.arguments(), QUIET, check_module.LLMSizes(embeddings=rows - 2))
+    assert set(ids_by_kind(report)) == {"no_embedding"} and report.errors == 1
+    assert f"ids up to {rows - 1}, the LLM {rows - 2} word embeddings: 2 tokens have none" in report.to_text()
+    for known in (rows, rows + 64, None):
+        report = check_dataset(clean.arguments(), QUIET, check_module.LLMSizes(embeddings=known))
+        assert ids_by_kind(report) == {}
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_settings_that_leave_nothing_are_errors(clean, value):
     report = check_dataset(clean.arguments(max_dataset_length=value), QUIET)
@@ -126,7 +137,7 @@ def test_the_context_is_counted(broken):
     assert found["over_budget"] == {"crowd"} and levels_of(report)["over_budget"] == "error"
     assert "good_0" in found["boxes_cut"] and report.sources[0].summary["sequence"]["longest"] <= 30
     assert "over_context" not in found
-    known = check_dataset(broken.arguments(max_length=None), QUIET, positions=100)
+    known = check_dataset(broken.arguments(max_length=None), QUIET, check_module.LLMSizes(positions=100))
     assert ids_by_kind(known)["over_context"] == {"long", "crowd"}
 
 
