@@ -51,8 +51,8 @@ class Processes:
         if absent:
             raise ValueError(f"{', '.join(absent)} are not set; start the tasks with srun, or use another engine")
         rank, size, job = (os.environ[name] for name in names)
-        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-        os.environ.update(RANK=rank, WORLD_SIZE=size)
+        local = os.environ.get("SLURM_LOCALID", os.environ.get("LOCAL_RANK", "0"))
+        os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local)
         if int(size) > 1:
             import torch.distributed as dist
 

@@ -66,7 +66,7 @@ def test_zero_3_of_two_processes_is_one_process_bit_for_bit(project: Project, tm
         file = project.folder / "data" / f"{name}.json"
         file.write_text(json.dumps([row for row in rows for _ in range(times)]))
         own = Project(project.folder, project.paths, {**project.data, "data_path": str(file)})
-        lora = {"tuning": "lora", "llm": {"lora": {"r": 4, "lora_dropout": 0.0}}}
+        lora = {"tuning": "lora", "lora": {"r": 4, "lora_dropout": 0.0}}
         config = own.config(name, "pretrain", batch_size=2, seed=0, **lora)
         options = ["train_dataloader.sampler.shuffle=False", "optim_wrapper.clip_grad.max_norm=1e9"]
         folders[name], output = own.train(

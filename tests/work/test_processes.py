@@ -37,6 +37,7 @@ def free_port():
 
 def environment(kind, rank, port):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM") and k not in ("RANK", "WORLD_SIZE")}
+    clean["LOCAL_RANK"] = "7"  # left by whoever started srun
     if kind == "slurm":
         return {
             **clean,
