@@ -11,7 +11,7 @@ import pytest
 from tests.house.source import ROOT
 from tests.run import environment
 
-COPIED = ("mg_llava", "configs", "tools", "tests", "examples", "data/nano")
+COPIED = ("mg_llava", "configs", "tools", "tests", "data/nano")
 SECTIONS = re.compile(r"^### (Add an? .+?)\n(.*?)(?=^##)", re.MULTILINE | re.DOTALL)
 BLOCKS = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RIDDLES = '[{"id": "a", "question": "What has keys?", "answer": "piano"}]'
