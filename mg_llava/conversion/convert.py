@@ -58,6 +58,12 @@ def convert(
     options = options or Options()
     if to not in TARGETS:
         raise ConversionError(f"unknown target {to!r}; known: {', '.join(TARGETS)}")
+    name = Path(target).resolve().name
+    if to == "hf" and options.standalone and "." in name:
+        raise ConversionError(
+            f"{target}: transformers cannot import code from a folder with a dot in its name; write to "
+            f"{name.replace('.', '_')!r}, or leave out --standalone"
+        )
     prepared = prepare(source, options, whole=to in ("hf", "parts"))
     write(prepared, Path(target), to, options, progress)
     return prepared.report

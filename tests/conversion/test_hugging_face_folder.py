@@ -200,3 +200,10 @@ def test_xtuners_converter_merges_adapters_and_takes_frozen_llms(
         pth_to_hf(write_config(tmp_path / f"{tuning}.py", values), file, tmp_path / tuning, "--fp32")
         found = load_file(tmp_path / tuning / "model.safetensors")
         assert_same({name: found[f"model.llm.{name}"] for name in base}, base)  # adapters begin at zero
+
+
+@pytest.mark.parametrize("name", ["my-model-1.5", "v0.1", ".hidden"])
+def test_a_standalone_folder_with_a_dot_in_its_name_is_refused_before_anything_is_read(name, tmp_path):
+    with pytest.raises(ConversionError, match=rf"dot in its name; write to '{name.replace('.', '_')}'"):
+        convert(tmp_path / "absent.pth", tmp_path / name, "hf", Options(standalone=True))
+    assert not (tmp_path / name).exists()
