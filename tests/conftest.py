@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from mg_llava.models.weights import guard
 from tests import toy
 
 torch.set_num_threads(1)  # toy tensors are too small to share between threads
@@ -41,6 +42,15 @@ def _scope() -> Iterator[None]:
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _torch_load() -> Iterator[None]:
+    """A training guards ``torch.load`` for the rest of its process; the next test has the one that it had."""
+    loaders, before = torch.load, list(guard._theirs)
+    yield
+    torch.load = torch.serialization.load = loaders
+    guard._theirs[:] = before
 
 
 # -- processes ------------------------------------------------------------------------------------------------------
