@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from mg_llava.models.weights import guard
 from tests import toy
 
+_LOAD = torch.load
 torch.set_num_threads(1)  # toy tensors are too small to share between threads
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
 ONE_PROCESS = ("tests/end_to_end/",)
@@ -45,12 +46,10 @@ def _scope() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _torch_load() -> Iterator[None]:
-    """A training guards ``torch.load`` for the rest of its process; the next test has the one that it had."""
-    loaders, before = torch.load, list(guard._theirs)
-    yield
-    torch.load = torch.serialization.load = loaders
-    guard._theirs[:] = before
+def _torch_load() -> None:
+    """Reading a training config guards ``torch.load`` for the rest of the process; each test begins with torch's."""
+    torch.load = torch.serialization.load = _LOAD
+    guard._theirs.clear()
 
 
 # -- processes ------------------------------------------------------------------------------------------------------
