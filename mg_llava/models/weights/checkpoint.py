@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mg_llava.models.weights.archive import EXPECTED, CheckpointError
 from mg_llava.models.weights.deepspeed import MODEL_STATES, map_deepspeed_folder
+from mg_llava.models.weights.loading import StateDict
 from mg_llava.models.weights.stored import TensorMap, map_weights
 
 __all__ = [
@@ -23,8 +23,6 @@ __all__ = [
     "newest_checkpoint",
     "open_training_checkpoint",
 ]
-
-StateDict = dict[str, Tensor]
 
 HUGGING_FACE_FILES = ("config.json", "adapter_config.json", "open_clip_config.json", "tokenizer_config.json")
 

@@ -12,7 +12,6 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mg_llava.models.weights.guard import safe_torch_load
-from mg_llava.models.weights.stored import map_weights
 
 StateDict = dict[str, Tensor]
 T = TypeVar("T")
@@ -114,15 +113,6 @@ def find_weights(folder: Path, stems: Sequence[str]) -> Path:
         if file.is_file():
             return file
     raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(file.name for file in candidates)}")
-
-
-def read_weights(file: Path) -> StateDict:
-    """Tensors of one file, without the prefix ``module.`` of DataParallel.
-
-    Raises:
-        CheckpointError: The file is truncated, or holds something else than tensors.
-    """
-    return {name.removeprefix("module."): tensor.read() for name, tensor in map_weights(file)[0].items()}
 
 
 def split_trunk(state: Mapping[str, T], file: Path) -> tuple[dict[str, T], Counter[str]]:
