@@ -1,6 +1,7 @@
 """Fixtures that several test modules share, how tests are spread over processes, and which of them may be skipped."""
 
 import os
+import sys
 
 # for this process, for the workers of xdist and for every process that a test starts
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -50,6 +51,7 @@ def _torch_load() -> None:
     """Reading a training config guards ``torch.load`` for the rest of the process; each test begins with torch's."""
     torch.load = torch.serialization.load = _LOAD
     guard._theirs.clear()
+    sys.modules.pop("mg_llava.cpu_launch", None)  # the next config that is read guards it again
 
 
 # -- processes ------------------------------------------------------------------------------------------------------

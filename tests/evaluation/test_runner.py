@@ -37,7 +37,9 @@ class ToyBenchmark(Benchmark):
     max_new_tokens = 5
 
     def __init__(self, folder: Path, pictures: int = 5, broken: Sequence[int] = (), name: str = "toy") -> None:
-        (folder / "toy.json").write_text("{}")
+        file = folder / "toy.json"
+        if not file.exists():  # a run that is resumed, or a second process, finds it unchanged
+            file.write_text("{}")
         super().__init__(folder / "toy.json", name=name)
         self.pictures, self.broken = pictures, set(broken)
         self.opened: Counter[int] = Counter()
