@@ -10,12 +10,18 @@ def part(given):
     return given if given is None or isinstance(given, dict) else dict(type=given)
 
 
-def language(llm_name_or_path, prompt_template, trust_remote_code=False, **llm):
+def language(llm_name_or_path=None, prompt_template=None, trust_remote_code=False, **llm):
     """The LLM of a row of ``llms.py``.
 
     Returns:
         Its config, and the template and tokenizer that go with it.
     """
+    if llm_name_or_path is None or prompt_template is None:
+        raise TypeError(
+            "llm is a row of llms.py, with llm_name_or_path and prompt_template; "
+            f"it has only {', '.join(llm) or 'nothing'}. "
+            "Change a row by {**row, 'dtype': ...}; adapters are a setting beside it: lora=dict(r=...)"
+        )
     trusted = dict(trust_remote_code=True) if trust_remote_code else {}  # code of the LLM's folder
     tokenizer = dict(
         type=AutoTokenizer.from_pretrained,

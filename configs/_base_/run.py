@@ -54,9 +54,9 @@ def stage(system, data, *, precision="bfloat16", seed=None, evaluation=None, **s
     known = {name for names in arguments.values() for name in names}
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise TypeError(
-            f"unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known - {'system', 'data'}))}"
-        )
+        moved = [f"{name} is now {_MOVED[name]}" for name in unknown if name in _MOVED]
+        known_ones = f"known: {', '.join(sorted(known - {'system', 'data'}))}"
+        raise TypeError("; ".join([f"unknown settings {', '.join(unknown)}", *moved, known_ones]))
     keys = dict(**system, randomness=dict(seed=seed, deterministic=False))
     for build, names in arguments.items():
         keys.update(build(**{name: settings[name] for name in names if name in settings}))
@@ -179,5 +179,14 @@ def watch(system, log_interval=10, save_steps=500, save_total_limit=2, evaluatio
     )
     return dict(custom_hooks=custom_hooks, default_hooks=default_hooks)
 
+
+_ROW = "a key of the LLM's row, the builder's first argument: {**nano, '%s': ...}"
+_PART = "an argument of the system: model=dict(%s=...)"
+_MOVED = {
+    **{name: _ROW % name for name in ("llm_name_or_path", "prompt_template", "trust_remote_code")},
+    **{name: _PART % name for name in ("fusion", "box_projector", "projector", "merger", "picture")},
+    "model_options": "model=dict(...)",
+    "vision": "an argument of paper_pretrain and paper_instruct, or of the system's builder",
+}
 
 _BUILDERS = (train_model, load_data, optimize, schedule, watch)

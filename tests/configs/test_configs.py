@@ -230,6 +230,30 @@ def test_a_misspelled_setting_is_named(load) -> None:
         load("bach_size=2")
 
 
+@pytest.mark.parametrize(
+    ("setting", "now"),
+    [
+        ("llm_name_or_path='a/b'", r"\{\*\*nano, 'llm_name_or_path'"),
+        ("fusion=None", r"fusion is now an argument of the system: model=dict\(fusion"),
+        ("model_options=dict(packing=4096)", r"model_options is now model=dict"),
+        ("vision={}", "vision is now an argument of"),
+    ],
+)
+def test_a_setting_with_a_new_place_is_named_with_it(load, setting: str, now: str) -> None:
+    with pytest.raises(TypeError, match=now):
+        load(setting)
+
+
+def test_an_llm_without_a_name_is_no_row(load, tmp_path: Path) -> None:
+    leaf = tmp_path / "no_row.py"
+    leaf.write_text(
+        "from mmengine.config import read_base\n\nwith read_base():\n    from ._base_.nano import nano_pretrain\n\n"
+        "globals().update(nano_pretrain(llm=dict(r=8)))\ndel nano_pretrain\n"
+    )
+    with pytest.raises(TypeError, match=r"llm is a row of llms.py.*has only r"):
+        Config.fromfile(leaf)
+
+
 def test_samples_during_training_use_the_same_parts(load) -> None:
     config = load("evaluation_samples=[dict(question='Who are you?')], evaluation_freq=7")
     hook = config.custom_hooks[-1]
