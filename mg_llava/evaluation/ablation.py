@@ -75,11 +75,12 @@ def fusion_off(model: Any) -> Iterator[None]:
     fusion = model.fuse_module
     if fusion is None:
         raise ValueError("the model has no fusion to switch off; leave out --fusion off")
-    width = model.visual_encoder.spec.channels
-    if fusion.out_channels != width:
+    low = model.visual_encoder.spec
+    shape, own = (fusion.out_tokens(low.tokens), fusion.out_channels), (low.tokens, low.channels)
+    if shape != own:
         raise ValueError(
-            f"{type(fusion).__name__} gives {fusion.out_channels} channels where the low-resolution encoder has "
-            f"{width}, so that the projector cannot do without it"
+            f"{type(fusion).__name__} gives {shape[0]} tokens of {shape[1]} channels where the low-resolution encoder "
+            f"gives {own[0]} of {own[1]}, so that the projector cannot do without it"
         )
     model.fuse_module = None
     try:

@@ -144,7 +144,8 @@ class Fusion(nn.Module):
 
     out_channels: int
     reads: Literal["last", "all"] = "last"
-    """The maps that it reads: that of the last stage, or those of all stages."""
+    """The maps that it reads: that of the last stage, or those of all stages. Others are not kept for it; its
+    ``high_channels`` are those of all that it reads."""
 
     @classmethod
     def conflicts(cls, low: Spec, high: Spec, settings: Mapping[str, Any]) -> list[str]:
@@ -161,7 +162,10 @@ class Fusion(nn.Module):
 
 
 class ObjectReader(nn.Module):
-    """One token per box: pooling without parameters, then a projection."""
+    """One token per box: pooling without parameters, then a projection.
+
+    Its constructor takes ``stage_channels`` and ``out_channels``, which is None where a merger takes the boxes away.
+    """
 
     in_channels: int
     """C_b, channels of a pooled box."""
@@ -190,10 +194,25 @@ class ObjectReader(nn.Module):
 
 
 class Merger(nn.Module):
-    """Lets the visual tokens and the object tokens of a canvas read each other; their numbers stay."""
+    """Lets the visual tokens and the boxes of a canvas read each other, before both are projected.
 
-    def forward(self, visual: list[Tensor], objects: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """N tensors ``(P, D)`` and N tensors ``(n_i, D)``, to as many of the same shapes."""
+    Its constructor may ask for ``low_channels``, ``visual_channels`` (after the fusion) and ``object_channels``.
+    """
+
+    keeps_objects: bool = True
+    """Whether the LLM gets tokens of boxes; nothing is built to project them where it gets none."""
+
+    def forward(self, low: Tensor, visual: Tensor, objects: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        """Merge N canvases.
+
+        Args:
+            low: ``(N, P, C_l)``, before the fusion.
+            visual: ``(N, P', C)``, after it.
+            objects: N tensors ``(n_i, C_b)``, of the dtype of the tokens.
+
+        Returns:
+            Both in the same shapes, the second empty where ``keeps_objects`` is false.
+        """
         raise NotImplementedError
 
 

@@ -1,5 +1,6 @@
 """Building the parts of a system, and saying which of them do not go together."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,12 @@ def build_part(part: PartOrConfig | None, **sizes: Any) -> Any:
         if isinstance(part, kind) and not hasattr(part, size):
             raise ValueError(f"{type(part).__name__} is a {kind.__name__} that sets no {size}; set it in __init__")
     return part
+
+
+def taken(part: PartOrConfig | None, **sizes: Any) -> dict[str, Any]:
+    """Those of the sizes that the constructor of a part has arguments for."""
+    known = {} if part is None else inspect.signature(kind_of(part)).parameters
+    return {name: size for name, size in sizes.items() if name in known}
 
 
 def kind_of(part: Any) -> Any:

@@ -3,6 +3,7 @@
 Each step takes what the step before it left, so that a part that fails after hours of training fails here first.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tests import toy
 
 MIXED = [(9, 1), (6, 0), (12, 2)]
 """Text ids and pictures of each sample."""
+BOXES = (0, 1, 100)
+"""Boxes of each picture."""
 SEED = 3
 
 
@@ -77,16 +80,35 @@ class Contract:
 
     def counts(self) -> None:
         """``tokens_of`` is the number of tokens that placeholders get, and is known without weights."""
-        size = self.system.canvas_size
-        boxes = [torch.tensor([[0.0, 0.0, 30.0, 30.0]]).repeat(n, 1) for n in (0, 3)]
+        canvas, boxes = self.pictures()
         with torch.no_grad():
-            canvas = torch.zeros(2, 3, size, size, dtype=torch.uint8)
             seeing = self.system.see({"canvas": canvas, "boxes": boxes})
-            video = self.system.see({"canvas": canvas, "boxes": boxes, "media": [0, 0]})
+            video = self.system.see({"canvas": canvas, "boxes": boxes, "media": [0, 0, 0]})
         found = [sum(len(segment.tokens) for segment in segments) for segments in (*seeing, *video)]
-        assert found[:2] == [self.system.tokens_of(1, 0), self.system.tokens_of(1, 3)]
-        assert found[2:] == [self.system.tokens_of(2, 3)], "frames of a video share their placeholder"
+        assert found[:3] == [self.system.tokens_of(1, count) for count in BOXES]
+        assert found[3:] == [self.system.tokens_of(3, sum(BOXES))], "frames of a video share their placeholder"
         assert count_tokens(self.config["model"]) == self.system.token_count
+
+    def computes(self) -> None:
+        """Pictures are seen alone as in a batch, whatever their numbers of boxes, and nearly the same in bfloat16."""
+        canvas, boxes = self.pictures()
+        with torch.no_grad():
+            together = self.system.see({"canvas": canvas, "boxes": boxes})
+            halved = copy.deepcopy(self.system).bfloat16().see({"canvas": canvas, "boxes": boxes})
+            for place, segments in enumerate(together):
+                (alone,) = self.system.see({"canvas": canvas[place : place + 1], "boxes": boxes[place : place + 1]})
+                for found, own, rough in zip(segments, alone, halved[place], strict=True):
+                    torch.testing.assert_close(found.tokens, own.tokens, msg=lambda text: f"depends on others: {text}")
+                    assert rough.tokens.isfinite().all() and rough.tokens.dtype == torch.bfloat16
+                    error = (rough.tokens.float() - found.tokens).abs().sum()
+                    assert error <= 0.1 * found.tokens.abs().sum(), f"{found.kind} tokens differ in bfloat16"
+
+    def pictures(self) -> tuple[Tensor, list[Tensor]]:
+        """Canvases with no box, with one, and with many."""
+        size, generator = self.system.canvas_size, torch.Generator().manual_seed(SEED)
+        canvas = torch.randint(0, 256, (len(BOXES), 3, size, size), generator=generator, dtype=torch.uint8)
+        corners = [torch.rand(count, 4, generator=generator) * size / 2 for count in BOXES]
+        return canvas, [torch.cat([item[:, :2], item[:, :2] + item[:, 2:]], dim=1) for item in corners]
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -172,6 +194,7 @@ class Contract:
         """Every step, every layout."""
         self.trains()
         self.counts()
+        self.computes()
         self.saves()
         self.converts(*TARGETS)
         self.exports()
@@ -182,6 +205,7 @@ class Contract:
         """Every step, for the Hugging Face folder alone."""
         self.trains()
         self.counts()
+        self.computes()
         self.saves()
         self.exports()
         self.predicts()

@@ -15,7 +15,7 @@ from mg_llava.registry import MODELS
 
 
 @MODELS.register_module()
-class ConcatFusion(Fusion):
+class SideBySideFusion(Fusion):
     """Channels of both encoders side by side: a fusion without parameters."""
 
     def __init__(self, low_channels: int, high_channels: int) -> None:
@@ -30,7 +30,7 @@ class ConcatFusion(Fusion):
 
 
 @MODELS.register_module()
-class ResamplerFusion(Fusion):
+class QueriesFusion(Fusion):
     """Fewer tokens than the encoder gives: queries that look at the tokens of both."""
 
     def __init__(self, low_channels: int, high_channels: int, queries: int = 3) -> None:
@@ -62,7 +62,7 @@ class AllStagesFusion(Fusion):
 
     def forward(self, low: Tensor, high: Seen) -> Tensor:
         """See :meth:`Fusion.forward`."""
-        return low * self.scale + sum(item.mean() for item in high.maps)
+        return low * self.scale + sum(item.mean(dim=(1, 2, 3)) for item in high.maps)[:, None, None]
 
 
 @MODELS.register_module()

@@ -12,7 +12,7 @@ from tests.contract.contract import Contract, build
 
 
 @pytest.mark.parametrize(
-    "kind", [outside.ConcatFusion, outside.ResamplerFusion, outside.AllStagesFusion, outside.CenterReader]
+    "kind", [outside.SideBySideFusion, outside.QueriesFusion, outside.AllStagesFusion, outside.CenterReader]
 )
 def test_a_part_of_a_user_passes(kind: type, paths: dict[str, str], tmp_path: Path) -> None:
     Contract(case_of(kind, paths).model, paths, tmp_path).whole()
@@ -74,7 +74,7 @@ def test_losses_are_summed(llm: bool, paths: dict[str, str], tmp_path: Path) -> 
 
 def test_the_llm_may_train_alone(paths: dict[str, str], tmp_path: Path) -> None:
     """The first connector has no parameters, and nothing but the LLM is trained."""
-    fusion = {"type": "mg_llava.ConcatFusion"}
+    fusion = {"type": "mg_llava.SideBySideFusion"}
     contract = Contract(toy.model_config(paths, "full", fusion=fusion, trains=["llm"]), paths, tmp_path)
     trained = {name.split(".")[0] for name, p in contract.system.named_parameters() if p.requires_grad}
     assert trained == {"llm"}

@@ -151,10 +151,11 @@ class RoIAlignBoxProjector(ObjectReader):
 
     Args:
         stage_channels: Channels of the encoder's stages, in order.
-        out_channels: Hidden size of the LLM.
+        out_channels: Hidden size of the LLM; None pools boxes for a merger that takes them, and projects nothing.
         depth: Linear layers of the MLP.
         bins: Bins of RoIAlign along each axis; slightly changes the mean, published weights need 56.
-        stages: Indices of the stages to read; ``None`` reads all.
+        stages: Indices of the stages to read, -1 for the last; ``None`` reads all. They are read on the grid of the
+            finest one among them.
 
     Raises:
         ValueError: If ``stages`` names a stage that the encoder does not have, or ``depth`` is below 1.
@@ -163,20 +164,19 @@ class RoIAlignBoxProjector(ObjectReader):
     def __init__(
         self,
         stage_channels: Sequence[int],
-        out_channels: int,
+        out_channels: int | None,
         depth: int = 2,
         bins: int = 56,
         stages: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.bins = bins
-        self.stages = list(range(len(stage_channels))) if stages is None else list(stages)
-        if not self.stages or not all(0 <= index < len(stage_channels) for index in self.stages):
-            raise ValueError(
-                f"stages={self.stages} must be indices into the encoder's {len(stage_channels)} stages, at least one"
-            )
+        count = len(stage_channels)
+        if stages is not None and (not stages or not all(-count <= index < count for index in stages)):
+            raise ValueError(f"stages={list(stages)} must be indices into the encoder's {count} stages, at least one")
+        self.stages = list(range(count)) if stages is None else [index % count for index in stages]
         self.in_channels = sum(stage_channels[index] for index in self.stages)
-        self.model = build_mlp(self.in_channels, out_channels, depth)
+        self.model = None if out_channels is None else build_mlp(self.in_channels, out_channels, depth)
 
     @property
     def pooling(self) -> dict[str, Any]:
@@ -198,4 +198,5 @@ class RoIAlignBoxProjector(ObjectReader):
         picture would let processes whose batches hold different numbers of pictures gather their shards of ZeRO-3 in
         different orders.
         """
+        assert self.model is not None
         return self.model(pooled.to(self.model[0].weight.dtype))

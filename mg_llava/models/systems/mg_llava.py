@@ -4,14 +4,15 @@ Shapes: N pictures in the batch, S side of the canvas in pixels, P visual tokens
 picture i, D hidden size of the LLM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mg_llava.batch import TokenCount
-from mg_llava.models.interfaces import Fusion, Looked, Merger, ObjectReader, Part, Seeing, Seen, Segment
-from mg_llava.models.parts import PartOrConfig, check_part, kind_of, raise_together, spec_of
+from mg_llava.models.interfaces import Fusion, Looked, Merger, ObjectReader, Part, Seeing, Seen, Segment, Spec
+from mg_llava.models.parts import PartOrConfig, build_part, check_part, kind_of, raise_together, spec_of, taken
 from mg_llava.models.system import System
 from mg_llava.models.vision import run_encoders
 from mg_llava.registry import MODELS
@@ -34,7 +35,7 @@ class MGLLaVA(System):
         high_res_encoder: Gives stage maps of the canvas.
         fusion: Merges what the high-resolution encoder sees into the low-resolution tokens.
         box_projector: Gives one token for each box.
-        merger: Lets visual tokens and tokens of boxes read each other.
+        merger: Lets visual tokens and features of boxes read each other.
         **options: As for :class:`System`.
 
     Raises:
@@ -48,7 +49,7 @@ class MGLLaVA(System):
         Part("llm", "llm", "llm"),
         Part("projector", "projector", "connector"),
         Part("bbox_projector", "box_projector", "connector"),
-        Part("merger", "merger", "connector"),
+        Part("box_fuse_module", "merger", "connector"),
     )
 
     def __init__(
@@ -65,17 +66,42 @@ class MGLLaVA(System):
         super().__init__(**options)
         low, high = spec_of("low_res_encoder", low_res_encoder), spec_of("high_res_encoder", high_res_encoder)
         stages = list(high.stage_channels) if high is not None else []
-        fusion_sizes = {"low_channels": low.channels, "high_channels": stages[-1] if stages else 0}
-        self._check(low, high, fusion, fusion_sizes, box_projector, {"stage_channels": stages}, merger)
+        read = sum(stages if getattr(kind_of(fusion), "reads", "last") == "all" else stages[-1:])
+        fusion_sizes = {"low_channels": low.channels, "high_channels": read}
+        readers = {
+            "fusion": (fusion, Fusion, fusion_sizes),
+            "box_projector": (box_projector, ObjectReader, {"stage_channels": stages}),
+        }
+        raise_together(_faults(low, high, readers, merger) or _token_faults(low, fusion, fusion_sizes, projector))
         self.add("low_res_encoder", low_res_encoder)
         self.add("high_res_encoder", high_res_encoder)
         self.add("fusion", fusion, **fusion_sizes)
         hidden = self.add_llm(llm)
-        channels = low.channels if self.fuse_module is None else self.fuse_module.out_channels
-        self.add("projector", projector, in_channels=channels, out_channels=hidden)
-        self.add("box_projector", box_projector, stage_channels=stages, out_channels=hidden)
-        self.add("merger", merger, channels=hidden)
+        self._add_projectors(low, hidden, projector, box_projector, merger, stages)
         self.complete()
+
+    def _add_projectors(
+        self,
+        low: Spec,
+        hidden: int,
+        projector: PartOrConfig,
+        boxes: PartOrConfig | None,
+        merger: PartOrConfig | None,
+        stages: list[int],
+    ) -> None:
+        """Build what reads tokens and boxes, in the order in which their weights are drawn."""
+        channels = low.channels if self.fuse_module is None else self.fuse_module.out_channels
+        grid = taken(projector, grid=low.grid)
+        self.add("projector", projector, in_channels=channels, out_channels=hidden, **grid)
+        keeps_objects = getattr(kind_of(merger), "keeps_objects", True)
+        widths = taken(boxes, low_channels=low.channels)
+        out_channels = hidden if keeps_objects else None
+        self.add("box_projector", boxes, stage_channels=stages, out_channels=out_channels, **widths)
+        if merger is not None:
+            sizes = {"object_channels": self.bbox_projector.in_channels, "visual_channels": channels}
+            self.add("merger", merger, **taken(merger, low_channels=low.channels, **sizes))
+        else:
+            self.box_fuse_module = None
 
     @property
     def token_count(self) -> TokenCount:
@@ -83,36 +109,45 @@ class MGLLaVA(System):
         tokens = self.visual_encoder.spec.tokens
         for part in (self.fuse_module, self.projector):
             tokens = part.out_tokens(tokens) if hasattr(part, "out_tokens") else tokens
-        return TokenCount(per_canvas=tokens, per_box=0 if self.bbox_projector is None else 1)
+        return TokenCount(per_canvas=tokens, per_box=int(self._has_objects))
+
+    @property
+    def _has_objects(self) -> bool:
+        """Whether the LLM gets tokens of boxes."""
+        return self.bbox_projector is not None and getattr(self.box_fuse_module, "keeps_objects", True)
 
     def look(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Looked:
         """See :meth:`System.look`."""
         is_high_read = self.fuse_module is not None or self.bbox_projector is not None
         seen = run_encoders(self, (LOW, HIGH) if is_high_read else (LOW,), canvas)
-        if self.bbox_projector is None:
-            return Looked(seen)
-        return Looked(seen, self.bbox_projector.pool(seen[HIGH], boxes, canvas.shape[-1]))
+        pooled = None if self.bbox_projector is None else self.bbox_projector.pool(seen[HIGH], boxes, canvas.shape[-1])
+        if is_high_read:
+            seen[HIGH] = Seen(maps=self._read(seen[HIGH].maps))  # the others need not be kept
+        return Looked(seen, pooled)
 
     def connect(self, looked: Looked, counts: Sequence[int]) -> Seeing:
         """See :meth:`System.connect`."""
         dtype = self.connector.dtype
         low = looked.seen[LOW].tokens
         assert low is not None
-        tokens = low.to(dtype)  # (N, P, C)
+        low = tokens = low.to(dtype)  # (N, P, C)
         self.observe("low", tokens)
         if self.fuse_module is not None:
-            high = Seen(maps=[item.to(dtype) for item in self._read_maps(looked.seen[HIGH])])
+            high = Seen(maps=[item.to(dtype) for item in self._read(looked.seen[HIGH].maps)])
             tokens = self.fuse_module(tokens, high)
             self.monitor |= getattr(self.fuse_module, "monitor", {}) if self.training else {}
-        visual = list(self.projector(tokens))  # (P', D) each
-        if self.bbox_projector is None:
-            return [[Segment("visual", item)] for item in visual]
-        pooled = self.bbox_projector.project(looked.pooled)  # (sum n_i, D)
-        self.observe("box", pooled)
-        objects = list(pooled.split(list(counts)))
-        if self.merger is not None:
-            visual, objects = self.merger(visual, objects)
-        return [[Segment("visual", v), Segment("object", o)] for v, o in zip(visual, objects, strict=True)]
+        pooled = looked.pooled
+        if self.box_fuse_module is not None:
+            assert pooled is not None
+            tokens, merged = self.box_fuse_module(low, tokens, pooled.to(dtype).split(list(counts)))
+            pooled = torch.cat(list(merged)) if self._has_objects else None
+        visual = [Segment("visual", item) for item in self.projector(tokens)]  # (P', D) each
+        if not self._has_objects:
+            return [[item] for item in visual]
+        projected = self.bbox_projector.project(pooled)  # (sum n_i, D)
+        self.observe("box", projected)
+        objects = projected.split(list(counts))
+        return [[item, Segment("object", own)] for item, own in zip(visual, objects, strict=True)]
 
     def blank_looked(self) -> Looked:
         """See :meth:`System.blank_looked`."""
@@ -122,43 +157,54 @@ class MGLLaVA(System):
             high = self.visual_encoder_aux.spec
             sides = [high.image_size // stride for stride in high.stage_strides]
             stages = list(zip(high.stage_channels, sides, strict=True))
-            read = stages if getattr(self.fuse_module, "reads", "last") == "all" else stages[-1:]
-            seen[HIGH] = Seen(maps=[nothing(1, channels, side, side) for channels, side in read])
+            maps = [nothing(1, channels, side, side) for channels, side in self._read(stages)]
+            seen[HIGH] = Seen(maps=maps)
         return Looked(seen, None if self.bbox_projector is None else nothing(1, self.bbox_projector.in_channels))
 
-    def _read_maps(self, high: Seen) -> Sequence[Tensor]:
-        """The maps that the fusion reads; others are not converted."""
-        return high.maps if self.fuse_module.reads == "all" else high.maps[-1:]
+    def _read(self, stages: Sequence[Any]) -> Sequence[Any]:
+        """Of something for each stage, what belongs to those that the fusion reads."""
+        if self.fuse_module is None:
+            return []
+        return stages if self.fuse_module.reads == "all" else stages[-1:]
 
-    @staticmethod
-    def _check(
-        low: Any,
-        high: Any,
-        fusion: Any,
-        fusion_sizes: dict[str, Any],
-        boxes: Any,
-        box_sizes: dict[str, Any],
-        merger: Any,
-    ) -> None:
-        problems = check_part("merger", merger, Merger, {})
-        if merger is not None and boxes is None:
-            problems.append("merger reads the tokens of boxes, but box_projector is None; give one or leave it out")
-        readers = {"fusion": (fusion, Fusion, fusion_sizes), "box_projector": (boxes, ObjectReader, box_sizes)}
-        for name, (part, kind, sizes) in readers.items():
-            problems += check_part(name, part, kind, sizes if high is not None else {})
-        there = [name for name, (part, _, _) in readers.items() if part is not None]
-        if high is None and there:
-            problems.append(
-                f"high_res_encoder is None, but {' and '.join(there)} would read it; give one or leave these out"
-            )
-        if low.tokens == 0:
-            problems.append(f"low_res_encoder is {low.type}, which gives no tokens; use one such as CLIPEncoder")
-        if high is not None and not high.stage_channels:
-            problems.append(f"high_res_encoder is {high.type}, which gives no maps; use one such as TimmEncoder")
-        if high is not None and low.image_size > high.image_size:
-            problems.append(
-                f"the low-resolution view ({low.image_size} px) is larger than the canvas ({high.image_size} px)"
-            )
-        if issubclass(kind_of(fusion), Fusion) and low.tokens and high is not None and high.stage_strides:
-            problems += kind_of(fusion).conflicts(low, high, fusion if isinstance(fusion, dict) else vars(fusion))
-        raise_together(problems)
+
+def _faults(low: Spec, high: Spec | None, readers: Mapping[str, Any], merger: Any) -> list[str]:
+    """Reasons why these parts do not go together; readers by name, with interface and sizes."""
+    problems = check_part("merger", merger, Merger, {})
+    if merger is not None and readers["box_projector"][0] is None:
+        problems.append("merger reads boxes, but box_projector is None; give one or leave it out")
+    for name, (part, kind, sizes) in readers.items():
+        problems += check_part(name, part, kind, sizes if high is not None else {})
+    there = [name for name, (part, _, _) in readers.items() if part is not None]
+    if high is None and there:
+        problems.append(
+            f"high_res_encoder is None, but {' and '.join(there)} would read it; give one or leave these out"
+        )
+    if low.tokens == 0:
+        problems.append(f"low_res_encoder is {low.type}, which gives no tokens; use one such as CLIPEncoder")
+    if high is not None and not high.stage_channels:
+        problems.append(f"high_res_encoder is {high.type}, which gives no maps; use one such as TimmEncoder")
+    if high is not None and low.image_size > high.image_size:
+        problems.append(
+            f"the low-resolution view ({low.image_size} px) is larger than the canvas ({high.image_size} px)"
+        )
+    fusion = readers["fusion"][0]
+    if issubclass(kind_of(fusion), Fusion) and low.tokens and high is not None and high.stage_strides:
+        problems += kind_of(fusion).conflicts(low, high, _settings(fusion))
+    return problems
+
+
+def _token_faults(low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: Any) -> list[str]:
+    """Reasons why a projector cannot read as many tokens as there are; one without ``conflicts`` reads any."""
+    conflicts = getattr(kind_of(projector), "conflicts", None)
+    if conflicts is None:
+        return []
+    tokens = low.tokens
+    if fusion is not None:
+        with torch.device("meta"):
+            tokens = build_part(fusion, **sizes).out_tokens(tokens)
+    return conflicts(tokens, {"grid": low.grid, **_settings(projector)})
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    return dict(part) if isinstance(part, Mapping) else vars(part)
