@@ -90,6 +90,8 @@ class Batch(TypedDict, total=False):
     """Names of the samples, for messages."""
     features: dict[str, Any]
     """Canvases that frozen encoders have seen before, in place of pixels; see :mod:`mg_llava.features`."""
+    loss_weights: Sequence[float] | Tensor
+    """For each loss how much this batch counts in a step of several; absent where all count the same."""
     extra: dict[str, Any]
     """What one system alone reads."""
 

@@ -136,11 +136,15 @@ def optimize(
     return dict(optim_wrapper=wrapper)
 
 
-def schedule(max_epochs=1, warmup_ratio=0.03):
-    """Linear warmup for a share of all steps, then a cosine to zero."""
+def schedule(max_epochs=1, warmup_ratio=0.03, loss_weighting="tokens"):
+    """Linear warmup for a share of all steps, then a cosine to zero.
+
+    Labeled tokens of a step weigh the same in its gradient, however they are spread over micro-batches and processes;
+    with ``loss_weighting="micro_batches"`` micro-batches of processes do, as in the reference.
+    """
     warmup, steps = warmup_ratio * max_epochs, dict(by_epoch=True, convert_to_iter_based=True)
     return dict(
-        train_cfg=dict(type=TrainLoop, max_epochs=max_epochs),
+        train_cfg=dict(type=TrainLoop, max_epochs=max_epochs, loss_weighting=loss_weighting),
         param_scheduler=[
             dict(type=WarmupLR, start_factor=1e-5, begin=0, end=warmup, **steps),
             dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup, end=max_epochs, **steps),

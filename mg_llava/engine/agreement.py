@@ -200,11 +200,14 @@ def check_vocabulary(model: nn.Module, dataset: Any) -> None:
         raise ValueError(f"{getattr(dataset, 'name', type(dataset).__name__)}: {problem}")
 
 
-def warn_about_intervals(runner: Any, accumulative_counts: int) -> None:
-    """Warn when a checkpoint would fall between two updates: its resumed run would lose the gradients so far."""
+def fit_intervals(runner: Any, accumulative_counts: int) -> None:
+    """Write checkpoints after updates: between two of them a checkpoint would lack the gradients so far."""
     for hook in runner.hooks:
-        if isinstance(hook, CheckpointHook) and hook.interval > 0 and hook.interval % accumulative_counts:
+        is_by_step = isinstance(hook, CheckpointHook) and not hook.by_epoch and hook.interval > 0
+        if is_by_step and hook.interval % accumulative_counts:
+            wanted = hook.interval + -hook.interval % accumulative_counts
             warn(
-                f"checkpoints every {hook.interval} steps fall between updates of {accumulative_counts} steps, so "
-                f"that a resumed run differs; use a multiple of {accumulative_counts} (save_steps)"
+                f"checkpoints every {hook.interval} steps fall between updates of {accumulative_counts} steps; they "
+                f"are written every {wanted} (save_steps)"
             )
+            hook.interval = wanted

@@ -15,6 +15,7 @@ from mg_llava.models.weights.checkpoint import open_training_checkpoint
 
 FACTS_KEY = "run_facts"
 TRAINED = "trained part "
+WEIGHTING = "loss weighting (train_cfg.loss_weighting)"
 
 Facts = dict[str, str | int | float | bool | None]
 """Plain values by what they are, as messages name them."""
@@ -31,6 +32,8 @@ def describe_run(runner: Any) -> Facts:
     facts |= _data(loader)
     facts["steps in all (train_cfg)"] = loop.max_iters
     facts |= _precision(runner)
+    if get_world_size() * int(facts["gradient accumulation"] or 1) > 1:
+        facts[WEIGHTING] = loop.loss_weighting
     facts |= _optimizer(runner.optim_wrapper)
     for number, scheduler in enumerate(runner.param_schedulers or ()):
         for key, value in _plain(scheduler.state_dict()).items():
@@ -57,7 +60,8 @@ def check_resume(runner: Any, path: str) -> None:
     stored = info.get(FACTS_KEY) if isinstance(info, Mapping) else None
     current = describe_run(runner)
     if isinstance(stored, Mapping):
-        lines = differences(stored, current)
+        earlier = {WEIGHTING: "micro_batches"} if WEIGHTING in current else {}  # before there was a choice
+        lines = differences({**earlier, **stored}, current)
     else:
         print_log(f"{path} does not say with which settings it was trained; they are not compared", "current", 30)
         names = {name for name, p in unwrap_model(runner.model).named_parameters() if p.requires_grad}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_gather_object, get_rank, is_main_process
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from torch.utils.data import BatchSampler, DataLoader
@@ -23,15 +23,16 @@ from xtuner.engine.runner import TrainLoop as XTunerTrainLoop
 from mg_llava.engine.agreement import (
     check_vocabulary,
     fit_deepspeed,
+    fit_intervals,
     fit_sampler,
     fit_schedule,
     warn,
-    warn_about_intervals,
     warn_about_rounding,
 )
-from mg_llava.engine.facts import FACTS_KEY, check_resume, describe_run
+from mg_llava.engine.facts import FACTS_KEY, ResumeError, check_resume, describe_run
 from mg_llava.engine.finite import NonFiniteError, nonfinite_parameters
 from mg_llava.engine.hooks import unwrap_model
+from mg_llava.engine.weighting import LossWeighting, WeightedBatches, check_weighting
 from mg_llava.registry import HOOKS, LOOPS
 from mg_llava.work.lock import folder_lock
 
@@ -91,20 +92,34 @@ class TrainLoop(XTunerTrainLoop):
     (whose runner builds the model after the loop, the other one before).
 
     Exact are samplers that yield the same order for the same seed and epoch, and datasets that draw no random numbers
-    in worker processes. With gradient accumulation the checkpoint interval must be a multiple of the counts.
+    in worker processes.
+
+    Args:
+        runner: mmengine's runner.
+        dataloader: The loader, or its config.
+        loss_weighting: What counts the same in a step of several micro-batches or processes: ``"tokens"``, each
+            labeled token, so that the gradient is that of one large batch; or ``"micro_batches"``, each micro-batch
+            of each process, as in the reference. In both the logged loss is the mean over the labeled tokens of a
+            micro-batch of the first process.
+        **kwargs: ``max_iters`` or ``max_epochs``, and further arguments of the base.
+
+    Raises:
+        ValueError: ``loss_weighting`` is unknown.
     """
 
     dataloader_iterator: Any
 
-    def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
-        counts = _accumulation(runner)
+    def __init__(self, runner: Any, dataloader: Any, loss_weighting: LossWeighting = "tokens", **kwargs: Any) -> None:
+        check_weighting(loss_weighting)
+        self.loss_weighting = loss_weighting
+        self.accumulation = counts = _accumulation(runner)
         with torch.random.fork_rng(devices=[]):
             super().__init__(runner=runner, dataloader=fit_sampler(dataloader, counts), **kwargs)
         fit_deepspeed(runner)
         runner.param_schedulers = fit_schedule(
             runner.param_schedulers, self.max_iters, kwargs.get("max_epochs"), len(self.dataloader)
         )
-        warn_about_intervals(runner, counts)
+        fit_intervals(runner, counts)
         runner.resume = functools.partial(_resume_checked, runner, runner.resume)
 
     def run(self) -> Any:
@@ -113,12 +128,38 @@ class TrainLoop(XTunerTrainLoop):
         Raises:
             FolderInUseError: Another training writes to this work directory.
             NonFiniteError: The checkpoint that was resumed holds nan or inf.
+            ResumeError: It was written between two updates.
             ValueError: The tokenizer has tokens that the LLM has no word embeddings for.
         """
         lock = folder_lock(self.runner.work_dir, "training") if is_main_process() else contextlib.nullcontext()
         with lock:
             self._prepare()
+            self._weigh_losses()
             return super().run()
+
+    def run_iter(self, data_batch: Any) -> None:
+        """Train on a micro-batch; the last one ends its step, which DeepSpeed would leave open otherwise."""
+        end_step = getattr(self.runner.model, "set_gradient_accumulation_boundary", None)
+        if end_step is not None and self._iter + 1 == self._max_iters and self._max_iters % self.accumulation:
+            end_step(True)
+        super().run_iter(data_batch)
+
+    def _weigh_losses(self) -> None:
+        """Let batches of one step know their weights."""
+        model = unwrap_model(self.runner.model)
+        if not hasattr(model, "loss_counts"):
+            if self.accumulation * get_world_size() > 1:
+                warn(f"{type(model).__name__} has no loss_counts, so that micro-batches weigh the same")
+            return
+        self.dataloader_iterator = WeightedBatches(
+            self.dataloader_iterator,
+            model,
+            self.loss_weighting,
+            self.accumulation,
+            self._iter,
+            self._max_iters,
+            divides_alike=hasattr(self.runner, "strategy"),
+        )
 
     def _prepare(self) -> None:
         """Look at what is about to be trained, and go to the place of a resumed run."""
@@ -136,6 +177,11 @@ class TrainLoop(XTunerTrainLoop):
             warn(
                 f"nothing is left to train: the checkpoint is of step {self._iter} of {self._max_iters}. To train "
                 "longer, start a new run from its weights (model.pretrained_pth)"
+            )
+        elif self._iter % self.accumulation:
+            raise ResumeError(
+                f"{self.runner._load_from} is of step {self._iter}, between two updates of {self.accumulation} steps, "
+                "and lacks the gradients so far; resume a checkpoint of a step that is divisible by that"
             )
         if _can_skip(self.dataloader):
             self.dataloader_iterator = _ResumedIterator(self.dataloader_iterator, self._iter, self._saved_state())

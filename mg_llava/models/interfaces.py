@@ -248,6 +248,13 @@ class Loss:
             RuntimeError: Something is missing on this machine.
         """
 
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """How many items of a batch on the CPU its mean is over, found without its tensors' values; rows by default.
+
+        By it micro-batches of one step are weighed against each other.
+        """
+        return len(batch["input_ids"])
+
     def __call__(
         self, system: Any, batch: Mapping[str, Any], seeing: Seeing, read: LLMInputs | None
     ) -> dict[str, Tensor]:

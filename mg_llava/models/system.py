@@ -149,6 +149,8 @@ class System(Assembly):
             read = None if self.llm is None else self.read(data, seeing)
             with self.condition(seeing):
                 found = [loss(self, data, seeing, read) for loss in self.losses]
+            if (weights := data.get("loss_weights")) is not None:
+                found = [_weigh(values, weight) for values, weight in zip(found, weights, strict=True)]
             return {name: value for values in found for name, value in values.items()}
         inputs = self.merge(data, seeing=seeing)
         with self.condition(seeing):
@@ -159,6 +161,10 @@ class System(Assembly):
                 use_cache=False,
             )
         return {"logits": output.logits, "inputs": inputs}
+
+    def loss_counts(self, data: Mapping[str, Any]) -> list[int]:
+        """For each loss how many items of a batch, which is on the CPU, its mean is over."""
+        return [loss.count(data) for loss in self.losses]
 
     def read(self, data: Mapping[str, Any], seeing: Seeing) -> LLMInputs:
         """The LLM's inputs in training, packed where that is asked for."""
@@ -236,6 +242,14 @@ class System(Assembly):
 def _pieces(seeing: Seeing) -> list[list[Tensor]]:
     """Tokens of each placeholder, one tensor after the other."""
     return [[segment.tokens for segment in segments] for segments in seeing]
+
+
+def _weigh(values: Mapping[str, Tensor], weight: float | Tensor) -> dict[str, Tensor]:
+    """Losses of the same value with a gradient of this weight, so that the log does not show the weight."""
+    return {
+        name: value.detach() + weight * (value - value.detach()) if name.startswith("loss") else value
+        for name, value in values.items()
+    }
 
 
 def _zero(seeing: Seeing) -> Tensor:

@@ -135,12 +135,14 @@ def test_updates_that_are_rounded_away(monkeypatch, dtype, rate, warned):
     assert len([text for text in said if "are too large to move" in text]) == warned
 
 
-@pytest.mark.parametrize(("interval", "warned"), [(2, False), (3, True), (5, True), (4, False)])
-def test_checkpoints_between_updates(runs, interval, warned):
+@pytest.mark.parametrize(("interval", "used"), [(2, 2), (3, 4), (5, 6), (4, 4)])
+def test_checkpoints_are_written_after_updates(runs, interval, used):
     options = {"optim_wrapper.accumulative_counts": 2, "default_hooks.checkpoint.interval": interval}
     runs.train(**options)
     log = next(runs.work_dir.glob("*/*.log")).read_text()
-    assert ("fall between updates of 2 steps" in log) == warned
+    assert (f"fall between updates of 2 steps; they are written every {used}" in log) == (used != interval)
+    written = {int(path.stem[5:]) for path in runs.work_dir.glob("iter_*.pth")}
+    assert written == {*range(used, 6, used), 5}
 
 
 # -- tokens and word embeddings -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mg_llava.batch import plan_layout
 from mg_llava.models.interfaces import LLMInputs, Loss, Seeing
 from mg_llava.registry import MODELS
 from mg_llava.tokens import IGNORE_INDEX
@@ -50,6 +51,15 @@ class LanguageLoss(Loss):
         """See :meth:`Loss.check`."""
         if self.kernel == "liger":
             check_liger(llm)
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """Labeled tokens; see :meth:`Loss.count`."""
+        layout = batch.get("layout")
+        if layout is None:
+            ids, mask = batch["input_ids"], batch.get("attention_mask")
+            is_placeholder = ids < 0 if mask is None else (ids < 0) & mask.bool()
+            layout = plan_layout(ids, [1] * int(is_placeholder.sum()), mask, batch.get("labels"))
+        return len(layout.targets)
 
     def __call__(self, system: Any, batch: Mapping[str, Any], seeing: Seeing, read: Any) -> dict[str, Tensor]:
         """See :meth:`Loss.__call__`; gives ``loss``."""
