@@ -1,5 +1,6 @@
 """What a checkpoint must have: names and shapes of the model that its config describes, built without memory."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
         ConversionError: The parts do not go together.
     """
     try:
-        built = build_empty({**model, "llm": _Width(width), "trains": None})
+        llm = model["llm"] if _asks_llm(model) else _Width(width)
+        built = build_empty({**model, "llm": llm, "trains": None})
     except FileNotFoundError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -61,6 +63,12 @@ def own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
         if part.role != "llm" and part.key in saved
         for name, tensor in module.state_dict().items()
     }
+
+
+def _asks_llm(model: Mapping[str, Any]) -> bool:
+    """Whether a connector is built from more of the LLM than its hidden size."""
+    configs = [model.get(part.config) for part in parts_of(model) if part.role == "connector"]
+    return any("llm" in inspect.signature(kind_of(config)).parameters for config in configs if config is not None)
 
 
 class _Width(nn.Module):

@@ -19,6 +19,9 @@ from mg_llava.registry import EXPORTERS
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
+PROMPTS = Part("adapter", "prompts", "connector")
+"""Row of the table of a system whose LLM may have prompts inside its layers, such as ``GatedPrompts``."""
+
 LANGUAGE_LOSS = {"type": "mg_llava.LanguageLoss"}
 """The default loss of an LLM: the next token."""
 
@@ -77,11 +80,13 @@ class Assembly(BaseModel):
         setattr(self, key, module)
         return module
 
-    def add_llm(self, llm: PartOrConfig | None) -> int:
-        """Build the LLM, and give its hidden size D; 1 without one."""
+    def add_llm(self, llm: PartOrConfig | None, prompts: PartOrConfig | None = None) -> int:
+        """Build the LLM, and the prompts inside its layers; give its hidden size D, 1 without one."""
         self.llm = build_part(llm)
+        self.adapter = None
         if self.llm is None:
             return 1
+        self.adapter = build_part(prompts, llm=self.llm)
         if self.packing is not None:
             check_packing(self.llm)
         for loss in () if on_meta() else self.losses:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mg_llava.models.adapters.prompts import GatedPrompts
 from mg_llava.models.interfaces import Encoder, Fusion, Loss, Merger, ObjectReader
 from mg_llava.models.parts import kind_of
 from mg_llava.models.system import System
@@ -82,6 +83,7 @@ ROLES: dict[str, type] = {
     "objects": ObjectReader,
     "merger": Merger,
     "loss": Loss,
+    "prompts": GatedPrompts,
 }
 """Interface of each role."""
 
@@ -156,6 +158,7 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
         "merger": "merger",
         "projector": "projector",
         "llm": "llm",
+        "prompts": "prompts",
     }
     if role == "encoder":
         missing = f"{name} is not built from sizes alone: add its toy arguments to TOYS in {__file__}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mg_llava.batch import TokenCount
+from mg_llava.models.assembly import PROMPTS
 from mg_llava.models.interfaces import Fusion, Looked, Merger, ObjectReader, Part, Seeing, Seen, Segment, Spec
 from mg_llava.models.parts import PartOrConfig, build_part, check_part, kind_of, raise_together, spec_of, taken
 from mg_llava.models.system import System
@@ -36,6 +37,7 @@ class MGLLaVA(System):
         fusion: Merges what the high-resolution encoder sees into the low-resolution tokens.
         box_projector: Gives one token for each box.
         merger: Lets visual tokens and features of boxes read each other.
+        prompts: Prompts inside the layers of the LLM.
         **options: As for :class:`System`.
 
     Raises:
@@ -50,6 +52,7 @@ class MGLLaVA(System):
         Part("projector", "projector", "connector"),
         Part("bbox_projector", "box_projector", "connector"),
         Part("box_fuse_module", "merger", "connector"),
+        PROMPTS,
     )
 
     def __init__(
@@ -61,6 +64,7 @@ class MGLLaVA(System):
         fusion: PartOrConfig | None = None,
         box_projector: PartOrConfig | None = None,
         merger: PartOrConfig | None = None,
+        prompts: PartOrConfig | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -76,7 +80,7 @@ class MGLLaVA(System):
         self.add("low_res_encoder", low_res_encoder)
         self.add("high_res_encoder", high_res_encoder)
         self.add("fusion", fusion, **fusion_sizes)
-        hidden = self.add_llm(llm)
+        hidden = self.add_llm(llm, prompts)
         self._add_projectors(low, hidden, projector, box_projector, merger, stages)
         self.complete()
 
