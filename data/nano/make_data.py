@@ -21,13 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import benchmark_files
 import language
 import numpy as np
 import scenes
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+import benchmarks  # noqa: E402
+
 from mg_llava.detection.proposals import ConnectedComponentProposals, Proposals  # noqa: E402
 
 FORMAT = 3
@@ -199,8 +200,8 @@ def main() -> None:
         return
     out, fingerprint = arguments.out, settings_fingerprint(arguments)
     if _is_there(out / "meta.json", fingerprint) and not arguments.force:
-        if not benchmark_files.are_there(out):
-            benchmark_files.write_benchmark_files(out)
+        if not benchmarks.are_there(out):
+            benchmarks.write_benchmark_files(out)
         print(f"{out} already holds this data; nothing to do (--force makes it again)")
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ def main() -> None:
     ]
     for make, count in parts:
         make(out, count, arguments.seed * 1000)
-    benchmark_files.write_benchmark_files(out)
+    benchmarks.write_benchmark_files(out)
     meta = {"fingerprint": fingerprint, "seed": arguments.seed, "kinds": language.KINDS, "chance": language.CHANCE}
     (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     sizes = f"{arguments.stage1} + {arguments.stage2} training records and {arguments.heldout} held-out pictures"

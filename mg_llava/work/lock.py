@@ -18,7 +18,7 @@ class FolderInUseError(RuntimeError):
 
 
 @contextmanager
-def folder_lock(folder: str | Path, use: str, name: str = ".lock") -> Iterator[None]:
+def folder_lock(folder: str | Path, use: str, name: str = ".lock") -> Iterator[int]:
     """Hold a folder while the block runs.
 
     The operating system releases the lock of a process that ends in any way, so that a file left by a killed one does
@@ -28,6 +28,9 @@ def folder_lock(folder: str | Path, use: str, name: str = ".lock") -> Iterator[N
         folder: The folder; it is made where it is missing.
         use: For messages, such as ``"training"``.
         name: File in the folder, which is removed at the end.
+
+    Yields:
+        The lock's descriptor; a process that inherits it holds the folder too.
 
     Raises:
         FolderInUseError: Another process holds it.
@@ -39,7 +42,7 @@ def folder_lock(folder: str | Path, use: str, name: str = ".lock") -> Iterator[N
         about = {"pid": os.getpid(), "host": socket.gethostname(), "started": process_start(os.getpid())}
         os.truncate(file, 0)
         os.pwrite(file, json.dumps(about | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
-        yield
+        yield file
     finally:
         path.unlink(missing_ok=True)
         os.close(file)

@@ -11,11 +11,11 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "data" / "nano"))
-import benchmark_files  # noqa: E402
 import benchmarks  # noqa: E402
-import evaluate  # noqa: E402
 
 sys.path.remove(str(ROOT / "data" / "nano"))
+from mg_llava.evaluation.scoring.choice_table import CIRCULAR_STEP  # noqa: E402
+from mg_llava.evaluation.suite import build_benchmarks  # noqa: E402
 
 DIGITS = [[4, 6, 5], [1, 4], [0, 4, 9, 6]]
 
@@ -41,9 +41,9 @@ def data(tmp_path: Path) -> Path:
             lines.append(line | {"answer": answer, "kind": kind})
     (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "meta.json").write_text(json.dumps({"chance": {"choice": 0.25, "list": 0.0}}))
-    assert not benchmark_files.are_there(tmp_path)
-    benchmark_files.write_benchmark_files(tmp_path)
-    assert benchmark_files.are_there(tmp_path)
+    assert not benchmarks.are_there(tmp_path)
+    benchmarks.write_benchmark_files(tmp_path)
+    assert benchmarks.are_there(tmp_path)
     return tmp_path
 
 
@@ -53,31 +53,31 @@ def scored(benchmark: Any, answers: dict[Any, str]) -> dict[str, Any]:
 
 
 def test_mmbench(data: Path) -> None:
-    benchmark = benchmarks.NanoMMBench(data / benchmark_files.MMBENCH_FILE)
+    benchmark = benchmarks.NanoMMBench(data / benchmarks.MMBENCH_FILE)
     questions = benchmark.questions()
     assert len(questions) == 12 and len({question.picture_key for question in questions}) == 3
     answers = {}
     for question in questions:
-        base = question.id % benchmark_files.CIRCULAR_STEP
+        base = question.id % CIRCULAR_STEP
         assert question.box_key == f"heldout-{base:05d}" and question.picture().width == 40 + base
         options = dict(line.split(". ") for line in question.text.splitlines()[1:])
         answers[question.id] = next(letter for letter, digit in options.items() if int(digit) in DIGITS[base])
     first = (data / "heldout.jsonl").read_text().splitlines()[0]
     assert questions[0].text == json.loads(first)["question"], "as the model was trained, without a request"
-    assert len(set(answers[base + turn * benchmark_files.CIRCULAR_STEP] for turn in range(4) for base in [0])) == 4
+    assert len(set(answers[base + turn * CIRCULAR_STEP] for turn in range(4) for base in [0])) == 4
     result = scored(benchmark, answers)
     assert result["n"] == 12 and result["n_missing"] == result["n_unknown"] == 0
-    wrong = scored(benchmark, answers | {benchmark_files.CIRCULAR_STEP: "none of them"})
+    wrong = scored(benchmark, answers | {CIRCULAR_STEP: "none of them"})
     rule, metric = benchmark.headline
     assert result["rules"][rule]["metrics"][metric] == 1.0
     assert wrong["rules"][rule]["metrics"][metric] == pytest.approx(2 / 3), "all copies of a question must be right"
 
 
 def test_pope(data: Path) -> None:
-    benchmark = benchmarks.NanoPOPE(data / benchmark_files.POPE_FOLDER, data / "images")
+    benchmark = benchmarks.NanoPOPE(data / benchmarks.POPE_FOLDER, data / "images")
     questions = benchmark.questions()
     assert len(questions) == len({question.id for question in questions}) == 18
-    answers, absent = {}, {split: [] for split in benchmark_files.SPLITS}  # type: ignore[var-annotated]
+    answers, absent = {}, {split: [] for split in benchmarks.SPLITS}  # type: ignore[var-annotated]
     for question in questions:
         number = int(str(question.box_key).removeprefix("heldout-"))
         digit = int(question.text.removeprefix("Is there a ").removesuffix(" in the picture?"))
@@ -95,7 +95,7 @@ def test_pope(data: Path) -> None:
 
 def test_kinds(data: Path) -> None:
     benchmark = benchmarks.NanoKinds(data / "heldout.jsonl")
-    answers = {line["id"]: line["answer"] + " " for line in benchmark.lines()}
+    answers = {line["id"]: line["answer"] + " " for line in benchmarks.load_lines(benchmark.data)}
     answers["heldout-00001-list"] = "1"
     result = scored(benchmark, answers)
     assert result["rules"]["exact"]["metrics"] == {
@@ -105,19 +105,11 @@ def test_kinds(data: Path) -> None:
     assert benchmark.score([])["n_missing"] == 6
 
 
-def test_evaluation_runs_all_of_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "GENERATED", data)
-    monkeypatch.setattr(evaluate.load_questions, "__defaults__", (data, None))
-    monkeypatch.setattr(evaluate.load_chance, "__defaults__", (data,))
-    (data / benchmark_files.MMBENCH_FILE).unlink()
-    names = [(benchmark.name, asked) for benchmark, asked in evaluate.load_benchmarks(limit=2)]
-    assert names == [("nano", 4), ("mmbench_nano", 2), ("pope_nano", 4)]
-    columns = {
-        title: {
-            "benchmarks": {"nano": {}, "pope_nano": {"headline": {"rule": "official", "metric": "f1", "value": v}}}
-        }
-        for title, v in (("low", 0.5), ("full", None))
-    }
-    lines = evaluate.format_benchmarks(columns).splitlines()
-    assert lines[0].split() == ["benchmark", "rule,", "metric", "low", "full"]
-    assert lines[2].split() == ["pope_nano", "official,", "f1", "50.0", "-"]
+def test_evaluation_runs_all_of_them(data: Path) -> None:
+    built = build_benchmarks(benchmarks.NAMES, data)
+    assert [benchmark.name for benchmark in built] == ["nano", "mmbench_nano", "pope_nano"]
+    assert [len(benchmark.questions()) for benchmark in built] == [6, 12, 18]
+    assert all(question.picture().width for benchmark in built for question in benchmark.questions())
+    (data / benchmarks.MMBENCH_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"make_data\.py"):
+        build_benchmarks(benchmarks.NAMES, data)

@@ -1,0 +1,97 @@
+"""The command line of experiments."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mg_llava.experiments.grid import Grid, read_grid
+from mg_llava.experiments.report import Report, entry_of, load_entries, merge_entries, save_entries
+from mg_llava.experiments.schedule import Schedule, check_command, prepare
+from mg_llava.experiments.steps import Run, plan_runs
+
+HELP = """Train and evaluate a grid of configs and seeds, several at a time; table, plot and JSON of what they reach.
+
+Finished steps are not repeated while config, data and weights stay the same; after a kill the same command goes on.
+
+Examples:
+    python tools/run_experiments.py data/nano/grid.py
+    python tools/run_experiments.py data/nano/grid.py --rows low_only full --seeds 0 --jobs 1
+    python tools/run_experiments.py data/nano/grid.py --quick          # a few steps of each row, for a look at the way
+    python tools/run_experiments.py data/nano/grid.py --report-only
+
+Exit status: 0 all runs are done, 1 a step failed or something does not fit, 2 wrong arguments, 130 stopped.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of :func:`run`."""
+    add = parser.add_argument
+    add("grid", type=Path, help=".json or .py file; see mg_llava/experiments/grid.py")
+    add("--rows", nargs="+", default=[], metavar="NAME", help="default: all")
+    add("--seeds", nargs="+", type=int, default=[], help="default: the grid's")
+    add("--jobs", type=int, default=2, help="steps at a time (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads of each, 0 for all (default: %(default)s)")
+    add("--quick", action="store_true", help="the smaller grid of its key 'quick'")
+    add("--report-only", action="store_true", help="write the report of what is there, run nothing")
+    add("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for all rows; results stay apart")
+    add("--work-dir", type=Path, help="folder of the runs (default: work_dirs/experiments/NAME)")
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None] = print) -> int:
+    """Do what is not done yet, and report; gives the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        whole = read_grid(arguments.grid)
+        whole = whole.as_quick() if arguments.quick else whole
+        if arguments.cfg_options:
+            whole = whole.with_options(arguments.cfg_options)
+            whole = replace(whole, name=f"{whole.name}-changed", results=None, report=None)
+        folder = arguments.work_dir or Path("work_dirs", "experiments", whole.name)
+        chosen = whole.only(arguments.rows, arguments.seeds)
+        failures = [] if arguments.report_only else run_grid(chosen, folder, arguments.jobs, arguments.threads, say)[1]
+        report(whole, chosen, folder, f"python tools/run_experiments.py {arguments.grid}", say)
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on where this one ended\n")
+        return 130
+    return 1 if failures else 0
+
+
+def run_grid(
+    grid: Grid, folder: Path, jobs: int, threads: int, say: Callable[[str], None]
+) -> tuple[list[Run], list[str]]:
+    """Do all steps of a grid that are not done.
+
+    Returns:
+        The runs, and messages about steps that failed.
+
+    Raises:
+        RuntimeError: The data could not be made, or another process works in the folder.
+    """
+    for command in (grid.prepare, grid.train, grid.evaluate):
+        if command:
+            check_command(command)
+    prepare(grid.prepare, folder, say)
+    runs = plan_runs(grid, folder)
+    say(f"{sum(not run.is_done for run in runs)} of {len(runs)} runs to do; logs in {folder}")
+    return runs, Schedule(runs, jobs, threads, say).run(folder)
+
+
+def report(whole: Grid, chosen: Grid, folder: Path, command: str, say: Callable[[str], None]) -> Report:
+    """Store the results of finished runs, and write the table and the plot of all that is stored."""
+    path = Path(whole.results) if whole.results else folder / "results.json"
+    done = [entry_of(run, whole) for run in plan_runs(chosen, folder) if run.is_done]
+    entries = merge_entries(load_entries(path), done, whole)
+    save_entries(path, entries)
+    seeds = sorted({entry["seed"] for entry in entries})
+    found = Report(whole, entries, plan_runs(whole.only((), seeds), folder), command)
+    files = found.write(folder)
+    say(f"{found.markdown()}\n\nwrote {path}, {', '.join(map(str, files))}")
+    return found

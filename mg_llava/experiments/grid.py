@@ -1,0 +1,232 @@
+"""A grid of experiments: rows of leaves (one for each stage), seeds, how to evaluate; and fingerprints of its steps.
+
+A grid is a JSON file, or a Python file that sets ``grid``, with the keys of :class:`Grid`. Its paths are relative to
+the folder in which the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import runpy
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+WATCHING = (
+    *("default_hooks", "env_cfg", "launcher", "load_from", "log_level", "log_processor", "resume", "visualizer"),
+    *("test_cfg", "test_dataloader", "test_evaluator", "work_dir"),
+)
+"""Keys of a config on which no weight depends."""
+WHOLE = 64 << 20
+"""Files of more bytes count by their size and both ends."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: For the command line and files.
+        leaves: Configs of the stages in order; each starts from the checkpoint of the one before.
+        title: For the table; the name by default.
+        options: Changes of all leaves, as ``xtuner train --cfg-options`` takes them.
+    """
+
+    name: str
+    leaves: tuple[str, ...]
+    title: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is to be trained and evaluated.
+
+    Attributes:
+        name: Folder of the runs in ``work_dirs/experiments``.
+        rows: The first one is what the others are compared with.
+        evaluate: Command with ``{config}``, ``{checkpoint}`` and ``{out}``, a folder for the ``results.json`` that
+            ``tools/evaluate.py`` writes.
+        metrics: What to show: ``BENCHMARK`` for its headline, or ``BENCHMARK:RULE/METRIC``, by title; the headlines of
+            all benchmarks by default. The last one is plotted and compared.
+        seeds: Each row is run with each.
+        prepare: Command that makes the data, or sees that it is there.
+        train: Command that takes a leaf, ``--work-dir``, ``--seed``, ``--resume`` and ``--cfg-options``.
+        caption: What the numbers are, above the table.
+        reference: Further lines of the table: metrics by title.
+        results: JSON file of results that stay; in the work directory by default.
+        report: Markdown file whose part between two marks becomes the table; in the work directory by default.
+        quick: Changes for ``--quick``; ``options`` there are added to those of all rows.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    evaluate: tuple[str, ...]
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    prepare: tuple[str, ...] = ()
+    train: tuple[str, ...] = ("xtuner", "train")
+    caption: str = ""
+    reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    results: str | None = None
+    report: str | None = None
+    quick: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_options(self, options: Sequence[str]) -> Grid:
+        """The grid with further changes of all leaves."""
+        return replace(self, rows=tuple(replace(row, options=(*row.options, *options)) for row in self.rows))
+
+    def as_quick(self) -> Grid:
+        """The grid of ``--quick``, which leaves results and report of the whole one alone.
+
+        Raises:
+            ValueError: The grid does not say what is quick.
+        """
+        if not self.quick:
+            raise ValueError(f"grid {self.name} has no key 'quick'; give it smaller seeds, options or an evaluation")
+        changes = dict(self.quick)
+        grid = self.with_options(changes.pop("options", ()))
+        known = {item.name: getattr(grid, item.name) for item in fields(grid)}
+        kept = {**known, "name": f"{self.name}-quick", "results": None, "report": None, "quick": {}}
+        return make_grid({**kept, **changes})
+
+    def only(self, names: Sequence[str], seeds: Sequence[int]) -> Grid:
+        """The grid with some of its rows and other seeds; empty ones keep all.
+
+        Raises:
+            ValueError: A row is unknown.
+        """
+        known = [row.name for row in self.rows]
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(f"rows {', '.join(unknown)} are unknown; the grid has {', '.join(known)}")
+        rows = tuple(row for row in self.rows if row.name in (names or known))
+        return replace(self, rows=rows, seeds=tuple(seeds) or self.seeds)
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Read a grid's file.
+
+    Raises:
+        FileNotFoundError: It, or a leaf, does not exist.
+        ValueError: It is malformed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"grid {path} does not exist; give a .json or .py file, such as data/nano/grid.py")
+    try:
+        found = runpy.run_path(str(path))["grid"] if path.suffix == ".py" else json.loads(path.read_text())
+        grid = make_grid({"name": path.stem, **found})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no grid: {error}") from error
+    missing = sorted({leaf for row in grid.rows for leaf in row.leaves if not Path(leaf).is_file()})
+    if missing:
+        raise FileNotFoundError(f"{path} names leaves that do not exist here: {', '.join(missing)}")
+    return grid
+
+
+def make_grid(keys: Mapping[str, Any]) -> Grid:
+    """A grid of plain values; commands may be strings.
+
+    Raises:
+        ValueError: A key is unknown or missing, or two rows have one name.
+    """
+    _check_keys("grid", keys, Grid)
+    values = dict(keys)
+    for name in ("prepare", "train", "evaluate"):
+        if name in values:
+            values[name] = tuple(shlex.split(values[name]) if isinstance(values[name], str) else values[name])
+    rows = []
+    for row in values["rows"]:
+        if not isinstance(row, Row):
+            _check_keys("row", row, Row)
+            lists = {name: tuple(row[name]) for name in ("leaves", "options") if name in row}
+            row = Row(**{"title": row["name"], **row, **lists})
+        rows.append(row)
+    names = [row.name for row in rows]
+    if not rows or len(set(names)) < len(names):
+        raise ValueError(f"rows need one name each, and there must be some; found {names}")
+    return Grid(**{**values, "rows": tuple(rows), "seeds": tuple(values.get("seeds", (0, 1, 2)))})
+
+
+def _check_keys(what: str, keys: Mapping[str, Any], kind: type) -> None:
+    known = [item.name for item in fields(kind)]
+    needed = {"grid": ("rows", "evaluate"), "row": ("name", "leaves")}[what]
+    unknown, absent = sorted(set(keys) - set(known)), sorted(set(needed) - set(keys))
+    if unknown or absent:
+        raise ValueError(f"{what}: unknown keys {unknown}, missing keys {absent}; known are {', '.join(known)}")
+
+
+def stage_fingerprint(leaf: str, options: Sequence[str], seed: int, before: str) -> str:
+    """Changes with what weights depend on: settings of the dumped config, the files they name, seed, stages before.
+
+    Args:
+        leaf: Config of the stage.
+        options: Changes of it.
+        seed: Of the run.
+        before: Fingerprint of the stage before, empty for the first.
+    """
+    config = Config.fromfile(leaf)  # reads it without importing what it names
+    config.merge_from_dict(_parse(options))
+    if before:
+        config.merge_from_dict({"model.pretrained_pth": None})  # it is the one of the stage before
+    settings = {key: value for key, value in config.to_dict().items() if key not in WATCHING}
+    files = {text: digest for text in _texts(settings) if (digest := _digest_of(text))}
+    return _digest([settings, files, seed, before])
+
+
+def command_fingerprint(command: Sequence[str], before: str) -> str:
+    """Changes with a command, the files that it names, and the fingerprint of what it works on."""
+    return _digest([list(command), {part: _digest_of(part) for part in command}, before])
+
+
+def _parse(options: Sequence[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--options", nargs="+", action=DictAction, default={})
+    return parser.parse_args(["--options", *options]).options if options else {}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings of nested settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _digest_of(text: str) -> str | None:
+    """Of a file's content, or of the files in a folder, not those further below; None where a text names neither."""
+    path = Path(text)
+    try:
+        if "\n" in text or not text or not path.exists():
+            return None
+    except OSError:  # too long for a name
+        return None
+    if path.is_file():
+        return _digest_file(path)
+    inside = sorted(path.iterdir())
+    return _digest([(file.name, _digest_file(file) if file.is_file() else "") for file in inside])
+
+
+def _digest_file(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            return hashlib.sha256(file.read()).hexdigest()
+        head = file.read(1 << 20)
+        file.seek(-(1 << 20), 2)
+        return hashlib.sha256(b"%d" % size + head + file.read()).hexdigest()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

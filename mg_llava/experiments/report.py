@@ -1,0 +1,217 @@
+"""What a grid has found: entries of its runs, stored as JSON, as a Markdown table, as a plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mg_llava.experiments.grid import Grid, Row
+from mg_llava.experiments.steps import Run
+from mg_llava.work.atomic import write_json, write_text
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+Entry = dict[str, Any]
+"""``row``, ``seed``, ``fingerprint``, ``metrics`` (shares by title) and ``seconds`` (by kind of step)."""
+
+
+def entry_of(run: Run, grid: Grid) -> Entry:
+    """The entry of a finished run.
+
+    Raises:
+        ValueError: Its evaluation lacks a metric of the grid.
+    """
+    path = Path(run.steps[-1].done["product"])
+    found = json.loads(path.read_text())["benchmarks"]
+    wanted = grid.metrics or {name: name for name in found}
+    try:
+        metrics = {title: _metric(found, spec) for title, spec in wanted.items()}
+    except KeyError as error:
+        raise ValueError(f"{path} has no metric {error}; it has the benchmarks {', '.join(found)}") from error
+    seconds = {step.kind: step.done["seconds"] for step in run.steps}
+    return {
+        "row": run.row.name,
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "metrics": metrics,
+        "seconds": seconds,
+    }
+
+
+def _metric(found: Mapping[str, Any], spec: str) -> float | None:
+    name, _, path = spec.partition(":")
+    if not path:
+        return found[name]["headline"]["value"]
+    rule, *keys = path.split("/")
+    value = found[name]["score"]["rules"][rule]["metrics"]
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def load_entries(path: Path) -> list[Entry]:
+    """The entries of a results file; none where there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def merge_entries(stored: Iterable[Entry], new: Iterable[Entry], grid: Grid) -> list[Entry]:
+    """All entries in the order of the grid; a new one takes the place of a stored one of its row and seed."""
+    order = [row.name for row in grid.rows]
+    merged = {(entry["row"], entry["seed"]): entry for entry in (*stored, *new)}
+    return sorted(merged.values(), key=lambda e: (order.index(e["row"]) if e["row"] in order else -1, e["seed"]))
+
+
+class Report:
+    """Entries of a grid's rows, and which of them are of the present config, data and weights.
+
+    Args:
+        grid: The grid, whole.
+        entries: Entries, stored ones too; those of rows that the grid no longer has are left out.
+        runs: Its runs with their present fingerprints.
+        command: How to measure anew.
+    """
+
+    def __init__(self, grid: Grid, entries: Iterable[Entry], runs: Iterable[Run], command: str) -> None:
+        self.grid, self.command = grid, command
+        self.entries = [entry for entry in entries if entry["row"] in {row.name for row in grid.rows}]
+        self._present = {run.fingerprint for run in runs}
+        self.rows = [row for row in grid.rows if self.of(row)]
+        self.titles = list(self.entries[0]["metrics"]) if self.entries else []
+
+    def of(self, row: Row) -> list[Entry]:
+        """The entries of a row."""
+        return [entry for entry in self.entries if entry["row"] == row.name]
+
+    def is_old(self, entry: Entry) -> bool:
+        """Tell whether an entry was measured with another config, data or weights than there are now."""
+        return entry["fingerprint"] not in self._present
+
+    def values(self, row: Row, title: str) -> list[float]:
+        """A metric of a row, seed by seed."""
+        found = (entry["metrics"].get(title) for entry in self.of(row))
+        return [value for value in found if value is not None]
+
+    def markdown(self) -> str:
+        """Mean and spread of each row, differences to the first one, and each run."""
+        if not self.entries:
+            return "Nothing is measured yet."
+        seeds = sorted({entry["seed"] for entry in self.entries})
+        caption = f"{self.grid.caption}: " if self.grid.caption else ""
+        lines = [
+            f"{caption}mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}.",
+            "",
+            f"| | {' | '.join(self.titles)} |",
+            "|---|" + "---|" * len(self.titles),
+        ]
+        for name, known in self.grid.reference.items():
+            lines.append(_line(name, [show([known[title]]) if title in known else "-" for title in self.titles]))
+        for row in self.rows:
+            own = [entry["seed"] for entry in self.of(row)]
+            title = row.title if own == seeds else f"{row.title} (seed {', '.join(map(str, own))})"
+            lines.append(_line(title, [show(self.values(row, metric)) for metric in self.titles]))
+        lines += ["", *self._differences(), "", *self._runs(), "", *self._old()]
+        return "\n".join([*lines, f"Measure with `{self.command}`; this table was written on {_machine()}."])
+
+    def _differences(self) -> list[str]:
+        """How much more than the first row each of the others has, seed by seed."""
+        base, *others = self.rows
+        title, lines = self.titles[-1], []
+        known = {entry["seed"]: entry["metrics"][title] for entry in self.of(base)}
+        for row in others:
+            gains = [e["metrics"][title] - known[e["seed"]] for e in self.of(row) if e["seed"] in known]
+            if gains:
+                each = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+                lines.append(f"- {row.title} minus {base.title}, {title}, seed by seed: {each} points")
+        return lines
+
+    def _runs(self) -> list[str]:
+        kinds = list(dict.fromkeys(kind for entry in self.entries for kind in entry["seconds"]))
+        heads = ["run", self.titles[-1], *(f"{kind}, s" for kind in kinds), "config"]
+        lines = [_line(heads[0], heads[1:]), "|" + "---|" * len(heads)]
+        for row in self.rows:
+            for entry in self.of(row):
+                seconds = [f"{entry['seconds'].get(kind, 0):.0f}" for kind in kinds]
+                state = "stored, older config" if self.is_old(entry) else "present"
+                cells = [show([entry["metrics"][self.titles[-1]]]), *seconds, state]
+                lines.append(_line(f"{row.title}, seed {entry['seed']}", cells))
+        return lines
+
+    def _old(self) -> list[str]:
+        old = [entry for entry in self.entries if self.is_old(entry)]
+        if not old:
+            return []
+        return [
+            f"Stored, older config: {len(old)} of {len(self.entries)} runs were measured with a config, data or "
+            "weights that have changed since; the command below measures them anew.",
+            "",
+        ]
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the table, where the grid says, and the plot beside it.
+
+        Returns:
+            The files.
+        """
+        page = Path(self.grid.report) if self.grid.report else folder / "table.md"
+        write_between_marks(page, self.markdown(), self.grid.name)
+        plot = page.with_suffix(".png") if self.grid.report else folder / "plot.png"
+        if self.entries:
+            self.plot(plot)
+        return [page, plot] if self.entries else [page]
+
+    def plot(self, path: Path) -> None:
+        """Draw the last metric: a bar for the mean of each row, a dot for each run."""
+        from matplotlib.figure import Figure
+
+        title = self.titles[-1]
+        figure = Figure(figsize=(7, 0.8 + 0.5 * len(self.rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(self.rows):
+            values = [100 * value for value in self.values(row, title)]
+            axes.barh(place, statistics.fmean(values) if values else 0, color="#9ecae1")
+            axes.plot(values, [place] * len(values), "o", color="#08519c", markersize=5)
+        for name, known in self.grid.reference.items():
+            if title in known:
+                axes.axvline(100 * known[title], color="#888888", linestyle="--", label=name)
+                axes.legend(frameon=False)
+        axes.set_yticks(range(len(self.rows)), [row.title for row in self.rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{title}, %")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def write_between_marks(path: Path, text: str, title: str) -> None:
+    """Put a text between the marks of a Markdown file; they are added at the end where there are none."""
+    old = path.read_text() if path.is_file() else f"# Results of {title}\n"
+    if BEGIN not in old or END not in old:
+        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
+    before, rest = old.split(BEGIN, 1)
+    write_text(path, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+
+
+def save_entries(path: Path, entries: Sequence[Entry]) -> None:
+    """Write a results file."""
+    write_json(path, list(entries))
+
+
+def show(values: Sequence[float]) -> str:
+    """Mean and spread in percent; larger numbers than shares, such as sums, as they are."""
+    if not values:
+        return "-"
+    factor = 1.0 if max(map(abs, values)) > 1 else 100.0
+    mean = f"{factor * statistics.fmean(values):.1f}"
+    return f"{mean} ± {factor * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _line(head: str, cells: Iterable[str]) -> str:
+    return f"| {head} | {' | '.join(cells)} |"
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "xtuner"))
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"

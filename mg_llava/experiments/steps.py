@@ -1,0 +1,192 @@
+"""Steps of a grid's runs: a stage's training, an evaluation. Each has a folder named by its fingerprint.
+
+So a finished step is found again whatever happened since, one that was cut goes on from its last checkpoint, rows that
+share a stage train it once, and nothing of an older config is taken for a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mg_llava.experiments.grid import Grid, Row, command_fingerprint, stage_fingerprint
+from mg_llava.work.atomic import write_json
+
+_TRAINED = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\](?:.*? loss: (\S+))?")
+_COUNTED = re.compile(r"\b(\d+)/(\d+)\b")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command and the file that it makes.
+
+    Attributes:
+        kind: ``"stage 1"``, ..., ``"evaluation"``.
+        title: For progress and messages.
+        folder: Where its files are.
+        base: The command without what is known only when it starts.
+        before: The step whose product it needs.
+    """
+
+    kind: str
+    title: str
+    folder: Path
+    base: tuple[str, ...]
+    before: Step | None = None
+
+    @property
+    def log(self) -> Path:
+        """What the command wrote, over all its starts."""
+        return self.folder / "log.txt"
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """``product`` and ``seconds`` of a finished step, else nothing."""
+        path = self.folder / "done.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def finish(self, seconds: float) -> bool:
+        """Note that the step is finished, if its product is there and whole."""
+        product = self.find_product()
+        if product is not None:
+            write_json(self.folder / "done.json", {"product": str(product), "seconds": round(seconds, 1)})
+        return product is not None
+
+    def command(self) -> list[str]:
+        """The command to start now."""
+        raise NotImplementedError
+
+    def find_product(self) -> Path | None:
+        """The file that the command makes, if it is whole."""
+        raise NotImplementedError
+
+    def progress(self) -> tuple[float, str]:
+        """How far it is, as a share and for people, by the end of its log."""
+        found = _COUNTED.findall(tail(self.log, 20))
+        return _share(*found[-1]) if found else (0.0, "is loading")
+
+
+@dataclass(frozen=True)
+class Training(Step):
+    """Trains a stage; ``xtuner`` hides how the training ended, so the last checkpoint is compared with all steps.
+
+    Attributes:
+        leaf: Its config.
+        options: Changes of it.
+    """
+
+    leaf: str = ""
+    options: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> str:
+        """The config as it was trained: the leaf, or what training dumped where options change it."""
+        dumped = self.folder / Path(self.leaf).name
+        return str(dumped) if self.options and dumped.is_file() else self.leaf
+
+    def command(self) -> list[str]:
+        """The command, which goes on from the last checkpoint, or starts with the one of the stage before."""
+        options = list(self.options)
+        if self.before is not None:
+            options.append(f"model.pretrained_pth={self.before.done['product']}")
+        cut = self._checkpoint()
+        resume = [] if cut is None else ["--resume", str(cut)]
+        return [*self.base, *resume, *(["--cfg-options", *options] if options else [])]
+
+    def find_product(self) -> Path | None:
+        """The checkpoint of the last step."""
+        checkpoint, seen = self._checkpoint(), _TRAINED.findall(tail(self.log, 2000))
+        number = re.search(r"(\d+)\D*$", checkpoint.name) if checkpoint else None
+        is_last = not seen or number is None or int(number[1]) >= int(seen[-1][1])
+        return checkpoint if is_last else None
+
+    def progress(self) -> tuple[float, str]:
+        """Steps and loss."""
+        found = _TRAINED.findall(tail(self.log, 20))
+        return _share(*found[-1]) if found else (0.0, "is loading")
+
+    def _checkpoint(self) -> Path | None:
+        name = self.folder / "last_checkpoint"
+        checkpoint = Path(name.read_text().strip()) if name.is_file() else None
+        return checkpoint if checkpoint is not None and checkpoint.exists() else None
+
+
+class Evaluation(Step):
+    """Evaluates the last stage of a run."""
+
+    def command(self) -> list[str]:
+        """The command with the run's config and its checkpoint."""
+        assert isinstance(self.before, Training)
+        places = {"{config}": self.before.config, "{checkpoint}": self.before.done["product"]}
+        places["{out}"] = str(self.folder)
+        return [places.get(part, part) for part in self.base]
+
+    def find_product(self) -> Path | None:
+        """``results.json`` of the evaluation."""
+        path = self.folder / "results.json"
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row with a seed.
+
+    Attributes:
+        row: The row.
+        seed: The seed.
+        fingerprint: Of all that its results depend on.
+        steps: In order; the last one is the evaluation.
+    """
+
+    row: Row
+    seed: int
+    fingerprint: str
+    steps: tuple[Step, ...]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its results are there."""
+        return bool(self.steps[-1].done)
+
+
+def plan_runs(grid: Grid, folder: Path) -> list[Run]:
+    """The runs of a grid, seed by seed; the data must be there, as fingerprints follow it.
+
+    Args:
+        grid: The grid.
+        folder: Where the runs' folders are.
+    """
+    return [_plan_run(grid, row, seed, folder.resolve()) for seed in grid.seeds for row in grid.rows]
+
+
+def _plan_run(grid: Grid, row: Row, seed: int, folder: Path) -> Run:
+    fingerprint = ""
+    before: Step | None = None
+    steps: list[Step] = []
+    for number, leaf in enumerate(row.leaves, 1):
+        fingerprint = stage_fingerprint(leaf, row.options, seed, fingerprint)
+        place = folder / f"{Path(leaf).stem}_seed{seed}_{fingerprint}"
+        base = (*grid.train, leaf, "--work-dir", str(place), "--seed", str(seed))
+        kind = f"stage {number}"
+        before = Training(kind, f"{row.name} {seed}, {kind}", place, base, before, leaf, row.options)
+        steps.append(before)
+    fingerprint = command_fingerprint(grid.evaluate, fingerprint)
+    place = folder / f"{row.name}_seed{seed}_evaluation_{fingerprint}"
+    steps.append(Evaluation("evaluation", f"{row.name} {seed}, evaluation", place, grid.evaluate, before))
+    return Run(row, seed, fingerprint, tuple(steps))
+
+
+def tail(log: Path, lines: int) -> str:
+    """The last lines of a file; nothing where there is none."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 400 * lines))
+        return "\n".join(re.split(r"[\r\n]+", file.read().decode(errors="replace"))[-lines:])
+
+
+def _share(done: str, total: str, loss: str = "") -> tuple[float, str]:
+    return int(done) / max(1, int(total)), f"{done}/{total}" + (f", loss {loss}" if loss else "")

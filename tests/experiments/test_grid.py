@@ -1,0 +1,106 @@
+"""Grids: reading, errors, and fingerprints, which follow what weights depend on and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mg_llava.experiments import grid as grids
+from mg_llava.experiments.grid import read_grid
+from mg_llava.experiments.steps import plan_runs
+from tests.experiments.toys import write_grid, write_leaf
+
+ROOT = Path(__file__).parents[2]
+
+
+def fingerprints(path: Path, folder: Path) -> dict[tuple[str, int], str]:
+    return {(run.row.name, run.seed): run.fingerprint for run in plan_runs(read_grid(path), folder)}
+
+
+def test_grid_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    grid = read_grid("data/nano/grid.py")
+    assert [row.name for row in grid.rows] == ["low_only", "objects", "convgate", "full"]
+    assert list(grid.metrics) == [*grid.reference["chance"]], "chance is known for what is shown"
+    quick = grid.as_quick()
+    assert quick.seeds == (0,) and quick.results is quick.report is None and "--limit" in quick.evaluate
+    assert all("train_cfg.max_iters=12" in row.options for row in quick.rows)
+    assert [row.name for row in grid.only(["full"], [7]).rows] == ["full"] and grid.only([], [7]).seeds == (7,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rowz": []}, r"toy\.json is no grid: grid: unknown keys \['rowz'\]"),
+        ({"rows": []}, "rows need one name each"),
+        ({"rows": [{"name": "a", "leaves": []}] * 2}, "rows need one name each"),
+        ({"rows": [{"title": "a"}]}, r"row: unknown keys \[\], missing keys \['leaves', 'name'\]"),
+        ({"rows": [{"name": "a", "leaves": ["gone.py"]}]}, r"leaves that do not exist here: gone\.py"),
+    ],
+)
+def test_bad_grids(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_grid(write_grid(tmp_path, **change))
+
+
+def test_unknown_grids_and_rows(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_grid(tmp_path / "no.json")
+    grid = read_grid(write_grid(tmp_path))
+    with pytest.raises(ValueError, match="rows medium are unknown; the grid has low, full"):
+        grid.only(["medium"], [])
+    with pytest.raises(ValueError, match="no key 'quick'"):
+        grid.as_quick()
+
+
+def test_fingerprints_follow_what_matters(tmp_path: Path) -> None:
+    path = write_grid(tmp_path)
+    wanted = fingerprints(path, tmp_path / "a")
+    assert len(set(wanted.values())) == 4
+    assert fingerprints(path, tmp_path / "elsewhere") == wanted
+    leaf = tmp_path / "pretrain.py"
+    leaf.write_text(leaf.read_text() + "# a remark\nwork_dir = 'x'\nlog_level = 'INFO'\n")
+    assert fingerprints(path, tmp_path) == wanted, "neither text nor settings that only watch"
+
+    def changed() -> bool:
+        return not set(fingerprints(path, tmp_path).values()) & set(wanted.values())
+
+    (tmp_path / "data.json").write_text("[2]")
+    assert changed(), "content of files that the config names"
+    (tmp_path / "data.json").write_text("[1]")
+    assert fingerprints(path, tmp_path) == wanted
+    write_leaf(tmp_path, "pretrain", lr=2)
+    assert changed(), "settings of the first stage"
+    write_leaf(tmp_path, "pretrain")
+    full = read_grid(path).with_options(["a=1"])
+    assert not {run.fingerprint for run in plan_runs(full, tmp_path)} & set(wanted.values())
+    write_grid(tmp_path, evaluate=[*json.loads(path.read_text())["evaluate"], "--boxes"])
+    assert changed(), "how it is evaluated"
+
+
+def test_options_and_settings_are_one(tmp_path: Path) -> None:
+    grid = read_grid(write_grid(tmp_path))
+    (optional,) = plan_runs(grid.with_options(["lr=2"]).only(["low"], [0]), tmp_path)
+    write_leaf(tmp_path, "pretrain", lr=2)
+    (written,) = plan_runs(grid.only(["low"], [0]), tmp_path)
+    assert optional.steps[0].folder == written.steps[0].folder
+
+
+def test_where_a_stage_starts_does_not_matter(tmp_path: Path) -> None:
+    """The leaf of a later stage names a checkpoint of its own, which the one of the run takes the place of."""
+    path = write_grid(tmp_path)
+    wanted = fingerprints(path, tmp_path)
+    (tmp_path / "other.pth").write_text("weights")
+    for name in ("low_instruct", "full_instruct"):
+        write_leaf(tmp_path, name, model={"pretrained_pth": str(tmp_path / "other.pth")})
+    assert fingerprints(path, tmp_path) == wanted
+
+
+def test_large_files_count_by_size_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grids, "WHOLE", 10)
+    file = tmp_path / "large"
+    seen = set()
+    for content in (b"a" * 3_000_000, b"a" * 3_000_001, b"b" + b"a" * 2_999_999, b"a" * 2_999_999 + b"b"):
+        file.write_bytes(content)
+        seen.add(grids._digest_file(file))
+    assert len(seen) == 4

@@ -1,0 +1,60 @@
+"""Tables, plots and what is stored."""
+
+from pathlib import Path
+
+import pytest
+
+from mg_llava.experiments.grid import read_grid
+from mg_llava.experiments.report import Entry, Report, merge_entries, show, write_between_marks
+from mg_llava.experiments.steps import plan_runs
+from tests.experiments.toys import write_grid
+
+
+def entry(row: str, seed: int, value: float, fingerprint: str = "old") -> Entry:
+    seconds = {"stage 1": 10.0, "evaluation": 5.0}
+    metrics = {"a": value / 2, "all": value}
+    return {"row": row, "seed": seed, "fingerprint": fingerprint, "metrics": metrics, "seconds": seconds}
+
+
+def test_table(tmp_path: Path) -> None:
+    grid = read_grid(write_grid(tmp_path, reference={"chance": {"all": 0.25}}, caption="Right answers in %"))
+    runs = plan_runs(grid, tmp_path)
+    new = [entry("full", 0, 0.8, runs[1].fingerprint), entry("full", 1, 0.9, runs[3].fingerprint)]
+    stored = [entry("low", 1, 0.4), entry("full", 0, 0.1), entry("low", 0, 0.3), entry("gone", 0, 0.5)]
+    entries = merge_entries(stored, new, grid)
+    assert [(e["row"], e["seed"]) for e in entries] == [("gone", 0), ("low", 0), ("low", 1), ("full", 0), ("full", 1)]
+    report = Report(grid, entries, runs, "python tools/run_experiments.py toy.json")
+    text = report.markdown()
+    assert "Right answers in %: mean ± sample standard deviation over the seeds 0, 1." in text
+    assert "| | a | all |" in text and "| chance | - | 25.0 |" in text
+    assert "| low only | 17.5 ± 3.5 | 35.0 ± 7.1 |" in text and "| full | 42.5 ± 3.5 | 85.0 ± 7.1 |" in text
+    assert "- full minus low only, all, seed by seed: +50.0, +50.0 points" in text
+    assert "| low only, seed 1 | 40.0 | 10 | 5 | stored, older config |" in text
+    assert "| full, seed 0 | 80.0 | 10 | 5 | present |" in text
+    assert "Stored, older config: 2 of 4 runs" in text
+    page, plot = report.write(tmp_path / "out")
+    assert text in page.read_text() and plot.read_bytes().startswith(b"\x89PNG")
+    fewer = Report(grid, [e for e in entries if e["row"] == "full" or e["seed"] == 0], runs, "").markdown()
+    assert "| low only (seed 0) | 15.0 | 30.0 |" in fewer
+
+
+def test_nothing_is_measured(tmp_path: Path) -> None:
+    report = Report(read_grid(write_grid(tmp_path)), [], [], "")
+    (page,) = report.write(tmp_path)
+    assert "Nothing is measured yet." in page.read_text()
+
+
+def test_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n\nCeilings stay.\n")
+    for _ in range(2):
+        write_between_marks(page, "new", "toy")
+    assert "old" not in page.read_text() and page.read_text().count("new") == 1
+    assert page.read_text().endswith("Ceilings stay.\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([0.5], "50.0"), ([0.4, 0.6], "50.0 ± 14.1"), ([], "-"), ([1520.0, 1530.0], "1525.0 ± 7.1")]
+)
+def test_numbers(values: list[float], text: str) -> None:
+    assert show(values) == text

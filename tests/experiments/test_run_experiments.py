@@ -1,0 +1,165 @@
+"""The command: all runs, what is shared and done is not repeated, kills, failures, tables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from mg_llava.work.lock import folder_lock
+from tests.experiments.toys import write_grid, write_leaf
+from tests.run import TOOLS, environment, run_tool
+
+
+class Toy:
+    """A grid of stubs in a folder, and the command on it."""
+
+    def __init__(self, folder: Path, **changes: object) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.calls, self.work = folder, folder / "calls", folder / "work"
+        self.grid = write_grid(folder, **changes)
+
+    def start(self, seconds: float) -> subprocess.Popen:
+        """The command as a process, with so many seconds for a step of a training."""
+        changes = {"STUB_CALLS": str(self.calls), "STUB_SECONDS": str(seconds)}
+        command = [sys.executable, str(TOOLS / "run_experiments.py"), str(self.grid), "--work-dir", str(self.work)]
+        return subprocess.Popen(command, env=environment(**changes), stderr=subprocess.PIPE, text=True)
+
+    def run(self, *arguments: str, status: int = 0) -> tuple[str, str]:
+        """What the command writes, in this process."""
+        with mock.patch.dict(os.environ, STUB_CALLS=str(self.calls)):
+            ran = run_tool("run_experiments", self.grid, "--work-dir", self.work, *arguments)
+        assert ran.status == status, ran
+        return ran.out, ran.err
+
+    @property
+    def processes(self) -> list[str]:
+        """Those trainings that are still there."""
+        pids = [line.split()[0] for line in self.calls.read_text().splitlines()]
+        return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+    @property
+    def starts(self) -> list[str]:
+        """Step folders of all trainings that were started, with where they began."""
+        return [line.split(" ", 1)[1] for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
+
+    @property
+    def entries(self) -> list[dict]:
+        """Stored results without their times, which differ."""
+        found = json.loads((self.work / "results.json").read_text())
+        return [{key: value for key, value in entry.items() if key != "seconds"} for entry in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """The grid, run without a break."""
+    toy = Toy(tmp_path_factory.mktemp("whole") / "grid")
+    toy.run()
+    return toy
+
+
+def test_everything_once(whole: Toy) -> None:
+    assert len(whole.starts) == 6 and all(start.endswith("from 0") for start in whole.starts), (
+        "a common stage is shared"
+    )
+    assert [(entry["row"], entry["seed"]) for entry in whole.entries] == [
+        ("low", 0),
+        ("low", 1),
+        ("full", 0),
+        ("full", 1),
+    ]
+    assert len({entry["metrics"]["all"] for entry in whole.entries}) == 4
+    assert (whole.work / "plot.png").read_bytes().startswith(b"\x89PNG")
+    out, _ = whole.run()
+    assert "0 of 4 runs to do" in out and len(whole.starts) == 6
+    assert "| low only, seed 0 |" in out and "stored, older config" not in out
+
+
+def test_kill_and_resume(whole: Toy, tmp_path: Path) -> None:
+    """Killed in the middle of a stage, it goes on from that stage's last checkpoint, and ends as without the kill."""
+    toy = Toy(tmp_path / "grid")
+    process = toy.start(0.25)
+    end = time.monotonic() + 90
+    while len(list(toy.work.glob("*/iter_2.pth"))) < 3 and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    before = len(toy.starts)
+    toy.run()  # waits for what the killed one started
+    assert not toy.processes, "no training goes on without its command"
+    resumed = toy.starts[before:]
+    assert any(not start.endswith("from 0") for start in resumed)
+    assert before + len(resumed) < 12, "what was finished is not repeated"
+    assert [{k: v for k, v in entry.items() if k != "fingerprint"} for entry in toy.entries] == [
+        {k: v for k, v in entry.items() if k != "fingerprint"} for entry in whole.entries
+    ]
+
+
+def test_interrupt(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid")
+    process = toy.start(5.0)
+    end = time.monotonic() + 60
+    while not toy.starts and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err
+    assert not toy.processes
+
+
+def test_failed_step_ends_its_own_row(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid")
+    write_leaf(toy.folder, "low_instruct", fails=True)
+    out, _ = toy.run("--seeds", "0", status=1)
+    assert "low 0, stage 2:" in out and "ended with status 1" in out and "something broke" in out
+    assert [entry["row"] for entry in toy.entries] == ["full"]
+
+
+def test_training_that_ended_early_is_no_result(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid")
+    write_leaf(toy.folder, "full_instruct", stops=3)
+    out, _ = toy.run("--seeds", "0", status=1)
+    assert "full 0, stage 2:" in out and "ended without its result" in out
+    assert [entry["row"] for entry in toy.entries] == ["low"]
+
+
+def test_rows_seeds_and_stored_results(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid", report=str(tmp_path / "page.md"), results=str(tmp_path / "kept.json"))
+    (tmp_path / "page.md").write_text("# Title\n\nCeilings stay.\n")
+    toy.run("--rows", "full", "--seeds", "5")
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert [(entry["row"], entry["seed"]) for entry in kept] == [("full", 5)]
+    write_leaf(toy.folder, "full_instruct", lr=2)
+    out, _ = toy.run("--rows", "low", "--seeds", "5")
+    assert "| full, seed 5 | " in out and " stored, older config |" in out
+    assert "Stored, older config: 1 of 2 runs were measured with a config" in out
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# Title\n\nCeilings stay.\n") and page.count("Stored, older config: 1 of 2") == 1
+    again, _ = toy.run("--report-only")
+    assert "Stored, older config: 1 of 2" in again
+
+
+def test_changed_options_leave_stored_results_alone(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid", results=str(tmp_path / "kept.json"), quick={"seeds": [0], "options": ["lr=9"]})
+    toy.run("--cfg-options", "lr=3", "--seeds", "0")
+    toy.run("--quick")
+    assert not (tmp_path / "kept.json").exists() and len(toy.entries) == 2
+
+
+def test_commands_and_folders_are_looked_at_first(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid", train="no_such_trainer train")
+    assert "the command no_such_trainer is neither beside" in toy.run(status=1)[1]
+    toy = Toy(tmp_path / "grid", prepare=f"{sys.executable} -c 'raise SystemExit(\"no pictures\")'")
+    assert "no pictures" in toy.run(status=1)[1]
+    assert not toy.starts
+
+
+def test_one_command_at_a_time(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid")
+    with folder_lock(toy.work, "run of experiments"):
+        assert f"process {os.getpid()}" in toy.run(status=1)[1]

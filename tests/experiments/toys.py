@@ -1,0 +1,37 @@
+"""Grids of stubs: leaves that say a name, a trainer and an evaluation that take milliseconds."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+STUB = Path(__file__).with_name("stub.py")
+
+
+def write_leaf(folder: Path, name: str, **settings: Any) -> str:
+    """A leaf whose weights follow its name and the content of a data file."""
+    path = folder / f"{name}.py"
+    keys = {"name": name, "model": {"pretrained_pth": None}, "data_path": str(folder / "data.json"), **settings}
+    path.write_text("".join(f"{key} = {value!r}\n" for key, value in keys.items()))
+    return str(path)
+
+
+def write_grid(folder: Path, **changes: Any) -> Path:
+    """A grid of two rows of two stages, with a common first one, and two seeds."""
+    (folder / "data.json").write_text("[1]")
+    first, low, full = (write_leaf(folder, name) for name in ("pretrain", "low_instruct", "full_instruct"))
+    grid = {
+        "name": "toy",
+        "rows": [
+            {"name": "low", "title": "low only", "leaves": [first, low]},
+            {"name": "full", "leaves": [first, full]},
+        ],
+        "seeds": [0, 1],
+        "train": [sys.executable, str(STUB), "train"],
+        "evaluate": [sys.executable, str(STUB), "evaluate", "{config}", "{checkpoint}", "{out}"],
+        "metrics": {"a": "quiz:exact/kinds/a", "all": "quiz"},
+        **changes,
+    }
+    path = folder / "toy.json"
+    path.write_text(json.dumps(grid))
+    return path
