@@ -4,9 +4,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mg_llava.conversion.files import ConversionError
@@ -38,11 +38,29 @@ class Adapter:
         """Whether layers may differ in what adapters they have."""
         return any(self.settings.get(name) for name in ("layers_to_transform", "rank_pattern", "exclude_modules"))
 
+    def named(self) -> TensorMap:
+        """The matrices under the names they have in a checkpoint of this project."""
+        tensors: TensorMap = {}
+        for module, pair in self.pairs.items():
+            for letter, tensor in zip("AB", pair, strict=True):
+                is_embedding = module in self.embeddings
+                leaf = f"lora_embedding_{letter}.default" if is_embedding else f"lora_{letter}.default.weight"
+                tensors[f"llm.{WRAPPED}{module}.{leaf}"] = tensor
+        return tensors
+
+    def name_saved(self, tensors: TensorMap) -> TensorMap:
+        """Give weights that were trained whole the names that a model with adapters has for them."""
+        names = {}
+        for name in self.saved:
+            module, leaf = name.rsplit(".", 1)
+            names[f"llm.{name}"] = f"llm.{WRAPPED}{module}.modules_to_save.default.{leaf}"
+        return {names.get(key, key): tensor for key, tensor in tensors.items()}
+
     def scaling(self, module: str) -> float:
         """Factor of ``B @ A``.
 
         Raises:
-            ConversionError: If the settings are for another rank, or for a kind of adapter that cannot be merged here.
+            ConversionError: the settings are for another rank, or for a kind of adapter that cannot be merged here.
         """
         settings = LORA_DEFAULTS | dict(self.settings)
         if settings.get("use_dora"):
@@ -79,7 +97,7 @@ def split_adapters(tensors: TensorMap, settings: Mapping[str, Any], source: str)
         All other tensors, those of the LLM under its own names; and the adapters, if there are any.
 
     Raises:
-        ConversionError: If one matrix of a pair is absent, there are several adapters, or the base is in 4 bits.
+        ConversionError: one matrix of a pair is absent, there are several adapters, or the base is in 4 bits.
     """
     rest: TensorMap = {}
     found: dict[str, dict[str, StoredTensor]] = {}
@@ -121,24 +139,22 @@ def split_adapters(tensors: TensorMap, settings: Mapping[str, Any], source: str)
     return rest, Adapter(pairs, frozenset(embeddings), settings, frozenset(saved))
 
 
-def merge_adapter(llm: TensorMap, adapter: Adapter, dtype: torch.dtype | None = None) -> TensorMap:
+def merge_adapter(llm: TensorMap, adapter: Adapter) -> TensorMap:
     """Add the adapters to the weights of an LLM; each sum is made, in float32, when it is read.
 
     Args:
         llm: Weights under ``llm.``, in full precision.
         adapter: The adapters.
-        dtype: Dtype of the result; None keeps the LLM's.
 
     Raises:
-        ConversionError: If a module that has an adapter is absent, or has another shape.
+        ConversionError: A module that has an adapter is absent, or has another shape.
     """
     merged = dict(llm)
     transposed = adapter.settings.get("fan_in_fan_out", False)
     for module, (a, b) in adapter.pairs.items():
-        key = f"llm.{module}.weight"
-        if key not in llm:
+        base = llm.get(f"llm.{module}.weight")
+        if base is None:
             raise ConversionError(f"the LLM has no {module} for its adapter; give the LLM that it was trained on")
-        base = llm[key]
         turn = (module in adapter.embeddings) != transposed
         shape = (b.shape[0], a.shape[1])
         if base.shape != (shape[::-1] if turn else shape):
@@ -146,24 +162,11 @@ def merge_adapter(llm: TensorMap, adapter: Adapter, dtype: torch.dtype | None = 
                 f"the adapter of {module} is for weights of {shape}, the LLM has {base.shape}; give the LLM that it "
                 "was trained on"
             )
-        result = base.dtype if dtype is None else dtype
-        read = _Sum(base.to(result), a, b, adapter.scaling(module), turn)
-        merged[key] = StoredTensor(base.shape, result, read)
+        read = partial(_sum, base, a, b, adapter.scaling(module), turn)
+        merged[f"llm.{module}.weight"] = StoredTensor(base.shape, base.dtype, read)
     return merged
 
 
-@dataclass(frozen=True)
-class _Sum:
-    base: StoredTensor
-    a: StoredTensor
-    b: StoredTensor
-    scaling: float
-    transpose: bool
-
-    def __call__(self) -> Tensor:
-        change = (self.b.read().float() @ self.a.read().float()) * self.scaling
-        return (
-            change.t().add(self.base.read()).to(self.base.dtype)
-            if self.transpose
-            else (change.add_(self.base.read()).to(self.base.dtype))
-        )
+def _sum(base: StoredTensor, a: StoredTensor, b: StoredTensor, scaling: float, turn: bool) -> Tensor:
+    change = (b.read().float() @ a.read().float()) * scaling
+    return (change.t() if turn else change).add_(base.read()).to(base.dtype)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from mg_llava.conversion.files import ConversionError
-from mg_llava.conversion.published import DEPTHS
-from mg_llava.conversion.report import Shape
+from mg_llava.conversion.published import published_depths, vote_llm, vote_shapes
+from mg_llava.conversion.report import Expected, Shape
+from mg_llava.conversion.settings import Settings
 from mg_llava.models.counting import build_empty
 from mg_llava.models.interfaces import Part
 from mg_llava.models.parts import kind_of
@@ -38,17 +39,51 @@ def saved_parts(model: Mapping[str, Any] | None) -> tuple[str, ...]:
     return keys_of(parts, "llm") + keys_of(parts, "connector") + encoders
 
 
-def own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
-    """Names and shapes of the tensors that are saved, but for the LLM's; a part without tensors has none.
+def expect(
+    settings: Settings | None, tensors: TensorMap, folder: Path | None, adapters_apart: bool
+) -> tuple[Expected, dict[str, str]]:
+    """Names and shapes that a checkpoint must have: of the config's model, or after a vote where nothing says them.
 
     Args:
-        model: The system's config.
-        width: D, hidden size of the LLM.
+        settings: Of its training, as far as they are known.
+        tensors: Its tensors under the model's names.
+        folder: The LLM's folder, if there is one.
+        adapters_apart: Whether the LLM has adapters that are not merged.
+
+    Returns:
+        What must be there; and further names of tied weights of the LLM with the names that they stand for, without
+        ``llm.``.
 
     Raises:
-        FileNotFoundError: Nothing says how large an encoder is.
-        ConversionError: The parts do not go together.
+        ConversionError: The parts do not go together, or the folder holds no causal LM.
     """
+    expected = _connectors(settings, tensors, folder)
+    tied: dict[str, str] = {}
+    shapes, open_parts = dict(expected.shapes), list(expected.open_parts)
+    if any(key.startswith("llm.") for key in tensors):
+        if folder is None or adapters_apart or not read_config(folder):  # what else the LLM has cannot be judged
+            shapes |= vote_llm(tensors, width_of(tensors, None))
+            open_parts.append("llm")
+        else:
+            trust = bool(settings and settings.llm.get("trust_remote_code"))
+            llm, tied = _llm_shapes(folder, trust)
+            shapes |= llm
+    return Expected(shapes, expected.source, [f"llm.{name}" for name in tied], open_parts), tied
+
+
+def _connectors(settings: Settings | None, tensors: TensorMap, folder: Path | None) -> Expected:
+    if settings is None:
+        return Expected(vote_shapes(tensors), "after the others")
+    try:
+        return Expected(_own_shapes(settings.model, width_of(tensors, folder)))
+    except FileNotFoundError:  # nothing says how large its encoders are
+        connectors = [part for part in parts_of(settings.model) if part.role == "connector"]
+        depths, others = published_depths({part.key: settings.model.get(part.config) for part in connectors})
+        return Expected(vote_shapes(tensors, depths), "after the others", open_parts=others)
+
+
+def _own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
+    """Names and shapes of what is saved of a config's model beside an LLM of hidden size D ``width``."""
     try:
         llm = model["llm"] if _asks_llm(model) else _Width(width)
         built = build_empty({**model, "llm": llm, "trains": None})
@@ -82,19 +117,6 @@ class _Width(nn.Module):
         return self.embeddings
 
 
-def published_depths(model: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Connectors of a config that are of the published kinds, with their depths; and the keys of the others."""
-    depths, others = {}, []
-    for part in parts_of(model):
-        config = model.get(part.config)
-        if part.role == "connector" and config is not None:
-            if kind_of(config).__name__ in ("ConvGateFusion", "RoIAlignBoxProjector", "MLPProjector"):
-                depths[part.key] = config.get("depth", DEPTHS[part.key])
-            else:
-                others.append(part.key)
-    return depths, others
-
-
 def width_of(tensors: TensorMap, folder: Path | None) -> int:
     """D, hidden size of the LLM: of its folder, else of its own tensors, else of what the connectors end with."""
     config = read_config(folder) if folder is not None else {}
@@ -104,15 +126,8 @@ def width_of(tensors: TensorMap, folder: Path | None) -> int:
     return int(next(iter([*filter(None, [config.get("hidden_size")]), *own, *reversed(ends)]), 1))
 
 
-def llm_shapes(folder: Path, trust_remote_code: bool = False) -> tuple[dict[str, Shape], dict[str, str]]:
-    """Names and shapes of the parameters of the LLM that a folder's configuration describes.
-
-    Returns:
-        Shape by name; and further names of tied weights with the name they stand for.
-
-    Raises:
-        ConversionError: If the folder holds no causal LM.
-    """
+def _llm_shapes(folder: Path, trust_remote_code: bool) -> tuple[dict[str, Shape], dict[str, str]]:
+    """Shapes of the LLM that a folder's configuration describes, and further names of its tied weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -128,6 +143,5 @@ def llm_shapes(folder: Path, trust_remote_code: bool = False) -> tuple[dict[str,
     model.tie_weights()
     names = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
     every = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {name: tuple(parameter.shape) for name, parameter in every.items() if names[id(parameter)] == name}
     tied = {name: names[id(parameter)] for name, parameter in every.items() if names[id(parameter)] != name}
-    return shapes, tied
+    return {f"llm.{name}": tuple(p.shape) for name, p in every.items() if name not in tied}, tied

@@ -1,48 +1,27 @@
-"""Files and folders that are there whole or not at all: written beside their place, then moved into it."""
+"""Folders that are there whole or not at all: filled beside their place, with a manifest of all files, then moved."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from mg_llava.work.atomic import NoRoomError, naming_full_disks, settle
+from mg_llava.work.atomic import remove, settle, write_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "mg_llava.conversion/1"
-BLOCK = 1 << 20
 
 
 class ConversionError(ValueError):
     """A conversion that cannot be done; what was there before is unchanged."""
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file opened for writing that takes its place when everything is on the disk.
-
-    Raises:
-        ConversionError: If the disk is full; whatever was at ``path`` is as it was.
-    """
-    part = path.with_name(f".{path.name}.part")  # what a killed run left of it is written over
-    try:
-        with naming_full_disks(path):
-            with part.open("wb") as file:
-                yield file
-            settle(part, path)
-    except NoRoomError as error:
-        raise ConversionError(error.strerror) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def check_room(folder: Path, needed: int) -> None:
     """Refuse before hours of work what cannot fit.
 
     Raises:
-        ConversionError: If ``folder``'s disk has fewer than ``needed`` bytes left.
+        ConversionError: ``folder``'s disk has fewer than ``needed`` bytes left.
     """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -51,15 +30,6 @@ def check_room(folder: Path, needed: int) -> None:
             f"{folder} needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB free; make room, or give "
             "another place or a smaller --dtype"
         )
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class StagedFolder:
@@ -71,41 +41,36 @@ class StagedFolder:
         overwrite: Replace a folder with a manifest of this project's at ``target``.
 
     Raises:
-        ConversionError: If something is at ``target`` that may not be replaced.
+        ConversionError: What is at ``target`` may not be replaced.
     """
 
     def __init__(self, target: Path, fingerprint: str, overwrite: bool = False) -> None:
         _check_replaceable(target, overwrite)
-        self.target = target
-        self.path = target.with_name(f".{target.name}.partial")
-        self._progress = self.path / ".progress.json"
+        self.target, self.path = target, target.with_name(f".{target.name}.partial")
         self.files: dict[str, dict[str, Any]] = {}
         """Size and hash of each finished file by its name in the folder."""
+        self._finished: dict[str, dict[str, Any]] = {}
+        self._fingerprint = fingerprint
+        self._progress = self.path / ".progress.json"
         found = _read_json(self._progress)
         if found.get("fingerprint") == fingerprint:
-            self._finished: dict[str, dict[str, Any]] = found["files"]
+            self._finished = found["files"]
         else:
             shutil.rmtree(self.path, ignore_errors=True)
-            self._finished = {}
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(".writing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self._fingerprint = fingerprint
+        for unfinished in (*self.path.glob(".writing-*"), *self.path.rglob(".*.part")):
+            remove(unfinished)
 
     def write(self, name: str, write: Callable[[Path], Any]) -> bool:
         """Let ``write`` make one file, unless an earlier run has finished it; tells whether it wrote."""
         path = self.path / name
         record = self._finished.get(name)
-        kept = record is not None and path.is_file() and path.stat().st_size == record["bytes"]
-        if not kept:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        is_kept = record is not None and path.is_file() and path.stat().st_size == record["bytes"]
+        if not is_kept:
             write(path)
-            record = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-        assert record is not None
-        self.files[name] = record
-        progress = {"fingerprint": self._fingerprint, "files": self._finished | self.files}
-        write_json(self._progress, progress)
-        return not kept
+        self.files[name] = record if is_kept and record is not None else _describe(path)
+        write_json(self._progress, {"fingerprint": self._fingerprint, "files": self._finished | self.files})
+        return not is_kept
 
     def abandon(self) -> None:
         """Leave nothing behind, but for the finished files of an earlier run."""
@@ -114,14 +79,23 @@ class StagedFolder:
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Record every file with its hash in the manifest and put the folder in its place."""
-        for file in sorted(self.path.rglob("*")):
+        for file in self.path.rglob("*"):
             name = file.relative_to(self.path).as_posix()
             if file.is_file() and file != self._progress and name not in (*self.files, MANIFEST):
-                self.files[name] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
-        files = dict(sorted(self.files.items()))
-        write_json(self.path / MANIFEST, {"format": MANIFEST_FORMAT, **manifest, "files": files})
+                self.files[name] = _describe(file)
+        content = {"format": MANIFEST_FORMAT, **manifest, "files": dict(sorted(self.files.items()))}
+        write_json(self.path / MANIFEST, content, indent=2)
         self._progress.unlink(missing_ok=True)
         settle(self.path, self.target)
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:
@@ -131,16 +105,10 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConversionError(f"{target} exists and is not empty; give another folder, or --overwrite")
-    if _read_json(target / MANIFEST).get("format") != MANIFEST_FORMAT:
+    if not read_manifest(target):
         raise ConversionError(
             f"{target} was not written by this tool (it has no {MANIFEST} of it); remove it yourself"
         )
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in one piece."""
-    with atomic_file(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -167,8 +135,9 @@ def check_files(folder: Path, hashes: bool = False) -> None:
         file = folder / name
         if not file.is_file():
             raise ConversionError(f"{folder} lacks {name}, which its {MANIFEST} lists; copy the folder again")
-        if file.stat().st_size != record["bytes"] or (hashes and hash_file(file) != record["sha256"]):
+        size = file.stat().st_size
+        if size != record["bytes"] or (hashes and _describe(file)["sha256"] != record["sha256"]):
             raise ConversionError(
-                f"{file} differs from what {MANIFEST} says ({file.stat().st_size} bytes here, {record['bytes']} "
-                "when it was written); it is damaged or was edited, copy the folder again"
+                f"{file} differs from what {MANIFEST} says ({size} bytes here, {record['bytes']} when it was "
+                "written); it is damaged or was edited, copy the folder again"
             )

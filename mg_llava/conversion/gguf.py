@@ -6,7 +6,6 @@ from the numbers that the file states.
 """
 
 import importlib.util
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from mg_llava.work.atomic import replacing_folder
 
 _ROLES = ("bos", "eos", "unk", "pad")
 
@@ -83,18 +84,8 @@ def convert_gguf(source: str | Path, out: str | Path, dtype: str = "float32") ->
     out = Path(out)
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; remove it, or give another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=out.name + ".part", dir=out.parent))
-    try:
-        with open_gguf(source) as file:
-            report = _write(file, part, dtype)
-        part.chmod(0o755)
-        if out.is_dir():
-            out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return report
+    with open_gguf(source) as file, replacing_folder(out) as part:
+        return _write(file, part, dtype)
 
 
 def _write(file: Path, folder: Path, dtype: str) -> dict[str, Any]:

@@ -1,9 +1,6 @@
 """The Hugging Face folder of the whole model: its weights; everything else of it is made by ``mg_llava.hf``."""
 
 import copy
-import json
-import shutil
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,59 +8,60 @@ from typing import Any
 import torch
 
 from mg_llava.conversion.expected import parts_of
-from mg_llava.conversion.files import MANIFEST, ConversionError, write_json
-from mg_llava.conversion.folder_writing import SMALL_FILES, manifest, stage, without_ties, write_shards
-from mg_llava.conversion.report import summarize
+from mg_llava.conversion.files import ConversionError
+from mg_llava.conversion.folder_writing import copy_small_files, finish, main_dtype, stage, without_ties, write_shards
+from mg_llava.conversion.report import Expected, check_keys, summarize
 from mg_llava.conversion.types import Options, Source
 from mg_llava.conversion.writers import Progress
 from mg_llava.models.parts import kind_of
+from mg_llava.models.weights.folders import read_config
 from mg_llava.models.weights.stored import TensorMap
+from mg_llava.work.atomic import write_json
 
 
 def write_hugging_face(source: Source, target: Path, options: Options, progress: Progress | None) -> None:
     """Write the folder; see :func:`mg_llava.conversion.convert`.
 
     Raises:
-        ConversionError: If there is no config, or the weights are not those of the model that it describes.
+        ConversionError: There is no config, or the weights are not those of the model that it describes.
     """
-    config = None if source.settings is None else _config(source)
-    given = source.checkpoint.encoders
-    if config is None and (not given or options.standalone):
+    from mg_llava.hf.export import folder_files
+    from mg_llava.hf.keys import hf_key
+
+    checkpoint, config = source.checkpoint, None if source.checkpoint.settings is None else _config(source)
+    if config is None and (not checkpoint.encoders or options.standalone):
         raise ConversionError(
-            f"{source.checkpoint.path} ({source.checkpoint.kind}) does not say what the model is made of; give the "
-            "training config with --config"
+            f"{checkpoint.path} ({checkpoint.kind}) does not say what the model is made of; give the training config "
+            "with --config"
         )
-    encoders = given or _encoders(config["model"] if config else {})
-    dtype = options.torch_dtype
-    llm = {name.removeprefix("llm."): tensor for name, tensor in source.tensors.items() if name.startswith("llm.")}
+    encoders = checkpoint.encoders or _encoders(config["model"] if config else {})
+    vision, llm = source.split()
     own = {
         **{f"llm.{name}": tensor for name, tensor in without_ties(llm, source.tied).items()},
-        **{name: tensor.to(dtype) for name, tensor in encoders.items()},
-        # after the encoders' own: those that were trained
-        **{name: tensor for name, tensor in source.tensors.items() if not name.startswith("llm.")},
+        **{name: tensor.to(options.torch_dtype) for name, tensor in encoders.items()},
+        **vision,  # after the encoders' own: those that were trained
     }
     source.report.parts.update(summarize({name: own[name] for name in encoders}))
     staged = stage(source, target, "hf", options, own)
-    weights = _named(own)
+    dtype, weights = main_dtype(llm), {hf_key(name): tensor for name, tensor in own.items()}
     try:
         if config is None:
-            _copy_files(source.checkpoint.path, staged.path, _main_dtype(own))
+            copy_small_files(checkpoint.path, staged.path)
+            write_json(staged.path / "config.json", read_config(checkpoint.path) | {"torch_dtype": dtype}, indent=2)
         else:
-            from mg_llava.hf.export import folder_files
-
-            folder_files(config, staged.path, _main_dtype(own), options.standalone)
-        _check_model(staged.path, weights, source.tied)
+            folder_files(config, staged.path, dtype, options.standalone)
+        _check_model(staged.path, weights, [hf_key(f"llm.{name}") for name in source.tied])
     except (ValueError, OSError):
         staged.abandon()
         raise
     write_shards(staged, weights, options, progress)
-    staged.finish(manifest(source, "hf"))
+    finish(staged, source, "hf")
 
 
 def _config(source: Source) -> dict[str, Any]:
     """The training config, with the LLM's folder that was found."""
-    assert source.settings is not None
-    config = copy.deepcopy(dict(source.settings.values))
+    assert source.checkpoint.settings is not None
+    config = copy.deepcopy(dict(source.checkpoint.settings.values))
     folder = source.llm_folder
     if folder is not None and folder != source.checkpoint.path:
         before, config["model"]["llm"]["path"] = config["model"]["llm"].get("path"), str(folder)
@@ -83,22 +81,7 @@ def _encoders(model: Mapping[str, Any]) -> TensorMap:
     }
 
 
-def _main_dtype(tensors: TensorMap) -> torch.dtype:
-    """Dtype of most of the LLM, in which ``torch_dtype="auto"`` loads all weights."""
-    sizes: Counter[torch.dtype] = Counter()
-    for name, tensor in tensors.items():
-        if name.startswith("llm.") and tensor.dtype.is_floating_point:
-            sizes[tensor.dtype] += tensor.nbytes
-    return sizes.most_common(1)[0][0]
-
-
-def _named(tensors: TensorMap) -> TensorMap:
-    from mg_llava.hf.keys import hf_key
-
-    return {hf_key(name): tensor for name, tensor in tensors.items()}
-
-
-def _check_model(folder: Path, weights: TensorMap, tied: Mapping[str, str]) -> None:
+def _check_model(folder: Path, weights: TensorMap, aliases: list[str]) -> None:
     """Compare names and shapes with the model that the folder's configuration describes, built without memory.
 
     Raises:
@@ -109,29 +92,9 @@ def _check_model(folder: Path, weights: TensorMap, tied: Mapping[str, str]) -> N
     with torch.device("meta"):
         model = mg_llava.hf.MGLLaVAForConditionalGeneration(mg_llava.hf.MGLLaVAConfig.from_pretrained(folder))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    aliases = {mg_llava.hf.hf_key(f"llm.{name}") for name in tied}
-    missing = [name for name in shapes if name not in weights and name not in aliases]
-    extra = [name for name in weights if name not in shapes]
-    wrong = [
-        f"{name} {weights[name].shape} here, {shape} in the model"
-        for name, shape in shapes.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    problems = [
-        f"{len(names)} weights {what}, e.g. {names[0]}"
-        for what, names in (("are missing", missing), ("are unknown to it", extra), ("have another shape", wrong))
-        if names
-    ]
-    if problems:
+    report = check_keys(weights, Expected(shapes, optional=aliases))
+    unknown = f"{len(report.unknown)} weights are unknown to it, e.g. {report.unknown[0]}" if report.unknown else ""
+    if problems := report.problems or [unknown] * bool(unknown):
         raise ConversionError(
             f"the weights are not those of the model that the config describes: {'; '.join(problems)}"
         )
-
-
-def _copy_files(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Take over everything but the weights from another folder of the whole model."""
-    for file in (file for pattern in (*SMALL_FILES, "*.md") for file in source.glob(pattern)):
-        if file.is_file() and not file.name.endswith(".index.json") and file.name != MANIFEST:
-            shutil.copyfile(file, target / file.name)
-    config = json.loads((target / "config.json").read_text())
-    write_json(target / "config.json", config | {"torch_dtype": str(dtype).removeprefix("torch.")})

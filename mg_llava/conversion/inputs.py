@@ -34,33 +34,40 @@ def open_checkpoint(
         settings: Of its training; without them those that are stored in the checkpoint.
 
     Raises:
-        FileNotFoundError: If nothing is there.
-        CheckpointError: If it is damaged or of another kind.
-        ConversionError: If its adapters cannot be used.
+        FileNotFoundError: Nothing is there.
+        CheckpointError: It is damaged or of another kind.
+        ConversionError: Its adapters cannot be used.
     """
     path = newest_checkpoint(Path(path))
     if path.is_dir() and not any(path.glob(MODEL_STATES)):
         if (path / "adapter_config.json").is_file():
             return _open_adapter(path, settings)
         if read_manifest(path).get("layout") == "parts":
-            return _open_parts(path, settings)
+            check_files(path)
+            llm = path / LLM_FOLDER
+            tensors = map_weights(path / VISION_FILE)[0] | _prefixed(map_folder(llm))
+            return name_tensors(path, "LLM folder with vision part", tensors, settings, llm_folder=llm)
         config = read_config(path)
         if config.get("model_type") == "mg_llava":
             return _open_whole(path, settings)
         if any("CausalLM" in name for name in config.get("architectures") or ()):
-            tensors = {f"llm.{key}": tensor for key, tensor in map_folder(path).items()}
-            return sort_tensors(path, "LLM folder", tensors, settings, llm_folder=path)
+            return name_tensors(path, "LLM folder", _prefixed(map_folder(path)), settings, llm_folder=path)
     found = open_training_checkpoint(path)
-    meta = _plain_meta(found.extra.get("meta"))
+    stored = found.extra.get("meta")
+    meta = {
+        key: value
+        for key, value in (stored.items() if isinstance(stored, dict) else ())
+        if isinstance(key, str) and isinstance(value, str | int | float)
+    }
     settings = settings or stored_settings(str(meta.get("cfg", "")), str(path))
     kind = found.kind
     if kind in ("mmengine .pth", "state dict") and path.suffix == ".pth":
         kind = "mmengine .pth" if PROJECT_KEY in meta or PROJECT_KEY in str(meta.get("cfg", "")) else "reference .pth"
     known = (settings.lora if settings else {}) | dict(lora or {})
-    return sort_tensors(path, kind, found.tensors, settings, known, meta=meta)
+    return name_tensors(path, kind, found.tensors, settings, known, meta=meta)
 
 
-def sort_tensors(
+def name_tensors(
     path: Path,
     kind: str,
     tensors: TensorMap,
@@ -79,8 +86,8 @@ def sort_tensors(
         **rest: Further fields of :class:`Checkpoint`.
 
     Raises:
-        CheckpointError: If none of them belongs to a model of this kind.
-        ConversionError: If adapters among them cannot be used.
+        CheckpointError: None of them belongs to a model of this kind.
+        ConversionError: Adapters among them cannot be used.
     """
     model = settings.model if settings else None
     encoders, own = keys_of(parts_of(model), "encoder"), saved_parts(model)
@@ -104,9 +111,8 @@ def sort_tensors(
     return Checkpoint(path, kind, kept, adapter, unknown=unknown, ignored=ignored, settings=settings, **rest)
 
 
-def _plain_meta(meta: Any) -> dict[str, Any]:
-    values = meta.items() if isinstance(meta, dict) else ()
-    return {key: value for key, value in values if isinstance(key, str) and isinstance(value, str | int | float)}
+def _prefixed(llm: TensorMap) -> TensorMap:
+    return {f"llm.{key}": tensor for key, tensor in llm.items()}
 
 
 def _open_adapter(folder: Path, settings: Settings | None) -> Checkpoint:
@@ -119,17 +125,10 @@ def _open_adapter(folder: Path, settings: Settings | None) -> Checkpoint:
         raise ConversionError(f"{folder} holds {lora['peft_type']} adapters; only LoRA can be merged")
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).is_file():
-            tensors = {f"llm.{key}": tensor for key, tensor in map_weights(folder / name)[0].items()}
-            return sort_tensors(folder, "PEFT adapter folder", tensors, settings, lora)
+            return name_tensors(
+                folder, "PEFT adapter folder", _prefixed(map_weights(folder / name)[0]), settings, lora
+            )
     raise CheckpointError(f"{folder} has adapter_config.json but no adapter_model.safetensors or .bin; copy it again")
-
-
-def _open_parts(folder: Path, settings: Settings | None) -> Checkpoint:
-    check_files(folder)
-    tensors, _ = map_weights(folder / VISION_FILE)
-    llm = folder / LLM_FOLDER
-    tensors |= {f"llm.{key}": tensor for key, tensor in map_folder(llm).items()}
-    return sort_tensors(folder, "LLM folder with vision part", tensors, settings, llm_folder=llm)
 
 
 def _open_whole(folder: Path, settings: Settings | None) -> Checkpoint:
@@ -144,7 +143,7 @@ def _open_whole(folder: Path, settings: Settings | None) -> Checkpoint:
     frozen = set(keys_of(parts_of(model), "encoder")) - set(saved_parts(model))
     encoders = {key: tensor for key, tensor in tensors.items() if key.split(".", 1)[0] in frozen}
     rest = {key: tensor for key, tensor in tensors.items() if key not in encoders}
-    return sort_tensors(folder, "Hugging Face folder", rest, settings, llm_folder=folder, encoders=encoders)
+    return name_tensors(folder, "Hugging Face folder", rest, settings, llm_folder=folder, encoders=encoders)
 
 
 def verify(checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from mg_llava.conversion.convert import TARGETS, Target, write
 from mg_llava.conversion.expected import keys_of, parts_of
 from mg_llava.conversion.files import ConversionError
-from mg_llava.conversion.inputs import sort_tensors
+from mg_llava.conversion.inputs import name_tensors
 from mg_llava.conversion.prepare import complete
 from mg_llava.conversion.settings import settings_of
 from mg_llava.conversion.types import Options
@@ -56,7 +56,7 @@ def export_model(
         for name, tensor in nn.Module.state_dict(model).items()
         if not tensor.is_meta and name.split(".", 1)[0] in saved
     }
-    checkpoint = sort_tensors(
+    checkpoint = name_tensors(
         Path("the checkpoint"), "loaded by XTuner", map_state_dict(state), settings, settings.lora
     )
     options = Options(

@@ -68,17 +68,15 @@ class Expected:
     """Names and shapes that a checkpoint must have.
 
     Args:
-        shapes: Of the connectors.
+        shapes: Of its tensors.
         source: Where they come from, for messages.
-        llm: Of the LLM's parameters, without ``llm.``; None for a checkpoint that needs none.
-        tied: Further names of tied weights of the LLM with the names that they stand for; they may be absent.
-        open_parts: Parts of which nothing is known; whatever they have is taken.
+        optional: Names that may be absent, such as further names of tied weights.
+        open_parts: Parts that must be there, of which no more is known.
     """
 
     shapes: Mapping[str, Shape]
     source: str = "in the model"
-    llm: Mapping[str, Shape] | None = None
-    tied: Mapping[str, str] = field(default_factory=dict)
+    optional: Collection[str] = ()
     open_parts: Collection[str] = ()
 
 
@@ -93,22 +91,15 @@ def check_keys(
         unknown: Keys that were left out, for the report.
         ignored: Keys that are known to be of no use, for the report.
     """
-    wanted = dict(expected.shapes)
-    if expected.llm is not None:
-        wanted |= {f"llm.{name}": shape for name, shape in expected.llm.items()}
     report = KeyReport(parts=summarize(tensors), unknown=list(unknown), ignored=list(ignored))
-    report.missing = [key for key in wanted if key not in tensors]
-    report.missing += [f"{part}.*" for part in expected.open_parts if part not in report.parts]
-    report.misshapen = [
-        f"{key} {tensors[key].shape} here, {shape} {expected.source}"
-        for key, shape in wanted.items()
-        if key in tensors and tensors[key].shape != shape
-    ]
-    spare = {*expected.open_parts, *([] if expected.llm is not None else ["llm"])}
-    tied = {f"llm.{name}" for name in expected.tied}
-    report.unknown += [
-        key for key in tensors if key not in wanted and key not in tied and key.split(".", 1)[0] not in spare
-    ]
+    absent = [f"{part}.*" for part in expected.open_parts if part not in report.parts]
+    report.missing = [key for key in expected.shapes if key not in tensors and key not in expected.optional] + absent
+    for key, tensor in tensors.items():
+        shape = expected.shapes.get(key)
+        if shape is not None and tensor.shape != shape:
+            report.misshapen.append(f"{key} {tensor.shape} here, {shape} {expected.source}")
+        elif shape is None and key not in expected.optional and key.split(".", 1)[0] not in expected.open_parts:
+            report.unknown.append(key)
     return report
 
 

@@ -50,46 +50,72 @@ class Options:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint, whatever its kind; nothing of its tensors has been read."""
+    """An open checkpoint, whatever its kind; nothing of its tensors has been read.
+
+    Args:
+        path: Where it is.
+        kind: What was found, in words.
+        tensors: Connectors, trained encoders and the LLM under the reference's names.
+        adapter: Adapters on the LLM.
+        encoders: Other encoders under the model's names; only in a Hugging Face folder of the whole model.
+        unknown: Keys of no part.
+        ignored: Keys that are known to be of no use.
+        meta: What mmengine stored of the run: plain values alone.
+        settings: Of its training, as far as they are known.
+        llm_folder: Where the configuration and tokenizer of the LLM lie, if they come with the checkpoint.
+    """
 
     path: Path
     kind: str
-    """What was found, in words."""
     tensors: TensorMap
-    """Fusion, projectors and LLM under the reference's names."""
     adapter: Adapter | None = None
     encoders: TensorMap = field(default_factory=dict)
-    """Encoders under the model's names; only in a Hugging Face folder of the whole model."""
     unknown: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
-    """What mmengine stored of the run: plain values alone."""
     settings: Settings | None = None
-    """Of its training, as far as they are known."""
     llm_folder: Path | None = None
-    """Where the configuration and tokenizer of the LLM lie, if they come with the checkpoint."""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.kind})"
 
     @property
     def files(self) -> list[Path]:
         """All files that it consists of."""
         return [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
 
+    @property
+    def model(self) -> Mapping[str, Any] | None:
+        """The config of its system, as far as it is known."""
+        return self.settings.model if self.settings else None
+
+    @property
+    def has_llm(self) -> bool:
+        """Whether weights of the LLM, or some that were trained beside adapters, are in it."""
+        return any(key.startswith("llm.") for key in self.tensors)
+
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, completed and checked, as it is going to be written."""
+    """A checkpoint, completed and checked, as it is going to be written.
+
+    Args:
+        checkpoint: The checkpoint.
+        tensors: Its parts, complete, under the reference's names.
+        llm_folder: The LLM's folder.
+        report: On the keys.
+        tied: Further names of tied weights of the LLM, with the names that they stand for; without ``llm.``.
+        files: What it was read from; none where it was in memory.
+    """
 
     checkpoint: Checkpoint
     tensors: TensorMap
-    """Parts under the reference's names."""
     llm_folder: Path | None
     report: KeyReport
     tied: Mapping[str, str]
-    """Further names of tied weights of the LLM, with the names that they stand for; without ``llm.``."""
     files: Sequence[Path] = ()
-    """What it was read from."""
 
-    @property
-    def settings(self) -> Settings | None:
-        """Of its training, as far as they are known."""
-        return self.checkpoint.settings
+    def split(self) -> tuple[TensorMap, TensorMap]:
+        """The connectors with trained encoders, and the LLM without ``llm.``."""
+        llm = {key.removeprefix("llm."): tensor for key, tensor in self.tensors.items() if key.startswith("llm.")}
+        return {key: tensor for key, tensor in self.tensors.items() if not key.startswith("llm.")}, llm

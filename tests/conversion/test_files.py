@@ -16,9 +16,11 @@ from mmengine.config import Config
 from safetensors.torch import load_file, save_file
 
 from mg_llava.conversion import ConversionError, Options, convert, writers
-from mg_llava.conversion.files import StagedFolder, atomic_file, hash_file
-from mg_llava.conversion.writers import parse_size, plan_shards, write_pth, write_safetensors
+from mg_llava.conversion.files import StagedFolder
+from mg_llava.conversion.folder_writing import parse_size, plan_shards
+from mg_llava.conversion.writers import write_pth, write_safetensors
 from mg_llava.models.weights.stored import StoredTensor, map_weights
+from mg_llava.work.atomic import NoRoomError
 from tests import toy
 from tests.conversion.conftest import State, assert_same, config_values, read
 from tests.conversion.conftest import write_pth as save_pth
@@ -117,7 +119,7 @@ def test_disk_full_leaves_the_old_file(write: Write, tmp_path: Path, small_files
     write(file, {"a": StoredTensor.of(torch.ones(4))})
     before = file.read_bytes()
     big = {f"t{n}": StoredTensor.of(torch.ones(1000)) for n in range(20)}
-    with pytest.raises(ConversionError, match=r"is full while writing .*a.weights .* make room and try again"):
+    with pytest.raises(NoRoomError, match=r"is full while writing .*a.weights .* make room and try again"):
         write(file, big)
     assert file.read_bytes() == before and names(tmp_path) == {"a.weights"}
 
@@ -138,7 +140,7 @@ def test_errors_and_kills_leave_the_old_file(
         stored["b"] = StoredTensor((2,), torch.float32, stop)
     else:
         monkeypatch.setattr(os, "fsync", stop)
-    with pytest.raises(KeyboardInterrupt if when == "write" else ConversionError):
+    with pytest.raises(KeyboardInterrupt if when == "write" else NoRoomError):
         write(file, stored)
     assert file.read_bytes() == b"old" and names(tmp_path) == {"a.weights"}
 
@@ -148,8 +150,7 @@ def test_data_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest
     sync, move = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), sync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("move"), move(a, b)))
-    with atomic_file(tmp_path / "a") as file:
-        file.write(b"x")
+    write_pth(tmp_path / "a", {"a": StoredTensor.of(torch.ones(4))})
     assert events == ["sync", "move", "sync"]
 
 
@@ -191,7 +192,7 @@ def test_existing_targets(stage_2: Path, state: State, tmp_path: Path) -> None:
 def test_failed_overwrite_leaves_the_old_folder(stage_2: Path, state: State, tmp_path: Path, monkeypatch: Any) -> None:
     target = tmp_path / "out"
     convert(stage_2, target, "parts")
-    before = {file: hash_file(file) for file in sorted(target.rglob("*")) if file.is_file()}
+    before = {file: file.read_bytes() for file in sorted(target.rglob("*")) if file.is_file()}
     move = os.replace
 
     def fail(source: Path, destination: Path) -> None:
@@ -202,7 +203,7 @@ def test_failed_overwrite_leaves_the_old_folder(stage_2: Path, state: State, tmp
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="Permission denied"):
         convert(stage_2, target, "parts", Options(overwrite=True, dtype="float16"))
-    assert {file: hash_file(file) for file in sorted(target.rglob("*")) if file.is_file()} == before
+    assert {file: file.read_bytes() for file in sorted(target.rglob("*")) if file.is_file()} == before
     monkeypatch.undo()
     convert(stage_2, target, "parts", Options(overwrite=True, dtype="float16"))
     assert load_file(target / "llm" / "model.safetensors")["lm_head.weight"].dtype == torch.float16
@@ -223,7 +224,7 @@ def test_disk_full_in_the_middle_of_a_folder_and_going_on(
         write(file, name, tensor)
 
     monkeypatch.setattr(writers, "_write_tensor", full)
-    with pytest.raises(ConversionError, match=r"the disk is full while writing .*/llm/model-0000\d-of"):
+    with pytest.raises(NoRoomError, match=r"the disk is full while writing .*/llm/model-0000\d-of"):
         convert(stage_2, target, "parts", options)
     assert not target.exists()
     done = {file.name: file.stat().st_mtime_ns for file in partial.glob("*.safetensors")}

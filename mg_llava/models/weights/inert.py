@@ -57,8 +57,8 @@ class InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The function or class for a name in the pickle."""
         found = _KNOWN.get((module.replace("__builtin__", "builtins"), name))
-        if found is None and module in ("torch", "torch.storage") and name in _STORAGES:
-            found = _StorageType(_STORAGES[name])
+        if found is None and module in ("torch", "torch.storage") and name in STORAGES:
+            found = _StorageType(STORAGES[name])
         if found is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             found = getattr(torch, name)
         if found is None and self._refuse:
@@ -89,7 +89,7 @@ def _typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> TypedStorage:
     return TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
