@@ -1,10 +1,10 @@
-# Ablation of the embedded default, stage 1: Conv-Gate added, no objects; the budget is the full model's.
+# Table 4 of the paper in miniature, stage 1: Conv-Gate added, no objects.
 #   xtuner train configs/ablations/mg_llava_nano_pretrain_convgate.py --seed 0
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.nano import nano_pretrain
+    from .._base_.ablations import nano_ablation
     from .._base_.runtime import *
 
-globals().update(nano_pretrain(model=dict(box_projector=None)))
-del nano_pretrain
+globals().update(nano_ablation("pretrain", "convgate"))
+del nano_ablation

@@ -1,10 +1,10 @@
-# Ablation of the embedded default, stage 1: objects added, no Conv-Gate; the budget is the full model's.
+# Table 4 of the paper in miniature, stage 1: objects added, no Conv-Gate.
 #   xtuner train configs/ablations/mg_llava_nano_pretrain_objects.py --seed 0
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.nano import nano_pretrain
+    from .._base_.ablations import nano_ablation
     from .._base_.runtime import *
 
-globals().update(nano_pretrain(model=dict(fusion=None)))
-del nano_pretrain
+globals().update(nano_ablation("pretrain", "objects"))
+del nano_ablation

@@ -12,6 +12,7 @@ from tests.planning.conftest import LEAVES, PUBLISHED, load_config
 
 PARAMETERS = json.loads((PUBLISHED / "parameters.json").read_text())
 TRAINED_IN_STAGE_1 = {"fuse_module", "projector", "bbox_projector"}
+PAPERS = [leaf for leaf in LEAVES if not leaf.startswith("ablations/")]
 
 # The published towers, without what is not computed: CLIP's last layer (12,596,224) and last norm, the classifier
 # and last norm of timm's ConvNeXt and ResNet.
@@ -36,7 +37,45 @@ def conv_gate(low: int, high: int) -> int:
     return convolutions + 2 * low * (low // 2) + low // 2 + low // 2 + 1
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
+def attention(query: int, read: int) -> int:
+    """Parameters of attention with one head: three layers with biases, each after a norm."""
+    return sum(2 * width + width * query + query for width in (query, read, read))
+
+
+def convolutions(low: int, high: int) -> int:
+    """Parameters of what Conv-Gate does before its gate."""
+    return conv_gate(low, high) - (2 * low * (low // 2) + low // 2 + low // 2 + 1)
+
+
+LOW, STAGES, D = 1024, (192, 384, 768, 1536), 4096
+ALL, LAST = sum(STAGES), STAGES[-1]
+MERGED = {
+    "channel_concat": {"projector": mlp(LOW + LAST, D), "fuse_module": 0},
+    "patch_info_mining": {"fuse_module": attention(LOW, ALL)},  # 6.9 million weights
+    "resampler": {
+        "fuse_module": convolutions(LOW, LAST),
+        # queries, keys and values, attention, norms, what comes after
+        "projector": 576 * D + LOW * D + 4 * D * D + 4 * D + 6 * D + D * D,
+    },
+    "boxes_into_picture": {"box_fuse_module": attention(LOW, ALL), "bbox_projector": 0},  # 6.9 million weights
+    "picture_into_boxes": {"box_fuse_module": attention(ALL, LOW)},  # 14.2 million weights
+    "objects": {"bbox_projector": mlp(ALL, D)},
+    "low_only": {"projector": mlp(LOW, D)},
+    "coco80": {"fuse_module": conv_gate(LOW, LAST)},
+}
+"""Parameters of parts in the rows of Tables 4 and 5."""
+
+
+@pytest.mark.parametrize("row", MERGED)
+def test_parameters_of_the_rows_of_the_paper(row: str, skeleton: Callable[..., Skeleton]) -> None:
+    parts = skeleton(f"ablations/mg_llava_vicuna7b_pretrain_{row}").parts()
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    assert {name: counts[name] for name in MERGED[row]} == MERGED[row]
+    present = {"fuse_module": row not in ("objects", "low_only"), "bbox_projector": row != "low_only"}
+    assert {name: name in counts for name in present} == present
+
+
+@pytest.mark.parametrize("leaf", PAPERS)
 def test_parameters_of_each_part(leaf: str, skeleton: Callable[..., Skeleton]) -> None:
     made = skeleton(leaf)
     model, config = made.model, load_config(leaf).model
@@ -60,7 +99,9 @@ def test_parameters_of_each_part(leaf: str, skeleton: Callable[..., Skeleton]) -
 def test_stage_decides_what_is_trained(leaf: str, skeleton: Callable[..., Skeleton]) -> None:
     made = skeleton(leaf)
     trained = {n for n, part in made.parts().items() if any(p.requires_grad for p in part.parameters())}
-    expected = TRAINED_IN_STAGE_1 & set(made.parts()) | ({"llm"} if "instruct" in leaf else set())
+    filled = {n for n, part in made.parts().items() if any(True for _ in part.parameters())}
+    connectors = TRAINED_IN_STAGE_1 | {"box_fuse_module"}
+    expected = connectors & filled | ({"llm"} if "instruct" in leaf else set())
     assert trained == expected
     whole = {n for n in trained if all(p.requires_grad for p in made.parts()[n].parameters())}
     assert whole == (trained - {"llm"} if "lora" in leaf else trained)

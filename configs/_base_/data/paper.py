@@ -83,3 +83,11 @@ stage2_merged = dict(
     image_folder="images",
     box_path=_stage2_boxes,
 )
+
+# LLaVA-1.5's records alone, as in the ablations of the paper
+llava15_stage1 = dict(data_root=data_root, published_samples=558_000, **stage1["sources"][0])
+llava15_stage2 = dict(data_root=data_root, published_samples=665_000, **stage2["sources"][0])
+
+# with boxes that tools/generate_boxes.py finds by the names of COCO's 80 classes in place of tags: --tagger coco80
+llava15_stage1_coco80 = dict(llava15_stage1, box_path="boxes/llava15_stage1_coco80.safetensors")
+llava15_stage2_coco80 = dict(llava15_stage2, box_path="boxes/llava15_stage2_coco80.safetensors")

@@ -1,0 +1,10 @@
+# Table 5 of the paper in miniature, stage 2: boxes read the picture before the fusion (B-to-F).
+#   xtuner train configs/ablations/mg_llava_nano_instruct_picture_into_boxes.py --seed 0
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.ablations import nano_ablation
+    from .._base_.runtime import *
+
+globals().update(nano_ablation("instruct", "picture_into_boxes"))
+del nano_ablation
