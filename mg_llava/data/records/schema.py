@@ -29,6 +29,10 @@ class RecordError(ValueError):
     """A record that cannot be used; the message names file and record and says what to do."""
 
 
+class PlaceholderError(RecordError):
+    """A record that is well-formed but for the number of its placeholders."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One message of a conversation."""
@@ -290,7 +294,7 @@ def _check_placeholders(record: LLaVARecord, where: str) -> None:
     turns = answered_turns(record.turns)
     found = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
     if found != len(record.images) and turns:
-        raise RecordError(
+        raise PlaceholderError(
             f"{where}: {found} {IMAGE_PLACEHOLDER} in the questions, {len(record.images)} pictures; write one "
             f"{IMAGE_PLACEHOLDER} per picture into the human turns that have an answer"
         )

@@ -15,8 +15,7 @@ from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.inspection.doctor.coordinates import Mapped, map_and_return
 from mg_llava.inspection.doctor.findings import Found
 from mg_llava.inspection.doctor.images import PictureFacts, picture_findings
-from mg_llava.inspection.doctor.sources import Source
-from mg_llava.inspection.doctor.texts import UsedRecord
+from mg_llava.inspection.doctor.sources import Source, UsedRecord
 
 _SHARE_LIMIT = 1.5
 """Largest coordinate of boxes that are shares of the picture: 1, and what detectors add at the edges."""
@@ -48,36 +47,33 @@ class BoxStatistics(NamedTuple):
     as_cxcywh: int
 
 
-class LinkResult(NamedTuple):
-    """Findings of a range of records, about pictures and boxes together.
+@dataclass
+class LinkResult:
+    """A range of records: pictures and boxes together.
 
     Attributes:
-        found: The findings.
-        statistics: Of each picture with boxes.
         mapped: Errors of the way to the canvas and back, of each picture with boxes in it.
-        tokens: (row, ids + visual tokens + boxes) of each record.
-        skipped: Places of the records whose pictures cannot be read.
-        pictures: Number of pictures.
-        boxes: Number of boxes, and of boxes that become tokens.
+        lengths: Ids + visual tokens + boxes of each record; 0 without a text.
+        skipped: Rows of the records whose pictures cannot be read.
+        box_tokens: Number of boxes that become tokens.
     """
 
-    found: list[Found]
-    statistics: list[BoxStatistics]
-    mapped: list[Mapped]
-    tokens: list[tuple[int, int]]
-    skipped: list[int]
-    pictures: int
-    boxes: tuple[int, int]
+    found: list[Found] = field(default_factory=list)
+    statistics: list[BoxStatistics] = field(default_factory=list)
+    mapped: list[Mapped] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    skipped: set[int] = field(default_factory=set)
+    pictures: int = 0
+    boxes: int = 0
+    box_tokens: int = 0
 
 
-@dataclass
-class LinkCheck:
-    """What the jobs share: the sources, their usable records, facts of all pictures, and evaluation pictures."""
+class LinkCheck(NamedTuple):
+    """The sources, facts of all pictures by path and limit, and evaluation pictures by content."""
 
     sources: Sequence[Source]
-    used: Sequence[Sequence[UsedRecord]]
     facts: Mapping[tuple[str, int | None], PictureFacts]
-    evaluation: Mapping[str, str] = field(default_factory=dict)
+    evaluation: Mapping[str, str]
 
 
 def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
@@ -89,31 +85,29 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
     """
     number, start, stop = job
     source = check.sources[number]
-    result = LinkResult([], [], [], [], [], 0, (0, 0))
-    pictures = boxes = kept = 0
-    for used in check.used[number][start:stop]:
-        count, drawn = 0, 0
-        limits = Limits(bool(used.length) and source.budget.is_long(used.length, len(used.images)))
-        for name, key in zip(used.images, picture_keys(used.id, len(used.images)), strict=True):
+    result = LinkResult()
+    for used in source.used[start:stop]:
+        drawn, pictures = 0, len(used.images)
+        limits = Limits(bool(used.length) and source.budget.is_long(used.length, pictures))
+        for name, key in zip(used.images, picture_keys(used.id, pictures), strict=True):
             if source.has_folder and source.is_outside(name):
                 result.found.append(Found("outside_picture", used.id, used.row, name))
-                result.skipped.append(used.row)
-            facts = _facts_of(check, source, name)
+                result.skipped.add(used.row)
+            facts = check.facts.get((source.path_of(name), source.faults.max_pixels)) if source.has_folder else None
             if facts is not None:
                 result.found.extend(_about_picture(check, facts, name, used))
                 if facts.fault:
-                    result.skipped.append(used.row)
-            in_file, as_tokens = _about_boxes(source, facts, key, used, limits, result)
-            count, drawn = count + in_file, drawn + as_tokens
+                    result.skipped.add(used.row)
+            drawn += _check_boxes(source, facts, key, used, limits, result)
         # Without a text there is no sequence.
-        room = source.budget.box_room(used.length, len(used.images)) if used.length else None
+        room = source.budget.box_room(used.length, pictures) if used.length else None
         if room is not None and drawn > room:
             result.found.append(Found("boxes_cut", used.id, used.row, f"room for {room} of {drawn} boxes"))
             drawn = room
-        length = source.budget.expanded(used.length, len(used.images), drawn) if used.length else 0
-        result.tokens.append((used.row, length))
-        pictures, boxes, kept = pictures + len(used.images), boxes + count, kept + drawn
-    return result._replace(pictures=pictures, boxes=(boxes, kept))
+        result.lengths.append(source.budget.expanded(used.length, pictures, drawn) if used.length else 0)
+        result.pictures += pictures
+        result.box_tokens += drawn
+    return result
 
 
 def judge_boxes(
@@ -132,7 +126,7 @@ def judge_boxes(
     """
     if not len(boxes):
         return []
-    if _are_shares(boxes, size):
+    if max(size) > _SMALLEST_SIDE and np.abs(boxes).max() <= _SHARE_LIMIT and (boxes != 0).any():
         return [("boxes_normalized", f"the largest coordinate is {boxes.max():g} in a picture of {_by(size)}")]
     turned = size[::-1]
     if made_on is not None and made_on != size:
@@ -142,82 +136,18 @@ def judge_boxes(
     if not _fit(boxes, size) and _fit(boxes, turned):
         return [("boxes_other_orientation" if is_turned else "boxes_swapped", reach)]
     found = []
-    limits = np.array([*size, *size], dtype=np.float64)
-    beyond = (boxes < 0).any(axis=1) | (boxes[:, 2:] > limits[2:]).any(axis=1)
-    outside = beyond & ((boxes[:, :2] >= limits[:2]).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1))
-    over = (boxes < -1).any(axis=1) | (boxes[:, 2:] > limits[2:] + 1).any(axis=1)
-    if (boxes[:, 2:].max(axis=0) / limits[2:]).max() >= _FAR and over.sum() * 2 > len(boxes):
+    corners, ends, limits = boxes[:, :2], boxes[:, 2:], np.array(size, dtype=np.float64)
+    beyond = (boxes < 0).any(axis=1) | (ends > limits).any(axis=1)
+    outside = beyond & ((corners >= limits).any(axis=1) | (ends <= 0).any(axis=1))
+    over = (boxes < -1).any(axis=1) | (ends > limits + 1).any(axis=1)
+    if (ends.max(axis=0) / limits).max() >= _FAR and over.sum() * 2 > len(boxes):
         return [("boxes_other_size", reach)]
     if outside.any():
-        first = int(np.flatnonzero(outside)[0])
-        found.append(
-            ("box_outside", f"{outside.sum()} of {len(boxes)} boxes, such as {boxes[first].tolist()}, {reach}")
-        )
+        example = boxes[outside][0].tolist()
+        found.append(("box_outside", f"{outside.sum()} of {len(boxes)} boxes, such as {example}, {reach}"))
     if (over & ~outside).any():
         found.append(("box_overhang", f"{(over & ~outside).sum()} of {len(boxes)} boxes; {reach}"))
     return found
-
-
-def _facts_of(check: LinkCheck, source: Source, name: str) -> PictureFacts | None:
-    if not source.has_folder:
-        return None
-    return check.facts.get((source.path_of(name), source.faults.max_pixels))
-
-
-def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedRecord) -> Iterator[Found]:
-    yield from picture_findings(facts, name, used.id, used.row)
-    if facts.content and facts.content in check.evaluation:
-        yield Found("eval_leak", used.id, used.row, f"{name} is the same as {check.evaluation[facts.content]}")
-
-
-def _about_boxes(
-    source: Source, facts: PictureFacts | None, key: str, used: UsedRecord, limits: Limits, result: LinkResult
-) -> tuple[int, int]:
-    """Check the boxes of one picture; returns their number, and the number of box tokens."""
-    if source.table is None:
-        return 0, _tokens(source, facts, NO_BOXES, limits, result)
-    row = source.table.find(key)
-    if row is None and facts is not None and facts.content and source.table.has_pictures:
-        row = source.table.find_picture(facts.content)
-    if row is None:
-        if not (key in source.bad_boxes and source.findings.level("bad_boxes") == "error"):
-            result.found.append(Found("missing_boxes", used.id, used.row, f"no record with id {key!r}"))
-        return 0, _tokens(source, facts, NO_BOXES, limits, result)
-    record = source.table.record(row)
-    if facts is not None and not facts.fault:
-        size = facts.probe.upright_size(source.apply_exif)
-        odd = judge_boxes(record.boxes, size, source.table.image_size(row), facts.orientation >= 5)
-        result.found.extend(Found(kind, used.id, used.row, detail) for kind, detail in [*odd, *judge_values(record)])
-        if len(record):
-            result.statistics.append(_statistics(record.boxes, size, {kind for kind, _ in odd}))
-    return len(record), _tokens(source, facts, record, limits, result)
-
-
-def _tokens(source: Source, facts: PictureFacts | None, record: BoxRecord, limits: Limits, result: LinkResult) -> int:
-    """Number of box tokens of a picture; notes the errors of the way to the canvas and back."""
-    if facts is None or facts.fault or not hasattr(source.processor, "place"):
-        return 0
-    mapped = map_and_return(source.processor, record, facts.probe.upright_size(source.apply_exif), limits)
-    if mapped.compared:
-        result.mapped.append(mapped)
-    return mapped.tokens
-
-
-def _statistics(boxes: np.ndarray, size: tuple[int, int], kinds: set[str]) -> BoxStatistics:
-    as_is, swapped = _fit(boxes, size), _fit(boxes, size[::-1])
-    return BoxStatistics(
-        size[0],
-        size[1],
-        float(boxes[:, 2].max()),
-        float(boxes[:, 3].max()),
-        "boxes_normalized" in kinds,
-        swapped and not as_is,
-        as_is and not swapped,
-        "boxes_other_size" in kinds,
-        len(boxes),
-        int(_lie_inside(boxes[:, :2], boxes[:, :2] + boxes[:, 2:], size).sum()),
-        int(_lie_inside(boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2, size).sum()),
-    )
 
 
 def judge_values(record: BoxRecord) -> Iterator[tuple[str, str]]:
@@ -230,14 +160,64 @@ def judge_values(record: BoxRecord) -> Iterator[tuple[str, str]]:
         yield "flat_box", f"{flat.sum()} of {len(record)} boxes, such as {record.boxes[flat][0].tolist()}"
 
 
-def _lie_inside(corners: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(n,) bool: which of n boxes lie in a picture, but for a pixel; their (n, 2) first and last corners."""
-    inside = np.concatenate([corners >= -1, ends <= np.array(size) + 1], axis=1)  # (n, 4)
-    return np.logical_and.reduce(inside, axis=1)
+def measure_boxes(boxes: np.ndarray, size: tuple[int, int], kinds: set[str]) -> BoxStatistics:
+    """Statistics of the (n, 4) boxes of a picture of this size, about which ``kinds`` were found."""
+    as_is, swapped = _fit(boxes, size), _fit(boxes, size[::-1])
+    corners, sides = boxes[:, :2], boxes[:, 2:]
+    return BoxStatistics(
+        width=size[0],
+        height=size[1],
+        reach_x=float(boxes[:, 2].max()),
+        reach_y=float(boxes[:, 3].max()),
+        is_share="boxes_normalized" in kinds,
+        fits_only_swapped=swapped and not as_is,
+        fits_only_as_is=as_is and not swapped,
+        is_other_size="boxes_other_size" in kinds,
+        boxes=len(boxes),
+        as_xywh=_count_inside(corners, corners + sides, size),
+        as_cxcywh=_count_inside(corners - sides / 2, corners + sides / 2, size),
+    )
 
 
-def _are_shares(boxes: np.ndarray, size: tuple[int, int]) -> bool:
-    return max(size) > _SMALLEST_SIDE and bool(np.abs(boxes).max() <= _SHARE_LIMIT) and bool((boxes != 0).any())
+def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedRecord) -> Iterator[Found]:
+    yield from picture_findings(facts, name, used.id, used.row)
+    if facts.content and facts.content in check.evaluation:
+        yield Found("eval_leak", used.id, used.row, f"{name} is the same as {check.evaluation[facts.content]}")
+
+
+def _check_boxes(
+    source: Source, facts: PictureFacts | None, key: str, used: UsedRecord, limits: Limits, result: LinkResult
+) -> int:
+    """Check the boxes of one picture, and their way to the canvas and back; returns the number of box tokens."""
+    table, row, record = source.table, None, NO_BOXES
+    if table is not None:
+        row = table.find(key)
+        if row is None and facts is not None and facts.content and table.has_pictures:
+            row = table.find_picture(facts.content)
+        if row is not None:
+            record = table.record(row)
+        elif key not in source.bad_boxes or source.findings.level("bad_boxes") != "error":
+            result.found.append(Found("missing_boxes", used.id, used.row, f"no record with id {key!r}"))
+    result.boxes += len(record)
+    if facts is None or facts.fault:
+        return 0
+    size = facts.upright_size(source.apply_exif)
+    if table is not None and row is not None:
+        odd = judge_boxes(record.boxes, size, table.image_size(row), facts.orientation >= 5)
+        result.found.extend(Found(kind, used.id, used.row, detail) for kind, detail in [*odd, *judge_values(record)])
+        if len(record):
+            result.statistics.append(measure_boxes(record.boxes, size, {kind for kind, _ in odd}))
+    if not hasattr(source.processor, "place"):
+        return 0
+    mapped = map_and_return(source.processor, record, size, limits)
+    if mapped.compared:
+        result.mapped.append(mapped)
+    return mapped.tokens
+
+
+def _count_inside(corners: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> int:
+    """How many of n boxes lie in a picture, but for a pixel; their (n, 2) first and last corners."""
+    return int(((corners >= -1) & (ends <= np.array(size) + 1)).all(axis=1).sum())
 
 
 def _fit(boxes: np.ndarray, size: tuple[int, int]) -> bool:

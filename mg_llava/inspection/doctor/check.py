@@ -13,15 +13,15 @@ from mg_llava.batch import TokenCount
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.config import ConfigError, find_dataset
 from mg_llava.data.settings import picture_problems
-from mg_llava.inspection.doctor.boxes import LinkCheck, check_links
+from mg_llava.inspection.doctor.boxes import LinkCheck, LinkResult, check_links
 from mg_llava.inspection.doctor.findings import Found
-from mg_llava.inspection.doctor.images import PictureCache, PictureCheck, PictureFacts, check_pictures
+from mg_llava.inspection.doctor.images import PictureCheck, PictureFacts, append_cache, check_pictures, read_cache
 from mg_llava.inspection.doctor.leakage import EvalPicture, hash_eval_pictures, list_eval_pictures
 from mg_llava.inspection.doctor.opening import open_sources
 from mg_llava.inspection.doctor.report import Report
-from mg_llava.inspection.doctor.sources import Source
-from mg_llava.inspection.doctor.summary import Gathered, conclude
-from mg_llava.inspection.doctor.texts import TextResult, UsedRecord, check_template, check_texts
+from mg_llava.inspection.doctor.sources import Source, UsedRecord
+from mg_llava.inspection.doctor.summary import conclude
+from mg_llava.inspection.doctor.texts import check_template, check_texts
 from mg_llava.registry import MODELS
 from mg_llava.tokens import tokens_without_embeddings
 from mg_llava.work.pool import available_cores, run_jobs, split
@@ -51,12 +51,7 @@ class Options:
 
 @dataclass(frozen=True)
 class LLMSizes:
-    """Numbers of an LLM's configuration; None where unknown.
-
-    Attributes:
-        positions: Number of positions that it knows.
-        embeddings: Number of its word embeddings.
-    """
+    """Numbers of positions and of word embeddings of an LLM; None where unknown."""
 
     positions: int | None = None
     embeddings: int | None = None
@@ -71,7 +66,8 @@ def check_config(config: Any, options: Options) -> Report:
         ValueError: Evaluation data is broken.
         RuntimeError: A worker process was killed.
     """
-    return check_dataset(find_dataset(config), options, _sizes_of_llm(config), _tokens(config))
+    model = config.to_dict().get("model")
+    return check_dataset(find_dataset(config), options, _sizes_of_llm(model), _tokens(model))
 
 
 def check_dataset(
@@ -93,169 +89,140 @@ def check_dataset(
     listed = [picture for path in options.evaluation for picture in list_eval_pictures(path, folders)]
     # Several questions may be about one picture.
     evaluation = list({picture.path or picture.name: picture for picture in listed}.values())
-    gathered = [Gathered(template=check_template(source)) for source in sources]
     for source in sources:
-        stated = source.budget.tokens
-        if tokens is not None and stated(1, 0) and stated(1, 0) != tokens(1, 0):
-            detail = f"{stated(1, 0)} tokens, the model gives {tokens(1, 0)}"
-            source.findings.add(Found("token_count", detail=detail))
+        source.summary["template"] = check_template(source)
+        stated = source.budget.tokens(1, 0)
+        if tokens is not None and stated and stated != tokens(1, 0):
+            source.tell("token_count", detail=f"{stated} tokens, the model gives {tokens(1, 0)}")
         if source.tokenizer is not None and llm.embeddings is not None:
             problem = tokens_without_embeddings(source.tokenizer, llm.embeddings)
-            source.findings.extend([Found("no_embedding", "tokenizer", detail=problem)] if problem else [])
-    _check_texts(sources, gathered, options)
+            if problem:
+                source.tell("no_embedding", "tokenizer", problem)
+    _check_texts(sources, options)
     names = _hash_evaluation(evaluation, sources[0], options) if evaluation else {}
-    facts = _check_pictures(sources, gathered, options, bool(names))
-    _check_links(sources, gathered, facts, names, options)
-    return Report(
-        [
-            conclude(source, one, llm.positions, options.limit is not None)
-            for source, one in zip(sources, gathered, strict=True)
-        ],
-        len(names) if options.evaluation else None,
-    )
+    facts = _check_pictures(sources, options, bool(names))
+    links = _check_links(LinkCheck(sources, facts, names), options)
+    for source, result in zip(sources, links, strict=True):
+        conclude(source, result, llm.positions, options.limit is not None)
+    return Report(sources, len(names) if options.evaluation else None)
 
 
-def _run(
-    function: Any, jobs: Sequence[Any], sizes: Sequence[int], shared: Any, title: str, options: Options
-) -> Iterator[Any]:
-    workers = options.workers or available_cores()
+def _run(function: Any, jobs: Sequence[Any], shared: Any, title: str, options: Options) -> Iterator[tuple[Any, Any]]:
+    """Each job, which ends with a start and a stop, and its result."""
+    workers, sizes = options.workers or available_cores(), [job[-1] - job[-2] for job in jobs]
     with tqdm(total=sum(sizes), desc=title, unit="", unit_scale=True, disable=not options.show_progress) as bar:
-        for size, result in zip(sizes, run_jobs(function, jobs, shared, min(workers, len(jobs))), strict=True):
-            yield result
+        results = run_jobs(function, jobs, shared, min(workers, len(jobs)))
+        for job, size, result in zip(jobs, sizes, results, strict=True):
+            yield job, result
             bar.update(size)
-
-
-def _check_texts(sources: Sequence[Source], gathered: Sequence[Gathered], options: Options) -> None:
-    jobs = _jobs_of([len(source.indices) for source in sources])
-    results: Iterator[TextResult] = _run(check_texts, jobs, _sizes(jobs), sources, "records", options)
-    for (number, _, _), result in zip(jobs, results, strict=True):
-        sources[number].findings.extend(result.found)
-        gathered[number].used += result.used
-    for source, one in zip(sources, gathered, strict=True):
-        source.findings.extend(_duplicates(source, one.used))
-        if any(record.images for record in one.used):
-            source.findings.extend(_check_picture_settings(source))
-        if len(source.indices) and not any(record.has_labels for record in one.used):
-            source.findings.add(Found("no_records", detail=f"none of {len(source.indices)} records"))
-
-
-def _check_picture_settings(source: Source) -> Iterator[Found]:
-    folder, processor = source.arguments["image_folder"], source.arguments["picture_processor"]
-    for error in picture_problems(folder, processor, source.budget):
-        if isinstance(error, FileNotFoundError):
-            yield Found("config_path", str(folder), detail=f"{error}; no picture was checked")
-        else:
-            yield Found("config_setting", detail=str(error))
-
-
-def _duplicates(source: Source, used: Sequence[UsedRecord]) -> Iterator[Found]:
-    first: dict[str, UsedRecord] = {}
-    for record in used:
-        other = first.setdefault(record.id, record)
-        if other is record:
-            continue
-        shares_boxes = source.table is not None and record.images and record.images != other.images
-        kind = "duplicate_id_boxes" if shares_boxes else "duplicate_id"
-        yield Found(kind, record.id, record.row, f"first in record {other.row}")
-
-
-def _hash_evaluation(evaluation: Sequence[EvalPicture], first: Source, options: Options) -> dict[str, str]:
-    jobs = split(len(evaluation), _PICTURES_A_JOB)
-    sizes = [stop - start for start, stop in jobs]
-    names: dict[str, str] = {}
-    for result in _run(hash_eval_pictures, jobs, sizes, evaluation, "evaluation", options):
-        names = {**result.names, **names}
-        first.findings.extend(result.found)
-    return names
-
-
-def _check_pictures(
-    sources: Sequence[Source], gathered: Sequence[Gathered], options: Options, has_evaluation: bool
-) -> dict[tuple[str, int | None], PictureFacts]:
-    """Facts of every picture file, by path and limit."""
-    wanted = {
-        (source.path_of(name), source.faults.max_pixels): None
-        for source, one in zip(sources, gathered, strict=True)
-        if source.has_folder
-        for record in one.used
-        for name in record.images
-        if not source.is_outside(name)
-    }
-    cache = None if options.cache is None else PictureCache(options.cache)
-    check = PictureCheck(
-        known={} if cache is None else cache.read(),
-        paths=[path for path, _ in wanted],
-        limits=[limit for _, limit in wanted],
-        needs_content=has_evaluation or any(source.table and source.table.has_pictures for source in sources),
-    )
-    jobs = split(len(wanted), _PICTURES_A_JOB)
-    sizes = [stop - start for start, stop in jobs]
-    facts: dict[tuple[str, int | None], PictureFacts] = {}
-    for results in _run(check_pictures, jobs, sizes, check, "pictures", options):
-        if cache is not None:
-            cache.append(cached for is_new, cached in results if is_new)
-        facts.update({(cached.path, cached.max_pixels): cached.facts for _, cached in results})
-    return facts
-
-
-def _check_links(
-    sources: Sequence[Source],
-    gathered: Sequence[Gathered],
-    facts: Mapping[tuple[str, int | None], PictureFacts],
-    evaluation: Mapping[str, str],
-    options: Options,
-) -> None:
-    jobs = _jobs_of([len(one.used) for one in gathered])
-    check = LinkCheck(sources, [one.used for one in gathered], facts, evaluation)
-    for (number, _, _), result in zip(
-        jobs, _run(check_links, jobs, _sizes(jobs), check, "boxes", options), strict=True
-    ):
-        sources[number].findings.extend(result.found)
-        gathered[number].links.append(result._replace(found=[]))
-    if options.limit is None:
-        _find_unused_boxes(sources, gathered)
-
-
-def _find_unused_boxes(sources: Sequence[Source], gathered: Sequence[Gathered]) -> None:
-    """Several sources may share a box file."""
-    wanted: dict[str, set[str]] = {}
-    for source, one in zip(sources, gathered, strict=True):
-        keys = wanted.setdefault(str(source.arguments["box_path"]), set())
-        keys.update(key for record in one.used for key in picture_keys(record.id, len(record.images)))
-    for source in sources:
-        # Told once for a file, with the first of its sources.
-        keys = wanted.pop(str(source.arguments["box_path"]), set())
-        if source.table is None or not keys or not len(source.records):
-            continue
-        unused = len(source.table) - sum(key in keys for key in source.table.keys())
-        if unused:
-            ids = ", ".join(repr(key) for key in islice((key for key in source.table.keys() if key not in keys), 3))
-            source.findings.add(Found("unused_boxes", detail=f"such as {ids}"), unused)
-
-
-def _tokens(config: Any) -> TokenCount | None:
-    """Tokens of a picture in the config's model, where its sizes are known."""
-    model = config.to_dict().get("model")
-    try:
-        return None if model is None else MODELS.build({"type": "mg_llava.count_tokens", "model": model})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the model is for others to check
-        return None
-
-
-def _sizes_of_llm(config: Any) -> LLMSizes:
-    """Numbers of the config's LLM, where its files are here."""
-    path = ((config.to_dict().get("model") or {}).get("llm") or {}).get("path")
-    try:
-        content = json.loads((Path(str(path)) / "config.json").read_text())
-        values = [content.get(name) for name in ("max_position_embeddings", "vocab_size")]
-    except (TypeError, OSError, ValueError, AttributeError):
-        return LLMSizes()
-    return LLMSizes(*(value if isinstance(value, int) else None for value in values))
 
 
 def _jobs_of(counts: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(number, *part) for number, count in enumerate(counts) for part in split(count, _RECORDS_A_JOB)]
 
 
-def _sizes(jobs: Sequence[tuple[int, int, int]]) -> list[int]:
-    return [stop - start for _, start, stop in jobs]
+def _check_texts(sources: Sequence[Source], options: Options) -> None:
+    jobs = _jobs_of([len(source.indices) for source in sources])
+    for (number, _, _), result in _run(check_texts, jobs, sources, "records", options):
+        sources[number].findings.extend(result.found)
+        sources[number].used += result.used
+    for source in sources:
+        source.findings.extend(_duplicates(source, source.used))
+        if any(record.images for record in source.used):
+            folder, processor = source.arguments["image_folder"], source.arguments["picture_processor"]
+            for error in picture_problems(folder, processor, source.budget):
+                if isinstance(error, FileNotFoundError):
+                    source.tell("config_path", str(folder), f"{error}; no picture was checked")
+                else:
+                    source.tell("config_setting", detail=str(error))
+        if len(source.indices) and not any(record.has_labels for record in source.used):
+            source.tell("no_records", detail=f"none of {len(source.indices)} records")
+
+
+def _duplicates(source: Source, used: Sequence[UsedRecord]) -> Iterator[Found]:
+    first: dict[str, UsedRecord] = {}
+    for record in used:
+        other = first.setdefault(record.id, record)
+        if other is not record:
+            shares_boxes = source.table is not None and record.images and record.images != other.images
+            kind = "duplicate_id_boxes" if shares_boxes else "duplicate_id"
+            yield Found(kind, record.id, record.row, f"first in record {other.row}")
+
+
+def _hash_evaluation(evaluation: Sequence[EvalPicture], first: Source, options: Options) -> dict[str, str]:
+    names: dict[str, str] = {}
+    jobs = split(len(evaluation), _PICTURES_A_JOB)
+    for _, (found_names, found) in _run(hash_eval_pictures, jobs, evaluation, "evaluation", options):
+        names = {**found_names, **names}
+        first.findings.extend(found)
+    return names
+
+
+def _check_pictures(
+    sources: Sequence[Source], options: Options, has_evaluation: bool
+) -> dict[tuple[str, int | None], PictureFacts]:
+    """Facts of every picture file, by path and limit."""
+    wanted = {
+        (source.path_of(name), source.faults.max_pixels): None
+        for source in sources
+        if source.has_folder
+        for record in source.used
+        for name in record.images
+        if not source.is_outside(name)
+    }
+    needs_content = has_evaluation or any(source.table and source.table.has_pictures for source in sources)
+    check = PictureCheck(read_cache(options.cache) if options.cache else {}, list(wanted), needs_content)
+    facts: dict[tuple[str, int | None], PictureFacts] = {}
+    for _, results in _run(check_pictures, split(len(wanted), _PICTURES_A_JOB), check, "pictures", options):
+        if options.cache:
+            append_cache(options.cache, (cached for is_new, cached in results if is_new))
+        facts.update({(cached.path, cached.max_pixels): cached.facts for _, cached in results})
+    return facts
+
+
+def _check_links(check: LinkCheck, options: Options) -> list[list[LinkResult]]:
+    sources = check.sources
+    links: list[list[LinkResult]] = [[] for _ in sources]
+    jobs = _jobs_of([len(source.used) for source in sources])
+    for (number, _, _), result in _run(check_links, jobs, check, "boxes", options):
+        sources[number].findings.extend(result.found)
+        result.found.clear()
+        links[number].append(result)
+    if options.limit is None:
+        _find_unused_boxes(sources)
+    return links
+
+
+def _find_unused_boxes(sources: Sequence[Source]) -> None:
+    """Several sources may share a box file; it is told of once, with the first of them."""
+    wanted: dict[str, set[str]] = {}
+    for source in sources:
+        keys = wanted.setdefault(str(source.arguments["box_path"]), set())
+        keys.update(key for record in source.used for key in picture_keys(record.id, len(record.images)))
+    for source in sources:
+        keys = wanted.pop(str(source.arguments["box_path"]), set())
+        if source.table is None or not keys or not len(source.records):
+            continue
+        unused = len(source.table) - sum(key in keys for key in source.table.keys())
+        if unused:
+            ids = ", ".join(repr(key) for key in islice((key for key in source.table.keys() if key not in keys), 3))
+            source.tell("unused_boxes", detail=f"such as {ids}", count=unused)
+
+
+def _tokens(model: Any) -> TokenCount | None:
+    """Tokens of a picture in the config's model, where its sizes are known."""
+    try:
+        return None if model is None else MODELS.build({"type": "mg_llava.count_tokens", "model": model})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the model is for others to check
+        return None
+
+
+def _sizes_of_llm(model: Any) -> LLMSizes:
+    """Numbers of the config's LLM, where its files are here."""
+    try:
+        path = ((model or {}).get("llm") or {}).get("path")
+        content = json.loads((Path(str(path)) / "config.json").read_text())
+        values = [content.get(name) for name in ("max_position_embeddings", "vocab_size")]
+    except (TypeError, OSError, ValueError, AttributeError):
+        return LLMSizes()
+    return LLMSizes(*(value if isinstance(value, int) else None for value in values))

@@ -1,6 +1,6 @@
 """What can be wrong with data: every kind of finding with meaning, weight and fix, and a counter of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -8,7 +8,7 @@ from mg_llava.data.pictures.files import PictureFault
 
 Level = Literal["error", "warning", "note"]
 """``error``: training fails, stops by its policies, or learns from wrong coordinates throughout a source. ``warning``:
-it goes on, and skips or changes something. ``note``: worth knowing."""
+it skips or changes something. ``note``: worth knowing."""
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
@@ -199,15 +199,14 @@ class Findings:
         levels: Weights that differ from those of ``KINDS``, by kind.
     """
 
-    levels: Mapping[str, Level] = field(default_factory=dict)
+    levels: dict[str, Level] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Found]] = field(default_factory=dict)
 
     def add(self, found: Found, count: int = 1) -> None:
         """Count a finding, for ``count`` cases."""
-        kind = found.kind
-        self.counts[kind] = self.counts.get(kind, 0) + count
-        examples = self.examples.setdefault(kind, [])
+        self.counts[found.kind] = self.counts.get(found.kind, 0) + count
+        examples = self.examples.setdefault(found.kind, [])
         if len(examples) < _KEPT:
             examples.append(found)
 
@@ -222,8 +221,8 @@ class Findings:
 
     def sorted_kinds(self) -> list[str]:
         """Kinds that were found, errors first, in the order of ``KINDS``."""
-        order = {kind: number for number, kind in enumerate(KINDS)}
-        return sorted(self.counts, key=lambda kind: (LEVELS.index(self.level(kind)), order[kind]))
+        found = [kind for kind in KINDS if kind in self.counts]
+        return sorted(found, key=lambda kind: LEVELS.index(self.level(kind)))
 
     def total(self, level: Level) -> int:
         """Number of findings of a weight."""

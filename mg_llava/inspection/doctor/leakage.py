@@ -6,7 +6,6 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +29,7 @@ class EvalPicture(NamedTuple):
     data: str = ""
 
 
-@dataclass(frozen=True)
-class EvalHashes:
+class EvalHashes(NamedTuple):
     """Names of evaluation pictures by content hash, and what could not be read."""
 
     names: dict[str, str]

@@ -1,29 +1,15 @@
 """The result of a check: readable lines and plain values for JSON."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mg_llava.inspection.doctor.findings import KINDS, LEVELS, Findings
+from mg_llava.inspection.doctor.sources import Source
 
 _BAR = 40
 _SHOWN_CHARACTERS = 160
 _VERSION = 1
-
-
-@dataclass(frozen=True)
-class SourceReport:
-    """One source.
-
-    Attributes:
-        name: Its name.
-        summary: Counts and statistics as plain values.
-        findings: What was found.
-    """
-
-    name: str
-    summary: dict[str, Any]
-    findings: Findings
 
 
 @dataclass(frozen=True)
@@ -36,7 +22,7 @@ class Report:
             for.
     """
 
-    sources: list[SourceReport]
+    sources: Sequence[Source]
     evaluation: int | None = None
 
     @property
@@ -51,11 +37,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        totals = {level: sum(source.findings.total(level) for source in self.sources) for level in LEVELS}
         return {
             "version": _VERSION,
             "training_would_fail": self.errors > 0,
-            "totals": totals,
+            "totals": {level: sum(source.findings.total(level) for source in self.sources) for level in LEVELS},
             "evaluation_pictures": self.evaluation,
             "sources": [
                 {"name": source.name, **source.summary, "findings": source.findings.to_list()}
@@ -64,14 +49,10 @@ class Report:
         }
 
     def to_text(self, examples: int = 3) -> str:
-        """Readable lines.
-
-        Args:
-            examples: Number of examples of each kind.
-        """
+        """Readable lines, with this many examples of each kind."""
         lines: list[str] = []
         for source in self.sources:
-            lines += [*_describe(source), *_list_findings(source.findings, examples), ""]
+            lines += [*_describe(source.name, source.summary), *_list_findings(source.findings, examples), ""]
         if self.evaluation is not None:
             lines.append(f"compared with {_count(self.evaluation, 'evaluation picture')}")
         counts = f"{_count(self.errors, 'error')}, {_count(self.warnings, 'warning')}"
@@ -79,16 +60,15 @@ class Report:
         return "\n".join([*lines, f"{counts}: {verdict}"])
 
 
-def _describe(source: SourceReport) -> Iterator[str]:
-    summary = source.summary
-    yield f"source {source.name!r}: {summary['data_path']}"
+def _describe(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
+    yield f"source {name!r}: {summary['data_path']}"
     of_all = "" if summary["checked"] == summary["records"] else f" of {summary['records']}"
     yield (
         f"  checked {summary['checked']}{of_all} records: {summary['used']} can be used, {summary['pictures']} "
         f"pictures ({summary['files']} files), {summary['boxes']} boxes ({summary['box_tokens']} box tokens)"
     )
     if summary["template"]:
-        yield f"  template: {summary['template']['prompt']!r}, with loss {summary['template']['loss']!r}"
+        yield "  template: {prompt!r}, with loss {loss!r}".format(**summary["template"])
     if summary["lengths"]:
         yield from _describe_lengths(summary["lengths"])
     if summary["sequence"]:
@@ -96,7 +76,15 @@ def _describe(source: SourceReport) -> Iterator[str]:
             f"{name.replace('_', ' ')} {value}" for name, value in summary["sequence"].items() if value is not None
         )
     if summary["coordinates"]:
-        yield from _describe_coordinates(summary["coordinates"])
+        yield (
+            "  coordinates: {compared} boxes to the canvas and back, off by at most {original_error:.3g} pixels of "
+            "the picture ({canvas_error:.3g} of the canvas, allowed {canvas_bound:.3g})"
+        ).format(**summary["coordinates"])
+        if summary["coordinates"]["drawn"]:
+            yield (
+                "    {drawn} boxes drawn and found again among the pixels of the canvas, off by at most "
+                "{drawn_error:.3g} (allowed {drawn_bound:.3g})"
+            ).format(**summary["coordinates"])
 
 
 def _describe_lengths(lengths: Mapping[str, Any]) -> Iterator[str]:
@@ -106,25 +94,11 @@ def _describe_lengths(lengths: Mapping[str, Any]) -> Iterator[str]:
         f"longest {lengths['longest']}; {limit}"
     )
     edges, counts = lengths["edges"], lengths["counts"]
-    highest = max(counts)
     for number, count in enumerate(counts):
         inside = number + 1 < len(edges)
         span = f"{edges[number] + 1}-{edges[number + 1]}" if inside else f"over {edges[-1]}"
         if inside or count:
-            yield f"    {span:>14} {count:>8} {'#' * -(-_BAR * count // highest)}"
-
-
-def _describe_coordinates(proof: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"  coordinates: {proof['compared']} boxes to the canvas and back, off by at most "
-        f"{proof['original_error']:.3g} pixels of the picture ({proof['canvas_error']:.3g} of the canvas, allowed "
-        f"{proof['canvas_bound']:.3g})"
-    )
-    if proof["drawn"]:
-        yield (
-            f"    {proof['drawn']} boxes drawn and found again among the pixels of the canvas, off by at most "
-            f"{proof['drawn_error']:.3g} (allowed {proof['drawn_bound']:.3g})"
-        )
+            yield f"    {span:>14} {count:>8} {'#' * -(-_BAR * count // max(counts))}"
 
 
 def _list_findings(findings: Findings, examples: int) -> Iterator[str]:
@@ -138,14 +112,10 @@ def _list_findings(findings: Findings, examples: int) -> Iterator[str]:
         for found in findings.examples[kind][:examples]:
             where = f"id {found.id!r}" if found.id else ""
             where += f" (record {found.row})" if found.row is not None else ""
-            yield f"      {_shorten(': '.join(part for part in (where, found.detail) if part))}"
+            text = " ".join(": ".join(part for part in (where, found.detail) if part).split())
+            yield f"      {text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + '...'}"
         yield f"      fix: {KINDS[kind].fix}"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

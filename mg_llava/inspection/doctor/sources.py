@@ -1,18 +1,32 @@
 """The sources that a config's training reads: their settings, and what the checks know of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.pictures.files import PictureError, picture_path
-from mg_llava.data.settings import BoxUse, Draw, FaultPolicy
+from mg_llava.data.settings import Draw, FaultPolicy
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
-from mg_llava.inspection.doctor.findings import Findings
+from mg_llava.inspection.doctor.findings import Findings, Found
+
+
+class UsedRecord(NamedTuple):
+    """A record that training uses; its lengths, a picture counting as one id, are 0 where there is no tokenizer."""
+
+    row: int
+    id: str
+    images: tuple[str, ...]
+    length: int
+    full_length: int
+    """Before truncation."""
+    has_labels: bool
 
 
 @dataclass
@@ -22,25 +36,15 @@ class Source:
     Attributes:
         name: Its name in reports.
         arguments: Arguments of its ``LLaVADataset``, with the defaults.
-        faults: Its policies.
-        boxes: What it does with boxes.
-        draw: Which records it has in an epoch.
-        records: Raw records.
-        indices: Those to check.
-        tokenizer: The LLM's tokenizer.
-        template: Its template.
-        processor: Its picture processor.
-        budget: Its limits of tokens.
-        table: Its box file.
+        indices: The records to check.
         bad_boxes: Ids of box records that were left out as malformed.
-        has_folder: Whether the image folder exists.
-        findings: What was found so far.
+        used: The records that can be used.
+        summary: Counts and statistics for the report, plain values.
     """
 
     name: str
     arguments: dict[str, Any]
     faults: FaultPolicy = field(default_factory=FaultPolicy)
-    boxes: BoxUse = field(default_factory=BoxUse)
     draw: Draw = field(default_factory=Draw)
     records: Sequence[Any] = ()
     indices: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -50,13 +54,20 @@ class Source:
     budget: TokenBudget = field(default_factory=TokenBudget)
     table: BoxTable | None = None
     bad_boxes: frozenset[str] = frozenset()
-    has_folder: bool = False
     findings: Findings = field(default_factory=Findings)
+    used: list[UsedRecord] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def data_path(self) -> str:
         """The file of records."""
         return str(self.arguments["data_path"])
+
+    @cached_property
+    def has_folder(self) -> bool:
+        """Whether the image folder exists."""
+        folder = self.arguments["image_folder"]
+        return folder is not None and os.path.isdir(folder)
 
     @property
     def apply_exif(self) -> bool:
@@ -74,3 +85,16 @@ class Source:
     def path_of(self, name: str) -> str:
         """Path of a picture of a record."""
         return os.path.join(os.fspath(self.arguments["image_folder"]), name)
+
+    def tell(self, kind: str, where: str = "", detail: str = "", count: int = 1) -> None:
+        """Note a finding about the source or one of its files."""
+        self.findings.add(Found(kind, where, detail=detail), count)
+
+    @contextmanager
+    def telling(self, kind: str, where: str, *errors: type[Exception], what: str = "") -> Iterator[None]:
+        """Let errors of a block become findings of a kind; of ``config_path`` where something does not exist."""
+        try:
+            yield
+        except errors as error:
+            is_path = isinstance(error, FileNotFoundError) or "does not exist" in str(error)
+            self.tell("config_path" if is_path else kind, where, f"{what if is_path else ''}{error}")

@@ -141,6 +141,15 @@ def test_the_context_is_counted(broken):
     assert ids_by_kind(known)["over_context"] == {"long", "crowd"}
 
 
+def test_text_has_the_room_that_training_leaves_it(clean):
+    spare = dict(max_length=None, spare_picture=True, tokens_per_image=16)
+    report = check_dataset(clean.arguments(context_length=29, **spare), QUIET)
+    assert report.sources[0].summary["lengths"]["limit"] == 29 - 16
+    assert "truncated_text" in ids_by_kind(report)
+    report = check_dataset(clean.arguments(context_length=16, **spare), QUIET)
+    assert "context_length 16 leaves no room for text beside the 16 tokens" in report.to_text()
+
+
 def test_clean_data_has_no_findings(clean):
     report = check_dataset(clean.arguments(missing_box="error", bad_image="error"), QUIET)
     assert report.errors == report.warnings == 0 and ids_by_kind(report) == {}

@@ -15,12 +15,13 @@ from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import Turn, make_box_record
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
-from mg_llava.inspection.doctor.boxes import _statistics, judge_boxes, judge_values
+from mg_llava.inspection.doctor.boxes import judge_boxes, judge_values, measure_boxes
 from mg_llava.inspection.doctor.check import Options, check_dataset
 from mg_llava.inspection.doctor.coordinates import bound_of, draw_and_find, map_and_return, pixel_bound
 from mg_llava.inspection.doctor.leakage import hash_eval_pictures, list_eval_pictures
 from mg_llava.inspection.doctor.sources import Source
-from mg_llava.inspection.doctor.texts import _odd_turns, check_template, check_texts, decode, length_summary
+from mg_llava.inspection.doctor.summary import length_summary
+from mg_llava.inspection.doctor.texts import _odd_turns, check_template, check_texts, decode
 from mg_llava.inspection.doctor.verdicts import judge_source
 from mg_llava.registry import TRANSFORMS
 from tests.data.broken import write_clean
@@ -81,7 +82,7 @@ def statistics_of(transform, count=200, seed=0):
         boxes[0, 2:] = size
         boxes = transform(boxes, size)
         kinds = {kind for kind, _ in judge_boxes(boxes, size)}
-        rows.append(_statistics(boxes, size, kinds))
+        rows.append(measure_boxes(boxes, size, kinds))
     return rows
 
 
