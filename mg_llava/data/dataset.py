@@ -54,7 +54,7 @@ class LoadedSample:
 
 @DATASETS.register_module()
 class LLaVADataset(Dataset):
-    """Samples for training. What an index gives depends on the index and the seed alone, so that a run can resume.
+    """Samples for training. What an index gives depends on it, the epoch and the seed alone, so that a run can resume.
 
     All records are checked at the start: unknown kinds, malformed turns, placeholders that do not match the pictures,
     pictures without boxes. Records and pictures are read, and texts tokenized, when their sample is asked for.
@@ -191,6 +191,11 @@ class LLaVADataset(Dataset):
         assert loaded is not None  # there is always a picture to open, or an error
         return loaded
 
+    def set_epoch(self, epoch: int) -> None:
+        """Draw boxes and their order anew, in workers too; to be called before a loader is opened."""
+        if self.loader is not None:
+            self.loader.boxes.epoch.fill_(epoch)
+
     def record(self, index: int) -> LLaVARecord:
         """Record of sample ``index``."""
         return self._samples.record(index)
@@ -263,15 +268,10 @@ class LLaVADataset(Dataset):
         if self.picture_processor is None or self.image_folder is None:
             return None
         augmentation = build_transform(self.boxes.box_augmentation)
-        return PictureLoader(
-            folder=self.image_folder,
-            max_pixels=self.faults.max_pixels,
-            processor=self.picture_processor,
-            boxes=BoxReader(self.box_store, augmentation, self.draw.seed, self._strays),
-            budget=self.budget,
-            shuffle_seed=self.draw.seed if self.boxes.shuffle_boxes else None,
-            allow_outside=self.faults.outside_pictures == "allow",
-        )
+        boxes = BoxReader(self.box_store, augmentation, self.draw.seed, self._strays)
+        shuffle_seed = self.draw.seed if self.boxes.shuffle_boxes else None
+        files, allow = (self.image_folder, self.faults.max_pixels), self.faults.outside_pictures == "allow"
+        return PictureLoader(*files, self.picture_processor, boxes, self.budget, shuffle_seed, allow)
 
     def _open_features(self) -> FeatureSource | None:
         cache = self.caches.feature_cache

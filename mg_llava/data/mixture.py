@@ -69,6 +69,12 @@ class MixtureDataset(Dataset):
         number = int(self._ends.searchsorted(index, side="right"))
         return number, index - (int(self._ends[number - 1]) if number else 0)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew what the sources draw; see ``LLaVADataset``."""
+        for source in self.sources:
+            if hasattr(source, "set_epoch"):
+                source.set_epoch(epoch)
+
     @property
     def modality_length(self) -> list[int]:
         """Length of each sample, for samplers: positive with pictures, negative without."""

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mg_llava.engine.command import command_line, is_training_command
+from mg_llava.engine.hooks import parts_of
 from mg_llava.tokens import tokens_without_embeddings
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -188,16 +189,15 @@ def check_vocabulary(model: nn.Module, dataset: Any) -> None:
     Raises:
         ValueError: Names both numbers, tokens and the fix.
     """
-    for part in getattr(dataset, "sources", None) or getattr(dataset, "datasets", None) or ():
-        check_vocabulary(model, part)
     llm: Any = getattr(model, "llm", None)
-    tokenizer = getattr(dataset, "tokenizer", None)
-    if llm is None or tokenizer is None:
-        return
-    rows = getattr(llm.get_input_embeddings(), "num_embeddings", None)
-    problem = None if rows is None else tokens_without_embeddings(tokenizer, rows)
-    if problem:
-        raise ValueError(f"{getattr(dataset, 'name', type(dataset).__name__)}: {problem}")
+    for part in parts_of(dataset):
+        tokenizer = getattr(part, "tokenizer", None)
+        if llm is None or tokenizer is None:
+            continue
+        rows: int | None = getattr(llm.get_input_embeddings(), "num_embeddings", None)
+        problem = None if rows is None else tokens_without_embeddings(tokenizer, rows)
+        if problem:
+            raise ValueError(f"{getattr(part, 'name', type(part).__name__)}: {problem}")
 
 
 def fit_intervals(runner: Any, accumulative_counts: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
-from mg_llava.engine.hooks import unwrap_model
+from mg_llava.engine.hooks import parts_of, unwrap_model
 from mg_llava.registry import HOOKS
 
 
@@ -22,7 +22,8 @@ class FeatureCacheHook(Hook):
         Raises:
             ValueError: A cache was filled with other encoders.
         """
-        sources = list(_sources(runner.train_dataloader.dataset))
+        parts = parts_of(runner.train_dataloader.dataset)
+        sources = [part for part in parts if hasattr(part, "picture_positions")]  # others have no feature cache
         caches = {source.features.cache.name: source.features for source in sources if _features(source) is not None}
         # a process with pictures would run encoders that one with features does not
         alone = all(features.missing == "error" for features in caches.values()) and all(
@@ -32,14 +33,6 @@ class FeatureCacheHook(Hook):
             unwrap_model(runner.model).cached.accept(features.cache.about["encoders"], name, alone)
             rest = "no encoder runs" if alone else "other pictures are encoded"
             print_log(f"features of pictures from {name} ({features.cache.about['dtype']}); {rest}", logger="current")
-
-
-def _sources(dataset: Any) -> Any:
-    """The sources of a data set that can say what they hold; others have no feature cache."""
-    if hasattr(dataset, "picture_positions"):
-        yield dataset
-    for part in getattr(dataset, "sources", None) or getattr(dataset, "datasets", None) or ():
-        yield from _sources(part)
 
 
 def _features(source: Any) -> Any:

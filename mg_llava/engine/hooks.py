@@ -21,6 +21,13 @@ def unwrap_model(model: Any) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
+def parts_of(dataset: Any) -> Iterator[Any]:
+    """A data set, and all that it is made of."""
+    yield dataset
+    for part in getattr(dataset, "sources", None) or getattr(dataset, "datasets", None) or ():
+        yield from parts_of(part)
+
+
 @HOOKS.register_module()
 class GateMonitorHook(Hook):
     """Logs the model's monitor and the gradient norm of each trained part, and warns when one stays dead.

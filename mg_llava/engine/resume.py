@@ -31,7 +31,7 @@ from mg_llava.engine.agreement import (
 )
 from mg_llava.engine.facts import FACTS_KEY, ResumeError, check_resume, describe_run
 from mg_llava.engine.finite import NonFiniteError, nonfinite_parameters
-from mg_llava.engine.hooks import unwrap_model
+from mg_llava.engine.hooks import parts_of, unwrap_model
 from mg_llava.engine.weighting import LossWeighting, WeightedBatches, check_weighting
 from mg_llava.registry import HOOKS, LOOPS
 from mg_llava.work.lock import folder_lock
@@ -115,6 +115,7 @@ class TrainLoop(XTunerTrainLoop):
         self.accumulation = counts = _accumulation(runner)
         with torch.random.fork_rng(devices=[]):
             super().__init__(runner=runner, dataloader=fit_sampler(dataloader, counts), **kwargs)
+        _tell_epochs(self.dataloader)
         fit_deepspeed(runner)
         runner.param_schedulers = fit_schedule(
             runner.param_schedulers, self.max_iters, kwargs.get("max_epochs"), len(self.dataloader)
@@ -197,6 +198,22 @@ class TrainLoop(XTunerTrainLoop):
             )
             return None
         return states[get_rank()]
+
+
+def _tell_epochs(dataloader: DataLoader) -> None:
+    """Let a data set that draws anew in every epoch know of it when the sampler does."""
+    sampler: Any = getattr(dataloader.batch_sampler, "sampler", None)
+    datasets = [part for part in parts_of(dataloader.dataset) if hasattr(part, "set_epoch")]
+    if not datasets or not hasattr(sampler, "set_epoch"):
+        return
+    of_sampler = sampler.set_epoch
+
+    def set_epoch(epoch: int) -> None:
+        of_sampler(epoch)
+        for dataset in datasets:
+            dataset.set_epoch(epoch)
+
+    sampler.set_epoch = set_epoch
 
 
 def _accumulation(runner: Any) -> int:

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
+from mg_llava.data.boxes.augment import BoxAugmentation
 from mg_llava.data.collate import collate
 from mg_llava.data.config import resolve_paths
 from mg_llava.data.dataset import LLaVADataset
@@ -224,6 +225,35 @@ def test_augmentation_sees_original_boxes_and_repeats(root, tokenizer):
     assert len({draw for *_, draw in seen}) == 4 == len(seen)
     second[0]
     assert seen[-1] == seen[0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"shuffle_boxes": True}, {"box_augmentation": BoxAugmentation(dropout=0.3, jitter=0.2)}]
+)
+def test_epochs_draw_boxes_anew(root, tokenizer, change):
+    """By seed, epoch and index alone, whoever loads the sample; the first epoch is what no epoch is."""
+    source = write_source(root, "epochs", "ptpdp", boxes=8)
+
+    def build(**settings):
+        return mix(root, tokenizer, [source], seed=3, **change, **settings)
+
+    def load(dataset, workers=0):
+        loader = DataLoader(
+            dataset, batch_size=1, collate_fn=list, num_workers=workers, persistent_workers=workers > 0
+        )
+        epochs = []
+        for epoch in (0, 1, 2):
+            dataset.set_epoch(epoch)
+            epochs.append([boxes.tolist() for (sample,) in loader for boxes in sample["boxes"]])
+        return epochs
+
+    first, second, third = found = load(build())
+    assert first == [boxes.tolist() for sample in build() for boxes in sample["boxes"]]
+    assert first != second != third != first
+    assert load(build(), workers=2) == found
+    later = build()
+    later.set_epoch(2)  # as a resumed run begins
+    assert [boxes.tolist() for sample in later for boxes in sample["boxes"]] == third
 
 
 class TestBrokenData:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
+from mg_llava.registry import DATASETS
 from tests.end_to_end.conftest import Project, train_split
-from tests.run import read_log, read_losses
+from tests.run import read_log, read_losses, run_tool
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +25,8 @@ def parts(state: dict[str, torch.Tensor]) -> set[str]:
 
 def evaluation_loss(project: Project, checkpoint: Path, config: str = "stage2") -> float:
     """Mean loss of a checkpoint over the toy data, in float32 on one process."""
-    from mmengine.config import Config
-
     from mg_llava.data.collate import collate
-    from mg_llava.registry import DATASETS, MODELS
+    from mg_llava.registry import MODELS
 
     cfg = Config.fromfile(project.folder / "configs" / f"{config}.py")
     model = MODELS.build({**cfg.model, "pretrained_pth": None})
@@ -96,6 +96,22 @@ def stage1_with_llm(project: Project, stage1: Path) -> Path:
     state = load_training_checkpoint(stage1 / "iter_4.pth")
     torch.save({**state, **{f"llm.{key}": value for key, value in llm.state_dict().items()}}, file)
     return file
+
+
+def test_samples_of_any_length(project: Project, tmp_path: Path) -> None:
+    """Without a limit doctor, planner, token cache and training take samples as they are, with all their boxes."""
+    config = project.config("unlimited", "instruct", batch_size=4, seed=0, pretrained_pth=None, lr=1e-4)
+    config.write_text(config.read_text().replace("context_length=128", "context_length=None"))
+    dataset = DATASETS.build(Config.fromfile(config).train_dataloader.dataset)
+    assert dataset.budget.text_limit(1) is None and max(dataset.modality_length) < 200
+    checked = run_tool("check_data", config, "--out", tmp_path / "report.json", "--strict", "--quiet")
+    assert checked.status == 0, checked.out + checked.err
+    planned = run_tool("plan", config, "--gpus", 1, "--json", tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text())["conflicts"] == [], planned.out
+    filled = run_tool("fill_token_cache", config, "--folder", tmp_path / "tokens", "--workers", 1)
+    assert filled.status == 0, filled.out + filled.err
+    work_dir, output = project.train(config, here=True)
+    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
 
 
 class TestBadInput:

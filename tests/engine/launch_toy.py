@@ -80,6 +80,21 @@ class ToyData(Dataset):
         return "2 pictures could not be read"
 
 
+class DrawnData(ToyData):
+    """Rows that are drawn anew in every epoch, as boxes are; known to the workers through shared memory."""
+
+    def __init__(self, length=12):
+        super().__init__(length)
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch):
+        """Draw anew."""
+        self.epoch.fill_(epoch)
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) + float(self.epoch)
+
+
 def toy_collate(rows, kind="canvas"):
     """Rows to a batch with the keys hooks read; each is a picture and three ids, or ``text`` alone."""
     x = torch.stack(rows)

@@ -36,6 +36,25 @@ def test_resumed_losses_are_equal(runs, checkpoint, options):
         assert torch.equal(tensor, resumed_runner.model.state_dict()[name])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("checkpoint", [4, 6, 8])
+def test_data_knows_its_epoch(runs, checkpoint, workers):
+    """Twelve samples in batches of two: steps 7 to 12 are of the second epoch, also after a resume."""
+    drawn = {
+        "train_dataloader.dataset.type": "tests.engine.launch_toy.DrawnData",
+        "train_dataloader.num_workers": workers,
+        "train_dataloader.persistent_workers": workers > 0,
+        "train_cfg.max_iters": 13,
+        "default_hooks.checkpoint.max_keep_ckpts": -1,
+    }
+    runner, whole = runs.train(**drawn)
+    plain = runs.train(**{**drawn, "train_dataloader.dataset.type": "tests.engine.launch_toy.ToyData"})[1]
+    assert [whole[step] == plain[step] for step in (6, 7)] == [True, False]
+    assert runner.train_dataloader.dataset.epoch == 2
+    _, rest = runs.train(resume=f"{runner.work_dir}/iter_{checkpoint}.pth", **drawn)
+    assert rest == {step: loss for step, loss in whole.items() if step > checkpoint}
+
+
 def test_killed_run_goes_on(runs):
     _, whole = runs.train(**WITH_DROPOUT)
     hooks = [{"type": "mg_llava.RandomStateHook"}, {"type": "tests.engine.launch_toy.KillHook"}]

@@ -5,7 +5,7 @@ canvases.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -75,6 +75,10 @@ class LoadedPicture:
         return [fate if fate.token is None else replace(fate, token=tokens[fate.token]) for fate in fates]
 
 
+def _shared_number() -> torch.Tensor:
+    return torch.zeros((), dtype=torch.int64).share_memory_()
+
+
 @dataclass(frozen=True)
 class BoxReader:
     """Boxes of the pictures of a sample, in original pixels, as training sees them.
@@ -82,7 +86,8 @@ class BoxReader:
     Attributes:
         store: The boxes; None for no boxes.
         augmentation: Changes the boxes of each picture; None leaves them alone.
-        seed: With the index of the sample, for the augmentation.
+        seed: With the epoch and the index of the sample, for the augmentation.
+        epoch: () int64, in memory that processes share.
         strays: Counts boxes that lie outside of their pictures; None where there are no boxes.
     """
 
@@ -90,6 +95,7 @@ class BoxReader:
     augmentation: Augmentation | None = None
     seed: int = 0
     strays: StrayBoxes | None = None
+    epoch: torch.Tensor = field(default_factory=_shared_number, compare=False)
 
     def read(
         self, record: LLaVARecord, frames: Sequence[tuple[int, int]], pictures: Sequence[Picture], index: int
@@ -103,9 +109,10 @@ class BoxReader:
             self.strays.note(index, keys, found, frames)
         if self.augmentation is None:
             return list(found)
+        draws = [np.random.default_rng([self.seed, index, n, 1 + int(self.epoch)]) for n in range(len(found))]
         return [
-            self.augmentation(boxes, frame, np.random.default_rng([self.seed, index, number, 1])) if boxes else boxes
-            for number, (boxes, frame) in enumerate(zip(found, frames, strict=True))
+            self.augmentation(boxes, frame, draw) if boxes else boxes
+            for boxes, frame, draw in zip(found, frames, draws, strict=True)
         ]
 
 
@@ -119,7 +126,7 @@ class PictureLoader:
         processor: Makes canvases of them.
         boxes: Reads their boxes.
         budget: What text, pictures and boxes have room in.
-        shuffle_seed: With the index of the sample, for the order of its boxes; None for the best first.
+        shuffle_seed: With the epoch and the index of the sample, for the order of its boxes; None for the best first.
         allow_outside: Whether pictures may lie outside of the folder.
     """
 
@@ -186,7 +193,9 @@ class PictureLoader:
         boxes, index = self.processor.token_boxes(NO_BOXES if opened.boxes is None else opened.boxes, canvas, limits)
         order = np.arange(len(boxes))
         if self.shuffle_seed is not None:
-            order = np.random.default_rng([self.shuffle_seed, *seed]).permutation(len(boxes))
+            epoch = int(self.boxes.epoch)
+            draw = np.random.default_rng([self.shuffle_seed, *seed, *([0, epoch] if epoch else [])])
+            order = draw.permutation(len(boxes))
             boxes = boxes[torch.from_numpy(order)]
         pixels, features = None, None
         if isinstance(opened.source, Image.Image):
