@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from mg_llava.data.records.json_stream import Entry, OnChunk, stream_json
 from mg_llava.data.records.schema import BoxRecord, RecordError, make_box_record
 
@@ -69,7 +67,7 @@ def read_box_records(path: str | Path, problems: Problems, on_chunk: OnChunk | N
         try:
             record = _parse(entry.value, f"id {key!r}")
         except RecordError as error:
-            problems.add(_kind(entry.value), str(error))
+            problems.add(error.kind, str(error))
             continue
         yield SourceRecord(key, record, _size(entry.value))
 
@@ -90,25 +88,6 @@ def _parse(raw: Any, owner: str) -> BoxRecord:
         if not isinstance(raw.get(name), list | None):
             raise RecordError(f"{owner}: {name} is a {type(raw[name]).__name__}; a list is needed")
     return make_box_record(raw["boxes"], raw.get("scores"), raw.get("labels"), owner)
-
-
-def _kind(raw: Any) -> str:
-    """What is wrong with a record that ``_parse`` refuses, for counting."""
-    if not isinstance(raw, Mapping) or not isinstance(raw.get("boxes"), list):
-        return "malformed"
-    lists = [raw["boxes"], *(raw[name] for name in ("scores", "labels") if raw.get(name) is not None)]
-    if not all(isinstance(values, list) for values in lists):
-        return "malformed"
-    if len(set(map(len, lists))) > 1:
-        return "with lists of unequal length"
-    try:
-        boxes = np.array(raw["boxes"], dtype=np.float64).reshape(len(lists[0]), 4)
-        scores = np.array(raw.get("scores") or [], dtype=np.float64)
-    except (TypeError, ValueError):
-        return "malformed"
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        return "with values that are not finite"
-    return "with inverted boxes"
 
 
 def _size(raw: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -71,14 +71,7 @@ class BoxTable:
         self.arrays = dict(arrays)
         self.metadata = dict(metadata)
         self.path = path
-        self._key_hashes, self._key_rows = arrays["key_hashes"], arrays["key_rows"]
-        self._key_text, self._key_ends = arrays["key_text"], arrays["key_ends"]
-        self._boxes, self._scores, self._labels = arrays["boxes"], arrays["scores"], arrays["labels"]
-        self._box_ends = arrays["box_ends"]
-        self._label_text, self._label_ends = arrays["label_text"], arrays["label_ends"]
-        self._sizes = arrays["sizes"]
-        self._picture_hashes, self._picture_rests = arrays["picture_hashes"], arrays["picture_rests"]
-        self._picture_rows = arrays["picture_rows"]
+        self._key_hashes, self._box_ends = arrays["key_hashes"], arrays["box_ends"]
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> "BoxTable":
@@ -101,39 +94,30 @@ class BoxTable:
         return type(self).open, (self.path, False)
 
     def __len__(self) -> int:
-        return len(self._key_rows)
+        return len(self._key_hashes)
 
     @property
     def has_pictures(self) -> bool:
         """Whether boxes can be found by the content of pictures."""
-        return len(self._picture_rows) > 0
+        return len(self.arrays["picture_rows"]) > 0
 
     def find(self, key: str) -> int | None:
         """The row of a key."""
         text = encode_text(key)
-        hashed = np.uint64(hash_key(text))
-        place = int(self._key_hashes.searchsorted(hashed))
         # Several only where hashes collide.
-        while place < len(self) and self._key_hashes[place] == hashed:
-            row = int(self._key_rows[place])
-            if self._key_text[self._key_ends[row] : self._key_ends[row + 1]].tobytes() == text:
+        for row in self._candidates("key", np.uint64(hash_key(text))):
+            ends = self.arrays["key_ends"]
+            if self.arrays["key_text"][ends[row] : ends[row + 1]].tobytes() == text:
                 return row
-            place += 1
         return None
 
     def find_picture(self, content: str) -> int | None:
-        """The row of a picture.
-
-        Args:
-            content: 32 hexadecimal digits, from ``pictures.content_hash``.
-        """
+        """The row of a picture, by its 32 hexadecimal digits from ``pictures.content_hash``."""
         first, second = split_content_hash(content)
-        place = int(self._picture_hashes.searchsorted(first))
-        while place < len(self._picture_rows) and self._picture_hashes[place] == first:
-            if self._picture_rests[place] == second:
-                return int(self._picture_rows[place])
-            place += 1
-        return None
+        rests = self.arrays["picture_rests"]
+        start = int(self.arrays["picture_hashes"].searchsorted(first))
+        found = zip(self._candidates("picture", first), rests[start:], strict=False)
+        return next((row for row, rest in found if rest == second), None)
 
     def rows(self, keys: Iterable[str]) -> np.ndarray:
         """The rows of n keys, by their hashes alone: (n,) int64, -1 for unknown keys."""
@@ -144,42 +128,43 @@ class BoxTable:
             order = np.argsort(hashes)
             places = np.minimum(self._key_hashes.searchsorted(hashes[order]), len(self) - 1)
             same = self._key_hashes[places] == hashes[order]
-            found[order[same]] = self._key_rows[places[same]]
+            found[order[same]] = self.arrays["key_rows"][places[same]]
         return found
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """Numbers of boxes of n rows: (n,) int64, 0 for rows below 0."""
-        safe = np.maximum(rows, 0)
-        if not len(self):
-            return np.zeros(len(rows), dtype=np.int64)
-        return np.where(rows < 0, 0, self._box_ends[safe + 1] - self._box_ends[safe])
+        return np.where(rows < 0, 0, np.diff(self._box_ends, append=0)[rows])
 
     def record(self, row: int) -> BoxRecord:
         """The boxes of a row, in original pixels."""
         part = slice(int(self._box_ends[row]), int(self._box_ends[row + 1]))
-        boxes = self._boxes[part].astype(np.float64)
-        scores = self._scores[part].astype(np.float64)
+        boxes, scores = (self.arrays[name][part].astype(np.float64) for name in ("boxes", "scores"))
         boxes.setflags(write=False)
         scores.setflags(write=False)
-        numbers = self._labels[part].astype(np.int64)
-        starts, ends = self._label_ends[numbers].tolist(), self._label_ends[numbers + 1].tolist()
-        text = self._label_text
-        labels = (decode_text(text[start:end].tobytes()) for start, end in zip(starts, ends, strict=True))
-        return BoxRecord(boxes, scores, tuple(labels))
+        numbers, ends, text = self.arrays["labels"][part], self.arrays["label_ends"], self.arrays["label_text"]
+        places = zip(ends[numbers].tolist(), ends[numbers.astype(np.int64) + 1].tolist(), strict=True)
+        return BoxRecord(boxes, scores, tuple(decode_text(text[start:end].tobytes()) for start, end in places))
 
     def image_size(self, row: int) -> tuple[int, int] | None:
         """Width and height of a row's picture, where the source said it."""
-        if not len(self._sizes) or not self._sizes[row, 0]:
-            return None
-        return int(self._sizes[row, 0]), int(self._sizes[row, 1])
+        sizes = self.arrays["sizes"]
+        return (int(sizes[row, 0]), int(sizes[row, 1])) if len(sizes) and sizes[row, 0] else None
 
     def keys(self) -> Iterator[str]:
         """All keys, in the order of the rows."""
         for start in range(0, len(self), _BLOCK):
-            ends = self._key_ends[start : start + _BLOCK + 1].tolist()
-            text = self._key_text[ends[0] : ends[-1]].tobytes()
+            ends = self.arrays["key_ends"][start : start + _BLOCK + 1].tolist()
+            text = self.arrays["key_text"][ends[0] : ends[-1]].tobytes()
             for first, last in itertools.pairwise(ends):
                 yield decode_text(text[first - ends[0] : last - ends[0]])
+
+    def _candidates(self, kind: str, hashed: np.uint64) -> Iterator[int]:
+        """Rows with the 64-bit hash of a key or picture."""
+        hashes, rows = self.arrays[f"{kind}_hashes"], self.arrays[f"{kind}_rows"]
+        place = int(hashes.searchsorted(hashed))
+        while place < len(hashes) and hashes[place] == hashed:
+            yield int(rows[place])
+            place += 1
 
 
 def split_content_hash(content: str) -> tuple[np.uint64, np.uint64]:

@@ -13,7 +13,7 @@ from mg_llava import __version__
 from mg_llava.data.boxes._file import write_box_file
 from mg_llava.data.boxes._reader import Problems, read_box_records
 from mg_llava.data.boxes._table import BoxTable, encode_text, hash_key
-from mg_llava.data.boxes._writer import BoxWriter, table_in_memory
+from mg_llava.data.boxes._writer import BoxWriter, describe_arrays, index_pictures
 from mg_llava.data.records.schema import RecordError
 from mg_llava.work.atomic import replacing
 
@@ -73,7 +73,7 @@ def convert_boxes(
     pictures: Iterable[tuple[str, str, str | None]] = (),
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Make one store of box files, in memory that does not grow with their size.
+    """Make one store of box files, in about as much memory as the store takes.
 
     Args:
         sources: ``.json`` or ``.jsonl`` files; of an id in several, the last counts.
@@ -95,18 +95,18 @@ def convert_boxes(
     """
     _check_target(target, sources)
     report = ConversionReport()
-    writer = BoxWriter(Path(target).resolve().parent)
+    writer = BoxWriter()
     about = []
     for source in sources:
         first = len(report.problems.messages)
         about.append(_add_source(writer, source, report.problems, progress))
         report.problems.messages[first:] = [f"{source}: {text}" for text in report.problems.messages[first:]]
-    writer.remove_duplicates(report.problems)
-    # Hashing pictures takes hours, and would be in vain.
-    pictures = () if report.problems and bad == "error" else pictures
-    columns, counts = writer.finish(report.problems, pictures)
+    arrays = writer.arrays(report.problems)
+    if not report.problems or bad == "drop":  # hashing pictures takes hours, and would be in vain
+        report.picture_conflicts = index_pictures(arrays, pictures, report.problems)
+    counts = describe_arrays(arrays)
     report.records, report.boxes, report.pictures = (counts[name] for name in ("records", "boxes", "pictures"))
-    report.repeated, report.picture_conflicts = writer.repeated, writer.picture_conflicts
+    report.repeated = writer.repeated
     if report.problems and bad == "error":
         return report
     metadata = {
@@ -118,7 +118,7 @@ def convert_boxes(
         "dropped": len(report.problems),
         **counts,
     }
-    write_box_file(target, columns, metadata)
+    write_box_file(target, arrays, metadata)
     report.written = True
     return report
 
@@ -132,7 +132,8 @@ def read_table(path: str | Path, bad: BadRecord = "error") -> tuple[BoxTable, Pr
     """
     writer, problems = BoxWriter(), Problems()
     about = _add_source(writer, path, problems)
-    table = table_in_memory(writer, problems, {"detector": None, "settings": {}, "sources": [about]})
+    arrays = writer.arrays(problems)
+    table = BoxTable(arrays, {"detector": None, "settings": {}, "sources": [about], **describe_arrays(arrays)})
     if problems and bad == "error":
         raise RecordError(
             f"{path}: {problems}; correct the file or leave them out with bad_box_record='drop' (of several records "

@@ -26,7 +26,11 @@ _OTHER_MEDIA = ("video", "videos", "audio", "audios", "frames", "images", "pictu
 
 
 class RecordError(ValueError):
-    """A record that cannot be used; the message names file and record and says what to do."""
+    """A record that cannot be used; the message names file and record and says what to do, ``kind`` is for counts."""
+
+    def __init__(self, message: str, kind: str = "malformed") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class PlaceholderError(RecordError):
@@ -94,16 +98,17 @@ def make_box_record(
     except (TypeError, ValueError) as error:
         raise RecordError(f"{owner}: boxes must be lists of four numbers, scores numbers ({error})") from error
     if len(set(counts)) != 1 or counts[0] != len(array):
-        raise RecordError(
-            f"{owner}: found {counts[0]} boxes, {counts[1]} scores, {counts[2]} labels; they are parallel"
-        )
+        kind = "malformed" if len(set(counts)) == 1 else "with lists of unequal length"
+        found = f"found {counts[0]} boxes, {counts[1]} scores, {counts[2]} labels"
+        raise RecordError(f"{owner}: {found}; they are parallel", kind)
     if not (np.isfinite(array).all() and np.isfinite(score_array).all()):
-        raise RecordError(f"{owner}: boxes and scores must be finite numbers")
+        raise RecordError(f"{owner}: boxes and scores must be finite numbers", "with values that are not finite")
     inverted = np.flatnonzero((array[:, 2:] < array[:, :2]).any(axis=1))
     if len(inverted):
         raise RecordError(
             f"{owner}: box {inverted[0]} is {array[inverted[0]].tolist()}; boxes are [x1, y1, x2, y2] in pixels of "
-            "the original picture, with x1 <= x2 and y1 <= y2"
+            "the original picture, with x1 <= x2 and y1 <= y2",
+            "with inverted boxes",
         )
     return BoxRecord(array, score_array, label_tuple)
 

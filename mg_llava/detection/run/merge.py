@@ -11,7 +11,7 @@ import numpy as np
 from mg_llava import __version__
 from mg_llava.data.boxes._file import write_box_file
 from mg_llava.data.boxes._reader import Problems
-from mg_llava.data.boxes._writer import BoxWriter
+from mg_llava.data.boxes._writer import BoxWriter, describe_arrays, index_pictures
 from mg_llava.data.boxes.convert import verify_store
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import BoxRecord, make_box_record
@@ -114,7 +114,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
     tally = Tally()
     for unique in range(len(results.plan)):
         tally.add(results.unique(unique))
-    writer, problems, failed = BoxWriter(out), Problems(), 0
+    writer, problems, failed = BoxWriter(), Problems(), 0
     with replacing(out / LEDGER, "w") as ledger:
         for source, outcomes in results.entries():
             tally.count_keys(len(outcomes))
@@ -126,9 +126,9 @@ def merge(settings: JobSettings) -> dict[str, Any]:
                 failed += line["pictures"]
                 tally.add_failure(line)
                 ledger.write(json.dumps(line) + "\n")
-    writer.remove_duplicates(problems)
-    contents = _contents(results) if settings.by_content() else ()
-    columns, counts = writer.finish(problems, contents)
+    arrays = writer.arrays(problems)
+    index_pictures(arrays, _contents(results) if settings.by_content() else (), problems)
+    counts = describe_arrays(arrays)
     identity = settings.identity()
     metadata = {
         "detector": settings.detector_name(),
@@ -139,7 +139,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
         "dropped": failed,
         **counts,
     }
-    write_box_file(out / STORE, columns, metadata)
+    write_box_file(out / STORE, arrays, metadata)
     faults = verify_store(out / STORE)
     if faults:
         raise RuntimeError(f"{out / STORE} does not read back: {'; '.join(faults)}; is the disk in order?")

@@ -85,8 +85,7 @@ def test_boxes_take_the_narrowest_type_that_is_exact(tmp_path, boxes, expected):
 
 
 def test_large_files_go_through_several_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("mg_llava.data.boxes._spool._BLOCK", 3)
-    monkeypatch.setattr("mg_llava.data.boxes._spool._BUFFER", 50)
+    monkeypatch.setattr("mg_llava.data.boxes._writer._BLOCK", 3)
     monkeypatch.setattr("mg_llava.data.boxes._table._BLOCK", 4)
     records = [{"id": i, "boxes": [[0, 0, i, 1]] * (i % 4), "labels": [f"l{i % 5}"] * (i % 4)} for i in range(15)]
     (tmp_path / "b.json").write_text(json.dumps(records[:10] + records))
@@ -242,7 +241,6 @@ def test_no_flipped_bit_passes(converted, place, bit):
 
 @pytest.mark.parametrize("limit", [0, 500, 3000, 2_200_000])
 def test_a_full_disk_is_an_error_and_keeps_the_old_store(converted, tmp_path, limit):
-    """Temporary files for the boxes fill it, or the store does."""
     (tmp_path / "more.json").write_text(json.dumps([{"id": i, **GOOD} for i in range(60_000)]))
     before = converted.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
