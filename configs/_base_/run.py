@@ -25,6 +25,7 @@ from mg_llava.engine import (
     TrainLoop,
     WarmupLR,
 )
+from mg_llava.models import GatedPrompts
 from mg_llava.models.counting import count_tokens
 
 with read_base():
@@ -66,16 +67,21 @@ def stage(system, data, *, precision="bfloat16", seed=None, evaluation=None, **s
     return keys
 
 
-def train_model(system, precision, pretrained_pth, tuning, gradient_checkpointing=True, lora=None):
-    """The model with its precision and the weights that it starts from; ``lora`` are settings of adapters.
+def train_model(system, precision, pretrained_pth, tuning, gradient_checkpointing=True, lora=None, prompts=None):
+    """The model with its precision and the weights that it starts from.
 
-    ``gradient_checkpointing`` is True, False or ``"selective"`` (in between).
+    ``tuning`` is that of the LLM, or ``"gated_prompts"``: prompts in the layers of the frozen LLM. ``lora`` and
+    ``prompts`` are settings of either. ``gradient_checkpointing`` is True, False or ``"selective"`` (in between).
     """
     model = dict(system["model"], pretrained_pth=pretrained_pth)
     dtype = "auto" if precision == "bfloat16" else precision
     for name, part in model.items():
         if part is not None and (name == "llm" or name.endswith("encoder")):
             model[name] = {"dtype": dtype, **part}
+    if prompts is not None and tuning != "gated_prompts":
+        raise TypeError(f"prompts are settings of tuning='gated_prompts', but tuning={tuning!r}")
+    if tuning == "gated_prompts":
+        tuning, model["prompts"] = "frozen", dict(type=GatedPrompts, **(prompts or {}))
     if model["llm"] is not None:
         model["llm"].update(tuning=tuning, gradient_checkpointing=gradient_checkpointing)
         if lora is not None:

@@ -226,6 +226,14 @@ def test_settings_of_speed_reach_model_and_optimizer(load) -> None:
     assert (changed.model.packing, changed.model.compile_vision) == (4096, True)
 
 
+def test_prompts_inside_the_llm_are_one_word(load) -> None:
+    model = load("tuning='gated_prompts', prompts=dict(prompts=4)").model
+    assert model.llm.tuning == "frozen" and model.prompts.prompts == 4
+    assert "prompts" not in load().model
+    with pytest.raises(TypeError, match="prompts are settings of tuning='gated_prompts', but tuning='frozen'"):
+        load("prompts=dict(prompts=4)")
+
+
 def test_a_misspelled_setting_is_named(load) -> None:
     with pytest.raises(TypeError, match="bach_size"):
         load("bach_size=2")
