@@ -12,24 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.pictures.processor import ProcessedPicture
-from mg_llava.data.text.stopping import TextStream
 from mg_llava.inference.batching import DecodedPictures, Loaded, PictureGroup, PreparedRequest
 from mg_llava.inference.encoding import EncodedRequest, RequestEncoder, Statistics
 from mg_llava.inference.frontend import FrontEnd
-from mg_llava.inference.requests import Answer, SeenPicture
-from mg_llava.models.generation import (
-    MARGIN,
-    Decoding,
-    Ended,
-    Generated,
-    Prompt,
-    Step,
-    collect,
-    evaluating,
-    generate,
-    read_prefixes,
-)
+from mg_llava.inference.reply import Reply
+from mg_llava.inference.requests import Answer
+from mg_llava.models.generation import MARGIN, Decoding, Prompt, evaluating, generate, read_prefixes
 from mg_llava.models.interfaces import Seeing
 from mg_llava.tokens import PAD_TOKEN_ID
 
@@ -101,14 +89,8 @@ class Answering:
             yield batch
 
     def _window(self, groups: Iterable[Loaded]) -> Iterator[Answered]:
-        ready: list[EncodedRequest] = []
         failed: Answered = []
-        for one in self._encoded(groups, failed):
-            problem = self._too_long(one)
-            if problem is None:
-                ready.append(one)
-            else:
-                failed.append((one.prepared.number, problem))
+        ready = list(self.encoded(groups, failed))
         if failed:
             yield failed
         plain, shared = self._sorted(ready)
@@ -125,26 +107,40 @@ class Answering:
             ValueError: It is too long.
         """
         group = PictureGroup([prepared])
-        decoded = group.load()
-        if isinstance(decoded, PictureError):
-            raise decoded
-        text = TextStream(self.stops)
-        ended: Ended = ""
+        failed: Answered = []
         with evaluating(self.model):
-            (one,) = self.encoder.encode([(group, decoded)])
-            problem = self._too_long(one)
-            if problem is not None:
-                raise problem
-            for step in self._steps([one], self._prompt([one], [prepared.ids]), 0.0):
-                (ended,) = step.ended
-                yield text.push(step.ids if ended != "end" else [])
-        yield text.finish()
-        return self._make_answer(one, Generated(text.ids, ended))
+            (*encoded,) = self.encoded([(group, group.load())], failed)
+            for _, error in failed:
+                raise error  # type: ignore[misc]
+            reply = self.new_reply(encoded[0])
+            for _ in self.run([reply]):
+                yield reply.piece()
+        return reply.answer()
+
+    @torch.no_grad()
+    def run(self, replies: Sequence[Reply], prompt: Prompt | None = None) -> Iterator[None]:
+        """Answer rows together, one step at a time; what rounding could decide is answered once more, alone.
+
+        Args:
+            replies: Their rows go on with the step that each yield stands for. They may be of other instances of the
+                same model and ``decoding``, but for its limit.
+            prompt: What the LLM reads of them; None to make it.
+        """
+        batch = [reply.one for reply in replies]
+        is_alone = len(batch) == 1 and batch[0].alone and (prompt is None or prompt.cache is None)
+        prompt = prompt or self._prompt(batch, [one.prepared.ids for one in batch])
+        yield from self._steps(replies, prompt, 0.0 if is_alone else self.margin)
+        for reply in replies:
+            if reply.ended == "close":
+                self.statistics.alone += 1
+                reply.restart(self.encoder.alone(reply.one))
+                prompt = self._prompt([reply.one], [reply.one.prepared.ids])
+                yield from self._steps([reply], prompt, 0.0)
 
     # -- pictures -----------------------------------------------------------------------------------------------
 
-    def _encoded(self, groups: Iterable[Loaded], failed: Answered) -> Iterator[EncodedRequest]:
-        """Requests with encoded pictures; those whose pictures cannot be read are added to ``failed``."""
+    def encoded(self, groups: Iterable[Loaded], failed: Answered) -> Iterator[EncodedRequest]:
+        """Requests with encoded pictures; what cannot be read or is too long is added to ``failed``."""
         waiting: list[tuple[PictureGroup, DecodedPictures]] = []
         for group, decoded in groups:
             if isinstance(decoded, PictureError):
@@ -152,19 +148,22 @@ class Answering:
                 continue
             waiting.append((group, decoded))
             if sum(len(known.pictures) for _, known in waiting) >= min(self.batch_size, MOST_PICTURES):
-                yield from self.encoder.encode(waiting)
+                yield from self._short_ones(self.encoder.encode(waiting), failed)
                 waiting = []
-        yield from self.encoder.encode(waiting)
+        yield from self._short_ones(self.encoder.encode(waiting), failed)
 
     # -- text ---------------------------------------------------------------------------------------------------
 
-    def _too_long(self, one: EncodedRequest) -> ValueError | None:
-        if self.context is None or one.length < self.context:
-            return None
-        return ValueError(
-            f"{one.prepared.owner}: question, picture and box tokens are {one.length} long, the LLM's context is "
-            f"{self.context}; shorten the question or give fewer boxes"
-        )
+    def _short_ones(self, encoded: Iterable[EncodedRequest], failed: Answered) -> Iterator[EncodedRequest]:
+        for one in encoded:
+            if self.context is None or one.length < self.context:
+                yield one
+                continue
+            problem = (
+                f"{one.prepared.owner}: question, picture and box tokens are {one.length} long, the LLM's context is "
+                f"{self.context}; shorten the question or give fewer boxes"
+            )
+            failed.append((one.prepared.number, ValueError(problem)))
 
     def _limit(self, one: EncodedRequest) -> int:
         """Number of tokens that the answer has room for."""
@@ -224,35 +223,32 @@ class Answering:
         data = self.model.data_preprocessor(_pad(ids), False)
         return self.model.prompt(data, _seeing(batch))
 
-    def _steps(self, batch: Sequence[EncodedRequest], prompt: Prompt, margin: float) -> Iterator[Step]:
+    def _steps(self, replies: Sequence[Reply], prompt: Prompt, margin: float) -> Iterator[None]:
         """The steps of a batch, counted."""
-        limits = [self._limit(one) for one in batch]
-        stop = self.stops.at_word if self.stops.words else None
-        self.statistics.rows += len(batch)
+        self.statistics.rows += len(replies)
 
         def condition(rows: list[int]) -> AbstractContextManager[Any]:
-            return self.model.condition(_seeing([batch[row] for row in rows]))
+            return self.model.condition(_seeing([replies[row].one for row in rows]))
 
+        def stop(row: int, ids: list[int]) -> bool:
+            return replies[row].ends_with(ids)
+
+        limits = [reply.limit for reply in replies]
         for step in generate(self.model.llm, prompt, self.decoding, limits, stop, margin, condition):
             self.statistics.steps += 1
-            yield step
+            for row, token, ended, scores in zip(step.rows, step.ids, step.ended, step.scores, strict=True):
+                replies[row].push(token, ended, scores)
+            yield
+
+    def new_reply(self, one: EncodedRequest, **options: Any) -> Reply:
+        """The answer to a request, with nothing in it yet; ``options`` as for :class:`Reply`."""
+        return Reply(one, self.stops, self._limit(one), **options)
 
     def _answers(self, batch: Sequence[EncodedRequest], prompt: Prompt) -> Answered:
-        """Answers to a batch; what rounding could decide is generated once more, alone."""
-        is_alone = len(batch) == 1 and batch[0].alone and prompt.cache is None
-        rows = collect(self._steps(batch, prompt, 0.0 if is_alone else self.margin), len(batch))
-        for place, one in enumerate(batch):
-            if rows[place].ended == "close":
-                self.statistics.alone += 1
-                one = self.encoder.alone(one)
-                prompt = self._prompt([one], [one.prepared.ids])
-                (rows[place],) = collect(self._steps([one], prompt, 0.0), 1)
-        return [(one.prepared.number, self._make_answer(one, row)) for one, row in zip(batch, rows, strict=True)]
-
-    def _make_answer(self, one: EncodedRequest, row: Generated) -> Answer:
-        text, _ = self.stops.cut(self.stops.read(row.ids))
-        seen, name = tuple(map(_seen, one.pictures)), one.prepared.request.id
-        return Answer(text, tuple(row.ids), seen, row.ended == "limit", name, one.length)
+        replies = [self.new_reply(one) for one in batch]
+        for _ in self.run(replies, prompt):
+            pass
+        return [(reply.one.prepared.number, reply.answer()) for reply in replies]
 
 
 def _seeing(batch: Sequence[EncodedRequest]) -> Seeing:
@@ -275,10 +271,3 @@ def _pad(ids: Sequence[Sequence[int]], left: bool = False) -> dict[str, Tensor]:
     if left:
         input_ids, mask = input_ids.flip(1), mask.flip(1)
     return {"input_ids": input_ids, "attention_mask": mask}
-
-
-def _seen(picture: ProcessedPicture) -> SeenPicture:
-    if picture.is_empty:
-        return SeenPicture(picture.canvas, picture.canvas.to_original(picture.boxes.double().numpy()[:0]))
-    boxes = picture.canvas.to_original(picture.boxes.double().numpy())
-    return SeenPicture(picture.canvas, boxes, tuple(picture.labels), tuple(picture.scores))

@@ -147,7 +147,7 @@ class Predictor:
 
         A conversation goes on with a request of all its turns.
         """
-        return StreamedAnswer(self._answering(generation, 1).stream(PreparedRequest(self.front_end, 0, request)))
+        return StreamedAnswer(self.answering(generation, 1).stream(PreparedRequest(self.front_end, 0, request)))
 
     def predict_many(
         self,
@@ -180,7 +180,7 @@ class Predictor:
             prepared = PreparedRequest(self.front_end, number, request)
             groups.setdefault(prepared.key, []).append(prepared)
         sorted_requests = [prepared for group in groups.values() for prepared in group]
-        answering = self._answering(generation, batch_size, exact)
+        answering = self.answering(generation, batch_size, exact)
         answers: dict[int, Answer] = {}
         for batch in self._windows(answering, sorted_requests, workers, CACHE_MB):
             for number, answer in batch:
@@ -220,7 +220,7 @@ class Predictor:
             long. Errors of a function ``boxes`` are raised.
         """
         failed: list[tuple[int, Answer | ValueError]] = []
-        answering = self._answering(generation, batch_size, exact)
+        answering = self.answering(generation, batch_size, exact)
         for batch in self._windows(answering, self._prepared(requests, failed), workers, cache_mb):
             yield [*failed, *batch]
             failed.clear()
@@ -236,7 +236,8 @@ class Predictor:
             except ValueError as error:
                 failed.append((number, error))
 
-    def _answering(self, generation: dict[str, Any], batch_size: int, exact: bool = False) -> Answering:
+    def answering(self, generation: dict[str, Any], batch_size: int, exact: bool = False) -> Answering:
+        """How requests are answered, with the predictor's arguments of generation and further ones."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
         settings = {**self.generation, **generation}

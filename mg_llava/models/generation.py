@@ -130,6 +130,8 @@ class Step(NamedTuple):
     ended: list[Ended]
     hidden: Tensor | None
     """``(b, D)``, last hidden states that the ids were chosen from; None for LLMs that change their logits."""
+    scores: Tensor
+    """``(b, V)`` float32, the LLM's logits."""
 
 
 @dataclass
@@ -175,7 +177,7 @@ def generate(
     prompt: Prompt,
     decoding: Decoding,
     limits: Sequence[int] | None = None,
-    stop: Callable[[list[int]], bool] | None = None,
+    stop: Callable[[int, list[int]], bool] | None = None,
     margin: float = 0.0,
     condition: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
 ) -> Iterator[Step]:
@@ -186,7 +188,7 @@ def generate(
         prompt: B rows.
         decoding: How ids are chosen, and which end a row.
         limits: Most new ids of each row, in place of ``decoding.limit``.
-        stop: Says of the new ids of a row whether it ends with them.
+        stop: Says of a row and its new ids whether it ends with them.
         margin: Least lead; a row whose best two logits are closer ends, for the caller to decide it otherwise.
         condition: Gives the context in which the LLM reads some of the rows; see ``System.condition``.
     """
@@ -205,11 +207,11 @@ def generate(
                 ended.append("close")
             elif token in decoding.ends:
                 ended.append("end")
-            elif stop is not None and stop(new[row]):
+            elif stop is not None and stop(row, new[row]):
                 ended.append("stop")
             else:
                 ended.append("limit" if len(new[row]) >= limits[row] else "")
-        yield Step(rows, [new[row][-1] for row in rows], leads, ended, hidden)
+        yield Step(rows, [new[row][-1] for row in rows], leads, ended, hidden, scores)
         mask = prompt.mask
         if any(ended):
             kept = [place for place, why in enumerate(ended) if not why]

@@ -81,7 +81,7 @@ def test_logits_are_penalized_as_by_transformers(llm: Any, way: Way) -> None:
 def test_a_row_stops_where_it_is_told(llm: Any, way: Way) -> None:
     whole = alone(llm, [299])
     stop = whole[2][1]
-    found = run(llm, way, {}, stop=lambda new: new[-1] == stop)
+    found = run(llm, way, {}, stop=lambda _, new: new[-1] == stop)
     assert [row.ids for row in found] == [row[: row.index(stop) + 1] if stop in row else row for row in whole]
     assert found[2].ended == "stop"
 
