@@ -190,21 +190,39 @@ PACKAGES = {
     "av": "av",
     "bitsandbytes": "bitsandbytes",
     "deepspeed": "deepspeed",
+    "fastapi": "fastapi",
     "flash-attn": "flash_attn",
     "gguf": "gguf",
     "liger-kernel": "liger_kernel",
     "lmms-eval": "lmms_eval",
     "openpyxl": "openpyxl",
+    "prometheus_client": "prometheus_client",
     "pyarrow": "pyarrow",
+    "pydantic": "pydantic",
     "ray": "ray",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "scipy": "scipy",
+    "sse-starlette": "sse_starlette",
+    "uvicorn": "uvicorn",
 }
 """What the packages of the extras are imported as."""
-NETWORK = {"aiohttp", "fastapi", "gradio", "httpx", "huggingface_hub", "openai", "requests", "triton", "uvicorn"}
+NETWORK = {
+    "aiohttp",
+    "fastapi",
+    "gradio",
+    "httpx",
+    "huggingface_hub",
+    "openai",
+    "requests",
+    "starlette",
+    "triton",
+    "uvicorn",
+}
 ADAPTERS = {"mg_llava/evaluation/lmms.py -> lmms_eval.api.model"}
 """Imports of the package that alone imports the file."""
+SERVER = "mg_llava/inference/serving/"
+"""A folder that is imported by the command alone that needs its packages."""
 EARLY: set[str] = set()
 """Early imports of optional packages that are still there; the list only gets shorter."""
 
@@ -223,11 +241,22 @@ def test_optional_packages_are_imported_where_they_are_used() -> None:
         f"{file.path} -> {item.name}"
         for file in package_files().values()
         for item in file.imports()
-        if not item.deferred and item.name.split(".")[0] in optional
+        if not item.deferred and item.name.split(".")[0] in optional and not file.path.startswith(SERVER)
     }
     compare(
         found - ADAPTERS, EARLY, "Optional, network and GPU packages are imported inside the functions that use them"
     )
+
+
+def test_nothing_but_its_command_imports_the_server_early() -> None:
+    module = SERVER.rstrip("/").replace("/", ".")
+    early = {
+        file.path
+        for file in package_files().values()
+        for item in file.imports()
+        if not item.deferred and f"{item.name}.".startswith(f"{module}.") and not file.path.startswith(SERVER)
+    }
+    assert early == set()
 
 
 @pytest.mark.parametrize("extra", sorted(set(extras()) - {"dev"}))

@@ -1,0 +1,295 @@
+"""The routes of the server: who may ask, how much is read, and how answers go back.
+
+The key is looked at before a body is read, places and bytes are counted while it is, and a request whose client leaves
+or whose time is over ends in the engine with its next step.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from mmengine.logging import print_log
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from mg_llava.inference.engine import Closed, Engine, Event, Job
+from mg_llava.inference.serving.completion import Completion
+from mg_llava.inference.serving.errors import Limits, Refused
+from mg_llava.inference.serving.metrics import Metrics
+from mg_llava.inference.serving.places import Load, Place, Stream
+from mg_llava.inference.serving.question import Question, read_question
+
+COMPLETIONS, MODELS, HEALTH, METRICS = "/v1/chat/completions", "/v1/models", "/health", "/metrics"
+_LEFT = 499
+"""Status of a request whose client has left; nobody reads it."""
+
+_Result = TypeVar("_Result")
+
+
+class _Left(Exception):
+    """The client has left."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server behaves.
+
+    Attributes:
+        name: Of the model in answers.
+        api_key: What clients must send as bearer token; empty for none.
+        hosts: Names of hosts from which pictures may be fetched.
+        origins: Of web pages that may ask.
+        workers: Threads that read requests and decode pictures.
+        limits: See there.
+    """
+
+    name: str = "mg-llava"
+    api_key: str = field(default="", repr=False)
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    workers: int = 2
+    limits: Limits = field(default_factory=Limits)
+
+
+class ChatApp:
+    """The handlers.
+
+    Args:
+        engine: Answers.
+        settings: See there.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine, self.settings, self.limits = engine, settings, settings.limits
+        self.metrics = Metrics(engine)
+        self.load = Load()
+        self._pool = ThreadPoolExecutor(settings.workers, "requests")
+
+    def build(self) -> FastAPI:
+        """The application; its start and end are those of the engine."""
+        app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=self._lifespan)
+        app.add_api_route(COMPLETIONS, self.complete, methods=["POST"], response_model=None)
+        app.add_api_route(MODELS, self.models, response_model=None)
+        app.add_api_route(MODELS + "/{name:path}", self.model, response_model=None)
+        app.add_api_route(HEALTH, self.health, response_model=None)
+        app.add_api_route(METRICS, self.counts, response_model=None)
+        app.add_exception_handler(Refused, self._refuse)  # type: ignore[arg-type]
+        app.add_exception_handler(HTTPException, self._refuse)  # type: ignore[arg-type]
+        app.add_exception_handler(Exception, self._refuse)
+        if self.settings.origins:
+            origins = list(self.settings.origins)
+            app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        with self.engine, self._pool:
+            yield
+
+    # -- handlers -----------------------------------------------------------------------------------------------
+
+    async def health(self) -> Response:
+        """Whether the server lives."""
+        return JSONResponse({"status": "ok"})
+
+    async def counts(self, request: Request) -> Response:
+        """Counts for Prometheus."""
+        self._check(request)
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        """The one model."""
+        self._check(request)
+        return JSONResponse({"object": "list", "data": [self._entry()]})
+
+    async def model(self, request: Request, name: str) -> Response:
+        """The one model, by name."""
+        self._check(request)
+        if name != self.settings.name:
+            raise Refused(f"no model {name[:80]!r}; there is {self.settings.name!r}", "model", "model_not_found", 404)
+        return JSONResponse(self._entry())
+
+    async def complete(self, request: Request) -> Response:
+        """Answer a conversation."""
+        status = 500
+        try:
+            self._check(request)
+            place = Place(self.load, self.limits)
+            try:
+                response = await self._complete(request, await self._read(request, place), place)
+            finally:
+                place.leave_unless_streaming()
+            status = response.status_code
+        except Refused as error:
+            status = error.status
+            raise
+        except (_Left, ClientDisconnect):
+            status = _LEFT
+            response = Response(status_code=_LEFT)
+        finally:
+            self.metrics.requests.labels(status).inc()
+        return response
+
+    def _entry(self) -> dict[str, Any]:
+        return {"id": self.settings.name, "object": "model", "created": 0, "owned_by": "mg_llava"}
+
+    def _check(self, request: Request) -> None:
+        """Refuse who may not ask: without the key, or from a web page of elsewhere."""
+        origin = request.headers.get("origin")
+        if origin is not None and origin not in self.settings.origins and "*" not in self.settings.origins:
+            raise Refused("web pages may not ask this server; --allow-origin allows them", None, "forbidden", 403)
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        if self.settings.api_key and not hmac.compare_digest(sent.encode(), self.settings.api_key.encode()):
+            raise Refused("wrong API key", None, "invalid_api_key", 401)
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    async def _read(self, request: Request, place: Place) -> bytes:
+        """The body, counted while it comes."""
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdecimal()) or len(length) > 18 or int(length) > self.limits.body:
+            place.refuse_size()
+        parts: list[bytes] = []
+
+        async def read() -> None:
+            async for part in request.stream():
+                parts.append(part)
+                place.take(len(part))
+
+        try:
+            await asyncio.wait_for(read(), self.limits.patience)
+        except asyncio.TimeoutError:
+            rule = f"the request did not come whole within {self.limits.patience:.0f} s"
+            raise Refused(rule, None, "request_timeout", 408) from None
+        return b"".join(parts)
+
+    async def _complete(self, request: Request, data: bytes, place: Place) -> Response:
+        start, due = time.monotonic(), time.monotonic() + self.limits.seconds
+        news: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            loop.call_soon_threadsafe(news.put_nowait, event)
+
+        def prepare() -> tuple[Question, Job]:
+            question = read_question(data, self.limits)
+            fields = question.fields
+            top = (fields.top_logprobs or 0) if fields.logprobs else None
+            asked = question.request(self.limits, self.settings.hosts)
+            options = {"tell": tell, "streams": bool(fields.stream), "top": top}
+            return question, self.engine.prepare(asked, fields.generation(), **options)
+
+        question, job = await self._wait(request, _prepared(loop.run_in_executor(self._pool, prepare)), due)
+        try:
+            self.engine.submit(job)
+            event = await self._wait(request, _first(news), due)
+        except Closed as error:
+            raise Refused("the server ends", None, "unavailable", 503) from error
+        except BaseException:
+            job.leave()
+            raise
+        self.metrics.first.observe(time.monotonic() - start)
+        fields = question.fields
+        has_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        tokenizer = self.engine.predictor.front_end.tokenizer
+        completion = Completion(self.settings.name, tokenizer, bool(fields.logprobs), has_usage)
+        if fields.stream:
+            place.job = job
+            return Stream(self._chunks(completion, event, news, start), place)
+        assert event.answer is not None
+        self.metrics.count(event.answer, time.monotonic() - start)
+        return JSONResponse(completion.whole(event.answer, event.scored))
+
+    async def _wait(self, request: Request, work: Coroutine[Any, Any, _Result], due: float) -> _Result:
+        """The result of some work, unless the client leaves or the time is over before."""
+        task, leaving = asyncio.create_task(work), asyncio.create_task(_until_left(request))
+        try:
+            await asyncio.wait((task, leaving), timeout=due - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if leaving.done():
+                raise _Left
+            raise self._late()
+        finally:
+            task.cancel()
+            leaving.cancel()
+
+    def _late(self) -> Refused:
+        return Refused(f"the answer was not there within {self.limits.seconds:.0f} s", None, "timeout", 504)
+
+    async def _chunks(
+        self, completion: Completion, event: Event, news: asyncio.Queue[Event], start: float
+    ) -> AsyncIterator[dict[str, str]]:
+        """The events of a stream."""
+        yield _data(completion.begin())
+        while True:
+            if event.piece or event.scored:
+                yield _data(completion.piece(event.piece, event.scored))
+            if event.is_last:
+                break
+            try:
+                event = await asyncio.wait_for(news.get(), start + self.limits.seconds - time.monotonic())
+            except asyncio.TimeoutError:
+                event = Event(error=self._late())
+        if event.answer is None:
+            yield _data(_refusal(event.error).body())
+            return
+        self.metrics.count(event.answer, time.monotonic() - start)
+        for chunk in completion.end(event.answer):
+            yield _data(chunk)
+        yield {"data": "[DONE]"}
+
+    async def _refuse(self, request: Request, error: Exception) -> Response:
+        """Any fault in OpenAI's form."""
+        if isinstance(error, HTTPException):
+            known = ", ".join((MODELS, COMPLETIONS, HEALTH, METRICS))
+            message = f"{request.method} {request.url.path[:80]} is unknown; there are {known}"
+            error = Refused(message, None, "unknown_url", error.status_code)
+        refused = _refusal(error)
+        headers = {"Retry-After": "1"} if refused.status in (429, 503) else {}
+        return JSONResponse(refused.body(), refused.status, headers)
+
+
+async def _prepared(future: asyncio.Future[_Result]) -> _Result:
+    try:
+        return await future
+    except ValueError as error:  # of boxes, pictures and conversations
+        raise Refused(str(error), "messages") from error
+
+
+async def _first(news: asyncio.Queue[Event]) -> Event:
+    event = await news.get()
+    if event.error is not None:
+        raise _refusal(event.error)
+    return event
+
+
+async def _until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refusal(error: Exception | None) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, Closed):
+        return Refused("the server ends", None, "unavailable", 503)
+    if isinstance(error, ValueError):
+        is_long = "context" in str(error)
+        return Refused(str(error), "messages", "context_length_exceeded" if is_long else "invalid_value")
+    print_log(f"{type(error).__name__}: {error}", logger="current", level=logging.ERROR)
+    return Refused("the server failed at this request; its log says why", None, None, 500)
+
+
+def _data(payload: dict[str, Any]) -> dict[str, str]:
+    return {"data": json.dumps(payload)}

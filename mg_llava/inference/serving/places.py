@@ -1,0 +1,70 @@
+"""How much a server holds at a time: requests and their bytes, from the first byte read to the last one sent."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from sse_starlette import EventSourceResponse
+
+from mg_llava.inference.engine import Job
+from mg_llava.inference.serving.errors import Limits, Refused
+
+
+@dataclass
+class Load:
+    """Requests and bytes that a server holds."""
+
+    requests: int = 0
+    bytes: int = 0
+
+
+class Place:
+    """A request's place among those that a server holds; its job ends when it leaves."""
+
+    def __init__(self, load: Load, limits: Limits) -> None:
+        if load.requests >= limits.requests:
+            raise Refused(f"{load.requests} requests wait already; try later", None, "rate_limit_exceeded", 429)
+        self.load, self.limits = load, limits
+        self.bytes = 0
+        self.job: Job | None = None
+        load.requests += 1
+
+    def take(self, count: int) -> None:
+        """Hold more bytes."""
+        self.bytes += count
+        self.load.bytes += count
+        if self.bytes > self.limits.body:
+            self.refuse_size()
+        if self.load.bytes > self.limits.memory:
+            raise Refused("the requests that wait are too large; try later", None, "overloaded", 503)
+
+    def refuse_size(self) -> NoReturn:
+        """Say how large a request may be."""
+        raise Refused(f"a request has at most {self.limits.body} bytes", None, "request_too_large", 413)
+
+    def leave(self) -> None:
+        """Hold nothing any more."""
+        self.load.requests -= 1
+        self.load.bytes -= self.bytes
+        if self.job is not None:
+            self.job.leave()
+
+    def leave_unless_streaming(self) -> None:
+        """Leave, but for a job whose answer is still to be sent."""
+        if self.job is None:
+            self.leave()
+
+
+class Stream(EventSourceResponse):
+    """A streamed answer, which holds its place to its end, however it ends."""
+
+    def __init__(self, chunks: AsyncIterator[dict[str, str]], place: Place) -> None:
+        super().__init__(chunks, sep="\n", headers={"X-Accel-Buffering": "no"})
+        self._place = place
+
+    async def __call__(self, *given: Any) -> None:
+        """Send it."""
+        try:
+            await super().__call__(*given)
+        finally:
+            self._place.leave()
