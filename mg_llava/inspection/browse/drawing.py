@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from mg_llava.data.boxes.filter import Reason
 from mg_llava.data.pictures.processor import BoxFate
 from mg_llava.drawing.lettering import Font, break_word, line_height, load_font, wrap
-from mg_llava.drawing.marks import Area, Mark, draw_marks, ink_on
+from mg_llava.drawing.marks import Mark, draw_marks, ink_on
 from mg_llava.inspection.browse.samples import PictureView, SampleView, Token
 
 PANEL = 768
@@ -83,7 +83,7 @@ def count_reasons(fates: Sequence[BoxFate]) -> dict[Reason, int]:
     return {reason: sum(fate.reason == reason for fate in fates) for reason in REASON_COLORS}
 
 
-def listed(fates: Sequence[BoxFate]) -> list[tuple[str, BoxFate]]:
+def _named(fates: Sequence[BoxFate]) -> list[tuple[str, BoxFate]]:
     """Boxes with their names in drawings: number of the token, then dropped boxes by their number in the file."""
     kept = sorted((fate for fate in fates if fate.token is not None), key=lambda fate: fate.token or 0)
     dropped = [(f"#{number}", fate) for number, fate in enumerate(fates) if fate.token is None]
@@ -91,7 +91,7 @@ def listed(fates: Sequence[BoxFate]) -> list[tuple[str, BoxFate]]:
 
 
 def _draw_panels(picture: PictureView, face: Font) -> list[Image.Image]:
-    named = listed(picture.fates)
+    named = _named(picture.fates)
     kept = [(name, fate) for name, fate in named if fate.kept]
     dropped = [(name, fate) for name, fate in named if not fate.kept]
     if picture.is_stand_in and len(picture.boxes):
@@ -99,10 +99,8 @@ def _draw_panels(picture: PictureView, face: Font) -> list[Image.Image]:
         kept = [("0", BoxFate("(no box)", 0.0, place, place, "kept", 0))]
     if not dropped or len(named) <= _FULL_PANEL:
         return [_draw_panel(picture, kept + dropped, "", face)]
-    return [
-        _draw_panel(picture, kept, f"{len(kept)} kept boxes", face),
-        _draw_panel(picture, dropped, f"{len(dropped)} dropped boxes", face),
-    ]
+    parts = ((kept, f"{len(kept)} kept boxes"), (dropped, f"{len(dropped)} dropped boxes"))
+    return [_draw_panel(picture, part, title, face) for part, title in parts]
 
 
 def _draw_panel(picture: PictureView, named: Sequence[tuple[str, BoxFate]], title: str, face: Font) -> Image.Image:
@@ -110,40 +108,24 @@ def _draw_panel(picture: PictureView, named: Sequence[tuple[str, BoxFate]], titl
     size = picture.canvas.size
     scale = max(1.0, PANEL / size)
     side = round(size * scale)
-    image = Image.fromarray(picture.pixels).resize((side, side), Image.Resampling.BICUBIC)
     places = np.array([fate.place for _, fate in named]).reshape(-1, 4)
     mat = _MAT_SIDE if ((places < -1) | (places > size + 1)).any() else 0
-    head = line_height(face) + 4 if title else 0
     sheet = Image.new("RGB", (side + 2 * mat, side + 2 * mat), _MAT)
-    sheet.paste(image, (mat, mat))
-    boxes = np.clip(places * scale + mat, _LINE, side + 2 * mat - 1 - _LINE)
-    crowded = len(named) > _CROWD
-    marks = [
-        Mark(_area(box), REASON_COLORS[fate.reason], _caption(name, fate, crowded), dashed=not fate.kept)
-        for (name, fate), box in zip(named, boxes, strict=True)
-    ]
+    sheet.paste(Image.fromarray(picture.pixels).resize((side, side), Image.Resampling.BICUBIC), (mat, mat))
+    boxes = np.clip(places * scale + mat, _LINE, side + 2 * mat - 1 - _LINE).tolist()
+    marks = []
+    for (name, fate), box in zip(named, boxes, strict=True):
+        label = fate.label if len(fate.label) <= _LONGEST_LABEL else f"{fate.label[: _LONGEST_LABEL - 1]}…"
+        caption = name if len(named) > _CROWD else f"{name} {label} {fate.score:.2f}".replace("  ", " ")
+        marks.append(Mark(tuple(box), REASON_COLORS[fate.reason], caption, dashed=not fate.kept))
     draw_marks(sheet, marks, _LINE, face)
     if not title:
         return sheet
+    head = line_height(face) + 4
     titled = Image.new("RGB", (sheet.width, sheet.height + head), _PAPER)
     ImageDraw.Draw(titled).text((0, 0), title, fill=_INK, font=face)
     titled.paste(sheet, (0, head))
     return titled
-
-
-def _area(box: np.ndarray) -> Area:
-    x1, y1, x2, y2 = box.tolist()
-    return x1, y1, x2, y2
-
-
-def _caption(name: str, fate: BoxFate, crowded: bool) -> str:
-    if crowded:
-        return name
-    return f"{name} {_shorten(fate.label)} {fate.score:.2f}".replace("  ", " ")
-
-
-def _shorten(label: str) -> str:
-    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
 
 
 class _Column:
@@ -151,8 +133,7 @@ class _Column:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.x = self.y = 0.0
-        self.step = 0
+        self.x = self.y = self._step = 0.0
         self._chips: list[tuple[float, float, float, str, str | None, str, Font]] = []
 
     def write(self, text: str, face: Font, color: str = _INK) -> None:
@@ -164,33 +145,22 @@ class _Column:
 
     def chip(self, text: str, face: Font, fill: str | None, color: str = _INK, pad: int = 1) -> None:
         """A piece of text on a ground of its own, in the line where there is room."""
-        wide = face.getlength(text) + 2 * pad
-        if self.x and self.x + wide > self.width:
-            self.end_line()
-        for piece in break_word(text, self.width - 2 * pad, face):
-            if self.x and self.x + face.getlength(piece) + 2 * pad > self.width:
+        pieces = break_word(text, self.width - 2 * pad, face)
+        for number, piece in enumerate(pieces):
+            needed = face.getlength(piece if number else text) + 2 * pad
+            if self.x and self.x + needed > self.width:
                 self.end_line()
             self._put(piece, face, fill, color, pad)
-
-    def tab(self, x: float) -> None:
-        """Go on at ``x``."""
-        self.x = x
 
     def end_line(self) -> None:
         """Go to the next line, if anything stands in this one."""
         if self.x:
-            self.x, self.y, self.step = 0.0, self.y + self.step, 0
+            self.x, self.y, self._step = 0.0, self.y + self._step, 0.0
 
     def skip(self, pixels: int) -> None:
         """Leave some room."""
         self.end_line()
         self.y += pixels
-
-    def _put(self, text: str, face: Font, fill: str | None, color: str, pad: int = 0) -> None:
-        wide = max(face.getlength(text) + 2 * pad, 1)
-        self._chips.append((self.x, self.y, wide, text, fill, color, face))
-        self.x += wide
-        self.step = max(self.step, line_height(face))
 
     def render(self) -> Image.Image:
         """The column as a picture."""
@@ -202,6 +172,12 @@ class _Column:
                 draw.rectangle((x, y, x + wide - 1, y + line_height(face) - 2), fill=fill)
             draw.text((x + (wide - face.getlength(text)) / 2, y), text, fill=color, font=face)
         return sheet
+
+    def _put(self, text: str, face: Font, fill: str | None, color: str, pad: int = 0) -> None:
+        wide = max(face.getlength(text) + 2 * pad, 1)
+        self._chips.append((self.x, self.y, wide, text, fill, color, face))
+        self.x += wide
+        self._step = max(self._step, line_height(face))
 
 
 def _draw_text(view: SampleView, font: str | Path | None) -> Image.Image:
@@ -223,7 +199,7 @@ def _draw_text(view: SampleView, font: str | Path | None) -> Image.Image:
 def _write_tokens(column: _Column, tokens: Sequence[Token], body: Font, small: Font) -> None:
     for key, meaning in TOKEN_LEGEND.items():
         column.chip(meaning, small, TOKEN_COLORS[key][1], pad=6)
-        column.tab(column.x + 8)
+        column.x += 8
     column.skip(6)
     for number, token in enumerate(tokens):
         text = visible(token.text)
@@ -242,14 +218,14 @@ def _write_boxes(column: _Column, picture: PictureView, name: str, body: Font, s
     for reason, count in count_reasons(picture.fates).items():
         color = REASON_COLORS[reason]
         column.chip(f"{count} {reason}", small, color, ink_on(color), pad=6)
-        column.tab(column.x + 8)
+        column.x += 8
     column.skip(6)
-    named = listed(picture.fates)
-    lines = -(-len(named) // 2) if len(named) > _FULL_PANEL else len(named)
-    wide = column.width // 2 if len(named) > lines else column.width
+    named = _named(picture.fates)
+    columns = 2 if len(named) > _FULL_PANEL else 1
+    lines, wide = -(-len(named) // columns), column.width // columns
     for line in range(lines):
         for left, (name, fate) in enumerate(named[line::lines]):
-            column.tab(left * wide + 1)
+            column.x = left * wide + 1
             column.chip("  ", small, REASON_COLORS[fate.reason])
             column.chip(_row(name, fate, wide - 20, small), small, None)
         column.end_line()

@@ -12,7 +12,7 @@ from mg_llava.inspection.browse.drawing import (
     token_style,
     visible,
 )
-from mg_llava.inspection.browse.samples import SampleView, Token
+from mg_llava.inspection.browse.samples import SampleView
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1700px; padding: 0 1rem; color: #16181d }
@@ -51,27 +51,22 @@ def write_page(title: str, samples: Sequence[tuple[SampleView, str]], problems: 
 def _section(view: SampleView, picture: str) -> str:
     name = escape(f"{view.source} [{view.index}]")
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in view.notes)
-    tokens = "".join(_span(number, token) for number, token in enumerate(view.tokens))
-    return (
-        f"<section><h2>{name} <small>id {escape(view.id)}</small></h2>{notes}\n"
-        f"<p>{view.length} positions, {view.supervised} with loss. {_counts(view)}</p>\n"
-        f'<p class="tokens">{tokens}</p>\n'
-        f'<a href="{escape(picture)}"><img src="{escape(picture)}" alt="{name}" loading="lazy"></a></section>\n'
+    # The browser shows the id of a token when pointed at.
+    tokens = "".join(
+        f'<span class="{token_style(token)}{number % 2}" title="{token.id}">{escape(visible(token.text))}</span>'
+        + "<br>" * token.text.endswith("\n")
+        for number, token in enumerate(view.tokens)
     )
-
-
-def _span(number: int, token: Token) -> str:
-    """A token; the browser shows its id when pointed at."""
-    line_break = "<br>" * token.text.endswith("\n")
-    text = escape(visible(token.text))
-    return f'<span class="{token_style(token)}{number % 2}" title="{token.id}">{text}</span>{line_break}'
-
-
-def _counts(view: SampleView) -> str:
-    counts = count_reasons([fate for picture in view.pictures for fate in picture.fates])
-    return "".join(
+    reasons = count_reasons([fate for picture in view.pictures for fate in picture.fates])
+    counts = "".join(
         f'<span class="chip" style="background: {REASON_COLORS[reason]}; color: {ink_on(REASON_COLORS[reason])}">'
         f"{count} {reason}</span>"
-        for reason, count in counts.items()
+        for reason, count in reasons.items()
         if count
+    )
+    return (
+        f"<section><h2>{name} <small>id {escape(view.id)}</small></h2>{notes}\n"
+        f"<p>{view.length} positions, {view.supervised} with loss. {counts}</p>\n"
+        f'<p class="tokens">{tokens}</p>\n'
+        f'<a href="{escape(picture)}"><img src="{escape(picture)}" alt="{name}" loading="lazy"></a></section>\n'
     )

@@ -3,7 +3,7 @@
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
+from mg_llava.data.config import find_dataset
 from mg_llava.data.mixture import sources_of
 from mg_llava.inspection.browse.drawing import draw_sample
 from mg_llava.inspection.browse.page import write_page
@@ -43,10 +44,7 @@ def load_dataset(path: str | Path) -> tuple[Any, bool]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist; give the .py file of a training")
     config = Config.fromfile(str(path))
-    settings = (config.get("train_dataloader") or {}).get("dataset")
-    if settings is None:
-        raise ValueError(f"config {path} has no train_dataloader.dataset; give the config of a training")
-    return DATASETS.build(settings), (config.get("model") or {}).get("box_projector", True) is not None
+    return DATASETS.build(find_dataset(config)), (config.get("model") or {}).get("box_projector", True) is not None
 
 
 class SampleChooser:
@@ -61,50 +59,42 @@ class SampleChooser:
     """
 
     def __init__(self, dataset: Any, source: str | None = None) -> None:
-        self.sources = sources_of(dataset)
+        self.dataset, self.sources = dataset, sources_of(dataset)
+        self._names = ", ".join(part.name for part in self.sources)
         if source is not None:
             named = [part for part in self.sources if part.name == source]
             if len(named) != 1:
-                names = ", ".join(part.name for part in self.sources)
-                raise ValueError(f"{len(named) or 'no'} sources are named {source!r}; the sources are: {names}")
-            self.sources, dataset = named, named[0]
-        self.dataset = dataset
+                found = f"{len(named) or 'no'} sources are named {source!r}"
+                raise ValueError(f"{found}; the sources are: {self._names}")
+            self.dataset, self.sources, self._names = named[0], named, source
 
     def by_position(self, positions: Iterable[int]) -> tuple[list[Choice], list[str]]:
         """Samples by their numbers; and a message for each number that does not exist."""
-        choices, problems = [], []
-        for position in dict.fromkeys(positions):
-            if 0 <= position < len(self.dataset):
-                choices.append(Choice(*locate(self.dataset, position), position))
-            else:
-                problems.append(f"sample {position} does not exist; there are samples 0 to {len(self.dataset) - 1}")
-        return choices, problems
+        count, positions = len(self.dataset), list(dict.fromkeys(positions))
+        found = [Choice(*locate(self.dataset, place), place) for place in positions if 0 <= place < count]
+        absent = [place for place in positions if not 0 <= place < count]
+        return found, [f"sample {place} does not exist; there are samples 0 to {count - 1}" for place in absent]
 
     def by_id(self, ids: Sequence[str], watch: Watch) -> tuple[list[Choice], list[str]]:
         """The first record with each id, over all sources; and a message for each id that no record has."""
-        found: dict[str, Choice] = {}
-        ids = list(dict.fromkeys(ids))
-        wanted = set(ids)
-        total = sum(map(len, self.sources))
-        for choice in watch(self._all(), total, "records"):
+        found: dict[str, Choice | None] = dict.fromkeys(ids)
+        waiting = set(ids)
+        choices = (Choice(source, index) for source in self.sources for index in range(len(source)))
+        for choice in watch(choices, sum(map(len, self.sources)), "records"):
             record_id = choice.source.record(choice.index).id
-            if record_id in wanted and record_id not in found:
+            if record_id in waiting:
                 found[record_id] = choice
-                if len(found) == len(wanted):
-                    break
-        names = ", ".join(part.name for part in self.sources)
-        problems = [f"no record of {names} has the id {name!r}" for name in ids if name not in found]
-        return [found[name] for name in ids if name in found], problems
+                waiting.remove(record_id)
+            if not waiting:
+                break
+        problems = [f"no record of {self._names} has the id {name!r}" for name in found if name in waiting]
+        return [choice for choice in found.values() if choice is not None], problems
 
     def at_random(self, count: int, seed: int) -> tuple[list[Choice], list[str]]:
         """``count`` different samples (all, where there are fewer), in the order of their numbers; no messages."""
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(self.dataset), min(count, len(self.dataset)), replace=False)
         return self.by_position(sorted(chosen.tolist()))
-
-    def _all(self) -> Iterator[Choice]:
-        for source in self.sources:
-            yield from (Choice(source, index) for index in range(len(source)))
 
 
 def locate(dataset: Any, position: int) -> tuple[Any, int]:
@@ -160,18 +150,12 @@ def write_samples(
             draw_sample(view, font).save(out / picture)
             done.append((view, picture))
     finally:
-        _write_lists(out, title, done, messages, html)
+        samples = ",\n".join(_to_json({**view.to_dict(), "drawing": picture}) for view, picture in done)
+        head = f'{{"title": {_to_json(title)},\n"problems": {_to_json(messages)},\n"samples": [\n'
+        (out / "samples.json").write_text(f"{head}{samples}\n]}}\n", encoding="utf-8")
+        if html:
+            (out / "index.html").write_text(write_page(title, done, messages), encoding="utf-8")
     return messages
-
-
-def _write_lists(
-    out: Path, title: str, done: Sequence[tuple[SampleView, str]], problems: Sequence[str], html: bool
-) -> None:
-    samples = ",\n".join(_to_json({**view.to_dict(), "drawing": picture}) for view, picture in done)
-    content = f'{{"title": {_to_json(title)},\n"problems": {_to_json(list(problems))},\n"samples": [\n{samples}\n]}}\n'
-    (out / "samples.json").write_text(content, encoding="utf-8")
-    if html:
-        (out / "index.html").write_text(write_page(title, done, problems), encoding="utf-8")
 
 
 def _to_json(value: Any) -> str:

@@ -3,7 +3,7 @@
 The data set opens the sample as for training, so that augmentation, caps and budgets are the same.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +13,7 @@ from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.pictures.loading import LoadedPicture
 from mg_llava.data.pictures.processor import BoxFate, PictureProcessor
-from mg_llava.data.text.conversation import EncodedConversation
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-
-TokenKind = Literal["text", "image", "boxes"]
 
 _UNKNOWN = "\ufffd"
 _WORD_START = "▁"
@@ -27,14 +24,14 @@ class Token:
     """A token of the text, or all the visual tokens or box tokens of a picture.
 
     Attributes:
-        kind: ``text``, ``image`` or ``boxes``.
+        kind: What it stands for.
         text: What it says.
         id: Its id; of pictures and boxes the id of the placeholder.
         supervised: Whether it carries loss.
         count: Number of positions it takes.
     """
 
-    kind: TokenKind
+    kind: Literal["text", "image", "boxes"]
     text: str
     id: int
     supervised: bool = False
@@ -82,17 +79,7 @@ class PictureView:
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample as the model sees it.
-
-    Attributes:
-        source: Name of its source.
-        index: Its number in the source.
-        position: Its number in the whole data set.
-        id: Id of the record.
-        pictures: Its pictures.
-        tokens: Its tokens in order.
-        notes: What else is to be known.
-    """
+    """One sample as the model sees it: ``index`` counts in its source, ``position`` in the whole data set."""
 
     source: str
     index: int
@@ -114,17 +101,10 @@ class SampleView:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "source": self.source,
-            "index": self.index,
-            "position": self.position,
-            "id": self.id,
-            "length": self.length,
-            "supervised": self.supervised,
-            "notes": list(self.notes),
-            "pictures": [picture.to_dict() for picture in self.pictures],
-            "tokens": [vars(token) for token in self.tokens],
-        }
+        names = ("source", "index", "position", "id", "length", "supervised", "notes")
+        pictures = [picture.to_dict() for picture in self.pictures]
+        plain = {name: getattr(self, name) for name in names}
+        return {**plain, "pictures": pictures, "tokens": [vars(token) for token in self.tokens]}
 
 
 def view_sample(
@@ -141,44 +121,25 @@ def view_sample(
     Raises:
         ValueError: The sample cannot be used: a picture that cannot be read, malformed boxes, no token with loss.
     """
-    loaded = source.open(index)
-    record, encoded = loaded.record, loaded.encoded
-    processor = source.picture_processor
-    pictures = tuple(
-        _view_picture(path, picture, processor)
-        for path, picture in zip(record.images, loaded.pictures, strict=True)
-        if processor is not None
-    )
+    loaded, processor = source.open(index), source.picture_processor
+    encoded, pictures = loaded.encoded, list[PictureView]()
+    notes: list[str] = []
+    if processor is not None:
+        named = zip(loaded.record.images, loaded.pictures, strict=True)
+        pictures = [_view_picture(path, picture, processor) for path, picture in named]
     visual = source.budget.tokens(1, 0)
     counts = [(visual, len(picture.boxes) * has_box_tokens) for picture in pictures]
-    tokens = list_tokens(encoded.input_ids, encoded.labels, source.tokenizer, counts)
-    notes = _notes(source, encoded, pictures, has_box_tokens)
-    return SampleView(
-        source.name, index, index if position is None else position, record.id, pictures, tuple(tokens), tuple(notes)
-    )
-
-
-def list_tokens(
-    ids: Iterable[int], labels: Iterable[int], tokenizer: Any, counts: Sequence[tuple[int, int]] = ()
-) -> list[Token]:
-    """Tokens of a sample, each decoded by itself.
-
-    Args:
-        ids: Token ids, with ``IMAGE_TOKEN_INDEX`` for each picture.
-        labels: As many labels.
-        tokenizer: A transformers tokenizer.
-        counts: Numbers of visual tokens and box tokens of each picture.
-    """
-    tokens: list[Token] = []
-    waiting = iter(counts)
-    for token, label in zip(map(int, ids), map(int, labels), strict=True):
-        if token == IMAGE_TOKEN_INDEX:
-            visual, boxes = next(waiting)
-            tokens.append(Token("image", f"<image: {visual} tokens>" if visual else "<image>", token, count=visual))
-            tokens.append(Token("boxes", f"<{boxes} box{'es' * (boxes != 1)}>", token, count=boxes))
-        else:
-            tokens.append(Token("text", decode_token(tokenizer, token), token, label != IGNORE_INDEX))
-    return tokens
+    tokens = tuple(_list_tokens(encoded.input_ids, encoded.labels, source.tokenizer, counts))
+    if encoded.truncated:
+        notes.append(f"the text was cut to {len(encoded.input_ids)} ids")
+    if source.boxes.box_augmentation is not None and pictures:
+        notes.append("boxes after augmentation, as in training")
+    if processor is not None and any(picture.is_stand_in and len(picture.boxes) for picture in pictures):
+        notes.append(f"no box is left; one token stands for that ({processor.empty_box})")
+    if pictures and not has_box_tokens:
+        notes.append("the model of this config has no box branch")
+    position = index if position is None else position
+    return SampleView(source.name, index, position, loaded.record.id, tuple(pictures), tokens, tuple(notes))
 
 
 def decode_token(tokenizer: Any, token: int) -> str:
@@ -190,25 +151,22 @@ def decode_token(tokenizer: Any, token: int) -> str:
     return str(piece) if not text or _UNKNOWN in text else text
 
 
+def _list_tokens(
+    ids: Iterable[int], labels: Iterable[int], tokenizer: Any, counts: Sequence[tuple[int, int]]
+) -> Iterator[Token]:
+    """Tokens of ids and labels; ``counts`` are the numbers of visual tokens and box tokens of each picture."""
+    waiting = iter(counts)
+    for token, label in zip(map(int, ids), map(int, labels), strict=True):
+        if token == IMAGE_TOKEN_INDEX:
+            visual, boxes = next(waiting)
+            yield Token("image", f"<image: {visual} tokens>" if visual else "<image>", token, count=visual)
+            yield Token("boxes", f"<{boxes} box{'es' * (boxes != 1)}>", token, count=boxes)
+        else:
+            yield Token("text", decode_token(tokenizer, token), token, label != IGNORE_INDEX)
+
+
 def _view_picture(path: str, picture: LoadedPicture, processor: PictureProcessor) -> PictureView:
     assert picture.pixels is not None  # it was opened, not looked up in a feature cache
     pixels = picture.pixels.permute(1, 2, 0).numpy()  # (3, S, S) -> (S, S, 3)
     fates = tuple(picture.fates(processor))
     return PictureView(path, pixels, picture.canvas, fates, picture.boxes.double().numpy(), picture.is_empty)
-
-
-def _notes(
-    source: LLaVADataset, encoded: EncodedConversation, pictures: Sequence[PictureView], has_box_tokens: bool
-) -> list[str]:
-    notes = []
-    if encoded.truncated:
-        notes.append(f"the text was cut to {len(encoded.input_ids)} ids")
-    if source.boxes.box_augmentation is not None and pictures:
-        notes.append("boxes after augmentation, as in training")
-    if source.picture_processor is not None and any(
-        picture.is_stand_in and len(picture.boxes) for picture in pictures
-    ):
-        notes.append(f"no box is left; one token stands for that ({source.picture_processor.empty_box})")
-    if pictures and not has_box_tokens:
-        notes.append("the model of this config has no box branch")
-    return notes
