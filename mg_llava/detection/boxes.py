@@ -1,6 +1,6 @@
 """Boxes of detectors to boxes in original pixels: the detectors' frames, clipping, NMS and caps.
 
-Detectors give centers and sizes as shares of what they saw; here n is the number of boxes.
+Detectors give centers and sizes as shares of their input; here n is the number of boxes.
 """
 
 from collections.abc import Sequence
@@ -10,29 +10,23 @@ import numpy as np
 from mg_llava.data.boxes.filter import BoxRules, filter_boxes
 from mg_llava.data.records.schema import BoxRecord
 
-
-def from_padded_square(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Boxes on a picture that was padded to a square at the bottom and the right, as OWLv2's processor does.
-
-    Both axes are shares of the longer side, so that the picture's own width and height would misplace the boxes.
-
-    Args:
-        boxes: (n, 4) center x, center y, width, height; shares of the padded square.
-        size: Width and height of the picture.
-
-    Returns:
-        (n, 4) float64 xyxy in original pixels; may reach into the padding.
-    """
-    return _corners(boxes) * float(max(size))
+NO_RULES = BoxRules(nms_iou=None, max_boxes=None, cap="per_image")
+"""All boxes stay, best score first."""
 
 
 def from_shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Boxes as shares of a picture's own width and height; arguments and result as ``from_padded_square``."""
-    return _corners(boxes) * np.tile(np.array(size, dtype=np.float64), 2)
+    """(n, 4) center x, center y, width, height as shares of a picture's width and height to float64 xyxy in pixels."""
+    centers, halves = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
+    return np.concatenate([centers - halves, centers + halves], axis=1) * np.tile(np.array(size, dtype=np.float64), 2)
 
 
-NO_RULES = BoxRules(nms_iou=None, max_boxes=None, cap="per_image")
-"""All boxes stay, best score first."""
+def from_padded_square(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The same of a picture that was padded to a square at the bottom and the right, as OWLv2's processor does.
+
+    Both axes are shares of the longer side; the picture's own width and height would misplace the boxes. They may
+    reach into the padding.
+    """
+    return from_shares(boxes, (max(size), max(size)))
 
 
 def tidy_boxes(record: BoxRecord, size: tuple[int, int], rules: BoxRules = NO_RULES) -> BoxRecord:
@@ -48,8 +42,7 @@ def tidy_boxes(record: BoxRecord, size: tuple[int, int], rules: BoxRules = NO_RU
     clipped = np.clip(record.boxes, 0, np.tile(np.array(size, dtype=np.float64), 2))
     inside = np.flatnonzero((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
     labels = [record.labels[i] for i in inside.tolist()]
-    kept = filter_boxes(clipped[inside], record.scores[inside], labels, rules).kept
-    places = inside[kept]
+    places = inside[filter_boxes(clipped[inside], record.scores[inside], labels, rules).kept]
     return BoxRecord(clipped[places], record.scores[places], tuple(record.labels[i] for i in places.tolist()))
 
 
@@ -62,9 +55,3 @@ def join_records(records: Sequence[BoxRecord]) -> BoxRecord:
         np.concatenate([np.zeros(0), *(record.scores for record in records)]),
         tuple(label for record in records for label in record.labels),
     )
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4) centers and sizes to xyxy, float64."""
-    centers, halves = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
-    return np.concatenate([centers - halves, centers + halves], axis=1)

@@ -1,11 +1,9 @@
-"""What all detectors have in common, and how texts that are too long for one are split."""
+"""What all detectors have in common."""
 
-import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from PIL import Image
 
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
@@ -53,11 +51,7 @@ class Detector:
 
     @torch.no_grad()
     def find(
-        self,
-        prepared: Sequence[Any],
-        sizes: Sequence[Size],
-        tags: Sequence[Tags],
-        names: Sequence[PictureName],
+        self, prepared: Sequence[Any], sizes: Sequence[Size], tags: Sequence[Tags], names: Sequence[PictureName]
     ) -> list[BoxRecord]:
         """As ``detect``, with pictures that need no look left out, and boxes clipped to the pictures."""
         asked = [i for i in range(len(sizes)) if tags[i] or not self.needs_tags]
@@ -70,41 +64,7 @@ class Detector:
     def __call__(
         self, images: Sequence[Image.Image], tags: Sequence[Tags] = (), names: Sequence[PictureName] = ()
     ) -> list[BoxRecord]:
-        """Boxes of pictures, clipped to them, best score first.
-
-        Args:
-            images: RGB pictures.
-            tags: What to look for in each; not needed by detectors that look for nothing in particular.
-            names: What they are known as, for detectors that look them up.
-        """
+        """Boxes of RGB pictures, clipped to them, best score first; other arguments as of ``detect`` where needed."""
         prepared = [self.prepare(image) for image in images]
         sizes = [image.size for image in images]
         return self.find(prepared, sizes, tags or [()] * len(sizes), names or [PictureName()] * len(sizes))
-
-
-def split_text(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Cut a text into as few parts that fit as going from left to right allows: between words, or in long words.
-
-    Args:
-        text: The text.
-        fits: Whether a part is short enough; must hold for single characters.
-    """
-    if fits(text):
-        return [text]
-    words = text.split()
-    if len(words) < 2:
-        half = len(text) // 2
-        return [text] if half == 0 else split_text(text[:half], fits) + split_text(text[half:], fits)
-    parts: list[str] = []
-    for word in words:
-        if parts and fits(f"{parts[-1]} {word}"):
-            parts[-1] = f"{parts[-1]} {word}"
-        else:
-            parts += split_text(word, fits)
-    return parts
-
-
-def log_split(detector: str, tag: str, parts: int, limit: int) -> None:
-    """Say that a tag was too long."""
-    message = f"{detector} takes {limit} tokens, tag {tag!r} is longer; it is looked for in {parts} parts"
-    print_log(message, logger="current", level=logging.WARNING)

@@ -3,9 +3,8 @@
 Box files know pictures by record id, the others by path, of which the end is enough where it is unique.
 """
 
-import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError, make_box_record
 from mg_llava.detection.boxes import from_shares
 from mg_llava.detection.detector import Detector, Size
-from mg_llava.detection.tags import PictureName, Tags
+from mg_llava.detection.tags import PictureName, Tags, check_missing
 from mg_llava.registry import DETECTORS, PROPOSERS
 
 _SHOWN = 4
@@ -46,14 +45,11 @@ class NamedBoxes(Detector):
     needs_tags = False
     needs_names = True
 
-    def __init__(self, source: str | Path, missing: str = "error") -> None:
-        if missing not in ("error", "empty"):
-            raise ValueError(f"missing is {missing!r}; allowed: 'error', 'empty'")
-        self.source = str(source)
-        self.missing = missing
+    def __init__(self, source: str | Path, missing: str) -> None:
+        self.source, self.missing = str(source), check_missing(missing)
 
     def prepare(self, image: Image.Image) -> None:
-        """See :meth:`Detector.prepare`; nothing."""
+        """Nothing."""
 
     def look_up(self, name: PictureName, size: Size) -> BoxRecord | None:
         """Boxes of a picture, or None where the file lacks it."""
@@ -62,18 +58,16 @@ class NamedBoxes(Detector):
     def detect(
         self, prepared: Sequence[Any], sizes: Sequence[Size], tags: Sequence[Tags], names: Sequence[PictureName]
     ) -> list[BoxRecord]:
-        """See :meth:`Detector.detect`.
+        """See :class:`Detector`.
 
         Raises:
             RecordError: The file lacks a picture or is of pictures of another size.
         """
-        found = []
-        for name, size in zip(names, sizes, strict=True):
-            record = self.look_up(name, size)
+        found = [self.look_up(name, size) for name, size in zip(names, sizes, strict=True)]
+        for name, record in zip(names, found, strict=True):
             if record is None and self.missing == "error":
                 raise RecordError(f"{self.source} has no boxes for '{name}'; add them, or use missing='empty'")
-            found.append(NOT_FOUND if record is None else record)
-        return found
+        return [NOT_FOUND if record is None else record for record in found]
 
 
 @DETECTORS.register_module()
@@ -94,13 +88,13 @@ class BoxFile(NamedBoxes):
         self._store = open_box_store(path)
 
     def look_up(self, name: PictureName, size: Size) -> BoxRecord | None:
-        """See :meth:`NamedBoxes.look_up`."""
+        """See :class:`NamedBoxes`."""
         return self._store.find(name.id)
 
 
 @DETECTORS.register_module()
 class CocoBoxes(NamedBoxes):
-    """Boxes of a COCO file: ground truth, or what a detector found for its pictures.
+    """Boxes of a COCO file, ground truth or detections: by file name, or by COCO's image id.
 
     Args:
         path: JSON with ``images``, ``categories`` and ``annotations``.
@@ -122,9 +116,7 @@ class CocoBoxes(NamedBoxes):
             annotations = content["annotations"] if results is None else _read_json(results)
             names = {category["id"]: str(category["name"]) for category in content["categories"]}
             self._images = {image["id"]: image for image in content["images"]}
-            if len(self._images) != len(content["images"]):
-                twice = Counter(image["id"] for image in content["images"]).most_common(1)[0][0]
-                raise RecordError(f"{self.source}: id {twice!r} stands for several images; give each an id of its own")
+            twice = [key for key, count in Counter(image["id"] for image in content["images"]).items() if count > 1]
             self._boxes: dict[Any, list[tuple[list[float], float, str]]] = {image: [] for image in self._images}
             for entry in annotations:
                 if crowd or not entry.get("iscrowd"):
@@ -132,23 +124,21 @@ class CocoBoxes(NamedBoxes):
                     box = [left, top, left + width, top + height]
                     found = (box, float(entry.get("score", 1.0)), names[entry["category_id"]])
                     self._boxes[entry["image_id"]].append(found)
-        except RecordError:
-            raise
+            files = [(str(image["file_name"]), key) for key, image in self._images.items()]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(f"{self.source} is not in COCO's format ({type(error).__name__}: {error})") from error
-        self._find = _Names(((str(image["file_name"]), key) for key, image in self._images.items()), self.source)
+        if twice:
+            raise RecordError(f"{self.source}: id {twice[0]!r} stands for several images; give each an id of its own")
+        self._find = _Names(files, self.source)
 
     def look_up(self, name: PictureName, size: Size) -> BoxRecord | None:
-        """See :meth:`NamedBoxes.look_up`; by file name, or by COCO's image id.
+        """See :class:`NamedBoxes`.
 
         Raises:
             RecordError: The file is of a picture of another size, or has several of that name.
         """
-        key = self._find(name.path)
-        if key is None:
-            key = next(
-                (k for k in (name.id, int(name.id) if name.id.isdecimal() else None) if k in self._images), None
-            )
+        keys = (self._find(name.path), name.id, int(name.id) if name.id.isdecimal() else None)
+        key = next((key for key in keys if key is not None and key in self._images), None)
         if key is None:
             return None
         image = self._images[key]
@@ -178,20 +168,18 @@ class YoloBoxes(NamedBoxes):
         self, folder: str | Path, classes: str | Path | Sequence[str] | None = None, missing: str = "empty"
     ) -> None:
         super().__init__(folder, missing)
-        paths = list(Path(folder).rglob("*.txt"))
         classes = classes if classes is not None else Path(folder) / "classes.txt"
         if isinstance(classes, str | Path):
-            self.classes = [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines()]
-        else:
-            self.classes = list(classes)
-        labels = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-        labels = {name: path for name, path in labels.items() if PurePosixPath(name).name != "classes"}
-        if not labels:
+            classes = [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines()]
+        self.classes = list(classes)
+        paths = [path for path in Path(folder).rglob("*.txt") if path.name != "classes.txt"]
+        if not paths:
             raise FileNotFoundError(f"{folder} holds no YOLO text files; check the folder")
-        self._find = _Names(labels.items(), self.source)
+        named = [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
+        self._find = _Names(named, self.source)
 
     def look_up(self, name: PictureName, size: Size) -> BoxRecord | None:
-        """See :meth:`NamedBoxes.look_up`.
+        """See :class:`NamedBoxes`.
 
         Raises:
             RecordError: The file is malformed, or there are several of that name.
@@ -207,9 +195,9 @@ class YoloBoxes(NamedBoxes):
                     rows.append(self._parse([float(value) for value in line.split()]))
             except (ValueError, IndexError) as error:
                 raise RecordError(f"{path}, line {number}: {line[:80]!r} is no YOLO label ({error})") from error
-        boxes = np.array([row[0] for row in rows]).reshape(-1, 4)
-        owner = f"{path} of {name}"
-        return make_box_record(from_shares(boxes, size), [row[1] for row in rows], [row[2] for row in rows], owner)
+        boxes, scores, labels = zip(*rows, strict=True) if rows else ((), (), ())
+        placed = from_shares(np.array(boxes).reshape(-1, 4), size)
+        return make_box_record(placed, scores, labels, f"{path} of {name}")
 
     def _parse(self, values: list[float]) -> tuple[list[float], float, str]:
         """Center and size, score, label."""
@@ -238,14 +226,14 @@ class ProposalDetector(Detector):
         self.proposer = PROPOSERS.build(dict(proposer)) if isinstance(proposer, Mapping) else proposer
 
     def prepare(self, image: Image.Image) -> BoxRecord:
-        """See :meth:`Detector.prepare`; the boxes, as they are found on the CPU."""
+        """The boxes, as they are found on the CPU."""
         boxes, scores, labels = self.proposer(image)
         return make_box_record(boxes, scores, labels, "proposals")
 
     def detect(
         self, prepared: Sequence[Any], sizes: Sequence[Size], tags: Sequence[Tags], names: Sequence[PictureName]
     ) -> list[BoxRecord]:
-        """See :meth:`Detector.detect`."""
+        """See :class:`Detector`."""
         return list(prepared)
 
 
@@ -261,10 +249,10 @@ class _Names:
 
     def __init__(self, entries: Iterable[tuple[str, Any]], source: str) -> None:
         self._source = source
-        self._by_name: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
+        self._by_name: dict[str, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
         for path, value in entries:
             parts = PurePosixPath(path).parts
-            self._by_name.setdefault(parts[-1] if parts else "", []).append((parts, value))
+            self._by_name["".join(parts[-1:])].append((parts, value))
 
     def __call__(self, path: str) -> Any:
         """The value of a path; None where there is none.
@@ -276,8 +264,7 @@ class _Names:
         found = self._by_name.get(parts[-1], []) if parts else []
         shared = [_shared_end(parts, own) for own, _ in found]
         best = [entry for entry, count in zip(found, shared, strict=True) if count == max(shared)]
-        exact = [entry for entry in best if entry[0] == parts]
-        best = exact or best
+        best = [entry for entry in best if entry[0] == parts] or best
         if len(best) > 1:
             names = ", ".join("/".join(own) for own, _ in best[:_SHOWN])
             raise RecordError(
@@ -289,12 +276,11 @@ class _Names:
 
 def _shared_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     """How many parts of two paths are the same, from the end."""
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    same = [one == other for one, other in zip(reversed(first), reversed(second), strict=False)]
+    return [*same, False].index(False)
 
 
 def _read_json(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"file {path} does not exist")
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import from_shares, join_records
-from mg_llava.detection.detector import Detector, Size, log_split, split_text
+from mg_llava.detection.detector import Size
+from mg_llava.detection.networks import NetworkDetector
 from mg_llava.detection.tags import PictureName, Tags
-from mg_llava.models.weights.loading import load_hugging_face
 from mg_llava.registry import DETECTORS
-from mg_llava.work.devices import autocast, pick_device
+from mg_llava.work.devices import autocast
 
 _SEPARATORS = str.maketrans({".": " ", "?": " "})
 """The network takes these for ends of a phrase."""
@@ -34,7 +35,7 @@ class _Text(NamedTuple):
 
 
 @DETECTORS.register_module()
-class GroundingDINODetector(Detector):
+class GroundingDINODetector(NetworkDetector):
     """Grounding DINO of transformers.
 
     Args:
@@ -48,6 +49,8 @@ class GroundingDINODetector(Detector):
         OSError: The folder lacks config, weights or tokenizer.
     """
 
+    name = "Grounding DINO"
+
     def __init__(
         self,
         path: str = "IDEA-Research/grounding-dino-base",
@@ -56,21 +59,15 @@ class GroundingDINODetector(Detector):
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessor
+        from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessor
 
-        self.threshold, self.step = threshold, step
-        self.device, self.dtype = pick_device(device), "float32" if dtype == "auto" else dtype
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        processor = GroundingDinoImageProcessor.from_pretrained(path)
-        self.shortest, self.longest = processor.size["shortest_edge"], processor.size["longest_edge"]
-        self.model = load_hugging_face(GroundingDinoForObjectDetection, path, torch_dtype=torch.float32)
-        self.model = self.model.eval().requires_grad_(False).to(self.device)
-        self._mean = torch.tensor(processor.image_mean, device=self.device).view(3, 1, 1)
-        self._std = torch.tensor(processor.image_std, device=self.device).view(3, 1, 1)
+        dtype = "float32" if dtype == "auto" else dtype
+        super().__init__(path, GroundingDinoForObjectDetection, GroundingDinoImageProcessor, threshold, device, dtype)
+        self.step = step
+        self.shortest, self.longest = (self.processor.size[edge] for edge in ("shortest_edge", "longest_edge"))
         config = self.model.config
         self.limit = int(min(config.max_text_len, config.text_config.max_position_embeddings))
         self._end = self.tokenizer.convert_tokens_to_ids(".")
-        self._tokens: dict[str, list[list[int]]] = {}
 
     def prepare(self, image: Image.Image) -> Tensor:
         """See :meth:`Detector.prepare`; (h, w, 3) uint8, resized."""
@@ -109,31 +106,24 @@ class GroundingDINODetector(Detector):
         long = max(1, int(target * longer / shorter))
         return (short, long) if size[0] < size[1] else (long, short)
 
+    def fits(self, text: str) -> bool:
+        """See :class:`NetworkDetector`; beside both ends of a text there is the end of the phrase."""
+        return len(self._ids(text)) + 3 <= self.limit
+
     def _texts(self, tags: Tags) -> list[_Text]:
         """The passes that a picture's tags need."""
-        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        room = self.limit - 2
         passes: list[_Text] = []
         for number, tag in enumerate(tags):
-            for tokens in self._tag_tokens(tag):
-                if not passes or len(passes[-1].ids) - 1 + len(tokens) > room:
-                    passes.append(_Text([start], [-1]))
-                passes[-1].ids.extend(tokens)
-                passes[-1].owners.extend([number] * (len(tokens) - 1) + [-1])
+            parts = [self._ids(part) for part in self.parts_of(tag, tag.translate(_SEPARATORS))]
+            for tokens in (part for part in parts if part):
+                if not passes or len(passes[-1].ids) + len(tokens) > self.limit - 2:
+                    passes.append(_Text([self.tokenizer.cls_token_id], [-1]))
+                passes[-1].ids.extend([*tokens, self._end])
+                passes[-1].owners.extend([number] * len(tokens) + [-1])
         for text in passes:
-            text.ids.append(end)
+            text.ids.append(self.tokenizer.sep_token_id)
             text.owners.append(-1)
         return passes
-
-    def _tag_tokens(self, tag: str) -> list[list[int]]:
-        """Token ids of a tag with the end of a phrase; several where one tag is too long for a pass."""
-        if tag not in self._tokens:
-            parts = split_text(tag.translate(_SEPARATORS), lambda text: len(self._ids(text)) + 3 <= self.limit)
-            ids = [self._ids(part) for part in parts]
-            self._tokens[tag] = [[*part, self._end] for part in ids if part]
-            if len(parts) > 1:
-                log_split("Grounding DINO", tag, len(parts), self.limit)
-        return self._tokens[tag]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -141,14 +131,14 @@ class GroundingDINODetector(Detector):
     def _forward(self, pictures: Sequence[Tensor], texts: Sequence[_Text]) -> list[tuple]:
         """Boxes as shares (n, 4), scores (n,) and numbers of tags (n) of pictures of one shape."""
         pixels, pixel_mask = self._pad(pictures)
-        length = max(len(text.ids) for text in texts)
-        ids = torch.full((len(texts), length), self.tokenizer.pad_token_id or 0)
-        attention = torch.zeros(len(texts), length, dtype=torch.int64)
-        owners = torch.full((len(texts), length), -1)
-        for row, text in enumerate(texts):
-            ids[row, : len(text.ids)] = torch.tensor(text.ids)
-            attention[row, : len(text.ids)] = 1
-            owners[row, : len(text.ids)] = torch.tensor(text.owners)
+        ids, attention, owners = (
+            pad_sequence([torch.tensor(values) for values in rows], batch_first=True, padding_value=fill)
+            for rows, fill in (
+                ([text.ids for text in texts], self.tokenizer.pad_token_id or 0),
+                ([[1] * len(text.ids) for text in texts], 0),
+                ([text.owners for text in texts], -1),
+            )
+        )  # (N, L) each
         with autocast(self.device, self.dtype):
             output = self.model(
                 pixel_values=pixels,
@@ -157,7 +147,7 @@ class GroundingDINODetector(Detector):
                 token_type_ids=torch.zeros_like(ids).to(self.device),
                 attention_mask=attention.to(self.device),
             )
-        probabilities = output.logits[:, :, :length].float().sigmoid().cpu()  # (N, K, L)
+        probabilities = output.logits[:, :, : ids.shape[1]].float().sigmoid().cpu()  # (N, K, L)
         best = probabilities.masked_fill((owners < 0)[:, None], -1.0).max(dim=-1)
         boxes = output.pred_boxes.float().cpu()
         results = []

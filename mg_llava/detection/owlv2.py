@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.boxes import from_padded_square
-from mg_llava.detection.detector import Detector, Size, log_split, split_text
+from mg_llava.detection.detector import Size
+from mg_llava.detection.networks import NetworkDetector
 from mg_llava.detection.tags import PictureName, Tags
-from mg_llava.models.weights.loading import load_hugging_face
 from mg_llava.registry import DETECTORS
-from mg_llava.work.devices import autocast, pick_device
+from mg_llava.work.devices import autocast
 
 _GRAY = 0.5
 """Color of the padding, of 0..1."""
@@ -31,7 +32,7 @@ _KEPT_PROMPTS = 50_000
 
 
 @DETECTORS.register_module()
-class OWLv2Detector(Detector):
+class OWLv2Detector(NetworkDetector):
     """OWLv2 of transformers.
 
     Args:
@@ -47,6 +48,8 @@ class OWLv2Detector(Detector):
         ValueError: The prompt has no place for the tag, or the model does not take squares.
     """
 
+    name = "OWLv2"
+
     def __init__(
         self,
         path: str = "google/owlv2-large-patch14-ensemble",
@@ -55,24 +58,17 @@ class OWLv2Detector(Detector):
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        from transformers import AutoTokenizer, Owlv2ForObjectDetection, Owlv2ImageProcessor
+        from transformers import Owlv2ForObjectDetection, Owlv2ImageProcessor
 
         if "{}" not in prompt:
             raise ValueError(f"prompt is {prompt!r}; it needs {{}} where the tag goes")
-        self.threshold, self.prompt = threshold, prompt
-        self.device, self.dtype = pick_device(device), dtype
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        processor = Owlv2ImageProcessor.from_pretrained(path)
-        self.side = int(processor.size["height"])
-        self.model = load_hugging_face(Owlv2ForObjectDetection, path, torch_dtype=torch.float32)
-        self.model = self.model.eval().requires_grad_(False).to(self.device)
+        super().__init__(path, Owlv2ForObjectDetection, Owlv2ImageProcessor, threshold, device, dtype)
+        self.prompt, size = prompt, self.processor.size
+        self.side = int(size["height"])
         expected = self.model.config.vision_config.image_size
-        if not self.side == processor.size["width"] == expected:
-            raise ValueError(f"{path}: the processor makes {processor.size}, the model takes {expected} px squares")
-        self._mean = torch.tensor(processor.image_mean, device=self.device).view(3, 1, 1)
-        self._std = torch.tensor(processor.image_std, device=self.device).view(3, 1, 1)
+        if not self.side == size["width"] == expected:
+            raise ValueError(f"{path}: the processor makes {size}, the model takes {expected} px squares")
         self.limit = int(self.model.config.text_config.max_position_embeddings)
-        self._parts: dict[str, list[str]] = {}
         self._texts: dict[str, Tensor] = {}
 
     def prepare(self, image: Image.Image) -> Tensor:
@@ -103,36 +99,24 @@ class OWLv2Detector(Detector):
             found.append(BoxRecord(placed, scores[number][chosen].double().cpu().numpy(), labels))
         return found
 
+    def fits(self, text: str) -> bool:
+        """See :class:`NetworkDetector`; the prompt counts."""
+        return len(self.tokenizer(self.prompt.format(text), verbose=False)["input_ids"]) <= self.limit
+
     def _prompts(self, tags: Tags) -> tuple[list[str], list[int]]:
         """Prompts of a picture's tags, and the number of the tag that each belongs to."""
-        prompts: list[str] = []
-        owners: list[int] = []
-        for number, tag in enumerate(tags):
-            if tag not in self._parts:
-                self._parts[tag] = [self.prompt.format(part) for part in split_text(tag, self._fits)]
-                if len(self._parts[tag]) > 1:
-                    log_split("OWLv2", tag, len(self._parts[tag]), self.limit)
-            prompts += self._parts[tag]
-            owners += [number] * len(self._parts[tag])
-        return prompts, owners
-
-    def _fits(self, text: str) -> bool:
-        return len(self.tokenizer(self.prompt.format(text), verbose=False)["input_ids"]) <= self.limit
+        parts = [self.parts_of(tag, tag) for tag in tags]
+        owners = [number for number, part in enumerate(parts) for _ in part]
+        return [self.prompt.format(text) for part in parts for text in part], owners
 
     def _queries(self, prompts: Sequence[list[str]]) -> tuple[Tensor, Tensor]:
         """(N, Q, D) embeddings of the prompts of each picture, zeros at the end, and (N, Q) which are prompts."""
         if len(self._texts) > _KEPT_PROMPTS:
             self._texts.clear()
         self._encode(list(dict.fromkeys(p for part in prompts for p in part if p not in self._texts)))
-        width = self.model.config.projection_dim
-        count = max(map(len, prompts))
-        queries = torch.zeros(len(prompts), count, width, device=self.device)
-        mask = torch.zeros(len(prompts), count, dtype=torch.bool, device=self.device)
-        for number, part in enumerate(prompts):
-            if part:
-                queries[number, : len(part)] = torch.stack([self._texts[prompt] for prompt in part])
-                mask[number, : len(part)] = True
-        return queries, mask
+        queries = [torch.stack([self._texts[prompt] for prompt in part]) for part in prompts]
+        mask = [torch.ones(len(part), dtype=torch.bool, device=self.device) for part in prompts]
+        return pad_sequence(queries, batch_first=True), pad_sequence(mask, batch_first=True)
 
     def _encode(self, prompts: Sequence[str]) -> None:
         """Encode and keep prompts."""

@@ -22,7 +22,13 @@ from mg_llava.detection.tags import PictureName, Tagger, Tags, split_tags
 from mg_llava.registry import DETECTORS, PROPOSERS, TAGGERS
 from mg_llava.safe_config import check_config
 
-_TAGGERS = {"ram": ("RAMPlusTagger", "checkpoint"), "clip": ("OpenCLIPTagger", "path"), "tags": ("TagFile", "path")}
+_LISTS = ("coco80", "common")
+_TAGGERS = {
+    "ram": ("RAMPlusTagger", "checkpoint"),
+    "clip": ("OpenCLIPTagger", "path"),
+    "tags": ("TagFile", "path"),
+    "list": ("FixedTags", "tags"),
+}
 _DETECTORS = {
     "owlv2": ("OWLv2Detector", "path"),
     "grounding-dino": ("GroundingDINODetector", "path"),
@@ -31,13 +37,13 @@ _DETECTORS = {
     "boxes": ("BoxFile", "path"),
     "proposals": ("ProposalDetector", ""),
 }
-
 _OPTIONS = {
     "OWLv2Detector": ("device", "dtype", "threshold"),
     "GroundingDINODetector": ("device", "dtype", "threshold"),
     "RAMPlusTagger": ("device", "dtype"),
     "OpenCLIPTagger": ("device", "dtype"),
 }
+"""Settings of a command line that models take."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,6 @@ class Prepared:
     image: Image.Image
     input: Any
     name: PictureName
-
-    @property
-    def size(self) -> Size:
-        """Width and height."""
-        return self.image.size
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,6 @@ class BoxPipeline:
         self.rules = BoxRules(nms_iou, max_boxes, cap)
         self._lock = threading.Lock()
 
-    @property
-    def name(self) -> str:
-        """Names of tagger and detector."""
-        tagger = [type(self.tagger).__name__] if self.detector.needs_tags else []
-        return " + ".join([*tagger, type(self.detector).__name__])
-
-    @property
-    def needs_names(self) -> bool:
-        """Whether boxes depend on what a picture is known as, not on its content alone."""
-        return self.detector.needs_names or bool(getattr(self.tagger, "needs_names", False))
-
     def shape(self, size: Size) -> Hashable:
         """Pictures with the same value go through the detector together."""
         return self.detector.shape(size)
@@ -137,18 +127,16 @@ class BoxPipeline:
 
     def detect(self, pictures: Sequence[Prepared]) -> list[Detection]:
         """Boxes of prepared pictures."""
-        sizes, names = [picture.size for picture in pictures], [picture.name for picture in pictures]
+        images, inputs, names = ([getattr(p, part) for p in pictures] for part in ("image", "input", "name"))
+        sizes = [image.size for image in images]
+        tags: list[Tags | None] = [None] * len(pictures)
         with self._lock, torch.no_grad():
-            tags: list[Tags] = [()] * len(pictures)
             if self.tagger is not None and self.detector.needs_tags:
-                tags = self.tagger([picture.image for picture in pictures], names)
-            found = self.detector.find([picture.input for picture in pictures], sizes, tags, names)
-        asked = self.detector.needs_tags
+                tags = [*self.tagger(images, names)]
+            found = self.detector.find(inputs, sizes, [tag or () for tag in tags], names)
         return [
-            Detection(
-                tidy_boxes(record, size, self.rules), looked_for if asked else None, not isinstance(record, NotFound)
-            )
-            for record, size, looked_for in zip(found, sizes, tags, strict=True)
+            Detection(tidy_boxes(record, size, self.rules), tag, not isinstance(record, NotFound))
+            for record, size, tag in zip(found, sizes, tags, strict=True)
         ]
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[PictureName] | None = None) -> list[BoxRecord]:
@@ -202,14 +190,15 @@ def pipeline_config(detector: str, tagger: str | None = None, **settings: Any) -
     if detector.endswith((".py", ".json")) and ":" not in detector:
         config = _read_config(Path(detector))
     else:
-        config = {"detector": _short(detector, _DETECTORS, "detector")}
+        config = {"detector": _short("detector", detector, _DETECTORS)}
     if tagger is not None:
         config["tagger"] = _tagger(tagger)
-    given = {name: settings.pop(name, None) for name in ("device", "dtype", "threshold")}
+    given = {name: value for name, value in settings.items() if value is not None}
+    ours = {name: given.pop(name) for name in ("device", "dtype", "threshold") if name in given}
     for part in (config["detector"], config.get("tagger") or {}):
         names = _OPTIONS.get(part.get("type", "").rpartition(".")[2], ())
-        part |= {name: given[name] for name in names if given[name] is not None}
-    return {**config, **{name: value for name, value in settings.items() if value is not None}}
+        part |= {name: value for name, value in ours.items() if name in names}
+    return {**config, **given}
 
 
 def build_pipeline(detector: str | Mapping[str, Any], tagger: str | None = None, **settings: Any) -> BoxPipeline:
@@ -220,27 +209,21 @@ def build_pipeline(detector: str | Mapping[str, Any], tagger: str | None = None,
 
 
 def _tagger(text: str) -> dict[str, Any]:
-    kind, colon, rest = text.partition(":")
-    if kind == "list" and colon:
-        return {"type": "FixedTags", "tags": rest}
-    if kind in _TAGGERS:
-        return _short(text, _TAGGERS, "tagger")
-    if colon:
-        raise ValueError(_unknown("tagger", kind, [*_TAGGERS, "list"]))
-    if text in ("coco80", "common"):
+    kind, colon, _ = text.partition(":")
+    if colon or (kind in _TAGGERS and kind != "list"):
+        return _short("tagger", text, _TAGGERS)
+    if text in _LISTS:
         return {"type": "FixedTags", "tags": text}
-    if "," not in text:
-        near = difflib.get_close_matches(text, [*_TAGGERS, "coco80", "common"], 1)
-        if near:
-            known = [*_TAGGERS, "list", "coco80", "common"]
-            raise ValueError(f"{_unknown('tagger', text, known)}; a tag alone is written with a comma: '{text},'")
+    known = [*_TAGGERS, *_LISTS]
+    if "," not in text and difflib.get_close_matches(text, set(known) - {"list"}, 1):
+        raise ValueError(f"{_unknown('tagger', text, known)}; a tag alone is written with a comma: '{text},'")
     tags = split_tags(text)
     if not tags:
         raise ValueError("the list of tags is empty; name at least one tag")
     return {"type": "FixedTags", "tags": list(tags)}
 
 
-def _short(text: str, known: Mapping[str, tuple[str, str]], what: str) -> dict[str, Any]:
+def _short(what: str, text: str, known: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     kind, _, rest = text.partition(":")
     if kind not in known:
         raise ValueError(_unknown(what, kind, list(known)))
@@ -261,13 +244,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"config {path} of the box pipeline does not exist")
     if path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8"))
+        config = check_config(content.get("box_pipeline", content), str(path), DETECTORS, TAGGERS, PROPOSERS)
     else:
         from mmengine.config import Config
 
         content = Config.fromfile(str(path)).to_dict()
-    config = content.get("box_pipeline", content)
-    if path.suffix == ".json":
-        config = check_config(config, str(path), DETECTORS, TAGGERS, PROPOSERS)
+        config = content.get("box_pipeline", content)
     if not isinstance(config, dict) or "detector" not in config:
         raise ValueError(f"{path} has no box_pipeline = dict(detector=dict(...), tagger=dict(...))")
     return dict(config)

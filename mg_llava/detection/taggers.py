@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from PIL import Image
 from torch import Tensor
 
-from mg_llava.detection.tags import PictureName, Tags, clean_tags, read_tag_list, split_tags
+from mg_llava.detection.tags import PictureName, Tags, read_tag_list, split_tags
 from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.registry import TAGGERS
 from mg_llava.work.devices import autocast, pick_device
@@ -86,7 +86,7 @@ class OpenCLIPTagger:
 
     Args:
         path: An open_clip folder (``open_clip_config.json`` and weights of both towers), or an open_clip model name.
-        tags: The tags to choose from, or the name of a list: ``common``, ``coco80`` or a text file.
+        tags: The tags to choose from, see ``read_tag_list``.
         top_k: Most tags of a picture.
         min_similarity: Least cosine of picture and text; None for no such limit.
         prompt: Text for a tag.
@@ -114,7 +114,7 @@ class OpenCLIPTagger:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
         if "{}" not in prompt:
             raise ValueError(f"prompt is {prompt!r}; it needs {{}} where the tag goes")
-        self.tags = read_tag_list(tags) if isinstance(tags, str | Path) else clean_tags(tags)
+        self.tags = read_tag_list(tags)
         self.top_k, self.min_similarity, self.prompt = top_k, min_similarity, prompt
         self.device, self.dtype = pick_device(device), dtype
         self.model, self._tokenize = _open_clip(path, pretrained)
@@ -137,20 +137,18 @@ class OpenCLIPTagger:
             features = self.model.encode_image(pixels)
         features = torch.nn.functional.normalize(features.float(), dim=-1)
         similarity = (features @ self._texts.T).cpu()  # (N, D) @ (D, T) -> (N, T)
-        found = []
-        for row in similarity:
-            order = torch.sort(row, descending=True, stable=True).indices[: self.top_k].tolist()
-            least = -2.0 if self.min_similarity is None else self.min_similarity
-            found.append(tuple(self.tags[i] for i in order if float(row[i]) >= least))
-        return found
+        least = -2.0 if self.min_similarity is None else self.min_similarity
+        values, places = torch.sort(similarity, descending=True, stable=True)
+        rows = zip(values[:, : self.top_k].tolist(), places[:, : self.top_k].tolist(), strict=True)
+        return [tuple(self.tags[i] for value, i in zip(*row, strict=True) if value >= least) for row in rows]
 
     def _encode_tags(self) -> Tensor:
         """(T, D) float32 unit vectors of the tags' texts."""
-        prompts = [self.prompt.format(tag) for tag in self.tags]
         parts = []
-        for start in range(0, len(prompts), _TEXT_BATCH):
+        for start in range(0, len(self.tags), _TEXT_BATCH):
+            prompts = [self.prompt.format(tag) for tag in self.tags[start : start + _TEXT_BATCH]]
             with autocast(self.device, self.dtype):
-                part = self.model.encode_text(self._tokenize(prompts[start : start + _TEXT_BATCH]).to(self.device))
+                part = self.model.encode_text(self._tokenize(prompts).to(self.device))
             parts.append(torch.nn.functional.normalize(part.float(), dim=-1))
         return torch.cat(parts)
 

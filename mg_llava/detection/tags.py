@@ -1,4 +1,4 @@
-"""Tags that need no model: lists by name, lists of yours, and files with tags for each picture.
+"""Tags that need no model: lists by name, lists of the user, and files with tags for each picture.
 
 A tagger takes RGB pictures and, where its tags depend on them, their names; it gives a list of tags for each.
 """
@@ -6,7 +6,7 @@ A tagger takes RGB pictures and, where its tags depend on them, their names; it 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
@@ -33,12 +33,7 @@ class Tagger(Protocol):
     """Says what may be in a picture."""
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[PictureName] | None = None) -> list[Tags]:
-        """Tags of each picture.
-
-        Args:
-            images: RGB pictures.
-            names: What the pictures are known as, for taggers that look them up.
-        """
+        """Tags of each RGB picture; ``names`` are what they are known as, for taggers that look them up."""
 
 
 def clean_tags(tags: Iterable[str]) -> Tags:
@@ -51,24 +46,38 @@ def split_tags(text: str) -> Tags:
     return clean_tags(text.replace("|", "\n").replace(",", "\n").split("\n"))
 
 
-def read_tag_list(name: str | Path) -> Tags:
+def read_tag_list(tags: str | Path | Sequence[str]) -> Tags:
     """The tags of a list.
 
     Args:
-        name: ``coco80``, ``common``, or a text file with a tag a line (lines that begin with ``#`` are comments).
+        tags: ``coco80``, ``common``, a text file with a tag a line (lines that begin with ``#`` are comments), or the
+            tags themselves.
 
     Raises:
         FileNotFoundError: There is no such list.
         ValueError: The list is empty.
     """
+    if not isinstance(tags, str | Path):
+        return clean_tags(tags)
     known = sorted(path.stem for path in LISTS.glob("*.txt"))
-    path = LISTS / f"{name}.txt" if str(name) in known else Path(name)
+    path = LISTS / f"{tags}.txt" if str(tags) in known else Path(tags)
     if not path.is_file():
-        raise FileNotFoundError(f"tag list {name} does not exist; give a text file, or one of {', '.join(known)}")
-    tags = clean_tags(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
-    if not tags:
+        raise FileNotFoundError(f"tag list {tags} does not exist; give a text file, or one of {', '.join(known)}")
+    found = clean_tags(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    if not found:
         raise ValueError(f"tag list {path} is empty; write a tag on each line")
-    return tags
+    return found
+
+
+def check_missing(missing: str) -> str:
+    """What happens about pictures that a file lacks: ``error`` or ``empty``.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if missing not in ("error", "empty"):
+        raise ValueError(f"missing is {missing!r}; allowed: 'error', 'empty'")
+    return missing
 
 
 @TAGGERS.register_module()
@@ -76,11 +85,11 @@ class FixedTags:
     """The same tags for every picture.
 
     Args:
-        tags: The tags, or the name of a list: ``coco80`` (the paper's ablation), ``common`` or a text file.
+        tags: See :func:`read_tag_list`; ``coco80`` is the paper's ablation.
     """
 
     def __init__(self, tags: str | Path | Sequence[str] = "coco80") -> None:
-        self.tags = read_tag_list(tags) if isinstance(tags, str | Path) else clean_tags(tags)
+        self.tags = read_tag_list(tags)
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[PictureName] | None = None) -> list[Tags]:
         """See :class:`Tagger`."""
@@ -105,10 +114,7 @@ class TagFile:
     needs_names = True
 
     def __init__(self, path: str | Path, missing: str = "error") -> None:
-        if missing not in ("empty", "error"):
-            raise ValueError(f"missing is {missing!r}; allowed: 'empty', 'error'")
-        self.path = Path(path)
-        self.missing = missing
+        self.path, self.missing = Path(path), check_missing(missing)
         self._tags = _read_tag_file(self.path)
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[PictureName] | None = None) -> list[Tags]:
@@ -117,17 +123,17 @@ class TagFile:
         Raises:
             RecordError: The file lacks a picture, and ``missing`` is ``error``.
         """
-        found = []
-        for name in names or [PictureName()] * len(images):
-            if name.id not in self._tags and self.missing == "error":
-                raise RecordError(f"{self.path} has no tags for id {name.id!r}; add them, or use missing='empty'")
-            found.append(self._tags.get(name.id, ()))
-        return found
+        names = names or [PictureName()] * len(images)
+        absent = [name.id for name in names if name.id not in self._tags]
+        if absent and self.missing == "error":
+            raise RecordError(f"{self.path} has no tags for id {absent[0]!r}; add them, or use missing='empty'")
+        return [self._tags.get(name.id, ()) for name in names]
 
 
 def _read_tag_file(path: Path) -> dict[str, Tags]:
     if not path.is_file():
         raise FileNotFoundError(f"tag file {path} does not exist")
+    found: dict[str, Tags] = {}
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
@@ -135,19 +141,13 @@ def _read_tag_file(path: Path) -> dict[str, Tags]:
             pairs = [(row["id"], row["tags"]) for row in rows]
         else:
             pairs = list(json.loads(text).items())
-        found: dict[str, Tags] = {}
-        for key, tags in ((str(key), _as_tags(tags)) for key, tags in pairs):
-            if found.setdefault(key, tags) != tags:
-                raise RecordError(f"{path}: id {key!r} comes again with other tags; leave one of them")
-        return found
-    except RecordError:
-        raise
+        cleaned = [(str(key), split_tags(tags) if isinstance(tags, str) else clean_tags(tags)) for key, tags in pairs]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{path} is no tag file ({type(error).__name__}: {error}); .json holds {{id: [tag, ...]}}, .jsonl holds "
             '{"id": ..., "tags": [...]} a line'
         ) from error
-
-
-def _as_tags(value: Any) -> Tags:
-    return split_tags(value) if isinstance(value, str) else clean_tags(value)
+    for key, tags in cleaned:
+        if found.setdefault(key, tags) != tags:
+            raise RecordError(f"{path}: id {key!r} comes again with other tags; leave one of them")
+    return found

@@ -13,9 +13,9 @@ from PIL import Image
 from mg_llava.data.boxes.filter import BoxRules
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError
 from mg_llava.detection.boxes import tidy_boxes
-from mg_llava.detection.detector import split_text
 from mg_llava.detection.files import BoxFile, CocoBoxes, ProposalDetector, YoloBoxes
 from mg_llava.detection.grounding_dino import GroundingDINODetector
+from mg_llava.detection.networks import split_text
 from mg_llava.detection.owlv2 import OWLv2Detector
 from mg_llava.detection.tags import PictureName, TagFile
 from tests.detection import toys

@@ -11,6 +11,7 @@ from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.inputs import make_boxes
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.detector import Detector
+from mg_llava.detection.files import ProposalDetector
 from mg_llava.detection.pipeline import BoxPipeline, build_pipeline, pipeline_config
 from tests.detection import toys
 from tests.run import run_tool
@@ -66,7 +67,7 @@ def test_short_texts(tmp_path):
     (tmp_path / "boxes.py").write_text("box_pipeline = dict(detector=dict(type='ProposalDetector'), max_boxes=3)\n")
     assert build_pipeline(str(tmp_path / "boxes.py")).rules.max_boxes == 3
     (tmp_path / "boxes.json").write_text(json.dumps({"detector": {"type": "ProposalDetector"}}))
-    assert build_pipeline(str(tmp_path / "boxes.json")).name == "ProposalDetector"
+    assert isinstance(build_pipeline(str(tmp_path / "boxes.json")).detector, ProposalDetector)
     for wrong, message in (("owl2:x", "is 'owlv2' meant"), ("owlv2", "owlv2:PATH"), (str(tmp_path), "unknown")):
         with pytest.raises(ValueError, match=message):
             pipeline_config(wrong)
