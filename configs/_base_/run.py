@@ -15,7 +15,6 @@ from mg_llava.data.collate import collate  # the package's attribute of this nam
 from mg_llava.engine import (
     DataReportHook,
     FeatureCacheHook,
-    FiniteHook,
     GateMonitorHook,
     LossHook,
     RandomStateHook,
@@ -166,7 +165,6 @@ def watch(system, log_interval=10, save_steps=500, save_total_limit=2, evaluatio
         dict(type=ThroughputHook, interval=log_interval),
         dict(type=DataReportHook),
         dict(type=FeatureCacheHook),
-        dict(type=FiniteHook),
     ]
     if evaluation_samples:
         answer = dict(

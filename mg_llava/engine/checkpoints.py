@@ -9,7 +9,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
-from mg_llava.engine.finite import NonFiniteError, nonfinite_parameters
+from mg_llava.engine.losses import NonFiniteError, nonfinite_parameters
 from mg_llava.registry import HOOKS
 from mg_llava.work.atomic import naming_full_disks, remove, settle, write_text
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -19,6 +19,16 @@ from mg_llava.registry import HOOKS
 def unwrap_model(model: Any) -> nn.Module:
     """Return the model itself, without the wrapper of DistributedDataParallel or DeepSpeed."""
     return model.module if is_model_wrapper(model) else model
+
+
+def is_checkpoint_due(runner: Any) -> bool:
+    """Tell whether a checkpoint is written after this step."""
+    return any(
+        (hook.save_last and hook.is_last_train_iter(runner))
+        or hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+        for hook in runner.hooks
+        if isinstance(hook, CheckpointHook) and not hook.by_epoch
+    )
 
 
 def parts_of(dataset: Any) -> Iterator[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch.utils.data import BatchSampler, DataLoader
 from xtuner.engine.runner import TrainLoop as XTunerTrainLoop
@@ -30,8 +30,8 @@ from mg_llava.engine.agreement import (
     warn_about_rounding,
 )
 from mg_llava.engine.facts import FACTS_KEY, ResumeError, check_resume, describe_run
-from mg_llava.engine.finite import NonFiniteError, nonfinite_parameters
-from mg_llava.engine.hooks import parts_of, unwrap_model
+from mg_llava.engine.hooks import is_checkpoint_due, parts_of, unwrap_model
+from mg_llava.engine.losses import NonFiniteError, nonfinite_parameters
 from mg_llava.engine.weighting import LossWeighting, WeightedBatches, check_weighting
 from mg_llava.registry import HOOKS, LOOPS
 from mg_llava.work.lock import folder_lock
@@ -73,15 +73,8 @@ class RandomStateHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Take the states when a checkpoint is due in this iteration."""
-        if any(_is_due(hook, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook)):
+        if is_checkpoint_due(runner):
             runner.message_hub.update_info(STATES_KEY, all_gather_object(get_random_state()))
-
-
-def _is_due(hook: CheckpointHook, runner: Any) -> bool:
-    if hook.by_epoch:
-        return False
-    last = hook.save_last and hook.is_last_train_iter(runner)
-    return last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
 
 
 @LOOPS.register_module()

@@ -11,7 +11,6 @@ from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 
 from mg_llava.engine.checkpoints import SafeCheckpointHook
-from mg_llava.engine.finite import FiniteHook
 from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook
 from mg_llava.engine.losses import LossHook
 from mg_llava.engine.resume import RandomStateHook, TrainLoop
@@ -41,7 +40,6 @@ custom_hooks = [
     dict(type=GateMonitorHook, interval=1),
     dict(type=ThroughputHook, interval=1),
     dict(type=DataReportHook),
-    dict(type=FiniteHook),
 ]
 log_processor = dict(by_epoch=False, window_size=1)
 randomness = dict(seed=0, deterministic=False)

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 
 from mg_llava.engine import checkpoints
 from mg_llava.engine.checkpoints import SaveError
-from mg_llava.engine.finite import NonFiniteError
+from mg_llava.engine.losses import NonFiniteError
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 
 KEEP_ONE = {"default_hooks.checkpoint.max_keep_ckpts": 1}

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 
-from mg_llava.engine.finite import FiniteHook, NonFiniteError
+from mg_llava.engine.losses import LossHook, NonFiniteError
 from mg_llava.registry import HOOKS
 from tests.engine.launch_toy import ToyModel
 
@@ -36,10 +36,14 @@ class BadStep(Hook):
         model.forward = bad
 
 
-def hooks(steps, value, patience=3, of="loss"):
+def hooks(steps, value, patience=3, of="loss", log=1):
     """Settings of a run with bad steps."""
     bad = {"type": "tests.engine.test_finite.BadStep", "steps": steps, "value": value, "of": of}
-    return {"custom_hooks": [bad, {"type": "mg_llava.FiniteHook", "patience": patience}]}
+    return {
+        "custom_hooks": [bad],
+        "default_hooks.runtime_info.patience": patience,
+        "default_hooks.logger.interval": log,
+    }
 
 
 def errors(work_dir):
@@ -65,6 +69,16 @@ def test_last_step_counts(runs):
         runs.train(**hooks([5], BAD["nan"], patience=1))
 
 
+@pytest.mark.parametrize(("log", "save", "seen"), [(4, 100, 4), (100, 3, 3), (100, 100, 5)])
+def test_bad_steps_are_seen_where_the_log_is_written_and_before_anything_is_saved(runs, monkeypatch, log, save, seen):
+    done = []
+    step = ToyModel.train_step
+    monkeypatch.setattr(ToyModel, "train_step", lambda self, *a, **k: done.append(1) or step(self, *a, **k))
+    with pytest.raises(NonFiniteError, match="the first was step 2"):
+        runs.train(**hooks([2], BAD["nan"], patience=1, log=log), **{"default_hooks.checkpoint.interval": save})
+    assert len(done) == seen and not list(runs.work_dir.glob("iter_*"))
+
+
 def test_bad_gradient_of_a_good_loss_is_named(runs):
     model = {"default_hooks.checkpoint.interval": -1, "default_hooks.checkpoint.save_last": False}
     with pytest.raises(NonFiniteError, match="the first was step 2"):
@@ -73,50 +87,58 @@ def test_bad_gradient_of_a_good_loss_is_named(runs):
 
 
 def test_samples_are_named(caplog):
-    hook = FiniteHook(patience=2)
-    batch = {"data": {"ids": ["coco_7", "gqa_12"]}}
+    hook = LossHook(patience=2)
     runner = _runner()
     with caplog.at_level(logging.ERROR), pytest.raises(NonFiniteError, match=r"'coco_7', 'gqa_12'"):
-        for runner.iter in range(4):
-            hook.after_train_iter(runner, runner.iter, batch, {"loss": torch.tensor(BAD["inf"])})
+        _give(hook, runner, *[{"loss": torch.tensor(BAD["inf"])}] * 2, ids=["coco_7", "gqa_12"])
 
 
 @pytest.mark.parametrize("outputs", [None, {}, {"loss": 1.5}, {"count": torch.tensor(3)}])
 def test_outputs_without_losses_pass(outputs):
-    hook, runner = FiniteHook(patience=1), _runner()
-    for runner.iter in range(3):
-        hook.after_train_iter(runner, runner.iter, {"data": {}}, outputs)
-    assert hook._bad == []
-
-
-def test_step_is_read_during_the_next_one():
-    """Nothing is asked of a step's tensors while they may still be computed."""
-    hook, runner = FiniteHook(patience=1), _runner()
-    hook.after_train_iter(runner, 0, {}, {"loss": torch.tensor(BAD["nan"])})
-    with pytest.raises(NonFiniteError):
-        hook.after_train_iter(runner, 1, {}, {"loss": torch.tensor(1.0)})
+    hook, runner = LossHook(patience=1), _runner()
+    _give(hook, runner, *[outputs] * 3)
+    assert hook._bad == [] and runner.seen == [
+        ("train/" + k, float(v)) for _ in range(3) for k, v in (outputs or {}).items()
+    ]
 
 
 def test_float16_gradients_may_overflow():
     """A dynamic loss scale searches for the largest scale without inf; that is no fault."""
-    hook, runner = FiniteHook(patience=1), _runner()
+    hook, runner = LossHook(patience=1), _runner()
+    runner.model.get_global_grad_norm = lambda: BAD["inf"]
     runner.optim_wrapper.cast_dtype = torch.float16
-    runner.message_hub.log_scalars["train/grad_norm"].data[0].append(BAD["inf"])
-    for runner.iter in range(3):
-        hook.after_train_iter(runner, runner.iter, {}, {"loss": torch.tensor(1.0)})
+    _give(hook, runner, *[{"loss": torch.tensor(1.0)}] * 3)
     runner.optim_wrapper.cast_dtype = torch.bfloat16
-    hook.after_train_iter(runner, 3, {}, {"loss": torch.tensor(1.0)})
     with pytest.raises(NonFiniteError):
-        hook.after_train_iter(runner, 4, {}, {"loss": torch.tensor(1.0)})
+        _give(hook, runner, {"loss": torch.tensor(1.0)})
 
 
 def test_patience_is_checked():
     with pytest.raises(ValueError, match="patience must be at least 1, found 0"):
-        FiniteHook(patience=0)
+        LossHook(patience=0)
+
+
+def _give(hook, runner, *outputs, ids=()):
+    """Steps of a run that logs each of them."""
+    for runner.iter, output in enumerate(outputs):
+        hook.after_train_iter(runner, runner.iter, {"data": {"ids": ids}}, output)
 
 
 def _runner():
     from types import SimpleNamespace as Holder
 
-    hub = Holder(log_scalars={"train/grad_norm": Holder(data=([], []))}, runtime_info={})
-    return Holder(iter=0, model=ToyModel(), optim_wrapper=Holder(cast_dtype=None), message_hub=hub)
+    seen = []
+    hub = Holder(update_scalar=lambda name, value: seen.append((name, value)), runtime_info={})
+    wrapper = Holder(cast_dtype=None)
+    logger = LoggerHook(interval=1)
+    loader = [0] * 9
+    return Holder(
+        iter=0,
+        model=Holder(),
+        optim_wrapper=wrapper,
+        message_hub=hub,
+        hooks=[logger],
+        train_dataloader=loader,
+        max_iters=9,
+        seen=seen,
+    )

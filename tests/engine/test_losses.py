@@ -5,6 +5,7 @@ import torch
 from mmengine.hooks import RuntimeInfoHook
 
 from mg_llava.engine.losses import LossHook
+from mg_llava.engine.resume import TrainLoop
 from tests.models.test_waiting import NoReads
 from tests.run import read_log
 
@@ -23,7 +24,6 @@ def options(interval, iterations, window=1, save=100, kind="mg_llava.LossHook"):
         ],
         "train_cfg.max_iters": iterations,
         "log_processor.window_size": window,
-        "optim_wrapper.clip_grad": None,  # mmengine's clipping reads the norm in each iteration
     }
 
 
@@ -45,43 +45,55 @@ def test_checkpoint_between_two_lines_has_all_losses(runs):
     assert len(histories[0]) == 3 and histories[0] == pytest.approx(histories[1], rel=1e-6)
 
 
-def _refuse(tensor):
-    raise AssertionError("a list of values waits for the device")
-
-
+@pytest.mark.parametrize("counts", [1, 2])
 @pytest.mark.parametrize("kind", ["RuntimeInfoHook", "mg_llava.LossHook"])
-def test_reads_of_an_iteration(runs, kind, monkeypatch):
-    """Of the hooks of a run, mmengine's alone reads in every iteration; ours where the log is written."""
+def test_steps_that_read_values(runs, kind, counts, monkeypatch):
+    """Forward, backward, clipping, update and hooks read nothing where nothing is logged; mmengine's in every step."""
     waited = []
-    runner = runs.build(**options(4, 8, kind=kind))
-    call = type(runner).call_hook
+    runner = runs.build(**options(4, 8, kind=kind), **{"optim_wrapper.accumulative_counts": counts})
+    run_iter = TrainLoop.run_iter
 
-    def watched(self, name, **settings):
-        if name not in ("before_train_iter", "after_train_iter"):
-            return call(self, name, **settings)
-        try:
-            with NoReads(), monkeypatch.context() as patch:
-                patch.setattr(torch.Tensor, "tolist", _refuse)  # on the host this is no operation
-                return call(self, name, **settings)
-        except AssertionError:
-            waited.append(self.iter + 1)
-        return None
+    def watched(self, batch):
+        step = self._iter + 1
+        with Reads() as reads, monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "tolist", lambda tensor: reads.names.append("tolist") or tolist(tensor))
+            run_iter(self, batch)
+        if reads.names:
+            waited.append(step)
 
-    monkeypatch.setattr(type(runner), "call_hook", watched)
+    tolist = torch.Tensor.tolist  # on the host this is no operation
+    monkeypatch.setattr(TrainLoop, "run_iter", watched)
     runner.train()
     # an epoch ends after 6 iterations, and may be logged
     assert waited == ([1, 2, 3, 4, 5, 6, 7, 8] if kind == "RuntimeInfoHook" else [4, 6, 8])
+    history = runner.message_hub.get_scalar("train/grad_norm").data[0]
+    assert len(history) == 8 // counts and all(history > 0)
+
+
+class Reads(NoReads):
+    """Notes reads instead of failing."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        except AssertionError as error:
+            self.names.append(str(error))
+            return func(*args, **(kwargs or {}))
 
 
 def test_kinds_of_output(runs):
-    """Numbers pass as they are, and an earlier training leaves nothing."""
+    """Numbers pass as they are, and an earlier training leaves nothing; clipping is wrapped once."""
     assert issubclass(LossHook, RuntimeInfoHook) and LossHook.priority == RuntimeInfoHook.priority
     runner, _ = runs.train(**options(2, 2))
     hook = next(hook for hook in runner.hooks if isinstance(hook, LossHook))
-    hook._kept = [("number", 2), ("loss", torch.tensor(3.0))]
+    hook.after_train_iter(runner, 6, None, {"number": 2, "loss": torch.tensor(3.0)})
     hook._hand_on(runner)
     hub = runner.message_hub
     assert (hub.get_scalar("train/number").current(), hub.get_scalar("train/loss").current()) == (2, 3.0)
-    hook._kept = [("number", 2)]
+    hook.after_train_iter(runner, 6, None, {"number": 2})
     hook.before_train(runner)
-    assert not hook._kept
+    assert not hook._kept and runner.optim_wrapper.clip_func.args == (torch.nn.utils.clip_grad_norm_,)
