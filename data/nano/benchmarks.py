@@ -125,11 +125,6 @@ def write_benchmark_files(folder: Path) -> None:
     _write_pope(folder, [line for line in lines if line["kind"] == "list"])
 
 
-def are_there(folder: Path) -> bool:
-    """Whether the files were written."""
-    return (folder / MMBENCH_FILE).is_file() and all(_pope_file(folder, split).is_file() for split in SPLITS)
-
-
 def _write_mmbench(folder: Path, choices: Sequence[Line]) -> None:
     """The choice questions as a table with circular copies: four rows a question, its options rotated.
 

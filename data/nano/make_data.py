@@ -8,16 +8,13 @@ settings.
 Examples:
     python data/nano/make_data.py
     python data/nano/make_data.py --stage1 64 --stage2 64 --heldout 16 --out /tmp/small
-    python data/nano/make_data.py --proposal-recall      # only measure how many digits the proposal step finds
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +28,12 @@ import benchmarks  # noqa: E402
 
 from mg_llava.detection.proposals import ConnectedComponentProposals, Proposals  # noqa: E402
 
-FORMAT = 3
+FORMAT = 4
+"""Changes with the data; folders of another one are made again."""
 TURNS = 4
 TEXT_ONLY_SHARE = 0.04
 Record = dict[str, Any]
+Pairs = list[tuple[str, str]]
 
 
 class Writer:
@@ -45,8 +44,7 @@ class Writer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rng = np.random.default_rng(seed)
         self.propose = ConnectedComponentProposals()
-        self.boxes: list[Record] = []
-        self.exact_boxes: list[Record] = []
+        self.boxes: dict[str, list[Record]] = {"boxes": [], "exact_boxes": []}
 
     def picture(self, index: int) -> tuple[str, scenes.Scene, language.Layout]:
         """Draw and write one picture; returns its path relative to the image folder, the scene and its layout."""
@@ -65,8 +63,13 @@ class Writer:
             [str(mark.digit) if mark.digit >= 0 else "shape" for mark in scene.marks],
         )
         for identifier in ids:
-            self.boxes.append(_box_record(identifier, found))
-            self.exact_boxes.append(_box_record(identifier, exact))
+            self.boxes["boxes"].append(_box_record(identifier, found))
+            self.boxes["exact_boxes"].append(_box_record(identifier, exact))
+
+    def write_boxes(self) -> None:
+        """Write both kinds of boxes beside the records."""
+        for kind, records in self.boxes.items():
+            (self.folder.parents[1] / f"{self.part}_{kind}.json").write_text(json.dumps(records))
 
 
 def _box_record(identifier: str, found: Proposals) -> Record:
@@ -74,113 +77,60 @@ def _box_record(identifier: str, found: Proposals) -> Record:
     return {"id": identifier, "boxes": boxes, "scores": [round(s, 4) for s in found.scores], "labels": found.labels}
 
 
-def _turns(pairs: list[tuple[str, str]], picture: bool) -> list[Record]:
+def _turns(pairs: Pairs, picture: bool) -> list[Record]:
     conversation = []
     for index, (question, answer) in enumerate(pairs):
         start = "<image>\n" if picture and index == 0 else ""
-        conversation.append({"from": "human", "value": start + question})
-        conversation.append({"from": "gpt", "value": answer})
+        conversation += [{"from": "human", "value": start + question}, {"from": "gpt", "value": answer}]
     return conversation
 
 
-def make_stage1(out: Path, count: int, seed: int) -> None:
-    """Captions, two per picture."""
-    writer = Writer(out, "stage1", "train", seed + 1)
-    records = []
-    for index in range(count):
-        name, scene, layout = writer.picture(index)
-        identifier = f"stage1-{index:05d}"
-        pairs = [
-            (language.caption_prompt(writer.rng), language.caption(layout)),
-            (language.WHERE_PROMPT, language.where(layout)),
-        ]
-        records.append({"id": identifier, "image": name, "conversations": _turns(pairs, True)})
-        writer.add_boxes([identifier], scene)
-    _write_part(out, "stage1", records, writer)
+def _captions(rng: np.random.Generator, layout: language.Layout) -> Pairs:
+    """Two captions, for stage 1."""
+    return [
+        (language.caption_prompt(rng), language.caption(layout)),
+        (language.WHERE_PROMPT, language.where(layout)),
+    ]
 
 
-def make_stage2(out: Path, count: int, seed: int) -> None:
-    """Instructions: several questions per picture, and some records without a picture."""
-    writer = Writer(out, "stage2", "train", seed + 2)
-    records = []
+def _instructions(rng: np.random.Generator, layout: language.Layout) -> Pairs:
+    """Questions of several kinds, for stage 2."""
+    kinds = rng.permutation(language.KINDS)[:TURNS]
+    asked = [language.ask(rng, layout, str(kind)) for kind in kinds]
+    return [(question.question, question.answer) for question in asked]
+
+
+def make_training(out: Path, part: str, count: int, seed: int) -> None:
+    """Records of a stage; stage 2 has some without a picture."""
+    writer, records = Writer(out, part, "train", seed), []
     for index in range(count):
-        identifier = f"stage2-{index:05d}"
-        if writer.rng.random() < TEXT_ONLY_SHARE:
+        identifier = f"{part}-{index:05d}"
+        if part == "stage2" and writer.rng.random() < TEXT_ONLY_SHARE:
             asked = [language.ask_text_only(writer.rng) for _ in range(TURNS)]
-            conversation = _turns([(q.question, q.answer) for q in asked], False)
-            records.append({"id": identifier, "conversations": conversation})
+            pairs = [(question.question, question.answer) for question in asked]
+            records.append({"id": identifier, "conversations": _turns(pairs, False)})
             continue
         name, scene, layout = writer.picture(index)
-        kinds = writer.rng.permutation(language.KINDS)[:TURNS]
-        asked = [language.ask(writer.rng, layout, str(kind)) for kind in kinds]
-        conversation = _turns([(q.question, q.answer) for q in asked], True)
-        records.append({"id": identifier, "image": name, "conversations": conversation})
+        pairs = (_captions if part == "stage1" else _instructions)(writer.rng, layout)
+        records.append({"id": identifier, "image": name, "conversations": _turns(pairs, True)})
         writer.add_boxes([identifier], scene)
-    _write_part(out, "stage2", records, writer)
+    writer.write_boxes()
+    (out / f"{part}.json").write_text(json.dumps(records))
 
 
 def make_heldout(out: Path, count: int, seed: int) -> None:
     """One question of every kind per held-out picture, as JSON lines."""
-    writer = Writer(out, "heldout", "heldout", seed + 3)
-    lines = []
+    writer, lines = Writer(out, "heldout", "heldout", seed), []
     for index in range(count):
         name, scene, layout = writer.picture(index)
         picture = f"heldout-{index:05d}"
-        asked = [language.ask(writer.rng, layout, kind) for kind in language.KINDS]
-        for question in asked:
-            line = {
-                "id": f"{picture}-{question.kind}",
-                "picture": picture,
-                "image": name,
-                "question": question.question,
-            }
-            lines.append(line | {"answer": question.answer, "kind": question.kind})
-        writer.add_boxes([picture, *(f"{picture}-{question.kind}" for question in asked)], scene)
-    _write_boxes(out, "heldout", writer)
+        for kind in language.KINDS:
+            asked = language.ask(writer.rng, layout, kind)
+            line = {"id": f"{picture}-{kind}", "picture": picture, "image": name, "question": asked.question}
+            lines.append(line | {"answer": asked.answer, "kind": kind})
+        writer.add_boxes([picture, *(f"{picture}-{kind}" for kind in language.KINDS)], scene)
+    writer.write_boxes()
     (out / "heldout.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _write_part(out: Path, part: str, records: list[Record], writer: Writer) -> None:
-    _write_boxes(out, part, writer)
-    (out / f"{part}.json").write_text(json.dumps(records))
-
-
-def _write_boxes(out: Path, part: str, writer: Writer) -> None:
-    (out / f"{part}_boxes.json").write_text(json.dumps(writer.boxes))
-    (out / f"{part}_exact_boxes.json").write_text(json.dumps(writer.exact_boxes))
-
-
-def proposal_recall(split: scenes.Split, count: int, seed: int) -> float:
-    """Share of the digits that some proposed box covers with an IoU of at least 0.5."""
-    rng, propose, hits = np.random.default_rng(seed), ConnectedComponentProposals(), []
-    for _ in range(count):
-        scene = scenes.draw_scene(rng, split)
-        boxes = propose(scene.image).boxes
-        hits += [max((_iou(mark.box, box) for box in boxes), default=0.0) >= 0.5 for mark in scene.digits]
-    return float(np.mean(hits))
-
-
-def _iou(first: tuple[float, ...], second: np.ndarray) -> float:
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared / (sum(areas) - shared)
-
-
-def settings_fingerprint(arguments: argparse.Namespace) -> str:
-    """Changes with the sizes, the seed, and the code that makes the data."""
-    digest = hashlib.sha256(
-        f"{FORMAT} {arguments.stage1} {arguments.stage2} {arguments.heldout} {arguments.seed}".encode()
-    )
-    detector = Path(sys.modules["mg_llava.detection.proposals"].__file__ or "")
-    for source in (HERE / "scenes.py", HERE / "language.py", Path(__file__), detector):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _is_there(meta: Path, fingerprint: str) -> bool:
-    return meta.is_file() and json.loads(meta.read_text()).get("fingerprint") == fingerprint
 
 
 def main() -> None:
@@ -192,32 +142,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=HERE / "generated", help="default: data/nano/generated")
     parser.add_argument("--force", action="store_true", help="make the data even if it is there")
-    parser.add_argument("--proposal-recall", action="store_true", help="only measure the proposal step")
     arguments = parser.parse_args()
-    if arguments.proposal_recall:
-        recall = proposal_recall("heldout", arguments.heldout, arguments.seed + 3)
-        print(f"digits found at IoU 0.5 in {arguments.heldout} held-out pictures: {100 * recall:.1f} %")
-        return
-    out, fingerprint = arguments.out, settings_fingerprint(arguments)
-    if _is_there(out / "meta.json", fingerprint) and not arguments.force:
-        if not benchmarks.are_there(out):
-            benchmarks.write_benchmark_files(out)
+    out = arguments.out
+    sizes = {part: getattr(arguments, part) for part in ("stage1", "stage2", "heldout")}
+    settings = {"format": FORMAT, "seed": arguments.seed, **sizes}
+    meta = out / "meta.json"
+    if not arguments.force and meta.is_file() and json.loads(meta.read_text()) == settings:
         print(f"{out} already holds this data; nothing to do (--force makes it again)")
         return
     out.mkdir(parents=True, exist_ok=True)
-    (out / "meta.json").unlink(missing_ok=True)
-    parts: list[tuple[Callable[[Path, int, int], None], int]] = [
-        (make_heldout, arguments.heldout),
-        (make_stage1, arguments.stage1),
-        (make_stage2, arguments.stage2),
-    ]
-    for make, count in parts:
-        make(out, count, arguments.seed * 1000)
+    meta.unlink(missing_ok=True)
+    seed = arguments.seed * 1000
+    make_heldout(out, arguments.heldout, seed + 3)
+    make_training(out, "stage1", arguments.stage1, seed + 1)
+    make_training(out, "stage2", arguments.stage2, seed + 2)
     benchmarks.write_benchmark_files(out)
-    meta = {"fingerprint": fingerprint, "seed": arguments.seed, "kinds": language.KINDS, "chance": language.CHANCE}
-    (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    sizes = f"{arguments.stage1} + {arguments.stage2} training records and {arguments.heldout} held-out pictures"
-    print(f"wrote {sizes} to {out}")
+    meta.write_text(json.dumps(settings, indent=2) + "\n")
+    made = f"{arguments.stage1} + {arguments.stage2} training records and {arguments.heldout} held-out pictures"
+    print(f"wrote {made} to {out}")
 
 
 if __name__ == "__main__":

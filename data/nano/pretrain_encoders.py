@@ -22,7 +22,7 @@ import scenes
 import timm
 import torch
 from optimizer import Optimizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -185,6 +185,19 @@ def save_convnext(path: HighPath, folder: Path) -> None:
         "preprocess_cfg": {"mean": readout.MEAN.flatten().tolist(), "std": readout.STD.flatten().tolist()},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_path(name: str, folder: Path) -> LowPath | HighPath:
+    """The path of ``"clip"`` or ``"convnext"`` with the encoder below ``folder``; its readouts are not stored."""
+    if name == "clip":
+        low = LowPath()
+        low.encoder = CLIPVisionModel.from_pretrained(folder / name)
+        return low.eval()
+    high, prefix = HighPath(), "visual.trunk."
+    state = load_file(folder / name / "open_clip_model.safetensors")
+    trunk = {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
+    high.encoder.load_state_dict(trunk)
+    return high.eval()
 
 
 def main() -> None:

@@ -101,10 +101,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(_corpus(seed), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
+        **{"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNK},
         clean_up_tokenization_spaces=False,
         model_max_length=512,
         padding_side="right",
@@ -158,7 +155,6 @@ class Drawn:
         ids: Ids of the text.
         labels: Of the text.
         place: Where in the text the scene comes in.
-        kinds: Kind of each answer.
     """
 
     words: np.ndarray
@@ -167,7 +163,6 @@ class Drawn:
     ids: list[int]
     labels: list[int]
     place: int
-    kinds: list[str]
 
 
 class Sampler:
@@ -207,10 +202,10 @@ class Sampler:
             target = self.writer.answer(question.answer)
             ids += prompt + target
             labels += [IGNORE] * len(prompt) + target
-        return Drawn(words, weights, places, ids, labels, place, [question.kind for question in asked])
+        return Drawn(words, weights, places, ids, labels, place)
 
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """Embeddings (B, T, d), labels and positions (B, T), right-padded, and the kind of each answer in order."""
+    def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, T, d), labels and positions (B, T), right-padded."""
         drawn = [self.draw(rng) for _ in range(size)]
         words = torch.from_numpy(np.concatenate([item.words for item in drawn]))
         weights = torch.from_numpy(np.concatenate([item.weights for item in drawn]))
@@ -225,8 +220,7 @@ class Sampler:
             positions.append(torch.cat((torch.arange(place), seen, seen[-1:] + 1 + torch.arange(length - place))))
             s, t = s + n, t + length
         pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-        kinds = [kind for item in drawn for kind in item.kinds]
-        return pad(rows), pad(labels, padding_value=IGNORE), pad(positions), kinds
+        return pad(rows), pad(labels, padding_value=IGNORE), pad(positions)
 
 
 def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -295,60 +289,28 @@ def _plant_column_heads(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
         )
 
 
-def labelled_logits(
-    llm: LlamaForCausalLM, embeddings: Tensor, labels: Tensor, positions: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits and labels of the positions that carry loss."""
-    hidden = llm.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
-    wanted = labels[:, 1:] != IGNORE
-    return llm.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted]
-
-
-def answer_of(labels: Tensor, eos: int) -> Tensor:
-    """Number of the answer that each labelled token belongs to, flat; answers end with EOS."""
-    ends = labels == eos
-    return ends.cumsum(0) - ends.long()
-
-
-class Progress:
-    """Running share of wholly right answers by kind of question, with the right tokens before each fed in."""
-
-    def __init__(self) -> None:
-        self.shares: dict[str, float] = {}
-
-    def add(self, wrong: Tensor, answers: Tensor, kinds: list[str]) -> None:
-        """``wrong`` and ``answers`` are by token, ``kinds`` by answer."""
-        faults = torch.bincount(answers, wrong.float(), minlength=len(kinds)).tolist()
-        for kind, count in zip(kinds, faults, strict=True):
-            old = self.shares.get(kind, 0.0)
-            self.shares[kind] = old + 0.01 * (float(count == 0) - old)
-
-    def __str__(self) -> str:
-        order = [*language.KINDS, "caption", "where", "sum", "larger"]
-        return "  ".join(f"{kind} {100 * self.shares[kind]:.0f}" for kind in order if kind in self.shares)
-
-
 def train(llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace) -> None:
     """Muon and AdamW with warm-up and cosine; every batch is new."""
     rng = np.random.default_rng(arguments.seed)
     matrices = [parameter for parameter in llm.model.layers.parameters() if parameter.ndim == 2]
     optimizer = Optimizer(llm, matrices, arguments.steps, arguments.lr, matrix_lr=arguments.matrix_lr)
-    progress, start, average = Progress(), time.time(), 0.0
+    start, average = time.time(), 0.0
     for step in range(min(arguments.steps, arguments.stop)):
         sampler.phase = next(phase for phase in PHASES if step < phase.until * arguments.steps)
-        embeddings, labels, positions, kinds = sampler.batch(rng, arguments.batch_size)
-        logits, labels = labelled_logits(llm, embeddings, labels, positions)
-        answers = answer_of(labels, llm.config.eos_token_id)
+        embeddings, labels, positions = sampler.batch(rng, arguments.batch_size)
+        hidden = llm.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
+        wanted = labels[:, 1:] != IGNORE
+        logits, labels = llm.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted]
+        ends = labels == llm.config.eos_token_id
+        answers = ends.cumsum(0) - ends.long()  # number of the answer that each token belongs to
         weights = torch.bincount(answers)[answers].float().rsqrt()  # an answer of n tokens weighs sqrt(n)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
         optimizer.step(loss)
         if step < HELD_SHARE * arguments.steps:
             _plant_matching_head(llm, sampler.writer.tokenizer)
         average += (loss.item() - average) * max(0.02, 1 / (step + 1))
-        progress.add(logits.argmax(-1) != labels, answers, kinds)
         if step % 50 == 0:
-            spent = time.time() - start
-            print(f"step {step + 1}/{arguments.steps}  loss {average:.3f}  {progress}  {spent:.0f} s", flush=True)
+            print(f"step {step + 1}/{arguments.steps}  loss {average:.3f}  {time.time() - start:.0f} s", flush=True)
 
 
 def save(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -11,8 +11,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,98 +20,64 @@ import pretrain_llm
 import readout
 import rendering
 import scenes
-import timm
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM
+from pretrain_encoders import HighPath, LowPath, load_path
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 HERE = Path(__file__).resolve().parent
-Features = Callable[[readout.Batch], tuple[Tensor, Tensor | None]]
-
-
-def clip_features(folder: Path) -> Features:
-    """Cell features (B, 64, C) of layer -2; no box features."""
-    model = CLIPVisionModel.from_pretrained(folder).eval()
-    return lambda batch: (model(batch.low, output_hidden_states=True).hidden_states[-2][:, 1:], None)
-
-
-def convnext_features(folder: Path) -> Features:
-    """Cell features (B, 64, C) of the last stage and box features (n, sum of C) of all stages."""
-    vision = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]
-    model = timm.create_model(vision["timm_model_name"], num_classes=0, **vision["timm_model_kwargs"]).eval()
-    prefix = "visual.trunk."
-    state = load_file(folder / "open_clip_model.safetensors")
-    model.load_state_dict({k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)})
-
-    def features(batch: readout.Batch) -> tuple[Tensor, Tensor]:
-        stages, x = [], model.stem(batch.canvas)
-        for stage in model.stages:
-            x = stage(x)
-            stages.append(x)
-        return x.flatten(2).transpose(1, 2), readout.box_features(stages, batch.boxes)
-
-    return features
+TITLES = {"clip": "low path (clip)", "convnext": "high path (convnext)"}
 
 
 @torch.no_grad()
-def collect(features: Features, split: scenes.Split, pictures: int, seed: int) -> dict[str, Tensor]:
-    """Features and targets of the digits and of everything else, over pictures of the task."""
-    found: dict[str, list[Tensor]] = {"cells": [], "content": [], "level": [], "boxes": [], "box_content": []}
+def collect(path: LowPath | HighPath, split: scenes.Split, pictures: int, seed: int) -> dict[str, np.ndarray]:
+    """Features and targets of the cells, and of the boxes where a path reads them, over pictures of the task."""
+    found: dict[str, list[torch.Tensor]] = {}
     for batch in readout.batches(seed, split, pictures // 8, 8, dense=0.3):
-        cells, boxes = features(batch)
-        for name, value in (("cells", cells), ("content", batch.content), ("level", batch.level)):
-            found[name].append(value.flatten(0, 1))
-        if boxes is not None:
-            found["boxes"].append(boxes)
-            found["box_content"].append(batch.box_content)
-    return {name: torch.cat(values) for name, values in found.items() if values}
+        values = {"cells": path.cell_features(batch), "content": batch.content, "level": batch.level}
+        values["is_digit"] = batch.content < readout.SHAPE
+        values = {name: value.flatten(0, 1) for name, value in values.items()}
+        if isinstance(path, HighPath):
+            values["boxes"] = readout.box_features(path.stages(batch), batch.boxes)
+            values["box_content"] = batch.box_content
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.cat(values).numpy() for name, values in found.items()}
 
 
-def fit(inputs: Tensor, targets: Tensor, classes: int, hidden: int = 0, steps: int = 400) -> torch.nn.Module:
-    """A linear readout (or one with a hidden layer) of standardized features."""
-    torch.manual_seed(0)
-    width = inputs.shape[1]
-    layers = [torch.nn.Linear(width, classes)]
-    if hidden:
-        layers = [torch.nn.Linear(width, hidden), torch.nn.GELU(), torch.nn.Linear(hidden, classes)]
-    model = torch.nn.Sequential(torch.nn.BatchNorm1d(width, affine=False), *layers)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-2)
-    for _ in range(steps):
-        chosen = torch.randint(len(inputs), (512,))
-        loss = torch.nn.functional.cross_entropy(model(inputs[chosen]), targets[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
-@torch.no_grad()
-def accuracy(model: torch.nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """Share of right answers, in percent."""
-    return 100 * (model(inputs).argmax(1) == targets).float().mean().item()
-
-
-def probe_encoder(name: str, features: Features, pictures: int) -> None:
+def probe_encoder(name: str, path: LowPath | HighPath, pictures: int) -> None:
     """Print the readouts of one encoder."""
-    known, unseen = (collect(features, split, pictures, 100 + i) for i, split in enumerate(("train", "heldout")))
-    model = fit(known["cells"], known["content"], readout.CONTENTS)
-    digits = unseen["content"] < readout.SHAPE
-    print(f"{name}: digit of a cell {accuracy(model, unseen['cells'][digits], unseen['content'][digits]):.1f} %")
-    print(f"{name}: content of any cell {accuracy(model, unseen['cells'], unseen['content']):.1f} %")
-    is_digit = [(part["content"] < readout.SHAPE).long() for part in (known, unseen)]
-    marked = [part["content"] != readout.EMPTY for part in (known, unseen)]
-    model = fit(known["cells"][marked[0]], is_digit[0][marked[0]], 2)
-    print(f"{name}: digit or distractor {accuracy(model, unseen['cells'][marked[1]], is_digit[1][marked[1]]):.1f} %")
-    model = fit(known["cells"][marked[0]], known["level"][marked[0]], readout.LEVELS)
-    print(
-        f"{name}: size level of a mark {accuracy(model, unseen['cells'][marked[1]], unseen['level'][marked[1]]):.1f} %"
-    )
+    known, unseen = (collect(path, split, pictures, 100 + i) for i, split in enumerate(("train", "heldout")))
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+
+    def show(what: str, model: object, inputs: str, wanted: str, trained: str, scored: str) -> None:
+        masks = [_mask(part, kind) for part, kind in ((known, trained), (unseen, scored))]
+        targets = [part[wanted] for part in (known, unseen)]
+        model.fit(known[inputs][masks[0]], targets[0][masks[0]])  # type: ignore[attr-defined]
+        right = model.score(unseen[inputs][masks[1]], targets[1][masks[1]])  # type: ignore[attr-defined]
+        print(f"{name}: {what} {100 * right:.1f} %", flush=True)
+
+    show("digit of a cell", linear, "cells", "content", "all", "digits")
+    show("content of any cell", linear, "cells", "content", "all", "all")
+    show("digit or distractor", linear, "cells", "is_digit", "marked", "marked")
+    show("size level of a mark", linear, "cells", "level", "marked", "marked")
     if "boxes" in known:
-        model = fit(known["boxes"], known["box_content"], readout.CONTENTS, hidden=128)
-        digits = unseen["box_content"] < readout.SHAPE
-        right = accuracy(model, unseen["boxes"][digits], unseen["box_content"][digits])
-        print(f"{name}: digit of a box {right:.1f} %")
+        small = make_pipeline(StandardScaler(), MLPClassifier((128,), max_iter=100, random_state=0))
+        show("digit of a box", small, "boxes", "box_content", "boxes", "box_digits")
+
+
+def _mask(part: dict[str, np.ndarray], kind: str) -> np.ndarray:
+    """Which cells, or boxes, a readout is trained or scored on."""
+    return {
+        "all": part["content"] >= 0,
+        "digits": part["content"] < readout.SHAPE,
+        "marked": part["content"] != readout.EMPTY,
+        "boxes": part.get("box_content", np.empty(0)) >= 0,
+        "box_digits": part.get("box_content", np.empty(0)) < readout.SHAPE,
+    }[kind]
 
 
 @torch.no_grad()
@@ -165,10 +129,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300, help="scenes per kind of question (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=HERE, help="parent of clip/, convnext/, llm/")
     arguments = parser.parse_args()
-    if arguments.part in ("all", "clip"):
-        probe_encoder("low path (clip)", clip_features(arguments.folder / "clip"), arguments.pictures)
-    if arguments.part in ("all", "convnext"):
-        probe_encoder("high path (convnext)", convnext_features(arguments.folder / "convnext"), arguments.pictures)
+    for name, title in TITLES.items():
+        if arguments.part in ("all", name):
+            probe_encoder(title, load_path(name, arguments.folder), arguments.pictures)
     if arguments.part in ("all", "llm"):
         probe_llm(arguments.folder / "llm", arguments.scenes)
 
