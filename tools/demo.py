@@ -54,7 +54,9 @@ def ask(run: Run, picture: Path, question: str, out: Path) -> str:
     from mg_llava.inference import Predictor, draw_answer
 
     checkpoint = run.steps[-2].done["product"]
-    predictor = Predictor.from_config(ROOT / run.row.leaves[-1], checkpoint, proposer=ConnectedComponentProposals())
+    predictor = Predictor.from_pretrained(
+        ROOT / run.row.leaves[-1], checkpoint, proposer=ConnectedComponentProposals()
+    )
     answer = predictor.predict(picture, question)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_answer(picture, question, answer).save(out)

@@ -101,7 +101,7 @@ def main() -> int:
             settings = {"proposer": proposer, "max_new_tokens": arguments.max_new_tokens}
             if arguments.apply_exif:
                 settings["pictures"] = {"apply_exif": True}
-            predictor = Predictor.from_config(arguments.config, arguments.checkpoint, arguments.device, **settings)
+            predictor = Predictor.from_pretrained(arguments.config, arguments.checkpoint, arguments.device, **settings)
         if arguments.question is None:
             converse(predictor, arguments, boxes)
         else:

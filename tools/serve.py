@@ -61,7 +61,7 @@ def main() -> int:
         given = {"proposer": proposer, "max_new_tokens": arguments.max_new_tokens}
         if arguments.apply_exif:
             given["pictures"] = {"apply_exif": True}
-        predictor = Predictor.from_config(arguments.config, arguments.checkpoint, arguments.device, **given)
+        predictor = Predictor.from_pretrained(arguments.config, arguments.checkpoint, arguments.device, **given)
         settings = Settings(
             arguments.name,
             arguments.api_key,

@@ -1,5 +1,6 @@
 """From loose inputs (paths, lists, arrays) to typed pictures, boxes and turns."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -7,13 +8,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from PIL import Image
 
-from mg_llava.data.pictures.files import open_picture
+from mg_llava.data.pictures.files import PictureError, open_picture
 from mg_llava.data.records.schema import BoxRecord, RecordError, Turn, make_box_record
 from mg_llava.data.text.prompt import expand_video
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
-PictureLike: TypeAlias = str | os.PathLike | Image.Image
-"""A picture, or the path of one."""
+PictureLike: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
+"""A picture, the path or the bytes of a file, or ``(H, W, 3)`` or ``(H, W)`` uint8 values."""
 
 BoxesLike: TypeAlias = Any
 """Boxes xyxy in original pixels: (n, 4) numbers, a ``BoxRecord``, or anything with ``boxes`` and, optionally,
@@ -38,7 +39,8 @@ def list_pictures(picture: Any, owner: str) -> list[PictureLike]:
     pictures = [picture] if isinstance(picture, PictureLike) else picture
     if not isinstance(pictures, Sequence) or not all(isinstance(item, PictureLike) for item in pictures):
         raise TypeError(
-            f"{owner}: picture is a {type(picture).__name__}; allowed: a path, a PIL picture, a list of them"
+            f"{owner}: picture is a {type(picture).__name__}; allowed: a path, bytes of a file, a PIL picture, "
+            "an array, a list of them"
         )
     return list(pictures)
 
@@ -47,9 +49,18 @@ def load_picture(picture: PictureLike, owner: str) -> Image.Image:
     """A decoded picture.
 
     Raises:
-        PictureError: The file is missing or cannot be read.
+        PictureError: The file is missing or cannot be read, or the array is none of a picture.
     """
-    return picture if isinstance(picture, Image.Image) else open_picture(os.fspath(picture), owner)
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, bytes):
+        return open_picture(io.BytesIO(picture), owner)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
+            found = f"{picture.dtype} of shape {picture.shape}"
+            raise PictureError(f"{owner}: found an array {found}; a picture is uint8 of shape (H, W, 3) or (H, W)")
+        return Image.fromarray(picture)
+    return open_picture(os.fspath(picture), owner)
 
 
 def list_boxes(boxes: BoxesLike, pictures: int, owner: str) -> list[BoxRecord | None]:

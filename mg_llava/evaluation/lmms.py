@@ -42,7 +42,7 @@ class MGLLaVAModel(lmms):
     Args:
         config: Training config.
         checkpoint: What the training wrote.
-        device: As for ``Predictor.from_config``; each process of several takes its own GPU.
+        device: As for ``Predictor.from_pretrained``; each process of several takes its own GPU.
         batch_size: Questions at a time.
         boxes: ``none``, or ``proposals`` for the built-in proposal step; lmms-eval gives pictures no ids, so that
             box files have nothing to be looked up by unless they hold content hashes.
@@ -73,7 +73,7 @@ class MGLLaVAModel(lmms):
             raise ValueError(f"boxes={boxes!r}; allowed: none, proposals")
         if predictor is None:
             place = str(pick_device("auto" if device in (None, "cuda") else str(device)))
-            predictor = Predictor.from_config(config, checkpoint, place)
+            predictor = Predictor.from_pretrained(config, checkpoint, place)
         self.predictor = predictor
         self.batch_size_per_gpu = int(batch_size) if str(batch_size).isdecimal() else 1
         proposer = ConnectedComponentProposals() if boxes == "proposals" else None

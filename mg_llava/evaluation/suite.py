@@ -37,13 +37,13 @@ class Model:
     def load(
         cls, config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto", **settings: Any
     ) -> "Model":
-        """Build the model of a config and load a checkpoint; arguments as for ``Predictor.from_config``.
+        """Build the model of a config and load a checkpoint; arguments as for ``Predictor.from_pretrained``.
 
         Raises:
             FileNotFoundError: If the checkpoint does not exist.
             ValueError: If they do not go together.
         """
-        predictor = Predictor.from_config(config, checkpoint, str(pick_device(device)), **settings)
+        predictor = Predictor.from_pretrained(config, checkpoint, str(pick_device(device)), **settings)
         hashes: dict[str, Any] = {}
         if processes.is_main:  # reading a large checkpoint once more is enough
             hashes = {

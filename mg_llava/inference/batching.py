@@ -5,6 +5,7 @@ length and answered in batches. It bounds what is held in memory, whatever the n
 """
 
 import itertools
+import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class PreparedRequest:
         """The same for requests of one window that show the same pictures."""
         if self.request.key is not None or not self.listed:
             return ("key", self.request.key if self.request.key is not None else self.number)
-        return tuple(id(item) if isinstance(item, Image.Image) else str(item) for item in self.listed)
+        return tuple(str(item) if isinstance(item, str | os.PathLike) else id(item) for item in self.listed)
 
     def open(self) -> list[Image.Image]:
         """The decoded pictures.

@@ -16,14 +16,9 @@ from mg_llava.inference.answering import Answered, Answering
 from mg_llava.inference.batching import PreparedRequest, loaded_windows, windows
 from mg_llava.inference.encoding import Statistics
 from mg_llava.inference.frontend import FrontEnd
+from mg_llava.inference.loading import load_model
 from mg_llava.inference.requests import Answer, Request
-from mg_llava.models.parts import for_any_machine
-from mg_llava.registry import MODELS
 from mg_llava.tokens import tokens_without_embeddings
-from mg_llava.work.devices import pick_device
-
-CONFIG_KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
-"""What a config must have to predict with."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of answers that are there and of all."""
@@ -56,7 +51,7 @@ class Predictor:
         statistics: Counts of the work so far.
 
     Examples:
-        >>> predictor = Predictor.from_config("configs/mg_llava_nano_instruct.py", "work_dirs/.../iter_250.pth")
+        >>> predictor = Predictor.from_pretrained("configs/mg_llava_nano_instruct.py", "work_dirs/.../iter_250.pth")
         >>> predictor.predict("picture.jpg", "Which digit is leftmost?", boxes=[[10, 20, 30, 44]]).text
         '7'
         >>> for piece in predictor.answer(Request("What is there?", "picture.jpg")):
@@ -91,41 +86,32 @@ class Predictor:
             )
 
     @classmethod
-    def from_config(
+    def from_pretrained(
         cls,
-        config: str | Path | Config,
-        checkpoint: str | Path,
+        source: str | Path | Config,
+        checkpoint: str | Path | None = None,
         device: str = "auto",
         pictures: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> "Predictor":
-        """Build the model of a training config and load a checkpoint of it.
+        """Load a model, from a training config and a checkpoint, a Hugging Face folder of ours, or a hub id.
 
         Args:
-            config: A training config, or the path of one.
-            checkpoint: What that training wrote: mmengine ``.pth`` file, DeepSpeed folder or safetensors file.
+            source: A training config or its path; or such a folder, standalone or not (its code is not run); or the
+                id of one on the hub, such as ``"user/model"``.
+            checkpoint: With a config, what that training wrote: mmengine ``.pth`` file, DeepSpeed folder or
+                safetensors file. None otherwise.
             device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:1"``...
-            pictures: Changes of the config's picture processor, such as ``apply_exif``.
+            pictures: Changes of the picture processor, such as ``apply_exif``.
             **kwargs: As for the class: ``proposer``, ``system``, generation arguments.
 
         Raises:
-            FileNotFoundError: If config or checkpoint do not exist.
+            FileNotFoundError: If config, folder or checkpoint do not exist.
             ValueError: If the config cannot be read or lacks a part, the checkpoint is of another kind or another
                 model, or the device is not there.
         """
-        config = _load_config(config)
-        target = pick_device(device)
-        if not Path(checkpoint).exists():
-            raise FileNotFoundError(
-                f"checkpoint {checkpoint} does not exist; `last_checkpoint` in a work_dir names it"
-            )
-        settings = for_any_machine(config.model)
-        if (settings.get("llm") or {}).get("tuning") == "full":
-            settings["pretrained_pth"] = None  # all of it is in the checkpoint
-        model = MODELS.build(settings)
-        model.load_pretrained(str(checkpoint), whole=True)
-        processor = {**config.picture_processor, **(pictures or {})}
-        return cls(model.to(target), config.tokenizer, config.prompt_template, processor, **kwargs)
+        model, *others = load_model(source, checkpoint, device, pictures)
+        return cls(model, *others, **kwargs)
 
     def predict(
         self,
@@ -141,6 +127,42 @@ class Predictor:
             ValueError: The question is empty or too long, or boxes are malformed (see ``requests``).
         """
         return self.predict_many([Request(question, picture, boxes)], **generation)[0]
+
+    def chat(
+        self,
+        picture: PictureLike | Sequence[PictureLike] | None = None,
+        question: str = "",
+        boxes: BoxesLike = None,
+        history: Sequence[Any] = (),
+        stream: bool = False,
+        **generation: Any,
+    ) -> Any:
+        """Go on with a conversation, written as in training.
+
+        Args:
+            picture: Its pictures. Without ``<image>`` in a turn they come before the first question.
+            question: The next question.
+            boxes: As in :class:`Request`.
+            history: The turns so far: ``("human" or "gpt", text)`` each.
+            stream: Give the answer in pieces of text as they come.
+            **generation: Overrides the predictor's arguments.
+
+        Returns:
+            An :class:`Answer`; with ``stream`` a :class:`StreamedAnswer`.
+        """
+        request = Request([*history, ("human", question)], picture, boxes)
+        reply = self.answer(request, **generation)
+        if stream:
+            return reply
+        for _ in reply:
+            pass
+        assert reply.whole is not None
+        return reply.whole
+
+    def batch(self, requests: Sequence[Request | Mapping[str, Any]], **options: Any) -> list[Answer]:
+        """Answer many questions, given as requests or as their fields; options as for :meth:`predict_many`."""
+        given = [request if isinstance(request, Request) else Request(**request) for request in requests]
+        return self.predict_many(given, **options)
 
     def answer(self, request: Request, **generation: Any) -> "StreamedAnswer":
         """Answer one question in pieces of text as they come; arguments as for :meth:`predict`.
@@ -266,22 +288,3 @@ class StreamedAnswer:
     def __iter__(self) -> Generator[str]:
         """The pieces; empty ones stand for steps that settled no text."""
         self.whole = yield from self._pieces
-
-
-def _load_config(config: str | Path | Config) -> Config:
-    if not isinstance(config, Config):
-        if not Path(config).is_file():
-            raise FileNotFoundError(
-                f"config {config} does not exist; give the .py file that the model was trained with"
-            )
-        try:
-            config = Config.fromfile(str(config))
-        except Exception as error:  # whatever the code of a config raises
-            raise ValueError(
-                f"config {config} cannot be read ({type(error).__name__}: {error}); give the .py file that the model "
-                "was trained with"
-            ) from error
-    missing = [key for key in CONFIG_KEYS if config.get(key) is None]
-    if missing:
-        raise ValueError(f"config lacks {', '.join(missing)}; a training config of this project has them all")
-    return config

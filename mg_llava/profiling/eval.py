@@ -140,7 +140,7 @@ def _load(config: Path, checkpoint: Path | None) -> tuple[Any, bool]:
     if found is not None:
         # one that was found may be of an older miniature
         with contextlib.nullcontext() if checkpoint else contextlib.suppress(ValueError):
-            return Predictor.from_config(config, found, "cpu"), True
+            return Predictor.from_pretrained(config, found, "cpu"), True
     parsed = Config.fromfile(str(config))
     torch.manual_seed(0)
     model = MODELS.build({**parsed.model, "pretrained_pth": None})

@@ -161,7 +161,7 @@ class Contract:
 
     def predicts(self) -> None:
         """The predictor answers, and counts what the LLM reads of pictures and boxes."""
-        predictor = Predictor.from_config(Config(self.config), self.checkpoint, device="cpu", max_new_tokens=3)
+        predictor = Predictor.from_pretrained(Config(self.config), self.checkpoint, device="cpu", max_new_tokens=3)
         picture, tokens_of = Image.new("RGB", (40, 50), "red"), self.system.tokens_of
         bare, boxed, two = (
             predictor.predict(pictures, "What is there?", boxes=boxes)

@@ -136,9 +136,9 @@ def test_lora_checkpoint_merges_to_the_same_answers(project: Project, lora: Path
             predictor.predict(picture, question, [[4, 6, 20, 30]], max_new_tokens=8).text for question in questions
         ]
 
-    apart = Predictor.from_config(project.folder / "configs" / "lora.py", lora / "iter_8.pth", device="cpu")
+    apart = Predictor.from_pretrained(project.folder / "configs" / "lora.py", lora / "iter_8.pth", device="cpu")
     convert(
         lora, tmp_path / "merged.pth", "mmengine", Options(merge=True, config=project.folder / "configs" / "lora.py")
     )
     tuned = project.config("merged", "instruct", batch_size=2, seed=0, pretrained_pth=None)
-    assert ask(Predictor.from_config(tuned, tmp_path / "merged.pth", device="cpu")) == ask(apart)
+    assert ask(Predictor.from_pretrained(tuned, tmp_path / "merged.pth", device="cpu")) == ask(apart)

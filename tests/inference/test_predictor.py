@@ -299,19 +299,19 @@ def test_from_config(config: Config, toy_paths: dict[str, str], picture: Image.I
     config.dump(tmp_path / "config.py")
     wanted = Predictor(trained, toy_paths["llm"], "vicuna", PROCESSOR).predict(picture, "what?", BOXES)
     for given in (config, tmp_path / "config.py", str(tmp_path / "config.py")):
-        predictor = Predictor.from_config(given, checkpoint, device="cpu")
+        predictor = Predictor.from_pretrained(given, checkpoint, device="cpu")
         assert predictor.predict(picture, "what?", BOXES).token_ids == wanted.token_ids
 
 
 def test_from_config_errors(config: Config, toy_paths: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config nowhere\.py"):
-        Predictor.from_config("nowhere.py", "x.pth")
+        Predictor.from_pretrained("nowhere.py", "x.pth")
     with pytest.raises(FileNotFoundError, match=r"checkpoint nowhere\.pth"):
-        Predictor.from_config(config, "nowhere.pth")
+        Predictor.from_pretrained(config, "nowhere.pth")
     with pytest.raises(ValueError, match="Hugging Face"):
-        Predictor.from_config(config, toy_paths["llm"])
+        Predictor.from_pretrained(config, toy_paths["llm"])
     stage1 = checkpoint_of(toy.build_model(toy_paths, tuning="frozen"), tmp_path / "stage1.pth")
     with pytest.raises(ValueError, match="llm is absent"):
-        Predictor.from_config(config, stage1)
+        Predictor.from_pretrained(config, stage1)
     with pytest.raises(ValueError, match="lacks tokenizer, picture_processor"):
-        Predictor.from_config(Config({"model": {}, "prompt_template": "vicuna"}), stage1)
+        Predictor.from_pretrained(Config({"model": {}, "prompt_template": "vicuna"}), stage1)

@@ -5,11 +5,12 @@ picture is taken.
 """
 
 import hashlib
+import io
 import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -82,11 +83,11 @@ class PictureProbe:
         return (self.height, self.width) if turned else (self.width, self.height)
 
 
-def open_picture(path: str | Path, owner: str = "", max_pixels: int | None = None) -> Image.Image:
+def open_picture(path: str | Path | io.BytesIO, owner: str = "", max_pixels: int | None = None) -> Image.Image:
     """Open and fully decode a picture file, in the color mode of the file.
 
     Args:
-        path: The file.
+        path: The file, or its bytes.
         owner: Whose picture it is, for the message, such as ``"record 17 of train.json"``.
         max_pixels: Largest number of pixels; None for Pillow's limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``, 179
             million). A limit above Pillow's raises that one for the process.
@@ -217,18 +218,17 @@ def _real_path(folder: str) -> str:
 
 
 @contextmanager
-def _opened(path: str | Path, owner: str, max_pixels: int | None) -> Iterator[Image.Image]:
+def _opened(path: str | Path | io.BytesIO, owner: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An opened file of allowed size; whatever goes wrong while it is open becomes a ``PictureError``."""
-    name = f"picture {path}" + (f" of {owner}" if owner else "")
+    name = f"picture {'in memory' if isinstance(path, io.BytesIO) else path}" + (f" of {owner}" if owner else "")
     _lift_pillow_limit(max_pixels)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe or a device would wait forever
+        if not (isinstance(path, io.BytesIO) or stat.S_ISREG(os.stat(path).st_mode)):  # a pipe would wait forever
             raise OSError("it is no regular file")
         with Image.open(path) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError(
-                    f"{image.width} x {image.height} pixels exceed the limit of {max_pixels} pixels"
-                )
+                found = f"{image.width} x {image.height} pixels"
+                raise Image.DecompressionBombError(f"{found} exceed the limit of {max_pixels} pixels")
             yield image
     except FileNotFoundError as error:
         raise PictureError(f"{name} does not exist; check image_folder and the record", fault="missing") from error
@@ -245,14 +245,16 @@ def _lift_pillow_limit(max_pixels: int | None) -> None:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 
-def _fault_of(path: str | Path, error: Exception) -> PictureFault:
+def _fault_of(path: str | Path | io.BytesIO, error: Exception) -> PictureFault:
     """What is wrong with a file that raised ``error`` when read."""
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return "too large"
-    if not os.path.isfile(path):
+    if not isinstance(path, io.BytesIO) and not os.path.isfile(path):
         return "not a picture"
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if not isinstance(path, io.BytesIO) else nullcontext(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             head = file.read(_HEADER_BYTES)
     except OSError:
         return "undecodable"
@@ -260,7 +262,7 @@ def _fault_of(path: str | Path, error: Exception) -> PictureFault:
         return "empty"
     if _has_no_pixels(head):
         return "zero size"
-    if "truncated" in str(error).lower() or isinstance(error, EOFError) or _is_cut_webp(head, path):
+    if "truncated" in str(error).lower() or isinstance(error, EOFError) or _is_cut_webp(head, size):
         return "truncated"
     return "not a picture" if isinstance(error, Image.UnidentifiedImageError) else "undecodable"
 
@@ -278,11 +280,11 @@ def _has_no_pixels(head: bytes) -> bool:
     return any(len(side) > 1 and not any(side) for side in sides)
 
 
-def _is_cut_webp(head: bytes, path: str | Path) -> bool:
+def _is_cut_webp(head: bytes, size: int) -> bool:
     """Whether a WebP file is shorter than its header says; its decoder does not tell."""
     if not (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
         return False
-    return os.path.getsize(path) < 8 + int.from_bytes(head[4:8], "little")
+    return size < 8 + int.from_bytes(head[4:8], "little")
 
 
 def _probe(image: Image.Image, path: str | Path, size: tuple[int, int]) -> PictureProbe:

@@ -1,0 +1,103 @@
+"""Models to ask, from whatever holds one: a training config with a checkpoint, a Hugging Face folder, a hub id."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.models.parts import for_any_machine
+from mg_llava.registry import MODELS
+from mg_llava.work.devices import pick_device
+
+CONFIG_KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
+"""What a config must have to predict with."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class LoadedModel(NamedTuple):
+    """A model, and what it is asked with: arguments of a ``Predictor``."""
+
+    model: Any
+    tokenizer: Any
+    template: Any
+    picture_processor: Any
+
+
+def load_model(
+    source: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    pictures: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a model; arguments and errors as for ``Predictor.from_pretrained``."""
+    target = pick_device(device)
+    if isinstance(source, Config) or _is_config(source):
+        loaded = _from_config(_load_config(source), checkpoint, pictures or {})
+    elif checkpoint is not None:
+        raise ValueError(f"{source} is a folder or hub id, which has its weights; a checkpoint needs a config (.py)")
+    else:
+        loaded = _from_folder(str(source), pictures or {})
+    return loaded._replace(model=loaded.model.to(target))
+
+
+def _is_config(source: str | Path) -> bool:
+    """Whether a source names a config; what does not exist and cannot be a hub id counts as one."""
+    path = Path(source)
+    if path.suffix in (".py", ".json", ".yaml", ".yml") or path.is_file():
+        return True
+    return not path.is_dir() and _HUB_ID.fullmatch(str(source)) is None
+
+
+def _from_config(config: Config, checkpoint: str | Path | None, pictures: Mapping[str, Any]) -> LoadedModel:
+    if checkpoint is None:
+        raise ValueError(
+            "a config needs a checkpoint (--checkpoint); `last_checkpoint` in a work_dir names the newest"
+        )
+    if not Path(checkpoint).exists():
+        raise FileNotFoundError(f"checkpoint {checkpoint} does not exist; `last_checkpoint` in a work_dir names it")
+    settings = for_any_machine(config.model)
+    if (settings.get("llm") or {}).get("tuning") == "full":
+        settings["pretrained_pth"] = None  # all of it is in the checkpoint
+    model = MODELS.build(settings)
+    model.load_pretrained(str(checkpoint), whole=True)
+    return LoadedModel(model, config.tokenizer, config.prompt_template, {**config.picture_processor, **pictures})
+
+
+def _from_folder(name: str, pictures: Mapping[str, Any]) -> LoadedModel:
+    """A model in transformers' form, by the code of this package; a folder's own is not run."""
+    from mg_llava.hf import MGLLaVAForConditionalGeneration, MGLLaVAProcessor
+    from mg_llava.hf.prompts import template_of
+
+    if Path(name).is_dir() and not Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} has no config.json; give a Hugging Face folder of ours, or a config and a checkpoint"
+        )
+    processor = MGLLaVAProcessor.from_pretrained(name)
+    outer = MGLLaVAForConditionalGeneration.from_pretrained(name, torch_dtype="auto")
+    outer.model.llm.generation_config = outer.generation_config  # it knows the ends of answers
+    settings = {**processor.image_processor.picture_processor.to_dict(), **pictures}
+    return LoadedModel(outer.model, processor.tokenizer, template_of(processor.template), PictureProcessor(**settings))
+
+
+def _load_config(config: str | Path | Config) -> Config:
+    if not isinstance(config, Config):
+        if not Path(config).is_file():
+            raise FileNotFoundError(
+                f"config {config} does not exist; give the .py file that the model was trained with, a Hugging Face "
+                "folder of ours, or a hub id"
+            )
+        try:
+            config = Config.fromfile(str(config))
+        except Exception as error:  # whatever the code of a config raises
+            raise ValueError(
+                f"config {config} cannot be read ({type(error).__name__}: {error}); give the .py file that the model "
+                "was trained with"
+            ) from error
+    missing = [key for key in CONFIG_KEYS if config.get(key) is None]
+    if missing:
+        raise ValueError(f"config lacks {', '.join(missing)}; a training config of this project has them all")
+    return config

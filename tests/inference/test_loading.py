@@ -1,0 +1,113 @@
+"""Models from everything that holds one, and pictures from everything that holds one, give the same answers."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.inference import Predictor, Request
+from tests.hf.conftest import BOXES, make_picture, training_config, write_folder
+
+QUESTION = "what is there?"
+
+
+def ids(predictor: Predictor) -> tuple[int, ...]:
+    return predictor.predict(make_picture(), QUESTION, BOXES, max_new_tokens=8).token_ids
+
+
+@pytest.fixture(scope="module")
+def predictor(toy_paths: dict[str, str]) -> Predictor:
+    from tests import toy
+
+    config = training_config(toy_paths)
+    return Predictor(toy.build_model(toy_paths), toy_paths["llm"], "vicuna", config["picture_processor"])
+
+
+@pytest.mark.parametrize("standalone", [False, True])
+def test_a_hugging_face_folder(
+    predictor: Predictor, toy_paths: dict[str, str], tmp_path: Path, standalone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "user" / "toy"
+    write_folder(folder, toy_paths, standalone=standalone)
+    for file in folder.glob("*.py"):
+        file.write_text("raise SystemExit('the code of a folder was run')")
+    found = Predictor.from_pretrained(folder, device="cpu")
+    assert ids(found) == ids(predictor)
+    assert found.front_end.stops.ids == predictor.front_end.stops.ids
+    turned = Predictor.from_pretrained(str(folder), device="cpu", pictures={"apply_exif": True}, max_new_tokens=3)
+    assert turned.front_end.picture_processor.apply_exif and turned.generation["max_new_tokens"] == 3
+    with pytest.raises(ValueError, match="has its weights"):
+        Predictor.from_pretrained(folder, "iter_1.pth")
+
+
+def test_a_hub_id(toy_paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative folder named as a hub id is that folder; another id is looked up on the hub."""
+    write_folder(tmp_path / "user" / "toy", toy_paths)
+    monkeypatch.chdir(tmp_path)
+    assert Predictor.from_pretrained("user/toy", device="cpu")
+    with pytest.raises(OSError, match="user/other"):
+        Predictor.from_pretrained("user/other", device="cpu")
+
+
+def test_what_holds_no_model(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config\.json; give a Hugging Face folder"):
+        Predictor.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config no\.py does not exist"):
+        Predictor.from_pretrained("no.py")
+    with pytest.raises(FileNotFoundError, match="config nowhere does not exist"):
+        Predictor.from_pretrained("nowhere")
+    with pytest.raises(ValueError, match="a config needs a checkpoint"):
+        Predictor.from_pretrained(Config(training_config(toy_paths)))
+
+
+def test_pictures_of_every_kind_are_the_same(predictor: Predictor, tmp_path: Path) -> None:
+    picture = make_picture()
+    picture.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    kinds: list[Any] = [tmp_path / "a.png", str(tmp_path / "a.png"), data, picture, np.asarray(picture)]
+    assert {predictor.predict(kind, QUESTION, BOXES).token_ids for kind in kinds} == {ids_of(predictor)}
+    together = predictor.batch([{"question": QUESTION, "picture": kind, "boxes": BOXES} for kind in kinds])
+    assert {answer.token_ids for answer in together} == {ids_of(predictor)}
+    gray = np.asarray(picture)[:, :, 0]
+    assert predictor.predict(gray, QUESTION).token_ids == predictor.predict(picture.split()[0], QUESTION).token_ids
+
+
+def ids_of(predictor: Predictor) -> tuple[int, ...]:
+    return predictor.predict(make_picture(), QUESTION, BOXES).token_ids
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (b"", "in memory of request 0 cannot be read .empty"),
+        (b"text, not a picture", "cannot be read .not a picture"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 of shape \(4, 4, 4\)"),
+        (np.zeros((4, 4, 3)), r"float64 of shape \(4, 4, 3\)"),
+    ],
+)
+def test_what_is_no_picture(predictor: Predictor, picture: Any, message: str) -> None:
+    with pytest.raises(PictureError, match=message):
+        predictor.predict(picture, QUESTION)
+
+
+def test_cut_bytes_are_named(predictor: Predictor) -> None:
+    file = io.BytesIO()
+    make_picture().save(file, format="PNG")
+    with pytest.raises(PictureError, match="truncated"):
+        predictor.predict(file.getvalue()[:200], QUESTION)
+
+
+def test_a_chat_goes_on(predictor: Predictor) -> None:
+    picture = make_picture()
+    first = predictor.chat(picture, QUESTION, BOXES)
+    assert first.token_ids == ids_of(predictor)
+    history = [("human", QUESTION), ("gpt", first.text)]
+    second = predictor.chat(picture, "and now?", BOXES, history=history)
+    (wanted,) = predictor.predict_many([Request([*history, ("human", "and now?")], picture, BOXES)])
+    assert second.token_ids == wanted.token_ids
+    reply = predictor.chat(picture, "and now?", BOXES, history, stream=True)
+    assert "".join(reply) == second.text and reply.whole.token_ids == second.token_ids
