@@ -1,6 +1,5 @@
 """Ctrl-C in a tool: one line and status 130, in place of the tracebacks of every process."""
 
-import signal
 import sys
 from collections.abc import Callable
 
@@ -15,8 +14,3 @@ def run_main(main: Callable[[], int], after: str = "the same command starts agai
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted; {after}\n")
         return INTERRUPTED
-
-
-def ignore_interrupts(_worker: int = 0) -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that started this; for loaders' workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

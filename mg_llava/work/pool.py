@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -91,6 +91,22 @@ def run_jobs(
     """The results of one function from a :class:`Pool` of its own."""
     with Pool(shared, workers) as pool:
         yield from pool.run(function, jobs)
+
+
+def run_batches(
+    function: Callable[[Any, Sequence[Job]], Result],
+    shared: Any,
+    items: Sequence[Job],
+    size: int,
+    workers: int,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Result]:
+    """The results of one function of batches of items; ``progress`` gets the size of each that was taken."""
+    batches = [items[start:stop] for start, stop in split(len(items), size)]
+    for batch, result in zip(batches, run_jobs(function, batches, shared, workers), strict=True):
+        yield result
+        if progress is not None:
+            progress(len(batch))
 
 
 def split(count: int, size: int) -> list[tuple[int, int]]:

@@ -16,20 +16,16 @@ TOOLS = sorted(Path(__file__).parents[2].glob("tools/*.py"))
 
 WAITING = """
 import sys, time
-from torch.utils.data import DataLoader
-from mg_llava.work.interrupts import ignore_interrupts, run_main
+from mg_llava.work.interrupts import run_main
+from mg_llava.work.pool import run_jobs
 
-class Slow:
-    def __len__(self):
-        return 100
-    def __getitem__(self, index):
-        if index == 1:
-            print("working", flush=True)
-        time.sleep(0.2)
-        return index
+def slow(shared, number):
+    if number == 1:
+        print("working", flush=True)
+    time.sleep(0.2)
 
 def main():
-    for _ in DataLoader(Slow(), 1, num_workers=2, worker_init_fn=ignore_interrupts):
+    for _ in run_jobs(slow, range(100), None, 2):
         pass
     return 0
 

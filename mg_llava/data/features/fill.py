@@ -5,14 +5,13 @@ Shapes: N pictures, S side of the canvas in pixels, n boxes of a picture.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.dataset import LLaVADataset
@@ -20,7 +19,7 @@ from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureEr
 from mg_llava.data.features.file import FeatureWriter, Stamp, describe_cache, describe_pictures, stamp_of
 from mg_llava.data.pictures.files import PictureError, open_picture
 from mg_llava.features import FeatureDtype, Features, pack, stack, unpack
-from mg_llava.work.interrupts import ignore_interrupts
+from mg_llava.work.pool import run_batches
 
 Extract = Callable[[Tensor, list[Tensor]], Features]
 """From ``(N, 3, S, S)`` uint8 pixels and N tensors ``(n_i, 4)`` of boxes to what the encoders give."""
@@ -28,36 +27,29 @@ Extract = Callable[[Tensor, list[Tensor]], Features]
 State = Literal["known", "absent", "changed", "unreadable"]
 """What a cache knows of a picture: all; nothing; another file or other boxes; that it cannot be read."""
 
+Progress = Callable[[int], object]
+
 _NO_FILE = Stamp(-1, -1, 0)
+_SURVEYED = 32
 
 
-@dataclass(frozen=True)
-class Job:
-    """A picture of one or more records.
+class Job(NamedTuple):
+    """A picture of one or more records: its image folder, and its path below it.
 
-    Attributes:
-        folder: Its image folder.
-        name: Its path below it.
-        uses: For each record that shows it the number of the source, of the record there, and of the picture in it.
+    ``uses`` has for each record that shows it the number of the source, of the record there, and of the picture in it.
     """
 
     folder: str
     name: str
-    uses: list[tuple[int, int, int]] = field(default_factory=list)
+    uses: list[tuple[int, int, int]]
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A picture, and what is to be done about it.
 
-    Attributes:
-        name: Its path below the image folder.
-        state: What the cache knows of it.
-        message: Why it cannot be read.
-        stamp: What its file is like; None where there is nothing to add.
-        frame: Width and height, in the frame of its boxes.
-        boxes: (n, 4) float32, those to pool.
-        pixels: (3, S, S) uint8, where it is to be encoded.
+    ``message`` says why it cannot be read; ``stamp`` is None where there is nothing to add. A picture that is to be
+    encoded has ``frame``, width and height in the frame of its boxes, (n, 4) float32 ``boxes`` to pool, and
+    (3, S, S) uint8 ``pixels``.
     """
 
     name: str
@@ -65,8 +57,8 @@ class Finding:
     message: str = ""
     stamp: Stamp | None = None
     frame: tuple[int, int] = (0, 0)
-    boxes: Tensor | None = None
-    pixels: Tensor | None = None
+    boxes: np.ndarray | None = None
+    pixels: np.ndarray | None = None
 
 
 def about_cache(
@@ -98,58 +90,48 @@ def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1) -> list[Job]:
-    """Every picture of some sources once, or the share of one of several processes.
-
-    Args:
-        sources: The sources; text alone gives nothing.
-        rank: Number of this process.
-        processes: How many there are.
-    """
+    """Every picture of some sources once, or the share of process ``rank`` of several."""
     jobs: dict[tuple[str, str], Job] = {}
     for number, source in enumerate(sources):
         for position in source.picture_positions():
             record = source.record_at(position)
             folder = os.path.abspath(str(source.image_folder))
             for place, name in enumerate(record.images):
-                jobs.setdefault((folder, name), Job(folder, name)).uses.append((number, position, place))
+                jobs.setdefault((folder, name), Job(folder, name, [])).uses.append((number, position, place))
     return list(jobs.values())[rank::processes]
 
 
-class Pictures(Dataset):
+class Pictures:
     """What is to be done about each picture of a list of jobs.
 
     Args:
         sources: The sources that the jobs speak of.
         jobs: The jobs.
-        cache: What is there already; None for nothing.
+        cache: What is there already.
         pool: Whether boxes are pooled.
     """
 
-    def __init__(
-        self, sources: Sequence[LLaVADataset], jobs: Sequence[Job], cache: FeatureCache | None, pool: bool
-    ) -> None:
-        self._sources, self._jobs, self._cache, self._pool = sources, jobs, cache, pool
+    def __init__(self, sources: Sequence[LLaVADataset], jobs: Sequence[Job], cache: FeatureCache, pool: bool) -> None:
+        self.jobs = jobs
+        self._sources, self._cache, self._pool = sources, cache, pool
 
-    def __len__(self) -> int:
-        return len(self._jobs)
+    def batches(self, size: int, workers: int, progress: Progress | None) -> Iterator[list[Finding]]:
+        """All findings, found by ``workers`` processes."""
+        return run_batches(_find_all, self, self.jobs, size, workers, progress)
 
-    def __getitem__(self, index: int) -> Finding:
+    def find(self, job: Job) -> Finding:
         """A finding; with pixels unless all is known."""
-        job = self._jobs[index]
         path = os.path.join(job.folder, job.name)
         known = torch.zeros(0, 4)
-        state: State = "absent"
-        if self._cache is not None:
-            try:
-                picture = self._cache.find(job.name, path)
-                known = self._cache.boxes(picture)
-                match_boxes(known, self._boxes(job, path, picture.frame), self._cache.folder)
-                return Finding(job.name, "known")
-            except NoPictureError as error:
-                return Finding(job.name, "unreadable", str(error))
-            except FeatureError:
-                state = "changed" if self._cache.holds(job.name) else "absent"
-        return self._open(job, path, state, known)
+        try:
+            picture = self._cache.find(job.name, path)
+            known = self._cache.boxes(picture)
+            match_boxes(known, self._boxes(job, path, picture.frame), self._cache.folder)
+            return Finding(job.name, "known")
+        except NoPictureError as error:
+            return Finding(job.name, "unreadable", str(error))
+        except FeatureError:
+            return self._open(job, path, "changed" if self._cache.holds(job.name) else "absent", known)
 
     def _open(self, job: Job, path: str, state: State, known: Tensor) -> Finding:
         """A picture to encode, with the boxes of all that show it and (n, 4) boxes that were pooled before."""
@@ -164,8 +146,8 @@ class Pictures(Dataset):
         assert loader is not None  # the source has pictures
         frame = loader.frame_of(image)
         # what was pooled before is pooled again, so that the newest entry serves all
-        boxes = unique_boxes(torch.cat([self._boxes(job, path, frame), known]))
-        return Finding(job.name, state, "", stamp, frame, boxes, loader.processor(image).pixels)
+        boxes = unique_boxes(torch.cat([self._boxes(job, path, frame), known])).numpy()
+        return Finding(job.name, state, "", stamp, frame, boxes, loader.processor(image).pixels.numpy())
 
     def _boxes(self, job: Job, path: str, frame: tuple[int, int]) -> Tensor:
         """(n, 4) float32, the boxes of all records that show a picture."""
@@ -182,35 +164,24 @@ class Pictures(Dataset):
         return unique_boxes(torch.cat(found))
 
 
-def survey_cache(findings: Dataset, workers: int = 0, progress: Callable[[int], object] | None = None) -> Counter[str]:
-    """How many pictures are in each state, without changing anything.
-
-    Args:
-        findings: ``Pictures``.
-        workers: Processes that look.
-        progress: Gets the number of pictures after each batch.
-    """
-    counts: Counter[str] = Counter()
-    for batch in _batches(findings, 32, workers):
-        counts.update(item.state for item in batch)
-        if progress is not None:
-            progress(len(batch))
-    return counts
+def survey_cache(pictures: Pictures, workers: int = 0, progress: Progress | None = None) -> Counter[str]:
+    """How many pictures are in each state, without changing anything; arguments as for ``fill_feature_cache``."""
+    return Counter(item.state for batch in pictures.batches(_SURVEYED, workers, progress) for item in batch)
 
 
 def fill_feature_cache(
-    findings: Dataset,
+    pictures: Pictures,
     extract: Extract,
     writer: FeatureWriter,
     dtype: FeatureDtype,
     batch_size: int = 8,
     workers: int = 0,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Encode all pictures that a cache does not know yet, and add them.
 
     Args:
-        findings: ``Pictures``.
+        pictures: What is to be done.
         extract: Runs the encoders.
         writer: Where features go.
         dtype: How they are kept.
@@ -225,44 +196,40 @@ def fill_feature_cache(
     """
     counts: Counter[str] = Counter()
     messages: list[str] = []
-    error = None
+    errors: list[float] = []
     waiting: list[Finding] = []
-    for batch in _batches(findings, batch_size, workers):
-        counts.update(item.state for item in batch)
+
+    def encode() -> None:
+        boxes = [torch.from_numpy(item.boxes) for item in waiting]
+        features = extract(torch.from_numpy(np.stack([item.pixels for item in waiting])), boxes)  # type: ignore[misc]
+        arrays = pack(features, [len(own) for own in boxes], dtype)
+        for item, own, kept in zip(waiting, boxes, arrays, strict=True):
+            writer.add(item.name, item.stamp, item.frame, own, kept)  # type: ignore[arg-type]
+        waiting.clear()
+        if not errors:
+            errors.append(rounding_error(features, arrays))
+
+    for batch in pictures.batches(batch_size, workers, progress):
         for item in batch:
-            if item.pixels is not None:
-                waiting.append(item)
+            counts[item.state] += 1
             if item.state == "unreadable":
                 messages.append(item.message)
                 if item.stamp is not None:
                     writer.add_unreadable(item.name, item.stamp)
-        while len(waiting) >= batch_size:
-            error = _encode(waiting[:batch_size], extract, writer, dtype, error)
-            waiting = waiting[batch_size:]
-        if progress is not None:
-            progress(len(batch))
+            elif item.pixels is not None:
+                waiting.append(item)
+                if len(waiting) == batch_size:
+                    encode()
     if waiting:
-        error = _encode(waiting, extract, writer, dtype, error)
+        encode()
     writer.close()
     return {
         "pictures": dict(counts),
         "added": counts["absent"] + counts["changed"],
         "bytes": writer.written,
         "unreadable": messages[:20],
-        "error": error,
+        "error": next(iter(errors), None),
     }
-
-
-def _encode(
-    items: Sequence[Finding], extract: Extract, writer: FeatureWriter, dtype: FeatureDtype, error: float | None
-) -> float:
-    """Encode and add pictures; gives what rounding changed, if that is not known yet."""
-    boxes, pixels = [item.boxes for item in items], [item.pixels for item in items]
-    features = extract(torch.stack(pixels), boxes)  # type: ignore[arg-type]
-    arrays = pack(features, [len(own) for own in boxes], dtype)  # type: ignore[arg-type]
-    for item, own, kept in zip(items, boxes, arrays, strict=True):
-        writer.add(item.name, item.stamp, item.frame, own, kept)  # type: ignore[arg-type]
-    return rounding_error(features, arrays) if error is None else error
 
 
 def rounding_error(features: Features, arrays: Sequence[dict[str, Tensor]]) -> float:
@@ -275,5 +242,5 @@ def rounding_error(features: Features, arrays: Sequence[dict[str, Tensor]]) -> f
     return max(errors)
 
 
-def _batches(findings: Dataset, size: int, workers: int) -> Iterable[list[Finding]]:
-    return DataLoader(findings, size, num_workers=workers, collate_fn=list, worker_init_fn=ignore_interrupts)
+def _find_all(pictures: Pictures, jobs: Sequence[Job]) -> list[Finding]:
+    return list(map(pictures.find, jobs))

@@ -1,12 +1,16 @@
 """Record files: JSON, JSON Lines, Parquet; their content never lies in memory as Python objects."""
 
 import hashlib
+import os
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mg_llava.data.records.json_stream import json_lines, parse_json, stream_json
 from mg_llava.data.records.schema import RecordError
-from mg_llava.data.records.text import JsonLinesRecords, JsonRecords
 
 _CHUNK = 1 << 20
 _ROWS = 1024
@@ -27,9 +31,7 @@ def open_records(path: str | Path) -> Sequence[Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"record file {path} does not exist; check data_path, data_root and box_path")
-    if path.suffix == ".parquet":
-        return ParquetRecords(path)
-    return JsonLinesRecords(path) if path.suffix == ".jsonl" else JsonRecords(path)
+    return ParquetRecords(path) if path.suffix == ".parquet" else TextRecords(path)
 
 
 def fingerprint(path: str | Path) -> str:
@@ -41,16 +43,97 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-class ParquetRecords(Sequence[Any]):
+class _Records(Sequence[Any]):
+    """Records by their places, negative ones and slices as of lists."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.at(range(len(self))[index])
+
+    def at(self, index: int) -> Any:
+        """Record ``index``, from 0 on."""
+        raise NotImplementedError
+
+
+class TextRecords(_Records):
+    """Records of JSON and JSON Lines files; each is read from the file when it is asked for.
+
+    So memory, in worker processes too, does not grow with the size of the records. Places in JSON Lines are found
+    without decoding, so that a broken record costs nothing but itself when it is asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: np.ndarray | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """All records in order, in one pass over the file."""
+        places = array("q")
+        for entry in stream_json(self.path, allow_objects=False):
+            places.extend((entry.start, entry.end - entry.start))
+            yield entry.value
+        self._places = np.frombuffer(places, dtype=np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def at(self, index: int) -> Any:
+        """Record ``index``.
+
+        Raises:
+            RecordError: It is no JSON.
+        """
+        start, size = self.places[index].tolist()
+        file = self.__dict__.get("_file")
+        if file is None:
+            # Of threads that open it at once one wins, and nobody reads from the others' files, which are closed.
+            file = self.__dict__.setdefault("_file", open(self.path, "rb", buffering=0))
+        # Leaves the file's position alone, which forked processes share.
+        text = os.pread(file.fileno(), size, start)
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            is_line = self.path.suffix == ".jsonl"
+            advice = "write the record again" if is_line else "the file was changed while it was in use, start again"
+            raise RecordError(f"{self.path}, record {index}: {error}; {advice}") from error
+
+    @property
+    def places(self) -> np.ndarray:
+        """(N, 2) int64: first byte and number of bytes of each record; can be set where they are known."""
+        if self._places is None and self.path.suffix == ".jsonl":
+            places = array("q")
+            for _, line, start in json_lines(self.path):
+                places.extend((start, len(line)))
+            self._places = np.frombuffer(places, dtype=np.int64).reshape(-1, 2)
+        elif self._places is None:
+            for _ in self:
+                pass
+        assert self._places is not None
+        return self._places
+
+    @places.setter
+    def places(self, places: np.ndarray) -> None:
+        self._places = places
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+
+    def __del__(self) -> None:
+        if "_file" in self.__dict__:
+            self.__dict__["_file"].close()
+
+
+class ParquetRecords(_Records):
     """Rows of a Parquet file as records; columns that are null in a row are absent from its record.
 
     The table is decompressed into Arrow's memory, which forked workers share; for files that are larger than the
     memory, use JSON Lines.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._table = _read_parquet(self.path)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._table = _read_parquet(path)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -59,11 +142,9 @@ class ParquetRecords(Sequence[Any]):
         for batch in self._table.to_batches(max_chunksize=_ROWS):
             yield from map(_present, batch.to_pylist())
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
-        return _present(self._table.slice(row, 1).to_pylist()[0])
+    def at(self, index: int) -> Any:
+        """Record ``index``."""
+        return _present(self._table.slice(index, 1).to_pylist()[0])
 
     def __reduce__(self) -> Any:
         return type(self), (self.path,)

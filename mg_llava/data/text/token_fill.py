@@ -1,13 +1,13 @@
 """Filling a token cache before a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.text.budget import BudgetError
 from mg_llava.data.text.conversation import NoLabelError
-from mg_llava.work.pool import run_jobs, split
+from mg_llava.work.pool import run_batches
 
 _BATCH = 256
 
@@ -31,23 +31,17 @@ def fill_token_cache(source: LLaVADataset, workers: int = 0, progress: Callable[
     if source.token_cache is None:
         raise ValueError(f"{source.data_path} has no token cache; set caches=dict(token_cache=FOLDER)")
     rows, indices = np.unique([source.row(index) for index in range(len(source))], return_index=True)
-    tasks = [indices[start:stop].tolist() for start, stop in split(len(indices), _BATCH)]
-    lengths: list[int] = []
-    for batch in run_jobs(_lengths, tasks, source, workers):
-        lengths += batch
-        if progress is not None:
-            progress(len(batch))
-    source.token_cache.keep_lengths(rows, np.array(lengths))
+    batches = run_batches(_lengths, source, indices.tolist(), _BATCH, workers, progress)
+    source.token_cache.keep_lengths(rows, np.concatenate(list(batches)))
     return len(rows)
 
 
-def _lengths(source: LLaVADataset, indices: list[int]) -> list[int]:
-    """Number of ids of samples, 0 for those without a label."""
-    return [_length(source, index) for index in indices]
-
-
-def _length(source: LLaVADataset, index: int) -> int:
-    try:
-        return len(source.encode(index).input_ids)
-    except (NoLabelError, BudgetError):
-        return 0
+def _lengths(source: LLaVADataset, indices: Sequence[int]) -> np.ndarray:
+    """(n,) int64 number of ids of samples, 0 for those without a label."""
+    lengths = np.zeros(len(indices), dtype=np.int64)
+    for place, index in enumerate(indices):
+        try:
+            lengths[place] = len(source.encode(index).input_ids)
+        except (NoLabelError, BudgetError):
+            continue
+    return lengths

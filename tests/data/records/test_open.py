@@ -62,7 +62,7 @@ def test_broken_files(tmp_path):
         len(open_records(path))
     lines = tmp_path / "train.jsonl"
     lines.write_text('{"id": 1}\n\n{"id": 2}\n{"id": ')
-    with pytest.raises(RecordError, match=r"train\.jsonl.*line 4 of the file"):
+    with pytest.raises(RecordError, match=r"train\.jsonl.*line 4, record 2"):
         list(open_records(lines))
     lines.write_text('{"id": 1}\n\n{"id": "a\u2028b"}\n', "utf-8")
     assert list(open_records(lines)) == [{"id": 1}, {"id": "a\u2028b"}]
