@@ -18,7 +18,7 @@ from mg_llava.data.features.cache import FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource
 from mg_llava.data.lengths import count_boxes, find_lengths
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.pictures.loading import BoxReader, LoadedPicture, OpenedPicture, PictureLoader
+from mg_llava.data.pictures.loading import LoadedPicture, OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.index import Samples
 from mg_llava.data.records.schema import NO_BOXES, LLaVARecord, RecordError
@@ -194,7 +194,7 @@ class LLaVADataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Draw boxes and their order anew, in workers too; to be called before a loader is opened."""
         if self.loader is not None:
-            self.loader.boxes.epoch.fill_(epoch)
+            self.loader.epoch.fill_(epoch)
 
     def record(self, index: int) -> LLaVARecord:
         """Record of sample ``index``."""
@@ -267,17 +267,21 @@ class LLaVADataset(Dataset):
         """Loads the pictures of records; None where the source is text alone."""
         if self.picture_processor is None or self.image_folder is None:
             return None
-        augmentation = build_transform(self.boxes.box_augmentation)
-        boxes = BoxReader(self.box_store, augmentation, self.draw.seed, self._strays)
-        shuffle_seed = self.draw.seed if self.boxes.shuffle_boxes else None
-        files, allow = (self.image_folder, self.faults.max_pixels), self.faults.outside_pictures == "allow"
-        return PictureLoader(*files, self.picture_processor, boxes, self.budget, shuffle_seed, allow)
+        return PictureLoader(
+            *(self.image_folder, self.picture_processor, self.budget, self.box_store),
+            augmentation=build_transform(self.boxes.box_augmentation),
+            shuffle=self.boxes.shuffle_boxes,
+            seed=self.draw.seed,
+            strays=self._strays,
+            max_pixels=self.faults.max_pixels,
+            allow_outside=self.faults.outside_pictures == "allow",
+        )
 
     def _open_features(self) -> FeatureSource | None:
         cache = self.caches.feature_cache
         if cache is None or self.loader is None or not self._samples.index.sizes[:, 1].any():
             return None
-        missing, augmentation = self.faults.missing_features, self.loader.boxes.augmentation
+        missing, augmentation = self.faults.missing_features, self.loader.augmentation
         return FeatureSource(cache, missing, self._samples, self.picture_processor, augmentation)
 
     def _load(self, index: int, features: FeatureSource | None = None) -> LoadedSample | None:

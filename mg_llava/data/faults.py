@@ -59,18 +59,10 @@ class SkippedSamples:
         policies: For each name of ``FAULTS``, ``error`` or ``skip``.
         limit: Number of different records that may be skipped before the run stops.
         source: Name of the data, for messages.
-
-    Raises:
-        ValueError: A policy is unknown.
     """
 
     def __init__(self, count: int, policies: Mapping[str, BadSample], limit: int, source: str) -> None:
-        for name in FAULTS:
-            if policies[name] not in ("error", "skip"):
-                raise ValueError(f"{name} is {policies[name]!r}; allowed: 'error', 'skip'")
-        self.policies = dict(policies)
-        self.limit = limit
-        self.source = source
+        self.policies, self.limit, self.source = dict(policies), limit, source
         # 0 for good, else 1 + the number of the fault
         self._codes = torch.zeros(count, dtype=torch.uint8).share_memory_()
 
@@ -129,11 +121,7 @@ class StrayBoxes:
     ) -> None:
         """Count the boxes of sample ``index`` that have no part of their picture; the first such records are logged.
 
-        Args:
-            index: Of the sample.
-            keys: Box id of each of its pictures.
-            records: Boxes of each, original pixels.
-            frames: Width and height of each.
+        ``keys`` are the box ids of its pictures, ``records`` their boxes in original pixels, ``frames`` their sizes.
         """
         outside = [_outside(record.boxes, frame) for record, frame in zip(records, frames, strict=True)]
         position = int(self._positions[index])

@@ -11,6 +11,7 @@ from mg_llava.batch import TokenCount
 from mg_llava.data.boxes.augment import Augmentation
 from mg_llava.data.boxes.convert import BadRecord
 from mg_llava.data.boxes.policy import MissingBox
+from mg_llava.data.choices import wrong_choices
 from mg_llava.data.faults import BadSample
 from mg_llava.data.features.cache import FeatureCache
 from mg_llava.data.features.source import MissingFeatures
@@ -52,23 +53,8 @@ class FaultPolicy:
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"{name} is {getattr(self, name)!r}; allowed: 'error', {other!r}"
-            for name, other in _POLICIES.items()
-            if getattr(self, name) not in ("error", other)
-        ]
-        if wrong:
+        if wrong := wrong_choices(self):
             raise ValueError("; ".join(wrong))
-
-
-_POLICIES = {
-    "bad_image": "skip",
-    "no_label": "skip",
-    "over_budget": "skip",
-    "bad_box_record": "drop",
-    "missing_features": "picture",
-    "outside_pictures": "allow",
-}
 
 
 @dataclass(frozen=True)
@@ -131,13 +117,7 @@ class Caches:
     feature_cache: str | Path | FeatureCache | None = None
 
 
-GROUPS: dict[str, type] = {
-    "budget": TokenBudget,
-    "boxes": BoxUse,
-    "faults": FaultPolicy,
-    "draw": Draw,
-    "caches": Caches,
-}
+GROUPS: dict[str, type] = dict(budget=TokenBudget, boxes=BoxUse, faults=FaultPolicy, draw=Draw, caches=Caches)
 """Arguments of a data set that are groups of settings."""
 
 MEMBERS = {field.name: group for group, kind in GROUPS.items() for field in fields(kind) if field.name != "tokens"}

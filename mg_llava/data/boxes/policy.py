@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from mg_llava.data.choices import wrong_choice
 from mg_llava.data.faults import Tally
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError, make_box_record
@@ -54,14 +55,16 @@ class MissingBoxes:
         proposer: Any = None,
         to_frame: Callable[[Image.Image], Image.Image] | None = None,
     ) -> None:
-        if policy not in get_args(MissingBox):
-            raise ValueError(f"missing is {policy!r}; allowed: {', '.join(map(repr, get_args(MissingBox)))}")
+        for wrong in wrong_choice("missing", policy, MissingBox):
+            raise ValueError(wrong)
         if policy == "detect" and proposer is None:
             raise ValueError(
                 "missing='detect' needs a proposer, such as proposer=dict(type='mg_llava.ConnectedComponentProposals')"
             )
-        if isinstance(proposer, Mapping):
-            _check_type(proposer)
+        if isinstance(proposer, Mapping):  # a misspelled type is found at the start and not in the middle of training
+            kind = proposer.get("type")
+            if kind is None or (isinstance(kind, str) and PROPOSERS.find(kind) is None):
+                raise KeyError(f"proposer: {PROPOSERS.unknown(str(kind))}")
         self.policy = policy
         self._proposer = proposer
         self._to_frame = to_frame or to_rgb
@@ -78,11 +81,7 @@ class MissingBoxes:
         return _MEANING[self.policy]
 
     def __call__(self, owner: str, picture: Picture | None = None) -> BoxRecord:
-        """The boxes of a picture that has no record.
-
-        Args:
-            owner: Which picture it is, for messages.
-            picture: The opened picture, or a function that opens it; needed by ``detect``.
+        """The boxes of a picture that has no record; ``detect`` needs the picture, or a function that opens it.
 
         Raises:
             RecordError: The policy is ``error``, or the proposer's boxes are wrong.
@@ -108,10 +107,3 @@ class MissingBoxes:
 def advice() -> str:
     """How to go on without a box record."""
     return "make boxes for it, or use such pictures without boxes with missing_box='empty'"
-
-
-def _check_type(proposer: Mapping[str, Any]) -> None:
-    """Find a misspelled type at the start and not in the middle of training."""
-    kind = proposer.get("type")
-    if kind is None or (isinstance(kind, str) and PROPOSERS.find(kind) is None):
-        raise KeyError(f"proposer: {PROPOSERS.unknown(str(kind))}")

@@ -16,6 +16,7 @@ from PIL import Image
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.convert import BadRecord, read_table
 from mg_llava.data.boxes.policy import MissingBox, MissingBoxes, Picture, advice
+from mg_llava.data.choices import wrong_choice
 from mg_llava.data.pictures import files as pictures
 from mg_llava.data.records.schema import BoxRecord, RecordError
 
@@ -172,8 +173,8 @@ def picture_keys(record_id: str, count: int) -> list[str]:
 
 
 def _read_json(path: str | Path, bad: BadRecord) -> BoxTable:
-    if bad not in ("error", "drop"):
-        raise ValueError(f"bad_box_record is {bad!r}; allowed: 'error', 'drop'")
+    for wrong in wrong_choice("bad_box_record", bad, BadRecord):
+        raise ValueError(wrong)
     if Path(path).is_file() and Path(path).stat().st_size > _LARGE:
         message = f"{path} is large; convert it once with tools/convert_boxes.py, then it opens at once"
         print_log(message, logger="current", level=logging.WARNING)

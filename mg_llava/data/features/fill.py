@@ -200,14 +200,10 @@ def fill_feature_cache(
     waiting: list[Finding] = []
 
     def encode() -> None:
-        boxes = [torch.from_numpy(item.boxes) for item in waiting]
-        features = extract(torch.from_numpy(np.stack([item.pixels for item in waiting])), boxes)  # type: ignore[misc]
-        arrays = pack(features, [len(own) for own in boxes], dtype)
-        for item, own, kept in zip(waiting, boxes, arrays, strict=True):
-            writer.add(item.name, item.stamp, item.frame, own, kept)  # type: ignore[arg-type]
+        found = _encode(waiting, extract, writer, dtype)
         waiting.clear()
         if not errors:
-            errors.append(rounding_error(features, arrays))
+            errors.append(rounding_error(*found))
 
     for batch in pictures.batches(batch_size, workers, progress):
         for item in batch:
@@ -230,6 +226,18 @@ def fill_feature_cache(
         "unreadable": messages[:20],
         "error": next(iter(errors), None),
     }
+
+
+def _encode(
+    items: Sequence[Finding], extract: Extract, writer: FeatureWriter, dtype: FeatureDtype
+) -> tuple[Features, list[dict[str, Tensor]]]:
+    """Encode and add pictures; their features, and how they are kept."""
+    boxes = [torch.from_numpy(item.boxes) for item in items]
+    features = extract(torch.from_numpy(np.stack([item.pixels for item in items])), boxes)  # type: ignore[misc]
+    arrays = pack(features, [len(own) for own in boxes], dtype)
+    for item, own, kept in zip(items, boxes, arrays, strict=True):
+        writer.add(item.name, item.stamp, item.frame, own, kept)  # type: ignore[arg-type]
+    return features, arrays
 
 
 def rounding_error(features: Features, arrays: Sequence[dict[str, Tensor]]) -> float:

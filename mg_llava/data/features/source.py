@@ -19,7 +19,6 @@ from mg_llava.work.arrays import load_arrays, save_arrays
 
 MissingFeatures = Literal["error", "picture"]
 
-_POLICIES = ("error", "picture")
 _SHOWN = 3
 _VERSION = 2
 
@@ -47,8 +46,6 @@ class FeatureSource:
         processor: Any,
         augmentation: Any = None,
     ) -> None:
-        if missing not in _POLICIES:
-            raise ValueError(f"missing_features is {missing!r}; allowed: {', '.join(map(repr, _POLICIES))}")
         self.cache = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
         self.missing = missing
         self._missed = Tally()

@@ -32,20 +32,23 @@ _TURNED = 5
 class OpenedPicture:
     """A picture before it is placed.
 
-    Attributes:
-        frame: Its width and height, in the frame of its boxes.
-        boxes: Its boxes in original pixels; None where there is no box file.
-        source: The picture, or its entry in a feature cache.
+    ``frame`` is its width and height, in the frame of its ``boxes`` in original pixels (None where there is no box
+    file); ``source`` the picture, or its entry in a feature cache.
     """
 
     frame: tuple[int, int]
     boxes: BoxRecord | None
     source: Image.Image | CachedPicture
 
+    @property
+    def record(self) -> BoxRecord:
+        """Its boxes, none where there is no box file."""
+        return NO_BOXES if self.boxes is None else self.boxes
+
 
 @dataclass(frozen=True)
 class LoadedPicture:
-    """A picture as the model gets it.
+    """A picture as the model gets it, with what it was made of.
 
     Attributes:
         boxes: (n, 4) float32 canvas pixels, in the order of their tokens.
@@ -53,7 +56,7 @@ class LoadedPicture:
         pixels: (3, S, S) uint8; None from a feature cache.
         features: Its arrays from a feature cache (see ``mg_llava.features``); None with pixels.
         is_empty: Whether ``boxes`` only stands for "no box".
-        opened: The picture it was made of.
+        opened: The picture before.
         limits: What the text left for its boxes.
         order: (n,) int64: which of the boxes, by score, each token is.
     """
@@ -69,9 +72,8 @@ class LoadedPicture:
 
     def fates(self, processor: PictureProcessor) -> list[BoxFate]:
         """Fate of each box of the box file, in its order."""
-        record = NO_BOXES if self.opened.boxes is None else self.opened.boxes
         tokens = {box: token for token, box in enumerate(self.order.tolist())}
-        fates = processor.explain(self.opened.frame, record, self.limits)
+        fates = processor.explain(self.opened.frame, self.opened.record, self.limits)
         return [fate if fate.token is None else replace(fate, token=tokens[fate.token]) for fate in fates]
 
 
@@ -80,74 +82,39 @@ def _shared_number() -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class BoxReader:
-    """Boxes of the pictures of a sample, in original pixels, as training sees them.
-
-    Attributes:
-        store: The boxes; None for no boxes.
-        augmentation: Changes the boxes of each picture; None leaves them alone.
-        seed: With the epoch and the index of the sample, for the augmentation.
-        epoch: () int64, in memory that processes share.
-        strays: Counts boxes that lie outside of their pictures; None where there are no boxes.
-    """
-
-    store: BoxStore | None
-    augmentation: Augmentation | None = None
-    seed: int = 0
-    strays: StrayBoxes | None = None
-    epoch: torch.Tensor = field(default_factory=_shared_number, compare=False)
-
-    def read(
-        self, record: LLaVARecord, frames: Sequence[tuple[int, int]], pictures: Sequence[Picture], index: int
-    ) -> list[BoxRecord | None]:
-        """Boxes of the pictures of sample ``index``; pictures are opened, or functions that open them."""
-        if self.store is None:
-            return [None] * len(frames)
-        keys = picture_keys(record.id, len(frames))
-        found = [self.store.get(key, picture=picture) for key, picture in zip(keys, pictures, strict=True)]
-        if self.strays is not None:
-            self.strays.note(index, keys, found, frames)
-        if self.augmentation is None:
-            return list(found)
-        draws = [np.random.default_rng([self.seed, index, n, 1 + int(self.epoch)]) for n in range(len(found))]
-        return [
-            self.augmentation(boxes, frame, draw) if boxes else boxes
-            for boxes, frame, draw in zip(found, frames, draws, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
 class PictureLoader:
-    """Loads the pictures of records.
+    """Loads the pictures of records, with their boxes as training sees them.
 
     Attributes:
         folder: What the paths of pictures are relative to.
-        max_pixels: Largest number of pixels of a picture; see ``files.open_picture``.
         processor: Makes canvases of them.
-        boxes: Reads their boxes.
         budget: What text, pictures and boxes have room in.
-        shuffle_seed: With the epoch and the index of the sample, for the order of its boxes; None for the best first.
+        store: Their boxes; None for no boxes.
+        augmentation: Changes the boxes of each picture; None leaves them alone.
+        shuffle: Draw the order of boxes; else the best come first.
+        seed: With the epoch and the index of the sample, for both.
+        strays: Counts boxes that lie outside of their pictures; None where there are no boxes.
+        max_pixels: Largest number of pixels of a picture; see ``files.open_picture``.
         allow_outside: Whether pictures may lie outside of the folder.
+        epoch: () int64, in memory that processes share.
     """
 
     folder: str
-    max_pixels: int | None
     processor: PictureProcessor
-    boxes: BoxReader
     budget: TokenBudget
-    shuffle_seed: int | None = None
+    store: BoxStore | None = None
+    augmentation: Augmentation | None = None
+    shuffle: bool = False
+    seed: int = 0
+    strays: StrayBoxes | None = None
+    max_pixels: int | None = None
     allow_outside: bool = False
+    epoch: torch.Tensor = field(default_factory=_shared_number, compare=False)
 
     def open(
         self, record: LLaVARecord, index: int, owner: str, cache: FeatureCache | None = None
     ) -> list[OpenedPicture]:
-        """Open the pictures of sample ``index`` and read their boxes.
-
-        Args:
-            record: Names them.
-            index: Of the sample, for what is random.
-            owner: Whose they are, for messages.
-            cache: Look them up there instead, without opening them.
+        """Open the pictures of sample ``index`` and read their boxes; with ``cache``, look them up there instead.
 
         Raises:
             PictureError: A picture cannot be read.
@@ -163,19 +130,13 @@ class PictureLoader:
             known = [cache.find(name, path) for name, path in zip(record.images, paths, strict=True)]
             sources, frames = [*known], [picture.frame for picture in known]
             pictures = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
-        boxes = self.boxes.read(record, frames, pictures, index)
+        boxes = self._read_boxes(record, frames, pictures, index)
         return [OpenedPicture(*parts) for parts in zip(frames, boxes, sources, strict=True)]
 
     def finish(
         self, opened: Sequence[OpenedPicture], index: int, ids: int, cache: FeatureCache | None = None
     ) -> tuple[LoadedPicture, ...]:
-        """Place pictures on canvases, with as many boxes as there is room for.
-
-        Args:
-            opened: The pictures of sample ``index``.
-            index: Of the sample, for the order of boxes.
-            ids: Number of ids of its text.
-            cache: Where pictures were looked up.
+        """Place the pictures of sample ``index``, whose text has ``ids`` ids, with as many boxes as there is room for.
 
         Raises:
             FeatureError: Features are absent or stale.
@@ -190,11 +151,11 @@ class PictureLoader:
         self, opened: OpenedPicture, limits: Limits, seed: Sequence[int], cache: FeatureCache | None
     ) -> LoadedPicture:
         canvas = self.processor.canvas_of(opened.frame)
-        boxes, index = self.processor.token_boxes(NO_BOXES if opened.boxes is None else opened.boxes, canvas, limits)
+        boxes, index = self.processor.token_boxes(opened.record, canvas, limits)
         order = np.arange(len(boxes))
-        if self.shuffle_seed is not None:
-            epoch = int(self.boxes.epoch)
-            draw = np.random.default_rng([self.shuffle_seed, *seed, *([0, epoch] if epoch else [])])
+        if self.shuffle:
+            epoch = int(self.epoch)
+            draw = np.random.default_rng([self.seed, *seed, *([0, epoch] if epoch else [])])
             order = draw.permutation(len(boxes))
             boxes = boxes[torch.from_numpy(order)]
         pixels, features = None, None
@@ -208,16 +169,9 @@ class PictureLoader:
     def possible_boxes(self, key: str, frame: tuple[int, int], opener: Callable[[], Image.Image]) -> torch.Tensor:
         """All boxes of a picture that may become tokens, whatever the text beside it and the augmentation leave.
 
-        Args:
-            key: Of the picture, from ``picture_keys``.
-            frame: Width and height of the picture, in the frame of its boxes.
-            opener: Opens the picture.
-
-        Returns:
-            (n, 4) float32 canvas pixels.
+        (n, 4) float32 canvas pixels; ``frame`` is the width and height of the picture, in the frame of its boxes.
         """
-        store = self.boxes.store
-        record = NO_BOXES if store is None else store.get(key, picture=opener)
+        record = NO_BOXES if self.store is None else self.store.get(key, picture=opener)
         canvas = self.processor.canvas_of(frame)
         placed, _ = self.processor.token_boxes(record, canvas)
         blank = [
@@ -230,11 +184,29 @@ class PictureLoader:
         is_turned = self.processor.apply_exif and exif_orientation(image) >= _TURNED
         return (image.height, image.width) if is_turned else image.size
 
+    def _read_boxes(
+        self, record: LLaVARecord, frames: Sequence[tuple[int, int]], pictures: Sequence[Picture], index: int
+    ) -> list[BoxRecord | None]:
+        """Boxes of the pictures of sample ``index``, in original pixels; pictures, or functions that open them."""
+        if self.store is None:
+            return [None] * len(frames)
+        keys = picture_keys(record.id, len(frames))
+        found = [self.store.get(key, picture=picture) for key, picture in zip(keys, pictures, strict=True)]
+        if self.strays is not None:
+            self.strays.note(index, keys, found, frames)
+        if self.augmentation is None:
+            return list(found)
+        draws = [np.random.default_rng([self.seed, index, n, 1 + int(self.epoch)]) for n in range(len(found))]
+        return [
+            self.augmentation(boxes, frame, draw) if boxes else boxes
+            for boxes, frame, draw in zip(found, frames, draws, strict=True)
+        ]
+
     def _limits(self, opened: Sequence[OpenedPicture], ids: int) -> list[Limits]:
         """What a text of ``ids`` ids leaves for the boxes of each picture."""
         is_long = self.budget.is_long(ids, len(opened))
         room = self.budget.box_room(ids, len(opened))
-        records = [NO_BOXES if picture.boxes is None else picture.boxes for picture in opened]
+        records = [picture.record for picture in opened]
         # Before the filter; a picture without boxes may get a stand-in.
         if room is None or sum(max(1, len(record)) for record in records) <= room:
             return [Limits(is_long)] * len(opened)

@@ -1,6 +1,7 @@
 """One picture and its boxes, from the file's pixels to the model's input: for training, evaluation and chat alike."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -8,18 +9,14 @@ from PIL import Image
 
 from mg_llava.data.boxes.filter import NO_LIMITS, BoxRules, Cap, Filtered, Limits, Reason, filter_boxes
 from mg_llava.data.boxes.policy import StandIn
+from mg_llava.data.choices import wrong_choices
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.frames import Canvas, Resize
 from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, picture_to_canvas, place_boxes
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.registry import TRANSFORMS
 
-_ALLOWED = {
-    "mode": ("reference", "exact"),
-    "cap": ("per_category", "per_image"),
-    "empty_box": ("corner", "none", "picture"),
-    "resize": ("shortest_edge", "squash"),
-}
+EmptyBox = Literal["corner", "none", "picture"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,9 @@ class ProcessedPicture:
 class BoxFate:
     """What became of one box of a picture.
 
-    Attributes:
-        label: Its label.
-        score: Its score.
-        box: xyxy, original pixels.
-        place: xyxy, canvas pixels: where its token looks, or would; not clipped where ``reason`` speaks of the place.
-        reason: ``kept``, or why it is no token: ``nms``, ``cap``, ``outside``, ``too small``.
-        token: Its number among the box tokens of the picture; None where it was dropped.
+    ``box`` is xyxy in original pixels; ``place`` xyxy in canvas pixels, where its token looks, or would, not clipped
+    where ``reason`` speaks of the place; ``token`` its number among the box tokens of the picture, None where it was
+    dropped.
     """
 
     label: str
@@ -94,7 +87,7 @@ class PictureProcessor:
     nms_iou: float | None = 0.2
     max_boxes: int | None = 100
     cap: Cap = "per_category"
-    empty_box: str = "corner"
+    empty_box: EmptyBox = "corner"
     resize: Resize = "shortest_edge"
     min_box_area: float = 1.0
     apply_exif: bool = False
@@ -102,11 +95,7 @@ class PictureProcessor:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pad_color", tuple(self.pad_color))
-        wrong = [
-            f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}"
-            for name, allowed in _ALLOWED.items()
-            if getattr(self, name) not in allowed
-        ]
+        wrong = wrong_choices(self)
         if self.image_size < 1:
             wrong.append(f"image_size is {self.image_size}, must be at least 1")
         if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
@@ -119,12 +108,9 @@ class PictureProcessor:
     def __call__(
         self, image: Image.Image, boxes: BoxRecord | None = None, limits: Limits = NO_LIMITS
     ) -> ProcessedPicture:
-        """Process one picture.
+        """Process a picture in any color mode, with its boxes in original pixels.
 
-        Args:
-            image: The picture, in any color mode.
-            boxes: Its boxes in original pixels, or None.
-            limits: What the text leaves for its boxes, the stand-in included.
+        ``limits`` is what the text leaves for its boxes, the stand-in included.
         """
         image = to_rgb(image, self.mode, self.apply_exif)
         canvas = self.canvas_of(image.size)
@@ -161,37 +147,24 @@ class PictureProcessor:
     def token_boxes(
         self, record: BoxRecord, canvas: Canvas, limits: Limits = NO_LIMITS
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Boxes that become tokens; arguments as for ``place``.
-
-        Returns:
-            (k, 4) float32 canvas pixels, the stand-in where no box is left, and indices as from ``place``.
-        """
+        """As ``place``, but (k, 4) float32, and the stand-in where no box is left."""
         placed, index = self.place(record, canvas, limits)
         if not len(index):
             placed = self.stand_in(canvas, record)[: limits.room]
         return torch.from_numpy(placed.astype(np.float32)), index
 
     def place(self, record: BoxRecord, canvas: Canvas, limits: Limits = NO_LIMITS) -> tuple[np.ndarray, np.ndarray]:
-        """Filter and place boxes.
-
-        Args:
-            record: Boxes in original pixels.
-            canvas: The frame to place them on.
-            limits: What the text leaves for the boxes.
+        """Filter and place boxes in original pixels.
 
         Returns:
             (k, 4) float64 canvas pixels and (k,) int64 indices into ``record``, both in the order of the tokens.
         """
-        placed, index, _ = self._place(record, canvas, limits)
-        return placed, index
+        return self._place(record, canvas, limits)[:2]
 
     def explain(self, image_size: tuple[int, int], record: BoxRecord, limits: Limits = NO_LIMITS) -> list[BoxFate]:
-        """What ``__call__`` and ``place`` make of each box of ``record``, in its order.
+        """What ``place`` makes of each box of ``record``, in its order.
 
-        Args:
-            image_size: Width and height of the picture, after ``to_rgb``.
-            record: Boxes in original pixels.
-            limits: As for ``place``.
+        ``image_size`` is the width and height of the picture, after ``to_rgb``.
         """
         canvas = self.canvas_of(image_size)
         placed, index, reasons = self._place(record, canvas, limits)
@@ -226,9 +199,7 @@ class PictureProcessor:
 
     def _filter(self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, limits: Limits) -> Filtered:
         """Which of (n, 4) ``boxes``, which are the boxes ``index`` of ``record`` in another frame, stay."""
-        labels = [record.labels[i] for i in index]
-        scores = record.scores[index]
-        return filter_boxes(boxes, scores, labels, self.rules, limits)
+        return filter_boxes(boxes, record.scores[index], [record.labels[i] for i in index], self.rules, limits)
 
     def stand_in(self, canvas: Canvas, record: BoxRecord = NO_BOXES) -> np.ndarray:
         """(0 or 1, 4) canvas pixels, what stands for "no box": as ``record`` says, else as ``empty_box``."""

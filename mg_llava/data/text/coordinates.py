@@ -7,10 +7,11 @@ nor torch.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mg_llava.data.choices import wrong_choices
 from mg_llava.data.pictures.frames import Frame, frame_size, from_shares, to_shares
 
 Style = Literal["unit3", "unit2", "int1000", "int100", "bins"]
@@ -91,10 +92,8 @@ class BoxText:
     separator: str = "; "
 
     def __post_init__(self) -> None:
-        for name, kind in (("style", Style), ("frame", Frame)):
-            if getattr(self, name) not in get_args(kind):
-                allowed = ", ".join(map(repr, get_args(kind)))
-                raise ValueError(f"{name} of boxes in text is {getattr(self, name)!r}; allowed: {allowed}")
+        for wrong in wrong_choices(self):
+            raise ValueError(f"boxes in text: {wrong}")
         if re.search(r"[0-9.<>\[\]{}+-]", self.separator) or not self.separator.strip(" ,\n\t"):
             raise ValueError(
                 f"separator of boxes in text is {self.separator!r}; it needs a character such as ';' that is no part "
