@@ -132,8 +132,7 @@ class LLaVADataset(Dataset):
         self.box_store = open_boxes(paths["box_path"], *box_faults, self.boxes.proposer, self.picture_processor)
         has_boxes = self.box_store is not None
         self._strays = StrayBoxes(self._samples.positions, str(paths["box_path"])) if has_boxes else None
-        keys = self._samples.index.box_keys()
-        self.missing_boxes = 0 if self.box_store is None else self.box_store.check(keys)
+        self.missing_boxes = self.box_store.check(self._samples.index.box_keys()) if self.box_store is not None else 0
         self.loader = self._make_loader()
         self.features = self._open_features()
         self._lengths: np.ndarray | None = None
@@ -166,13 +165,7 @@ class LLaVADataset(Dataset):
         raise RuntimeError(f"{self.data_path}: none of the {len(self)} samples can be used")
 
     def load(self, index: int) -> dict[str, Any]:
-        """Sample ``index`` itself, whatever the policies say; see ``__getitem__``.
-
-        Raises:
-            PictureError: A picture cannot be read.
-            NoLabelError: No token carries loss.
-            BudgetError: The pictures exceed the context.
-        """
+        """Sample ``index`` itself, whatever the policies say; errors as from ``__getitem__`` with policy ``error``."""
         loaded = (None if self.features is None else self._load(index, self.features)) or self.open(index)
         encoded, pictures = loaded.encoded, loaded.pictures
         sample = {"id": loaded.record.id, "input_ids": encoded.input_ids, "labels": encoded.labels, "images": []}
