@@ -10,8 +10,8 @@ from mg_llava.conversion.convert import TARGETS, convert
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import open_checkpoint
 from mg_llava.conversion.prepare import inspect
-from mg_llava.conversion.report import KeyReport
 from mg_llava.conversion.types import Checkpoint, Options
+from mg_llava.models.weights.report import KeyReport
 
 __all__ = [
     "TARGETS",

@@ -14,10 +14,10 @@ from mg_llava.conversion.folder_writing import copy_small_files, finish, main_dt
 from mg_llava.conversion.hugging_face import write_hugging_face
 from mg_llava.conversion.inputs import LLM_FOLDER, PROJECT_KEY, VISION_FILE
 from mg_llava.conversion.prepare import prepare
-from mg_llava.conversion.report import KeyReport
 from mg_llava.conversion.types import Options, Source
 from mg_llava.conversion.writers import Progress, write_pth, write_safetensors
 from mg_llava.models.weights.folders import read_config
+from mg_llava.models.weights.report import KeyReport
 from mg_llava.work.atomic import write_json
 
 Target = Literal["hf", "parts", "reference", "mmengine"]

@@ -10,12 +10,12 @@ from torch import nn
 
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.published import published_depths, vote_llm, vote_shapes
-from mg_llava.conversion.report import Expected, Shape
 from mg_llava.conversion.settings import Settings
 from mg_llava.models.counting import build_empty
 from mg_llava.models.interfaces import Part
 from mg_llava.models.parts import kind_of
 from mg_llava.models.weights.folders import read_config
+from mg_llava.models.weights.report import Expected, Shape
 from mg_llava.models.weights.stored import TensorMap
 from mg_llava.registry import MODELS
 

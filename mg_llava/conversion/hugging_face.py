@@ -10,11 +10,11 @@ import torch
 from mg_llava.conversion.expected import parts_of
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.folder_writing import copy_small_files, finish, main_dtype, stage, without_ties, write_shards
-from mg_llava.conversion.report import Expected, check_keys, summarize
 from mg_llava.conversion.types import Options, Source
 from mg_llava.conversion.writers import Progress
 from mg_llava.models.parts import kind_of
 from mg_llava.models.weights.folders import read_config
+from mg_llava.models.weights.report import Expected, check_keys, summarize
 from mg_llava.models.weights.stored import TensorMap
 from mg_llava.work.atomic import write_json
 
@@ -93,8 +93,7 @@ def _check_model(folder: Path, weights: TensorMap, aliases: list[str]) -> None:
         model = mg_llava.hf.MGLLaVAForConditionalGeneration(mg_llava.hf.MGLLaVAConfig.from_pretrained(folder))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     report = check_keys(weights, Expected(shapes, optional=aliases))
-    unknown = f"{len(report.unknown)} weights are unknown to it, e.g. {report.unknown[0]}" if report.unknown else ""
-    if problems := report.problems or [unknown] * bool(unknown):
+    if problems := report.misfits:
         raise ConversionError(
             f"the weights are not those of the model that the config describes: {'; '.join(problems)}"
         )

@@ -11,10 +11,10 @@ from mg_llava.conversion.expected import expect, saved_parts
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import open_checkpoint, verify
 from mg_llava.conversion.published import vote_llm
-from mg_llava.conversion.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.conversion.settings import config_settings
 from mg_llava.conversion.types import Checkpoint, Options, Source
 from mg_llava.models.weights.folders import find_folder, map_folder
+from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.models.weights.stored import StoredTensor, TensorMap
 
 

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from mg_llava.conversion.report import Shape
 from mg_llava.models.parts import kind_of
+from mg_llava.models.weights.report import Shape
 from mg_llava.models.weights.stored import TensorMap
 
 Symbol = int | str

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from mg_llava.conversion.adapters import Adapter
-from mg_llava.conversion.report import KeyReport
 from mg_llava.conversion.settings import Settings
 from mg_llava.models.weights.loading import resolve_dtype
+from mg_llava.models.weights.report import KeyReport
 from mg_llava.models.weights.stored import TensorMap
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class Assembly(BaseModel):
         compile_vision: Compile encoders and fusion with torch.compile.
         trains: Names of the parts that are trained; see :func:`mg_llava.models.stages.set_trained`.
         pretrained_pth: Checkpoint to start from; it must hold the connectors, and may hold the LLM.
+        fresh: Names of parts that start anew beside ``pretrained_pth``, which must not hold them.
         data_preprocessor: As in mmengine; moves a batch to the device, by default without waiting for it.
     """
 
@@ -54,6 +56,7 @@ class Assembly(BaseModel):
         compile_vision: bool = False,
         trains: Sequence[str] | None = None,
         pretrained_pth: str | None = None,
+        fresh: Sequence[str] = (),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
         # batches lie in pinned memory: while they are copied the next kernels are queued
@@ -62,7 +65,7 @@ class Assembly(BaseModel):
             raise ValueError(f"packing is {packing}; it must be the length of a row, or None")
         self.losses = [build_part(dict(loss)) for loss in ([LANGUAGE_LOSS] if losses is None else losses)]
         self.packing = packing
-        self._options = (compile_vision, trains, pretrained_pth)
+        self._options = (compile_vision, trains, pretrained_pth, fresh)
         self.monitor: dict[str, Tensor] = {}
         """Detached scalars of the last training step, such as mean norms of tokens."""
         self.cached = CachedFeatures(self)
@@ -95,7 +98,7 @@ class Assembly(BaseModel):
 
     def complete(self) -> None:
         """Say what is trained, compile, and load the checkpoint to start from; the end of every constructor."""
-        compile_vision, trains, pretrained_pth = self._options
+        compile_vision, trains, pretrained_pth, fresh = self._options
         set_trained(self, trains)
         if compile_vision:
             compile_parts(
@@ -103,7 +106,7 @@ class Assembly(BaseModel):
             )
         self.register_load_state_dict_post_hook(_forget_frozen)
         if pretrained_pth is not None and not next(self.parameters()).is_meta:
-            self.load_pretrained(pretrained_pth)
+            self.load_pretrained(pretrained_pth, fresh=fresh)
 
     def named_parts(self) -> Iterator[tuple[Part, nn.Module]]:
         """The parts that are there."""
@@ -149,24 +152,31 @@ class Assembly(BaseModel):
         # XTuner asks the model, which may not import the converter: that is a room above
         EXPORTERS.get("export_model")(self, cfg, save_dir, fp32, save_format, **kwargs)
 
-    def load_pretrained(self, path: str, whole: bool = False) -> None:
+    def load_pretrained(self, path: str, whole: bool = False, fresh: Sequence[str] = ()) -> None:
         """Load a checkpoint of this project or of the reference.
 
         Args:
             path: mmengine ``.pth``, DeepSpeed folder, safetensors file, or a work directory with one of them.
             whole: Whether everything that this model saves must be in it (to evaluate), or only the connectors (to
                 start stage 2 from stage 1).
+            fresh: Names of parts that start anew; the checkpoint must not hold them.
 
         Raises:
             FileNotFoundError: If there is no checkpoint at ``path``.
-            ValueError: If it is of another kind or does not fit.
+            ValueError: If it is of another kind or does not fit, or ``fresh`` names no part.
         """
         from mg_llava.models.weights.checkpoint import load_training_checkpoint
 
+        keys = {part.config: part.key for part, _ in self.named_parts()}
+        if unknown := sorted(set(fresh) - set(keys)):
+            raise ValueError(f"fresh names {', '.join(unknown)}; the parts of this system are {', '.join(keys)}")
         connectors = {part.key for part, _ in self.named_parts() if part.role == "connector"}
         # a part without parameters is in no checkpoint
-        needed = connectors & {name.split(".", 1)[0] for name, _ in self.named_parameters()}
-        load_parts(self, load_training_checkpoint(path, dtype=None), path, require=None if whole else needed)
+        needed = None if whole else connectors & {name.split(".", 1)[0] for name, _ in self.named_parameters()}
+        state = load_training_checkpoint(path, dtype=None)
+        load_parts(self, state, path, needed, fresh=[keys[name] for name in fresh])
+        for name in fresh:
+            print_log(f"{name} starts anew: {path} does not hold it", logger="current")
 
 
 def _forget_frozen(model: nn.Module, incompatible: Any) -> None:

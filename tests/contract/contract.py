@@ -126,7 +126,7 @@ class Contract:
         torch.save({"meta": meta, "state_dict": state, "optimizer": {}}, self.checkpoint)
         other = build(self.config["model"], seed=SEED + 2)
         report = load_parts(other, load_training_checkpoint(str(self.checkpoint), dtype=None), "checkpoint")
-        assert not (report.missing or report.unexpected or report.misshapen), str(report)
+        assert not (report.missing or report.unknown or report.misshapen), str(report)
         assert_same(other.state_dict(), state)
         build({**self.config["model"], "pretrained_pth": str(self.checkpoint)})  # the next stage starts from it
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.loading import fill, full_shape
+from mg_llava.models.weights.report import Expected, check_keys
 from mg_llava.models.weights.stored import TensorMap, map_weights
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -112,19 +113,8 @@ def load_mapped(module: nn.Module, tensors: TensorMap, source: str) -> None:
         ValueError: Naming the source and the missing, unexpected or misshapen keys.
     """
     own = module.state_dict(keep_vars=True)
-    shapes = [
-        f"{key} {tensors[key].shape} in the file, {full_shape(own[key])} in the model"
-        for key in sorted(tensors.keys() & own.keys())
-        if tuple(tensors[key].shape) != full_shape(own[key])
-    ]
-    missing = [key for key in own if key not in tensors]
-    unexpected = [key for key in tensors if key not in own]
-    problems = [
-        f"{len(keys)} {name}, e.g. {keys[0]}"
-        for name, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
+    report = check_keys(tensors, Expected({name: full_shape(tensor) for name, tensor in own.items()}))
+    if problems := report.misfits:
         raise ValueError(f"{source} does not fit {type(module).__name__}: " + "; ".join(problems))
     for key, target in own.items():
         fill(target, tensors[key].read)

@@ -6,7 +6,6 @@ with adapters these alone). Names are the reference's: ``fuse_module.``, ``proje
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 
 import torch
 from mmengine.logging import print_log
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 
 from mg_llava.models.adapters.lora import WRAPPED
 from mg_llava.models.weights.loading import StateDict, fill, full_shape
-from mg_llava.models.weights.stored import nonfinite_message, nonfinite_names
+from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
+from mg_llava.models.weights.stored import map_state_dict, nonfinite_message, nonfinite_names
 
 
 def trained_keys(model: nn.Module) -> set[str]:
@@ -25,7 +25,7 @@ def trained_keys(model: nn.Module) -> set[str]:
 def saved_parts(model: nn.Module) -> set[str]:
     """Keys of the parts that a checkpoint of this model must hold: what is trained, and all connectors."""
     connectors = {part.key for part in getattr(model, "parts", ()) if part.role == "connector"}
-    named = ((name.split(".", 1)[0], parameter) for name, parameter in model.named_parameters())
+    named = ((_part(name), parameter) for name, parameter in model.named_parameters())
     return {part for part, parameter in named if parameter.requires_grad or part in connectors}
 
 
@@ -39,39 +39,20 @@ def saved_state_dict(model: nn.Module, state: StateDict) -> StateDict:
     unwanted = [
         key
         for key in state
-        if (part := key.split(".", 1)[0]) not in parts or (part == "llm" and with_adapters and key not in trained)
+        if (part := _part(key)) not in parts or (part == "llm" and with_adapters and key not in trained)
     ]
     for key in unwanted:
         del state[key]
     return state
 
 
-@dataclass
-class LoadReport:
-    """Tensors that a checkpoint had for a model."""
-
-    loaded: dict[str, int] = field(default_factory=dict)
-    """Number of tensors that were loaded, by part."""
-    missing: list[str] = field(default_factory=list)
-    """Required keys that the checkpoint lacks."""
-    unexpected: list[str] = field(default_factory=list)
-    """Keys of the checkpoint that the model does not have."""
-    misshapen: list[str] = field(default_factory=list)
-    """Keys whose shapes differ, with both shapes."""
-    ignored: int = 0
-    """Keys that are known to be of no use, such as rotary buffers of older releases."""
-
-    def __str__(self) -> str:
-        """One line a part, then what did not fit."""
-        lines = [f"{part}: {count} tensors loaded" for part, count in self.loaded.items()]
-        for name in ("missing", "unexpected", "misshapen"):
-            keys = getattr(self, name)
-            if keys:
-                lines.append(f"{len(keys)} {name}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}")
-        return "\n".join(lines)
-
-
-def load_parts(model: nn.Module, state: StateDict, source: str, require: Collection[str] | None = None) -> LoadReport:
+def load_parts(
+    model: nn.Module,
+    state: StateDict,
+    source: str,
+    require: Collection[str] | None = None,
+    fresh: Collection[str] = (),
+) -> KeyReport:
     """Load a checkpoint into a model and account for every key.
 
     Args:
@@ -80,46 +61,60 @@ def load_parts(model: nn.Module, state: StateDict, source: str, require: Collect
         source: Path of the checkpoint, for messages.
         require: Parts that must be there; ``None`` requires every part that is saved. A part that is there must be
             complete in any case.
+        fresh: Keys of parts that keep the weights they have; the checkpoint must not hold them.
 
     Returns:
         The report, which is logged too.
 
     Raises:
-        ValueError: If a required part is absent, a part is incomplete, a shape differs, nothing of a part fits, a
-            tensor holds nan or inf, or tensors differ that are one in the model. The model is unchanged then.
+        ValueError: A required part is absent, a part is incomplete, a shape differs, nothing of a part fits, a fresh
+            part is there, a tensor holds nan or inf, or tensors differ that are one in the model. The model is
+            unchanged then.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     # encoders that no stage trains come from their own folders
     frozen = _frozen_encoders(model)
-    own = {name: tensor for name, tensor in _all_tensors(model) if name.split(".", 1)[0] not in frozen}
+    own = {name: tensor for name, tensor in _all_tensors(model) if _part(name) not in frozen}
+    state = {key.removeprefix("module."): value for key, value in state.items()}
     if _has_adapters(model):
         state = _name_adapters(state, own)
-    trained = trained_keys(model)
-    require = saved_parts(model) if require is None else set(require)
-    report = LoadReport()
-    fitting: StateDict = {}
-    for key, value in state.items():
-        if key.endswith("rotary_emb.inv_freq"):
-            report.ignored += 1
-        elif key not in own:
-            report.unexpected.append(key)
-        elif tuple(value.shape) != full_shape(own[key]):
-            report.misshapen.append(f"{key} {tuple(value.shape)} here, {full_shape(own[key])} in the model")
-        else:
-            fitting[key] = value
-            part = key.split(".", 1)[0]
-            report.loaded[part] = report.loaded.get(part, 0) + 1
-    needed = needed_keys(model, trained, {*require, *report.loaded})
-    report.missing = [name for name in needed if name not in state]
+    require = (saved_parts(model) if require is None else set(require)) - set(fresh)
     _raise_on_other_tuning(model, state, source)
-    _raise_on_misfit(report, state, source, require, {name.split(".", 1)[0] for name in own})
+    shapes = {name: full_shape(tensor) for name, tensor in own.items()}
+    ignored = [key for key in state if key.endswith("rotary_emb.inv_freq")]
+    tensors = map_state_dict({key: value for key, value in state.items() if key not in ignored})
+    fitting = {key: state[key] for key, tensor in tensors.items() if shapes.get(key) == tensor.shape}
+    loaded = {_part(key) for key in fitting}
+    needed = set(needed_keys(model, trained_keys(model), {*require, *loaded}))
+    report = check_keys(tensors, Expected(shapes, optional=shapes.keys() - needed), ignored=ignored)
+    strange = {_part(key) for key in report.unknown} & {_part(name) for name in own} - loaded - require
+    if problems := _misfits(report, loaded, set() if report.misshapen else strange, set(fresh)):
+        raise ValueError(f"{source} does not fit this model: " + "; ".join(problems))
     if names := nonfinite_names(fitting):
         raise ValueError(nonfinite_message(source, names))
     _raise_on_untied(fitting, own, source)
-    _assign(model, fitting)
-    level = logging.WARNING if report.unexpected else logging.INFO
+    report.parts = summarize({key: tensors[key] for key in fitting})
+    for key, value in fitting.items():
+        fill(own[key], lambda value=value: value)  # type: ignore[misc]
+    level = logging.WARNING if report.unknown else logging.INFO
     print_log(f"checkpoint {source}\n{report}", logger="current", level=level)
     return report
+
+
+def _misfits(report: KeyReport, loaded: set[str], strange: set[str], fresh: set[str]) -> list[str]:
+    """The report's problems with more about some: parts of which nothing fits, and fresh ones that are there."""
+    problems = report.problems
+    if report.missing_parts == ["llm"]:
+        problems.append("where its LLM is a folder of its own, build the model with that path and tuning='frozen'")
+    if strange:
+        problems.append(f"nothing of its {', '.join(sorted(strange))} fits; build the model as it was trained")
+    if there := sorted(report.parts.keys() & fresh):
+        problems.append(f"fresh names {', '.join(there)}, which it holds; leave that out of fresh")
+    return problems if problems or loaded else ["none of its keys belongs to this model"]
+
+
+def _part(key: str) -> str:
+    """Key of the part that a tensor belongs to."""
+    return key.split(".", 1)[0]
 
 
 def needed_keys(model: nn.Module, trained: set[str], parts: Collection[str]) -> list[str]:
@@ -128,13 +123,13 @@ def needed_keys(model: nn.Module, trained: set[str], parts: Collection[str]) -> 
     return [
         name
         for name, _ in model.named_parameters()
-        if (part := name.split(".", 1)[0]) in parts and (name in trained or not (part == "llm" and with_adapters))
+        if (part := _part(name)) in parts and (name in trained or not (part == "llm" and with_adapters))
     ]
 
 
 def _frozen_encoders(model: nn.Module) -> set[str]:
     """Keys of the encoders of which nothing is trained."""
-    trained = {name.split(".", 1)[0] for name in trained_keys(model)}
+    trained = {_part(name) for name in trained_keys(model)}
     return {part.key for part in getattr(model, "parts", ()) if part.role == "encoder"} - trained
 
 
@@ -152,33 +147,6 @@ def _all_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     persistent = nn.Module.state_dict(model)
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
-
-
-def _raise_on_misfit(
-    report: LoadReport, state: StateDict, source: str, require: Collection[str], own_parts: Collection[str]
-) -> None:
-    problems = []
-    absent = [part for part in sorted(require) if not any(key.startswith(part + ".") for key in state)]
-    if absent:
-        found = sorted({key.split(".", 1)[0] for key in state})
-        problems.append(f"the whole part {', '.join(absent)} is absent (the checkpoint has: {', '.join(found)})")
-        if absent == ["llm"]:
-            problems.append("where its LLM is a folder of its own, build the model with that path and tuning='frozen'")
-    if report.missing and not all(key.split(".", 1)[0] in absent for key in report.missing):
-        keys = [key for key in report.missing if key.split(".", 1)[0] not in absent]
-        problems.append(f"{len(keys)} keys are missing, e.g. {keys[0]}")
-    if report.misshapen:
-        problems.append(f"{len(report.misshapen)} shapes differ, e.g. {report.misshapen[0]}")
-    strange = {key.split(".", 1)[0] for key in report.unexpected} & (
-        set(own_parts) - set(report.loaded) - set(require)
-    )
-    if strange and not report.misshapen:
-        problems.append(f"nothing of its {', '.join(sorted(strange))} fits; build the model as it was trained")
-    if not problems and not report.loaded:
-        problems.append("none of its keys belongs to this model")
-    if problems:
-        hint = f"; keys the model does not know: {', '.join(report.unexpected[:3])}" if report.unexpected else ""
-        raise ValueError(f"{source} does not fit this model: " + "; ".join(problems) + hint)
 
 
 def _raise_on_other_tuning(model: nn.Module, state: StateDict, source: str) -> None:
@@ -209,11 +177,3 @@ def _raise_on_untied(fitting: StateDict, own: StateDict, source: str) -> None:
                 f"{source} does not fit this model: {other} and {key} differ, but are one matrix here; build it with "
                 "an LLM whose config.json has tie_word_embeddings=false, as it was trained"
             )
-
-
-@torch.no_grad()
-def _assign(model: nn.Module, state: StateDict) -> None:
-    """Copy tensors into the model."""
-    tensors = dict(_all_tensors(model))
-    for key, value in state.items():
-        fill(tensors[key], lambda value=value: value)  # type: ignore[misc]

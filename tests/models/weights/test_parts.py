@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mg_llava.models.llm import build_language_model
-from mg_llava.models.weights.parts import LoadReport, load_parts, saved_state_dict, trained_keys
+from mg_llava.models.weights.parts import load_parts, saved_state_dict, trained_keys
+from mg_llava.models.weights.report import KeyReport
 from mg_llava.registry import MODELS
 from tests import toy
 
@@ -151,8 +152,9 @@ def test_full_size_keys_are_the_references() -> None:
 
 def test_load_and_report(model: nn.Module, stage_1_state: dict[str, Tensor]) -> None:
     report = load_parts(model, stage_1_state, "iter_7.pth")
-    assert report.loaded == {"fuse_module": 12, "projector": 4, "bbox_projector": 4}
-    assert not (report.missing or report.unexpected or report.misshapen or report.ignored)
+    loaded = {part: has["tensors"] for part, has in report.parts.items()}
+    assert loaded == {"fuse_module": 12, "projector": 4, "bbox_projector": 4}
+    assert not (report.missing or report.unknown or report.misshapen or report.ignored)
     state = model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in stage_1_state.items())
 
@@ -160,7 +162,7 @@ def test_load_and_report(model: nn.Module, stage_1_state: dict[str, Tensor]) -> 
 def test_stage_2_into_the_same_kind(toy_paths: dict[str, str], stage_2_state: dict[str, Tensor]) -> None:
     model = toy.build_model(toy_paths, "full")
     report = load_parts(model, stage_2_state, "iter_7.pth")
-    assert report.loaded["llm"] == len(LLM)
+    assert report.parts["llm"]["tensors"] == len(LLM)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in stage_2_state.items())
 
 
@@ -187,19 +189,19 @@ def test_report_is_logged(
     finally:
         logger.removeHandler(caplog.handler)
     first, second = (record for record in caplog.records if record.getMessage().startswith("checkpoint"))
-    assert first.levelno == logging.INFO and "fuse_module: 12 tensors loaded" in first.getMessage()
-    assert second.levelno == logging.WARNING and "1 unexpected: multi_level_linear.0.weight" in second.getMessage()
+    assert first.levelno == logging.INFO and "fuse_module: 12 tensors, 2,345 parameters" in first.getMessage()
+    assert second.levelno == logging.WARNING and "1 unknown: multi_level_linear.0.weight" in second.getMessage()
 
 
 def test_report_shortens_long_lists() -> None:
-    text = str(LoadReport(loaded={"projector": 4}, unexpected=[f"key_{index}" for index in range(6)]))
-    assert text == "projector: 4 tensors loaded\n6 unexpected: key_0, key_1, key_2, key_3, ..."
+    text = str(KeyReport(unknown=[f"key_{index}" for index in range(6)]))
+    assert text == "6 unknown: key_0, key_1, key_2, key_3, ..."
 
 
 @pytest.mark.parametrize("part", ["fuse_module", "projector", "bbox_projector"])
 def test_a_whole_part_is_missing(model: nn.Module, stage_1_state: dict[str, Tensor], part: str) -> None:
     state = {key: value for key, value in stage_1_state.items() if not key.startswith(f"{part}.")}
-    assert_refused(model, state, rf"the whole part {part} is absent \(the checkpoint has: ")
+    assert_refused(model, state, rf"the whole part {part} is absent \(it has: ")
 
 
 def test_the_llm_is_missing(toy_paths: dict[str, str], stage_1_state: dict[str, Tensor]) -> None:
@@ -210,7 +212,7 @@ def test_the_llm_is_missing(toy_paths: dict[str, str], stage_1_state: dict[str, 
 @pytest.mark.parametrize("key", sorted(STAGE_1 - PROJECTOR)[::3])
 def test_one_missing_key(model: nn.Module, stage_1_state: dict[str, Tensor], key: str) -> None:
     state = {name: value for name, value in stage_1_state.items() if name != key}
-    assert_refused(model, state, f"1 keys are missing, e.g. {key}")
+    assert_refused(model, state, f"1 keys are missing: {key}")
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
@@ -218,20 +220,20 @@ def test_one_missing_key_of_the_llm(toy_paths: dict[str, str], stage_2_state: di
     """Also where the LLM need not be there: half an LLM is never wanted."""
     key = "llm.model.layers.1.mlp.up_proj.weight"
     state = {name: value for name, value in stage_2_state.items() if name != key}
-    assert_refused(toy.build_model(toy_paths, tuning), state, f"1 keys are missing, e.g. {key}", require=["projector"])
+    assert_refused(toy.build_model(toy_paths, tuning), state, f"1 keys are missing: {key}", require=["projector"])
 
 
 def test_renamed_keys(model: nn.Module, stage_1_state: dict[str, Tensor]) -> None:
     state = {key.replace("fuse_module.", "fusion."): value for key, value in stage_1_state.items()}
-    assert_refused(model, state, r"whole part fuse_module is absent .*keys the model does not know: fusion\.")
+    assert_refused(model, state, r"whole part fuse_module is absent .*keys that no part knows: fusion\.")
     state = {key.replace("slow_conv", "conv_slow"): value for key, value in stage_1_state.items()}
-    message = r"2 keys are missing, e.g. fuse_module.slow_conv.*does not know: fuse_module.conv_slow"
+    message = r"2 keys are missing: fuse_module.slow_conv.*no part knows: fuse_module.conv_slow"
     assert_refused(model, state, message)
 
 
 def test_wrong_shape(model: nn.Module, stage_1_state: dict[str, Tensor]) -> None:
     state = stage_1_state | {"projector.model.0.weight": torch.zeros(32, 17)}
-    message = r"1 shapes differ, e.g. projector.model.0.weight \(32, 17\) here, \(32, 16\) in the model"
+    message = r"1 shapes do not fit: projector.model.0.weight \(32, 17\) here, \(32, 16\) in the model"
     assert_refused(model, state, message)
 
 
@@ -239,7 +241,7 @@ def test_several_problems_in_one_message(model: nn.Module, stage_1_state: dict[s
     state = {key: value for key, value in stage_1_state.items() if not key.startswith("bbox_projector.")}
     del state["fuse_module.gate.2.bias"]
     state["projector.model.0.bias"] = torch.zeros(5)
-    message = "bbox_projector is absent.*1 keys are missing, e.g. fuse_module.gate.2.bias; 1 shapes differ"
+    message = "bbox_projector is absent.*1 keys are missing: fuse_module.gate.2.bias; 1 shapes do not fit"
     assert_refused(model, state, message)
 
 
@@ -262,7 +264,7 @@ def test_adapters_need_a_model_with_adapters(toy_paths: dict[str, str], stage_2_
 def test_rotary_buffers_are_ignored(toy_paths: dict[str, str], stage_2_state: dict[str, Tensor]) -> None:
     extra = {f"llm.model.layers.{index}.self_attn.rotary_emb.inv_freq": torch.ones(4) for index in range(2)}
     report = load_parts(toy.build_model(toy_paths, "full"), stage_2_state | extra, "iter_7.pth")
-    assert report.ignored == 2 and not report.unexpected
+    assert len(report.ignored) == 2 and not report.unknown
 
 
 def test_prefix_of_a_wrapped_model(model: nn.Module, stage_1_state: dict[str, Tensor]) -> None:
@@ -281,7 +283,7 @@ def test_encoder_keys_are_not_loaded(model: nn.Module, stage_1_state: dict[str, 
     key = "visual_encoder_aux.vision_stem.0.bias"
     before = model.get_parameter(key).clone()
     report = load_parts(model, stage_1_state | {key: torch.full_like(before, 9.0)}, "iter_7.pth")
-    assert report.unexpected == [key] and torch.equal(model.get_parameter(key), before)
+    assert report.unknown == [key] and torch.equal(model.get_parameter(key), before)
 
 
 def test_tied_embeddings(toy_paths: dict[str, str], tmp_path: Path) -> None:
@@ -341,6 +343,54 @@ def test_a_variant_takes_what_it_has(
     model = toy.build_model(toy_paths, fusion=None)
     model.load_pretrained(write_pth(tmp_path / "iter_7.pth", stage_1_state))
     assert torch.equal(model.projector.model[0].bias, stage_1_state["projector.model.0.bias"])
+
+
+def test_parts_that_start_anew_are_named(
+    toy_paths: dict[str, str], stage_1_state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connector that a later stage adds keeps its first weights; all others come from the checkpoint."""
+    earlier = {key: value for key, value in stage_1_state.items() if not key.startswith("bbox_projector.")}
+    path = write_pth(tmp_path / "iter_7.pth", earlier)
+    torch.manual_seed(3)
+    first = MODELS.build(toy.model_config(toy_paths, "full")).state_dict()
+    with pytest.raises(ValueError, match="the whole part bbox_projector is absent"):
+        toy.build_model(toy_paths, "full", pretrained_pth=path)
+    torch.manual_seed(3)
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        model = MODELS.build(toy.model_config(toy_paths, "full", pretrained_pth=path, fresh=("box_projector",)))
+    finally:
+        logger.removeHandler(caplog.handler)
+    state = model.state_dict()
+    assert all(torch.equal(state[key], earlier.get(key, value)) for key, value in first.items())
+    assert f"box_projector starts anew: {path} does not hold it" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("fresh", "message"),
+    [
+        (("box_projector",), r"does not fit this model: fresh names bbox_projector, which it holds; leave that out"),
+        (("bbox_projector",), r"fresh names bbox_projector; the parts of this system are .*box_projector"),
+        (("merger", "fusion"), r"fresh names merger; the parts of this system are low_res_encoder"),
+    ],
+)
+def test_parts_that_cannot_start_anew(
+    toy_paths: dict[str, str],
+    stage_1_state: dict[str, Tensor],
+    tmp_path: Path,
+    fresh: tuple[str, ...],
+    message: str,
+) -> None:
+    path = write_pth(tmp_path / "iter_7.pth", stage_1_state)
+    with pytest.raises(ValueError, match=message):
+        toy.build_model(toy_paths, pretrained_pth=path, fresh=fresh)
+
+
+def test_half_of_a_fresh_part_is_refused(model: nn.Module, stage_1_state: dict[str, Tensor], tmp_path: Path) -> None:
+    state = {key: value for key, value in stage_1_state.items() if key != "fuse_module.gate.2.bias"}
+    with pytest.raises(ValueError, match=r"1 keys are missing: .*gate.2.bias; fresh names fuse_module"):
+        model.load_pretrained(write_pth(tmp_path / "iter_7.pth", state), fresh=["fusion"])
 
 
 def test_missing_or_wrong_checkpoint(toy_paths: dict[str, str], model: nn.Module, tmp_path: Path) -> None:

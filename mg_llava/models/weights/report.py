@@ -25,10 +25,14 @@ class KeyReport:
     """Keys that are known to be of no use."""
 
     @property
+    def missing_parts(self) -> list[str]:
+        """Parts of which nothing is there."""
+        return sorted({key.split(".", 1)[0] for key in self.missing} - self.parts.keys())
+
+    @property
     def problems(self) -> list[str]:
         """One sentence for each kind of misfit; empty when the checkpoint is complete."""
-        found = []
-        absent = sorted({key.split(".", 1)[0] for key in self.missing} - self.parts.keys())
+        found, absent = [], self.missing_parts
         if absent:
             found.append(f"the whole part {', '.join(absent)} is absent (it has: {', '.join(self.parts) or 'none'})")
         keys = [key for key in self.missing if key.split(".", 1)[0] not in absent]
@@ -39,6 +43,11 @@ class KeyReport:
         if found and self.unknown:
             found.append(f"keys that no part knows: {_some(self.unknown)}")
         return found
+
+    @property
+    def misfits(self) -> list[str]:
+        """The problems, unknown keys among them: for weights that must be exactly a model's."""
+        return self.problems or [f"{len(self.unknown)} keys are unknown: {_some(self.unknown)}"] * bool(self.unknown)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
