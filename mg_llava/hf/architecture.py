@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.config import build_transform
 from mg_llava.data.text.stopping import Stops
 from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.hf.configuration import MGLLaVAConfig
@@ -18,10 +18,7 @@ from mg_llava.hf.prompts import template_of, template_to_dict
 from mg_llava.models.counting import build_empty
 from mg_llava.models.interfaces import Encoder
 from mg_llava.models.parts import kind_of
-from mg_llava.registry import MODELS, TRANSFORMS
-
-NEW_TOKENS = 100
-"""Default limit of an answer, as the predictor has it."""
+from mg_llava.registry import MODELS
 
 
 def describe_model(config: Mapping[str, Any], dtype: torch.dtype) -> MGLLaVAConfig:
@@ -46,7 +43,7 @@ def describe_model(config: Mapping[str, Any], dtype: torch.dtype) -> MGLLaVAConf
         text_config=_llm_config(model["llm"]),
         system=kind_of(model).__name__,
         parts=parts,
-        picture_config=_picture_processor(config).to_dict(),
+        picture_config=build_transform(config["picture_processor"]).to_dict(),
         template_config=template_to_dict(config["prompt_template"]),
         torch_dtype=dtype,
         architectures=["MGLLaVAForConditionalGeneration"],
@@ -57,17 +54,16 @@ def describe_generation(config: Mapping[str, Any], tokenizer: Any) -> Generation
     """Greedy, with the ends of an answer that the predictor knows."""
     path = config["model"]["llm"]["path"]
     try:
-        given = GenerationConfig.from_pretrained(path)
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:
-        given = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))
-    ends = given.eos_token_id
+        ends = AutoConfig.from_pretrained(path).eos_token_id
     stops = Stops(tokenizer, template_of(config["prompt_template"]), [ends] if isinstance(ends, int) else ends or [])
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=stops.ids,
         pad_token_id=stops.ids[0] if pad is None and stops.ids else pad,
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=100,  # as the predictor has it
         do_sample=False,
     )
 
@@ -80,13 +76,8 @@ def build_processor(config: Mapping[str, Any]) -> MGLLaVAProcessor:
     """
     tokenizer = build_tokenizer(config["tokenizer"])
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
-    image_processor = MGLLaVAImageProcessor(**_picture_processor(config).to_dict())
+    image_processor = MGLLaVAImageProcessor(**build_transform(config["picture_processor"]).to_dict())
     return MGLLaVAProcessor(image_processor, tokenizer, template=config["prompt_template"])
-
-
-def _picture_processor(config: Mapping[str, Any]) -> PictureProcessor:
-    spec = config["picture_processor"]
-    return TRANSFORMS.build(dict(spec)) if isinstance(spec, Mapping) else spec
 
 
 def _llm_config(spec: Mapping[str, Any]) -> PretrainedConfig:

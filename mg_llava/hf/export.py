@@ -10,13 +10,11 @@ import torch
 
 from mg_llava.hf.architecture import build_processor, describe_generation, describe_model
 from mg_llava.hf.configuration import MGLLaVAConfig
-from mg_llava.hf.keys import hf_key, own_key
 from mg_llava.hf.model_card import model_card
 from mg_llava.hf.standalone import auto_map, copy_sources
 from mg_llava.models.weights.loading import resolve_dtype
 from mg_llava.registry import MODELS
-
-__all__ = ["folder_files", "hf_key", "own_key"]
+from mg_llava.tokens import tokens_without_embeddings
 
 
 def folder_files(
@@ -38,7 +36,8 @@ def folder_files(
 
     Raises:
         FileNotFoundError: A folder that the config names, or a file of it, is absent.
-        ValueError: The config lacks something, or a part is of a kind that a folder cannot describe.
+        ValueError: The config lacks something, a part is of a kind that a folder cannot describe, or the tokenizer has
+            tokens that the LLM has no word embeddings for.
     """
     needed = ("model", "tokenizer", "prompt_template", "picture_processor")
     missing = [key for key in needed if config.get(key) is None]
@@ -48,6 +47,8 @@ def folder_files(
     folder.mkdir(parents=True, exist_ok=True)
     described = describe_model(config, resolve_dtype(dtype))
     processor = build_processor(config)
+    if problem := tokens_without_embeddings(processor.tokenizer, described.vocab_size):
+        raise ValueError(problem)
     if standalone:
         described.auto_map = auto_map(
             "AutoConfig", "AutoModel", "AutoModelForVision2Seq", "AutoModelForImageTextToText"

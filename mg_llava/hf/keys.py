@@ -1,5 +1,6 @@
 """Names of tensors: those of our checkpoints, and those in a Hugging Face folder. One to one, in both directions."""
 
+from mg_llava.models.interfaces import Part
 from mg_llava.models.system import System
 from mg_llava.models.systems.mg_llava import MGLLaVA
 
@@ -16,7 +17,7 @@ def hf_key(name: str) -> str:
         ValueError: The name is none of the model's, or that of an adapter, which has to be merged first.
     """
     part, _, rest = name.partition(".")
-    known = _part_keys()
+    known = {part.key for part in all_parts()}
     if part not in known or not rest:
         raise ValueError(f"{name!r} is no tensor of the model; names begin with {', '.join(sorted(known))}")
     if rest.startswith("base_model.model.") or ".lora_" in rest:
@@ -36,12 +37,6 @@ def own_key(name: str) -> str:
     return own
 
 
-def _part_keys() -> set[str]:
-    """First names of the tensors of all systems."""
-    kinds: list[type[System]] = [System, MGLLaVA]
-    found: set[str] = set()
-    while kinds:
-        kind = kinds.pop()
-        kinds += kind.__subclasses__()
-        found |= {part.key for part in kind.parts}
-    return found
+def all_parts(kind: type[System] = System) -> set[Part]:
+    """Rows of the tables of parts of MG-LLaVA, of a kind of systems, and of those derived from it."""
+    return set(MGLLaVA.parts).union(kind.parts, *map(all_parts, kind.__subclasses__()))

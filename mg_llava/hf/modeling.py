@@ -191,7 +191,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif pixel_values is not None:
             raise ValueError("pictures cannot be added to a cache or to inputs_embeds; give all ids with all pictures")
         llm = self.model.llm
-        settings: dict[str, Any] = {"cache_position": cache_position, "num_logits_to_keep": num_logits_to_keep or None}
+        rest = {"cache_position": cache_position, "num_logits_to_keep": num_logits_to_keep or None}
         known = inspect.signature(llm.forward).parameters
         output = llm(
             input_ids=input_ids,
@@ -203,7 +203,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
-            **{name: value for name, value in settings.items() if value is not None and name in known},
+            **{name: value for name, value in rest.items() if value is not None and name in known},
         )
         loss = None if labels is None else _loss(output.logits, labels.to(output.logits.device), num_items_in_batch)
         result = CausalLMOutputWithPast(

@@ -8,9 +8,9 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from mg_llava.hf.configuration import MGLLaVAConfig
+from mg_llava.hf.keys import all_parts
 from mg_llava.models.interfaces import Encoder, Spec
 from mg_llava.models.system import System
-from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.registry import MODELS
 from mg_llava.safe_config import UntrustedConfigError, check_config
 
@@ -46,7 +46,7 @@ def _build_part(part: Mapping[str, Any], attention: str) -> Any:
 
 
 def spare_vision_parts(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep quantization away from encoders, fusion and projectors, whose share of the memory is small.
+    """Keep quantization away from all parts but the LLM, whose share of the memory is small.
 
     Args:
         kwargs: Arguments of ``from_pretrained``.
@@ -55,7 +55,7 @@ def spare_vision_parts(kwargs: dict[str, Any]) -> dict[str, Any]:
         The same, with the modules that are not to be quantized; a list that is given already is left as it is.
     """
     kwargs = dict(kwargs)
-    spared = [part.key for part in MGLLaVA.parts if part.role != "llm"]
+    spared = sorted({part.key for part in all_parts() if part.role != "llm"})
     quantization = copy.deepcopy(kwargs.pop("quantization_config", None))
     shorthand = {name: kwargs.pop(name) for name in _SHORTHAND if kwargs.get(name)}
     if quantization is None and shorthand:

@@ -12,10 +12,11 @@ from mg_llava.data.inputs import PictureLike, list_boxes, list_pictures, make_tu
 from mg_llava.data.records.schema import Turn
 from mg_llava.data.text.conversation import encode_conversation, encode_prompt
 from mg_llava.data.text.stopping import Stops
+from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import picture_features, require_torch
 from mg_llava.hf.prompts import chat_template as write_chat_template
 from mg_llava.hf.prompts import encode_text, template_of, template_to_dict, to_turns
-from mg_llava.tokens import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX, PAD_TOKEN_ID
+from mg_llava.tokens import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX, PAD_TOKEN_ID, tokens_without_embeddings
 
 
 class MGLLaVAProcessor(ProcessorMixin):
@@ -50,6 +51,24 @@ class MGLLaVAProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As ``ProcessorMixin.from_pretrained``, but a tokenizer that is not the model's is refused.
+
+        Raises:
+            ValueError: It has tokens that the LLM beside it has no word embeddings for.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            config, _ = MGLLaVAConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:  # there is no model beside it
+            return processor
+        if config.get("model_type") == MGLLaVAConfig.model_type:
+            rows = MGLLaVAConfig.from_dict(config).vocab_size
+            if problem := tokens_without_embeddings(processor.tokenizer, rows):
+                raise ValueError(f"{pretrained_model_name_or_path}: {problem}")
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:

@@ -4,7 +4,7 @@ transformers takes such code as single files beside ``config.json`` that import 
 The copies are made from the package by rule, import line by import line, and never edited:
 
 * modules of this package become files in one folder (``mg_llava.data.inputs`` is ``data_inputs.py``);
-* mmengine and the registry become the small module ``mg_llava.hf.standin``;
+* mmengine and the registry become the small module ``mg_llava.hf.mmengine_stub``;
 * what a function imports beyond the packages that are always needed is imported by name when the function runs, where
   transformers does not look for it;
 * the files that transformers opens first name all others, because it copies no more than those.
@@ -19,7 +19,7 @@ from pathlib import Path
 from mg_llava import __version__
 
 PACKAGE = "mg_llava"
-STANDIN = f"{PACKAGE}.hf.standin"
+STUB = f"{PACKAGE}.hf.mmengine_stub"
 ENTRIES = {
     "AutoConfig": ("configuration", "MGLLaVAConfig"),
     "AutoModel": ("modeling", "MGLLaVAForConditionalGeneration"),
@@ -30,7 +30,7 @@ ENTRIES = {
 }
 """For each Auto class the module of ``mg_llava.hf`` and the class in it."""
 REPLACED = {"mmengine.logging", "mmengine.model", f"{PACKAGE}.registry"}
-"""Modules that the stand-in stands for."""
+"""Modules that the stub stands for."""
 NEEDED = {"torch", "torchvision", "transformers", "numpy", "PIL", "timm", "safetensors"}
 """Packages that must be there to use the model."""
 
@@ -115,7 +115,7 @@ class _Source:
         if node.level:
             base = self.name.split(".")[: -node.level]
             module = ".".join([*base, module] if module else base)
-        return STANDIN if module in REPLACED else module
+        return STUB if module in REPLACED else module
 
     def rewritten(self, also: list[str]) -> str:
         """The copy; ``also`` names modules that it shall name although it does not import them."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from mmengine.config import Config
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from mg_llava.hf import MGLLaVAConfig, hf_key, own_key
 from mg_llava.hf.export import folder_files
@@ -41,6 +41,27 @@ def test_keys(exported: Exported) -> None:
     for wrong in ("projector.model.0.weight", "model.embed_tokens.weight"):
         with pytest.raises(ValueError, match="tensor"):
             own_key(wrong)
+
+
+def test_a_tokenizer_with_tokens_that_the_llm_lacks_is_refused(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    """By the sentence of training and predictor: when a folder is written, and when it is loaded with another one."""
+    from mg_llava.hf import MGLLaVAProcessor
+
+    other = AutoTokenizer.from_pretrained(toy_paths["llm"])
+    other.add_tokens([f"<{number}>" for number in range(len(other), 302)])
+    other.save_pretrained(tmp_path / "tokenizer")
+    config = training_config(toy_paths)
+    config["tokenizer"] = {**config["tokenizer"], "pretrained_model_name_or_path": str(tmp_path / "tokenizer")}
+    with pytest.raises(ValueError, match=r"2 tokens have none, such as '<300>' \(id 300\), '<301>' \(id 301\)"):
+        folder_files(config, tmp_path / "refused")
+    assert not list((tmp_path / "refused").iterdir())
+    folder_files(training_config(toy_paths), tmp_path / "hf")
+    MGLLaVAProcessor.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "processor")
+    other.save_pretrained(tmp_path / "hf")
+    for load in (MGLLaVAProcessor, AutoProcessor):
+        with pytest.raises(ValueError, match=r"hf: the tokenizer has ids up to 301, the LLM 300 word embeddings"):
+            load.from_pretrained(tmp_path / "hf")
+    MGLLaVAProcessor.from_pretrained(tmp_path / "processor")  # nothing beside it says how many there are
 
 
 def test_files(toy_paths: dict[str, str], tmp_path: Path) -> None:
