@@ -3,6 +3,8 @@
 Shapes: N pictures, S side of the canvas in pixels, C_s channels of stage s.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,18 +19,20 @@ from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
 from mg_llava.models.interfaces import Seen, Spec
 from mg_llava.models.weights.guard import safe_torch_load
-from mg_llava.models.weights.loading import (
-    create_timm_model,
-    find_weights,
-    infer_convnext_kwargs,
-    require_folder,
-    split_trunk,
-)
+from mg_llava.models.weights.loading import create_timm_model, require_folder
 from mg_llava.models.weights.stored import TensorMap, map_state_dict, map_weights
 from mg_llava.registry import MODELS
 
 CONFIG = "open_clip_config.json"
 _STEMS = ("open_clip_model", "open_clip_pytorch_model")
+_TRUNK = "visual.trunk."
+_NOT_TRUNK = {
+    "text tower": ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "attn_mask"),
+    "projection head": ("visual.head.",),
+    "trunk norm and head": ("visual.trunk.head.", "visual.trunk.norm.", "visual.trunk.norm_pre."),
+    "logit scale": ("logit_scale", "logit_bias"),
+}
+"""Parts of an open_clip model beside the trunk's stem and stages, by prefix of their keys."""
 
 
 @MODELS.register_module()
@@ -110,8 +114,8 @@ class OpenCLIPConvNeXtEncoder(VisionEncoder):
         path = str(config["path"])
         if _looks_like_folder(path):
             require_folder(path, CONFIG, f"an open_clip folder ({CONFIG} and weights)", False)
-            file = find_weights(Path(path), _STEMS)
-            trunk, dropped = split_trunk(_unwrapped(map_weights(file)[0]), file)
+            file = _find_weights(Path(path))
+            trunk, dropped = _split_trunk(_unwrapped(map_weights(file)[0]), file)
             print_log(
                 f"high-resolution encoder: {len(trunk)} tensors from {file}; not needed and dropped: "
                 + (", ".join(f"{count} of the {part}" for part, count in dropped.items()) or "none"),
@@ -168,15 +172,74 @@ def _make_trunk(name: str, kwargs: Mapping[str, Any], place: str) -> nn.Module:
     return trunk
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """Where a folder may have its weights; safetensors win."""
+    return [folder / f"{stem}{suffix}" for suffix in (".safetensors", ".bin") for stem in _STEMS]
+
+
+def _find_weights(folder: Path) -> Path:
+    candidates = _weight_files(folder)
+    file = next((file for file in candidates if file.is_file()), None)
+    if file is None:
+        names = ", ".join(file.name for file in candidates)
+        raise FileNotFoundError(f"{folder} has no weights; expected one of {names}")
+    return file
+
+
 def _read_kwargs(folder: Path) -> dict[str, Any]:
     """Depths, widths and options of the trunk from the shapes of a folder's weights; none where it has no weights."""
-    if not any((folder / f"{stem}{suffix}").is_file() for stem in _STEMS for suffix in (".safetensors", ".bin")):
+    if not any(file.is_file() for file in _weight_files(folder)):
         return {}
-    tensors = _unwrapped(map_weights(find_weights(folder, _STEMS))[0])
-    shapes = {
-        key.removeprefix("visual.trunk."): torch.empty(tensor.shape, device="meta") for key, tensor in tensors.items()
+    tensors = _unwrapped(map_weights(_find_weights(folder))[0])
+    return infer_convnext_kwargs({key.removeprefix(_TRUNK): tensor for key, tensor in tensors.items()})
+
+
+def infer_convnext_kwargs(trunk: Mapping[str, Any]) -> dict[str, Any]:
+    """Depths, widths and block options of a timm ConvNeXt from the names and shapes of its weights."""
+    blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight", key) for key in trunk]
+    depths: dict[int, int] = {}
+    for match in filter(None, blocks):
+        stage, block = int(match[1]), int(match[2])
+        depths[stage] = max(depths.get(stage, 0), block + 1)
+    if not depths:
+        return {}
+    first = [trunk[f"stages.{stage}.blocks.0.conv_dw.weight"] for stage in sorted(depths)]
+    kwargs: dict[str, Any] = {
+        "depths": tuple(depths[stage] for stage in sorted(depths)),
+        "dims": tuple(weight.shape[0] for weight in first),
+        "kernel_sizes": tuple(weight.shape[-1] for weight in first),
     }
-    return infer_convnext_kwargs(shapes)
+    if "stages.0.blocks.0.mlp.fc1.weight" in trunk:
+        kwargs["conv_mlp"] = len(trunk["stages.0.blocks.0.mlp.fc1.weight"].shape) == 4
+    kwargs["ls_init_value"] = 1.0 if any(key.endswith(".gamma") for key in trunk) else None  # a value that is replaced
+    kwargs["use_grn"] = any(".mlp.grn." in key for key in trunk)
+    return kwargs
+
+
+def _split_trunk(state: TensorMap, file: Path) -> tuple[TensorMap, Counter[str]]:
+    """Keep ``visual.trunk.{stem,stages}`` of an open_clip model, and count what is dropped knowingly.
+
+    Returns:
+        The trunk's tensors without the ``visual.trunk.`` prefix, and the number of dropped tensors by part.
+
+    Raises:
+        ValueError: If there is no trunk.
+    """
+    trunk: TensorMap = {}
+    dropped: Counter[str] = Counter()
+    for key, value in state.items():
+        part = next((name for name, prefixes in _NOT_TRUNK.items() if key.startswith(prefixes)), None)
+        if part is not None:
+            dropped[part] += 1
+        elif key.startswith(_TRUNK):
+            trunk[key.removeprefix(_TRUNK)] = value
+        else:
+            dropped[f"unknown part {key.split('.')[0]}"] += 1
+    if not trunk:
+        raise ValueError(
+            f"{file} has no visual.trunk.* keys (first key: {next(iter(state))}); expected an open_clip ConvNeXt"
+        )
+    return trunk, dropped
 
 
 def _unwrapped(tensors: TensorMap) -> TensorMap:

@@ -3,17 +3,20 @@
 Shapes: N pictures, S side of the canvas in pixels, C_s channels of stage s.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.convnext import check_size
 from mg_llava.models.interfaces import Seen, Spec
-from mg_llava.models.weights.loading import create_timm_model, feature_names
+from mg_llava.models.weights.loading import create_timm_model
 from mg_llava.models.weights.stored import TensorMap, map_state_dict, map_weights
 from mg_llava.registry import MODELS
 
@@ -92,7 +95,7 @@ class TimmEncoder(VisionEncoder):
             )
         own = map_state_dict(backbone.state_dict())
         if checkpoint is not None:
-            own = feature_names(map_weights(Path(checkpoint))[0], own, Path(checkpoint))
+            own = _feature_names(map_weights(Path(checkpoint))[0], own, Path(checkpoint))
         return {f"backbone.{name}": tensor for name, tensor in own.items()}
 
     def build(self, spec: Spec) -> None:
@@ -108,3 +111,23 @@ class TimmEncoder(VisionEncoder):
         maps = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         # some backbones (Swin) give (N, H, W, C)
         return Seen(maps=[item.permute(0, 3, 1, 2) for item in maps] if self.channels_last else list(maps))
+
+
+def _feature_names(state: TensorMap, own: TensorMap, file: Path) -> TensorMap:
+    """A whole timm model's tensors under the names of its ``features_only`` form, without those that it lacks.
+
+    Args:
+        state: Tensors of the whole model; timm names its first modules differently.
+        own: Those of its ``features_only`` form.
+        file: Where the first are from, for messages.
+    """
+    named = {
+        key if key in own else re.sub(r"^([^.]+)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()
+    }
+    dropped = Counter(key.split(".")[0] for key in named if key not in own)
+    print_log(
+        f"{len(own)} tensors from {file}; not needed and dropped: "
+        + (", ".join(f"{count} of {part}" for part, count in dropped.items()) or "none"),
+        logger="current",
+    )
+    return {key: value for key, value in named.items() if key in own}

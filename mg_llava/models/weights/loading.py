@@ -1,28 +1,16 @@
 """Reading weights that come from elsewhere: safely, and with every key accounted for."""
 
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mg_llava.models.weights.guard import safe_torch_load
 
 StateDict = dict[str, Tensor]
-T = TypeVar("T")
-
-NOT_TRUNK = {
-    "text tower": ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "attn_mask"),
-    "projection head": ("visual.head.",),
-    "trunk norm and head": ("visual.trunk.head.", "visual.trunk.norm.", "visual.trunk.norm_pre."),
-    "logit scale": ("logit_scale", "logit_bias"),
-}
-"""Parts of an open_clip model beside the trunk's stem and stages, by prefix of their keys."""
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -102,67 +90,6 @@ def load_hugging_face(model_class: Any, path: str, **kwargs: Any) -> Any:
     return model
 
 
-def find_weights(folder: Path, stems: Sequence[str]) -> Path:
-    """The first existing ``STEM.safetensors`` or ``STEM.bin``; safetensors win.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    candidates = [folder / f"{stem}{suffix}" for suffix in (".safetensors", ".bin") for stem in stems]
-    for file in candidates:
-        if file.is_file():
-            return file
-    raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(file.name for file in candidates)}")
-
-
-def split_trunk(state: Mapping[str, T], file: Path) -> tuple[dict[str, T], Counter[str]]:
-    """Keep ``visual.trunk.{stem,stages}`` of an open_clip model, and count what is dropped knowingly.
-
-    Returns:
-        The trunk's tensors without the ``visual.trunk.`` prefix, and the number of dropped tensors by part.
-
-    Raises:
-        ValueError: If there is no trunk.
-    """
-    trunk: dict[str, T] = {}
-    dropped: Counter[str] = Counter()
-    for key, value in state.items():
-        part = next((name for name, prefixes in NOT_TRUNK.items() if key.startswith(prefixes)), None)
-        if part is not None:
-            dropped[part] += 1
-        elif key.startswith("visual.trunk."):
-            trunk[key.removeprefix("visual.trunk.")] = value
-        else:
-            dropped[f"unknown part {key.split('.')[0]}"] += 1
-    if not trunk:
-        raise ValueError(
-            f"{file} has no visual.trunk.* keys (first key: {next(iter(state))}); expected an open_clip ConvNeXt"
-        )
-    return trunk, dropped
-
-
-def infer_convnext_kwargs(trunk: StateDict) -> dict[str, Any]:
-    """Depths, widths and block options of a timm ConvNeXt from the names and shapes of its weights."""
-    blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight", key) for key in trunk]
-    depths: dict[int, int] = {}
-    for match in filter(None, blocks):
-        stage, block = int(match[1]), int(match[2])
-        depths[stage] = max(depths.get(stage, 0), block + 1)
-    if not depths:
-        return {}
-    first = [trunk[f"stages.{stage}.blocks.0.conv_dw.weight"] for stage in sorted(depths)]
-    kwargs: dict[str, Any] = {
-        "depths": tuple(depths[stage] for stage in sorted(depths)),
-        "dims": tuple(weight.shape[0] for weight in first),
-        "kernel_sizes": tuple(weight.shape[-1] for weight in first),
-    }
-    if "stages.0.blocks.0.mlp.fc1.weight" in trunk:
-        kwargs["conv_mlp"] = trunk["stages.0.blocks.0.mlp.fc1.weight"].ndim == 4
-    kwargs["ls_init_value"] = 1.0 if any(key.endswith(".gamma") for key in trunk) else None  # a value that is replaced
-    kwargs["use_grn"] = any(".mlp.grn." in key for key in trunk)
-    return kwargs
-
-
 def create_timm_model(name: str, source: str, **kwargs: Any) -> nn.Module:
     """``timm.create_model`` with one kind of error.
 
@@ -186,26 +113,6 @@ def create_timm_model(name: str, source: str, **kwargs: Any) -> nn.Module:
             raise
         near = get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"{source}: timm knows no model {name!r}; nearest names: {near}") from error
-
-
-def feature_names(state: Mapping[str, T], own: Mapping[str, Any], file: Path) -> dict[str, T]:
-    """A whole timm model's tensors under the names of its ``features_only`` form, without those that it lacks.
-
-    Args:
-        state: Tensors of the whole model; timm names its first modules differently.
-        own: Those of its ``features_only`` form.
-        file: Where the first are from, for messages.
-    """
-    named = {
-        key if key in own else re.sub(r"^([^.]+)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()
-    }
-    dropped = Counter(key.split(".")[0] for key in named if key not in own)
-    print_log(
-        f"{len(own)} tensors from {file}; not needed and dropped: "
-        + (", ".join(f"{count} of {part}" for part, count in dropped.items()) or "none"),
-        logger="current",
-    )
-    return {key: value for key, value in named.items() if key in own}
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:

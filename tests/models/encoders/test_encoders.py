@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mg_llava.models.encoders.clip import CLIPEncoder
-from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
+from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder, infer_convnext_kwargs
 from mg_llava.models.encoders.timm import TimmEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD, normalize, resample
-from mg_llava.models.weights.loading import infer_convnext_kwargs, require_folder, resolve_dtype
+from mg_llava.models.weights.loading import require_folder, resolve_dtype
 from mg_llava.registry import MODELS
 from tests import toy
 
