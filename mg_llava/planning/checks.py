@@ -9,7 +9,6 @@ from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group, build_tokens
 from mg_llava.data.text.conversation import Template
 from mg_llava.models.parts import kind_of
-from mg_llava.planning.flops import visual_tokens
 from mg_llava.planning.gpus import GPU
 from mg_llava.planning.options import unknown_options
 from mg_llava.planning.skeleton import Skeleton
@@ -60,16 +59,26 @@ def _missing_weights(path: str) -> str:
 
 def count_samples(config: Any) -> tuple[int | None, str]:
     """Samples of an epoch, and where the number comes from; None where nothing says it."""
-    total = 0.0
+    try:
+        return round(sum(records * repeat for records, repeat in drawn_records(config))), "counted"
+    except FileNotFoundError as error:
+        published = config.get("published_samples")
+        return (int(published), "as published") if published else (None, str(error))
+
+
+def drawn_records(config: Any) -> Iterator[tuple[int, float]]:
+    """Records of each source that an epoch draws from, and how often it draws each.
+
+    Raises:
+        FileNotFoundError: The records of a source are not here.
+    """
     for source in walk_sources(find_dataset(config)):
         path = source.get("data_path")
         if not path or not Path(path).is_file():
-            published = config.get("published_samples")
-            return (int(published), "as published") if published else (None, f"{path} does not exist")
+            raise FileNotFoundError(f"{path} does not exist")
         count = len(open_records(path))
         drawn: Draw = build_group("draw", source.get("draw"))
-        total += min(count, drawn.max_dataset_length or count) * drawn.repeat
-    return round(total), "counted"
+        yield min(count, drawn.max_dataset_length or count), drawn.repeat
 
 
 def find_conflicts(config: Any, skeleton: Skeleton | None, gpu: GPU, deepspeed: str | None) -> list[str]:
@@ -118,7 +127,7 @@ def _about_text(config: Any) -> Iterator[str]:
 
 def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
     model, dataset = skeleton.model, config.train_dataloader.dataset
-    tokens = visual_tokens(model)
+    tokens = model.tokens_of(1, 0)
     stated = build_tokens(dataset.get("tokens"))(1, 0)
     if dataset.get("tokens") and stated != tokens:
         yield (

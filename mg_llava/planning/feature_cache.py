@@ -6,10 +6,10 @@ from typing import Any
 
 from mg_llava.data.config import find_dataset, walk_sources
 from mg_llava.data.features.file import picture_bytes
-from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group
 from mg_llava.features import FEATURE_DTYPES, FeatureDtype, blocks_of
 from mg_llava.models.vision import FeatureExtractor
+from mg_llava.planning.checks import drawn_records
 from mg_llava.planning.flops import POOLING, Flops
 
 DISK = 2e9
@@ -82,26 +82,16 @@ def plan_feature_cache(
     whole = sum(flops.training.values())
     pictures = _count_pictures(config, samples)
     sizes = FeatureExtractor(model).sizes
+    rest, without_cache = samples * (whole - encoders) / throughput, samples * whole / throughput
     costs = []
     for dtype in FEATURE_DTYPES:
         # a stand-in for "no box" is kept beside the boxes
         size = picture_bytes(blocks_of(**sizes, dtype=dtype), boxes + 1 if sizes["pooled"] else 0)
-        rest = samples * (whole - encoders) / throughput
-        epoch = max(rest, samples * size / disk)
-        fill = pictures * max(encoders / throughput, size / disk)
-        saved = samples * whole / throughput - epoch
-        costs.append(
-            CacheCost(
-                dtype=dtype,
-                picture=size,
-                total=size * pictures,
-                hours_to_fill=fill / 3600,
-                hours_per_epoch=epoch / 3600,
-                hours_saved=saved / 3600,
-                epochs=fill / saved if saved > 0 else None,
-                rate=samples * size / rest,
-            )
-        )
+        epoch, fill = max(rest, samples * size / disk), pictures * max(encoders / throughput, size / disk)
+        saved = without_cache - epoch
+        pays_after = fill / saved if saved > 0 else None
+        hours = fill / 3600, epoch / 3600, saved / 3600
+        costs.append(CacheCost(dtype, size, size * pictures, *hours, pays_after, samples * size / rest))
     return FeaturePlan(pictures, disk, encoders / whole, costs)
 
 
@@ -115,9 +105,8 @@ def describe_feature_cache(plan: FeaturePlan) -> Iterator[str]:
     yield f"  {'dtype':<10} {head}{'pays after':>14}{'hidden from':>13}"
     for cost in plan.costs:
         pays = "never" if cost.epochs is None else f"{cost.epochs:.1f} epochs"
-        hours = "".join(
-            f"{_hours(value):>10}" for value in (cost.hours_to_fill, cost.hours_per_epoch, cost.hours_saved)
-        )
+        shown = (_hours(value) for value in (cost.hours_to_fill, cost.hours_per_epoch, cost.hours_saved))
+        hours = "".join(f"{text:>10}" for text in shown)
         yield (
             f"  {cost.dtype:<10} {cost.picture / 1e6:>10.3f}{cost.total / 1e9:>10,.1f}{hours}{pays:>14}"
             f"{cost.rate / 1e9:>8.2f} GB/s"
@@ -130,15 +119,10 @@ def _hours(hours: float) -> str:
 
 def _count_pictures(config: Any, samples: int) -> int:
     """Pictures that are kept: each once, however often its sample comes."""
-    sources = list(walk_sources(find_dataset(config)))
-    draws: list[Draw] = [build_group("draw", source.get("draw")) for source in sources]
+    draws: list[Draw] = [build_group("draw", source.get("draw")) for source in walk_sources(find_dataset(config))]
     if all(drawn.repeat <= 1 for drawn in draws):
         return samples
-    total = 0.0
-    for source, drawn in zip(sources, draws, strict=True):
-        try:
-            count = len(open_records(source["data_path"]))
-        except (FileNotFoundError, KeyError):
-            return samples
-        total += min(count, drawn.max_dataset_length or count) * min(1, drawn.repeat)
-    return round(total)
+    try:
+        return round(sum(records * min(1, repeat) for records, repeat in drawn_records(config)))
+    except FileNotFoundError:
+        return samples

@@ -62,16 +62,6 @@ class Flops:
         return sum(self.forward.values()) / 2
 
 
-def visual_tokens(model: Any) -> int:
-    """Visual tokens of one picture."""
-    return model.tokens_of(1, 0)
-
-
-def row_length(model: Any, sample: Sample) -> int:
-    """Length of the row of a sample."""
-    return model.tokens_of(1, sample.boxes) + sample.text
-
-
 def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
     """Count the operations of a sample in a model on the meta device."""
     model = skeleton.model
@@ -82,7 +72,7 @@ def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
     canvas = torch.empty(1, 3, model.canvas_size, model.canvas_size, dtype=torch.uint8, device="meta")
     with _counting(model, forward, training):
         model.encode(canvas, [torch.empty(sample.boxes, 4, device="meta")])
-    length = row_length(model, sample)
+    length = model.tokens_of(1, sample.boxes) + sample.text
     if model.llm is not None:
         counts = over_layers(model.llm, lambda: np.array(_measure(lambda: run_llm(model.llm, length))[1:]))
         forward["llm"], training["llm"] = counts.tolist()

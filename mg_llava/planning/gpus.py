@@ -21,28 +21,25 @@ class GPU:
     bfloat16: bool = True
 
 
-def _gpu(name: str, gib: float, teraflops: float, bfloat16: bool = True) -> GPU:
-    return GPU(name, gib * 2**30, teraflops * 1e12, bfloat16)
-
-
 GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        _gpu("A100-80G", 80, 312),
-        _gpu("A100-40G", 40, 312),
-        _gpu("A800-80G", 80, 312),
-        _gpu("H100-80G", 80, 989),
-        _gpu("H800-80G", 80, 989),
-        _gpu("H200-141G", 141, 989),
-        _gpu("L40S-48G", 48, 362),
-        _gpu("A6000-48G", 48, 155),
-        _gpu("A10-24G", 24, 125),
-        _gpu("RTX4090-24G", 24, 165),
-        _gpu("RTX3090-24G", 24, 71),
-        _gpu("V100-32G", 32, 125, bfloat16=False),
-        _gpu("T4-16G", 16, 65, bfloat16=False),
+    name: GPU(name, gib * 2**30, teraflops * 1e12, name not in ("V100-32G", "T4-16G"))
+    for name, gib, teraflops in (
+        ("A100-80G", 80, 312),
+        ("A100-40G", 40, 312),
+        ("A800-80G", 80, 312),
+        ("H100-80G", 80, 989),
+        ("H800-80G", 80, 989),
+        ("H200-141G", 141, 989),
+        ("L40S-48G", 48, 362),
+        ("A6000-48G", 48, 155),
+        ("A10-24G", 24, 125),
+        ("RTX4090-24G", 24, 165),
+        ("RTX3090-24G", 24, 71),
+        ("V100-32G", 32, 125),
+        ("T4-16G", 16, 65),
     )
 }
+"""By name, from GiB and dense teraflops; the last two do not compute in bfloat16."""
 
 
 def find_gpu(name: str) -> GPU:

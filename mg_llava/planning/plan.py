@@ -8,7 +8,7 @@ from typing import Any
 from mg_llava.models.architectures import ArchitectureError
 from mg_llava.planning.checks import count_samples, find_conflicts, find_missing
 from mg_llava.planning.feature_cache import DISK, FeaturePlan, plan_feature_cache
-from mg_llava.planning.flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops, visual_tokens
+from mg_llava.planning.flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops
 from mg_llava.planning.gpus import GPU
 from mg_llava.planning.memory import STRATEGIES, Activations, Memory, measure_activations, share_memory, weigh
 from mg_llava.planning.skeleton import Skeleton, build_skeleton
@@ -121,7 +121,7 @@ def make_plan(
         return plan
     plan.parameters = {name: _count(part) for name, part in skeleton.parts().items()}
     context = (config.train_dataloader.dataset.get("budget") or {}).get("context_length")
-    room = (context or math.inf) - visual_tokens(skeleton.model) - boxes
+    room = (context or math.inf) - skeleton.model.tokens_of(1, 0) - boxes
     sample = Sample(int(max(1, min(text_tokens or TEXT_TOKENS, room))), boxes)
     plan.notes += [f"{sample.text} text and {boxes} box tokens in a typical sample; memory is that of full rows"]
     plan.flops = count_flops(skeleton, sample)
