@@ -4,20 +4,26 @@ Whatever is given is first brought under the reference's names, completed (LLM a
 adapters merged), checked key by key, and only then written; nothing is left at the target when something fails.
 """
 
+import copy
+from collections.abc import Mapping
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from mg_llava import __version__
+from mg_llava.conversion.expected import parts_of
 from mg_llava.conversion.files import ConversionError, check_room
 from mg_llava.conversion.folder_writing import copy_small_files, finish, main_dtype, stage, without_ties, write_shards
-from mg_llava.conversion.hugging_face import write_hugging_face
 from mg_llava.conversion.inputs import LLM_FOLDER, PROJECT_KEY, VISION_FILE
 from mg_llava.conversion.prepare import prepare
 from mg_llava.conversion.types import Options, Source
 from mg_llava.conversion.writers import Progress, write_pth, write_safetensors
+from mg_llava.models.parts import kind_of
 from mg_llava.models.weights.folders import read_config
-from mg_llava.models.weights.report import KeyReport
+from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
+from mg_llava.models.weights.stored import TensorMap
 from mg_llava.work.atomic import write_json
 
 Target = Literal["hf", "parts", "reference", "mmengine"]
@@ -76,7 +82,7 @@ def write(prepared: Source, target: Path, to: Target, options: Options, progress
     if to == "parts":
         _write_parts(prepared, target, options, progress)
     elif to == "hf":
-        write_hugging_face(prepared, target, options, progress)
+        _write_hugging_face(prepared, target, options, progress)
     else:
         _write_pth(prepared, target, to, options, progress)
 
@@ -114,3 +120,78 @@ def _write_parts(source: Source, target: Path, options: Options, progress: Progr
     config = (config["text_config"] if is_whole else config) | {"torch_dtype": main_dtype(llm)}
     write_json(folder / "config.json", config, indent=2)
     finish(staged, source, "parts")
+
+
+def _write_hugging_face(source: Source, target: Path, options: Options, progress: Progress | None) -> None:
+    from mg_llava.hf.export import folder_files
+    from mg_llava.hf.keys import hf_key
+
+    checkpoint, config = source.checkpoint, None if source.checkpoint.settings is None else _config(source)
+    if config is None and (not checkpoint.encoders or options.standalone):
+        raise ConversionError(
+            f"{checkpoint.path} ({checkpoint.kind}) does not say what the model is made of; give the training config "
+            "with --config"
+        )
+    encoders = checkpoint.encoders or _encoders(config["model"] if config else {})
+    vision, llm = source.split()
+    own = {
+        **{f"llm.{name}": tensor for name, tensor in without_ties(llm, source.tied).items()},
+        **{name: tensor.to(options.torch_dtype) for name, tensor in encoders.items()},
+        **vision,  # after the encoders' own: those that were trained
+    }
+    source.report.parts.update(summarize({name: own[name] for name in encoders}))
+    staged = stage(source, target, "hf", options, own)
+    dtype, weights = main_dtype(llm), {hf_key(name): tensor for name, tensor in own.items()}
+    try:
+        if config is None:
+            copy_small_files(checkpoint.path, staged.path)
+            write_json(staged.path / "config.json", read_config(checkpoint.path) | {"torch_dtype": dtype}, indent=2)
+        else:
+            folder_files(config, staged.path, dtype, options.standalone)
+        _check_model(staged.path, weights, [hf_key(f"llm.{name}") for name in source.tied])
+    except (ValueError, OSError):
+        staged.abandon()
+        raise
+    write_shards(staged, weights, options, progress)
+    finish(staged, source, "hf")
+
+
+def _config(source: Source) -> dict[str, Any]:
+    """The training config, with the LLM's folder that was found."""
+    assert source.checkpoint.settings is not None
+    config = copy.deepcopy(dict(source.checkpoint.settings.values))
+    folder = source.llm_folder
+    if folder is not None and folder != source.checkpoint.path:
+        before, config["model"]["llm"]["path"] = config["model"]["llm"].get("path"), str(folder)
+        tokenizer = config.get("tokenizer") or {}
+        if isinstance(tokenizer, Mapping) and tokenizer.get("pretrained_model_name_or_path") == before:
+            config["tokenizer"] = {**tokenizer, "pretrained_model_name_or_path": str(folder)}
+    return config
+
+
+def _encoders(model: Mapping[str, Any]) -> TensorMap:
+    """Weights of the encoders, unread where their files allow it."""
+    return {
+        f"{part.key}.{name}": tensor
+        for part in parts_of(model)
+        if part.role == "encoder" and model.get(part.config) is not None
+        for name, tensor in kind_of(model[part.config]).map_weights(model[part.config]).items()
+    }
+
+
+def _check_model(folder: Path, weights: TensorMap, aliases: list[str]) -> None:
+    """Compare names and shapes with the model that the folder's configuration describes, built without memory.
+
+    Raises:
+        ConversionError: Naming the first weights that are missing, left over or of another shape.
+    """
+    import mg_llava.hf
+
+    with torch.device("meta"):
+        model = mg_llava.hf.MGLLaVAForConditionalGeneration(mg_llava.hf.MGLLaVAConfig.from_pretrained(folder))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    report = check_keys(weights, Expected(shapes, optional=aliases))
+    if problems := report.misfits:
+        raise ConversionError(
+            f"the weights are not those of the model that the config describes: {'; '.join(problems)}"
+        )
