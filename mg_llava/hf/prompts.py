@@ -11,7 +11,7 @@ from string import Formatter
 from typing import Any
 
 from mg_llava.data.records.schema import Turn
-from mg_llava.data.text.conversation import Template, special_ids
+from mg_llava.data.text.conversation import Template, framing_ids
 from mg_llava.tokens import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
 
 _ROLES = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system"}
@@ -91,7 +91,7 @@ def encode_text(text: str, tokenizer: Any, template: Template) -> list[int]:
     Ids of training come from pieces that are tokenized separately: question, answer, separator. A text that does not
     follow the template is one piece.
     """
-    bos, eos = special_ids(tokenizer)
+    bos, eos = framing_ids(tokenizer, template)
     opening, ending = _written(tokenizer, bos), _written(tokenizer, eos)
     stop = template.suffix + ("" if template.suffix_as_eos else ending)
     ids = [] if opening and text.startswith(opening) else list(bos)
@@ -163,7 +163,7 @@ def chat_template(template: Template, tokenizer: Any) -> str:
 
     The header of the answer belongs to the question before it, so that ``add_generation_prompt`` changes nothing.
     """
-    bos, eos = (_written(tokenizer, ids) for ids in special_ids(tokenizer))
+    bos, eos = (_written(tokenizer, ids) for ids in framing_ids(tokenizer, template))
     head, tail = _instruction(template)
     system = "".join(_jinja(literal, {"system": "ns.system"}) for literal in Formatter().parse(template.system))
     names = {"round": "ns.round"}

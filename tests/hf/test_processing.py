@@ -104,6 +104,17 @@ def test_sentencepiece_like_tokenizer(tmp_path: Path) -> None:
     assert tokenizer.encode(text.split("<image>")[1], add_special_tokens=False) != wanted[wanted.index(-200) + 1 :]
 
 
+def test_bos_that_the_template_writes_itself(toy_paths: dict[str, str]) -> None:
+    """SmolLM2's BOS is ChatML's <|im_start|>: a written prompt has it once, as training has."""
+    tokenizer = AutoTokenizer.from_pretrained(toy_paths["llm"], bos_token="<|im_start|>", eos_token="<|im_end|>")
+    template = Template.build("qwen_chat")
+    turns = [Turn("human", "<image>\nwhat?"), Turn("gpt", "a digit"), Turn("human", "is it?")]
+    for system in ("", "Be brief."):
+        text = written(as_messages(turns, system), template, tokenizer)
+        assert "<|im_start|><|im_start|>" not in text and text.startswith("<|im_start|>")
+        assert encode_text(text, tokenizer, template) == encode_prompt(turns, tokenizer, template, system)
+
+
 def test_messages(processor: MGLLaVAProcessor) -> None:
     parts = [{"type": "image"}, {"type": "text", "text": "what?"}]
     ways = [

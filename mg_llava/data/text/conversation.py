@@ -166,6 +166,12 @@ def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     return _as_list(bos), _as_list(eos)
 
 
+def framing_ids(tokenizer: Any, template: Template) -> tuple[list[int], list[int]]:
+    """As :func:`special_ids`, without a BOS that the template writes itself, as ChatML does SmolLM2's <|im_start|>."""
+    bos, eos = special_ids(tokenizer)
+    return [] if tokenizer.bos_token and template.instruction.startswith(tokenizer.bos_token) else bos, eos
+
+
 def _as_list(value: int | list[int] | None) -> list[int]:
     if value is None:
         return []
@@ -201,9 +207,7 @@ def _encode_exchanges(
     exchanges: Sequence[tuple[str, str | None]], tokenizer: Any, template: Template, system: str
 ) -> list[list[_Segment]]:
     """Segments of each exchange."""
-    bos, eos = special_ids(tokenizer)
-    if tokenizer.bos_token and template.instruction.startswith(tokenizer.bos_token):
-        bos = []  # SmolLM2's BOS is <|im_start|>, which ChatML writes itself
+    bos, eos = framing_ids(tokenizer, template)
     if not eos and not template.suffix_as_eos:
         raise ValueError(
             "the tokenizer has no EOS token and the template no suffix that ends an answer; set eos_token"
