@@ -124,41 +124,27 @@ class _Source:
         for node, at_top in nodes:
             assert node.end_lineno is not None
             indent = lines[node.lineno - 1][: node.col_offset]
-            new = self._statement(node, at_top)
-            if new is not None:
+            if new := self._statement(node, at_top):
                 lines[node.lineno - 1 : node.end_lineno] = [indent + line for line in new]
         preamble = [f"from .{_file_name(name)} import __name__ as _{_file_name(name)}" for name in also]
         first = min((node.lineno for node, at_top in self.imports if at_top), default=len(lines) + 1)
         header = f"# Copied from {PACKAGE} {__version__} ({self.name}) with its imports rewritten; not to be edited."
         return "\n".join([header, *lines[: first - 1], *preamble, *lines[first - 1 :]]) + "\n"
 
-    def _statement(self, node: ast.stmt, at_top: bool) -> list[str] | None:
-        """What stands for an import in the copy; None leaves it."""
+    def _statement(self, node: ast.stmt, at_top: bool) -> list[str]:
+        """What stands for an import in the copy; nothing leaves it."""
         assert isinstance(node, ast.Import | ast.ImportFrom)
         if isinstance(node, ast.ImportFrom):
             module = self._target(node)
-            names = [alias.name + (f" as {alias.asname}" if alias.asname else "") for alias in node.names]
             if at_top and module.split(".")[0] == PACKAGE:
-                return [f"from .{_file_name(module)} import {', '.join(names)}"]
-            if _is_there(module):
-                return None
-            if at_top:
-                raise ValueError(f"{self.name} imports {module} at its top, which a folder cannot bring along")
-            return [
-                f'{alias.asname or alias.name} = __import__("importlib").import_module("{module}").{alias.name}'
-                for alias in node.names
-            ]
-        absent = [alias for alias in node.names if not _is_there(alias.name)]
-        if not absent:
-            return None
-        if at_top:
-            raise ValueError(
-                f"{self.name} imports {absent[0].name} at its top, which a stand-alone folder cannot have"
-            )
-        return [
-            f'{alias.asname or alias.name.split(".")[0]} = __import__("importlib").import_module("{alias.name}")'
-            for alias in node.names
-        ]
+                return [f"from .{_file_name(module)} import {', '.join(map(ast.unparse, node.names))}"]
+            wanted = [(alias.asname or alias.name, module, f".{alias.name}") for alias in node.names]
+        else:
+            wanted = [(alias.asname or alias.name.split(".")[0], alias.name, "") for alias in node.names]
+        absent = [entry for entry in wanted if not _is_there(entry[1])]
+        if absent and at_top:
+            raise ValueError(f"{self.name} imports {absent[0][1]} at its top, which a stand-alone folder cannot have")
+        return [f'{name} = __import__("importlib").import_module("{module}"){leaf}' for name, module, leaf in absent]
 
 
 def _is_there(module: str) -> bool:
