@@ -2,8 +2,8 @@
 
 What SOURCE is, is found out: a .pth of `xtuner train` or of the reference's release (code that may be stored in it is
 never run), a DeepSpeed folder (ZeRO 1, 2, 3), a work directory, a bare state dict, safetensors, LoRA adapters in a
-.pth or in a PEFT folder, or a folder that this tool wrote. All keys are checked before anything is written; what is
-written takes its place in one step; a killed run of a folder goes on where it was.
+.pth or in a PEFT folder, or a folder that this tool wrote. All keys are checked before anything is written; a
+file or folder takes its place in one step; after a kill the same command continues an unfinished folder.
 
 Examples:
     python tools/convert_checkpoint.py work_dirs/mg_llava_vicuna7b_instruct --inspect
@@ -81,7 +81,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what was at the target is unchanged, the same command goes on", file=sys.stderr)
+        print("interrupted; what was at the target is unchanged, the same command continues", file=sys.stderr)
         return 130
     if arguments.json:
         print(json.dumps(result, indent=2))

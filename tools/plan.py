@@ -36,12 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--boxes", type=int, default=5, help="box tokens of a typical sample (5)")
     parser.add_argument("--samples", type=int, help="samples of an epoch, where the data is not here")
     parser.add_argument("--disk", type=float, default=2.0, help="GB/s at which all GPUs read a feature cache (2)")
-    parser.add_argument(
-        "--architectures",
-        type=Path,
-        default=ROOT / "tests" / "architectures",
-        help="folder with the sizes of models that are not here, in NAME.json",
-    )
+    parser.add_argument("--architectures", type=Path, help="folder with sizes of unpublished models, in NAME.json")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config, KEY=VALUE")
     parser.add_argument("--ignore-missing", action="store_true", help="missing files do not change the exit status")
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON; - prints it in place of the text")

@@ -35,7 +35,7 @@ class Adapter:
 
     @property
     def chosen_layers(self) -> bool:
-        """Whether layers may differ in what adapters they have."""
+        """True where some layers may have adapters that others lack."""
         return any(self.settings.get(name) for name in ("layers_to_transform", "rank_pattern", "exclude_modules"))
 
     def named(self) -> TensorMap:

@@ -1,4 +1,4 @@
-"""What a checkpoint must have: names and shapes of the model that its config describes, built without memory."""
+"""Names and shapes that a checkpoint must have: of the model that its config describes, built without memory."""
 
 import inspect
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What all folders have in common: shards with an index, files of the source, written into a staged folder."""
+"""Parts of all folders: shards with an index and files of the source, written into a staged folder."""
 
 import hashlib
 import json

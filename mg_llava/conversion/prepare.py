@@ -19,7 +19,7 @@ from mg_llava.models.weights.stored import StoredTensor, TensorMap
 
 
 def inspect(source: str | Path, options: Options | None = None) -> tuple[Checkpoint, KeyReport]:
-    """What is at ``source``: its kind and the report on its keys; arguments as for :func:`prepare`."""
+    """The checkpoint at ``source`` and the report on its keys; arguments as for :func:`prepare`."""
     options = options or Options()
     checkpoint = _open([source], options)[0]
     adapters = checkpoint.adapter.named() if checkpoint.adapter is not None else {}

@@ -1,4 +1,4 @@
-"""What a conversion needs to know of a training config, read from the config file or from the checkpoint itself."""
+"""Settings of a training config that conversions need, read from the config file or from the checkpoint itself."""
 
 import ast
 from collections.abc import Mapping
@@ -104,6 +104,6 @@ class _Dicts(ast.NodeTransformer):
 
 
 def _is_system(model: Any) -> bool:
-    """Whether a config is that of a system of this package; those of the reference have classes of other names."""
+    """True for a config of a system of this package; those of the reference have classes of other names."""
     kind = model.get("type") if isinstance(model, Mapping) else None
     return hasattr(MODELS.find(kind.rpartition(".")[2]) if isinstance(kind, str) else kind, "parts")

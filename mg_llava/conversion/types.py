@@ -91,7 +91,7 @@ class Checkpoint:
 
     @property
     def has_llm(self) -> bool:
-        """Whether weights of the LLM, or some that were trained beside adapters, are in it."""
+        """True where it holds weights of the LLM, be it only some that were trained beside adapters."""
         return any(key.startswith("llm.") for key in self.tensors)
 
 

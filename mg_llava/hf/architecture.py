@@ -1,4 +1,4 @@
-"""What a training config says about the architecture, read from the folders it names, without their weights."""
+"""The architecture that a training config stands for, read from the folders it names, without their weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -73,7 +73,7 @@ class MGLLaVAConfig(PretrainedConfig):
         return _without(super().to_dict(), _PRIVATE)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to ``config.json``: of each part what differs from transformers' defaults."""
+        """Content of ``config.json``: of each part the values that differ from transformers' defaults."""
         output = super().to_diff_dict()
         for name in self.sub_configs:
             output[name] = _without(getattr(self, name).to_diff_dict(), _OF_THE_WHOLE)

@@ -30,7 +30,7 @@ class Registry:
         return register
 
     def find(self, name: str) -> Any:
-        """What is registered under a name, with or without a module before it; else None."""
+        """The class or function under a name, with or without a module before it; else None."""
         return self.module_dict.get(name.rsplit(".", 1)[-1])
 
     get = find

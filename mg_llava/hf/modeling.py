@@ -262,7 +262,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         boxes: Sequence[Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Go on with every row of a batch.
+        """Continue every row of a batch.
 
         Args:
             inputs: ``(B, T)`` ids, also as ``input_ids``; as for :meth:`forward`.
@@ -282,7 +282,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_ids is None or kwargs.get("inputs_embeds") is not None:
             return super().generate(input_ids, *args, **kwargs)
         if _is_filled(kwargs.get("past_key_values")):
-            raise ValueError("generate cannot go on from a filled cache; give all ids with all pictures")
+            raise ValueError("generate cannot continue from a filled cache; give all ids with all pictures")
         mask = kwargs.pop("attention_mask", None)
         merged = self._merge(input_ids, pixel_values, boxes, mask, padding_side="left")
         output = super().generate(
@@ -323,7 +323,7 @@ def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
 
 
 def _is_filled(past_key_values: Any) -> bool:
-    """Whether a cache holds something."""
+    """True for a cache that holds something."""
     if past_key_values is None:
         return False
     if hasattr(past_key_values, "get_seq_length"):

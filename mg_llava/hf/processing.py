@@ -72,7 +72,7 @@ class MGLLaVAProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a batch holds."""
+        """Keys of a batch."""
         return ["input_ids", "attention_mask", "pixel_values", "boxes"]
 
     def __call__(
@@ -196,7 +196,7 @@ class MGLLaVAProcessor(ProcessorMixin):
         return Stops(self.tokenizer, template_of(self.template))
 
     def stopping_criteria(self) -> StoppingCriteriaList | None:
-        """What ``generate`` needs as ``stopping_criteria`` where a stop word is not one token; else None."""
+        """``stopping_criteria`` for ``generate`` where a stop word is not one token; else None."""
         return self.stops.criteria()
 
     def decode_answers(self, sequences: Any, input_ids: Tensor | None = None) -> list[str]:

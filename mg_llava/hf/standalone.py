@@ -132,7 +132,7 @@ class _Source:
         return "\n".join([header, *lines[: first - 1], *preamble, *lines[first - 1 :]]) + "\n"
 
     def _statement(self, node: ast.stmt, at_top: bool) -> list[str]:
-        """What stands for an import in the copy; nothing leaves it."""
+        """Lines in place of an import in the copy; none to leave it."""
         assert isinstance(node, ast.Import | ast.ImportFrom)
         if isinstance(node, ast.ImportFrom):
             module = self._target(node)
@@ -148,6 +148,6 @@ class _Source:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module comes with Python or with the packages that are always needed."""
+    """True for modules of Python and of the packages that are always needed."""
     root = module.split(".")[0]
     return root in NEEDED or root in sys.stdlib_module_names

@@ -63,6 +63,9 @@ class Assembly(BaseModel):
         super().__init__(data_preprocessor or dict(type="BaseDataPreprocessor", non_blocking=True))
         if packing is not None and packing < 1:
             raise ValueError(f"packing is {packing}; it must be the length of a row, or None")
+        if unknown := sorted(set(fresh) - {part.config for part in self.parts}):
+            names = ", ".join(part.config for part in self.parts)
+            raise ValueError(f"fresh names {', '.join(unknown)}; the parts of {type(self).__name__} are {names}")
         self.losses = [build_part(dict(loss)) for loss in ([LANGUAGE_LOSS] if losses is None else losses)]
         self.packing = packing
         self._options = (compile_vision, trains, pretrained_pth, fresh)
@@ -168,8 +171,8 @@ class Assembly(BaseModel):
         from mg_llava.models.weights.checkpoint import load_training_checkpoint
 
         keys = {part.config: part.key for part, _ in self.named_parts()}
-        if unknown := sorted(set(fresh) - set(keys)):
-            raise ValueError(f"fresh names {', '.join(unknown)}; the parts of this system are {', '.join(keys)}")
+        if absent := sorted(set(fresh) - set(keys)):
+            raise ValueError(f"fresh names {', '.join(absent)}; the parts of this system are {', '.join(keys)}")
         connectors = {part.key for part, _ in self.named_parts() if part.role == "connector"}
         # a part without parameters is in no checkpoint
         needed = None if whole else connectors & {name.split(".", 1)[0] for name, _ in self.named_parameters()}

@@ -180,14 +180,9 @@ def _plan_steps(config: Any, flops: Flops, gpu: GPU, gpus: int, mfu: float, samp
     if samples is None:
         samples, source = count_samples(config)
     batch, accumulated = config.train_dataloader.batch_size, config.optim_wrapper.get("accumulative_counts", 1)
-    iterations = None if samples is None else math.ceil(samples / (batch * gpus))
-    seconds = None if samples is None else samples * sum(flops.training.values()) / (gpus * gpu.flops * mfu)
-    return Steps(
-        samples=samples,
-        source=source,
-        total_batch=batch * accumulated * gpus,
-        iterations=iterations,
-        updates=None if iterations is None else math.ceil(iterations / accumulated),
-        hours_per_epoch=None if seconds is None else seconds / 3600,
-        epochs=config.train_cfg.get("max_epochs", 1),
-    )
+    total, epochs = batch * accumulated * gpus, config.train_cfg.get("max_epochs", 1)
+    if samples is None:
+        return Steps(None, source, total, None, None, None, epochs)
+    iterations = math.ceil(samples / (batch * gpus))
+    hours = samples * sum(flops.training.values()) / (gpus * gpu.flops * mfu) / 3600
+    return Steps(samples, source, total, iterations, math.ceil(iterations / accumulated), hours, epochs)

@@ -16,7 +16,7 @@ from mg_llava.conversion import TARGETS, ConversionError, Options, convert, insp
 from mg_llava.conversion.convert import Target
 from mg_llava.conversion.published import vote_llm, vote_shapes
 from mg_llava.models.interfaces import Fusion, Seen
-from mg_llava.models.weights.checkpoint import CheckpointError
+from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.parts import load_parts
 from mg_llava.models.weights.report import Expected, KeyReport, check_keys
 from mg_llava.models.weights.stored import StoredTensor

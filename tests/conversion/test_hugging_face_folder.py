@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
 from mg_llava.data.collate import collate
-from mg_llava.models.weights.checkpoint import CheckpointError
+from mg_llava.models.weights.archive import CheckpointError
 from tests import toy
 from tests.conversion.conftest import State, assert_same, config_values, read, write_config, write_pth
 

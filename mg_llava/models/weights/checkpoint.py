@@ -15,15 +15,6 @@ from mg_llava.models.weights.deepspeed import MODEL_STATES, map_deepspeed_folder
 from mg_llava.models.weights.loading import StateDict
 from mg_llava.models.weights.stored import TensorMap, map_weights
 
-__all__ = [
-    "CheckpointError",
-    "StateDict",
-    "TrainingCheckpoint",
-    "load_training_checkpoint",
-    "newest_checkpoint",
-    "open_training_checkpoint",
-]
-
 HUGGING_FACE_FILES = ("config.json", "adapter_config.json", "open_clip_config.json", "tokenizer_config.json")
 
 

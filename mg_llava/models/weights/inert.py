@@ -16,7 +16,7 @@ Load = Callable[[str, str, int], torch.UntypedStorage]
 
 
 class Refused(Exception):
-    """A file that is not read; the message goes on after the file's name."""
+    """A file that is not read; the message continues the file's name."""
 
 
 class Inert:

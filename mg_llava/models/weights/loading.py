@@ -30,7 +30,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def on_meta() -> bool:
-    """Whether modules are built without weights now: inside ``with torch.device("meta")``."""
+    """True where modules are built without weights: inside ``with torch.device("meta")``."""
     return torch.empty(0).is_meta
 
 

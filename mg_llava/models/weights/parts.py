@@ -162,8 +162,8 @@ def _raise_on_other_tuning(model: nn.Module, state: StateDict, source: str) -> N
     raise ValueError(
         f"{source} does not fit this model: its LLM was tuned {kinds[not stored]}, and this one is built "
         f"{kinds[stored].replace('as a whole', 'without adapters')}. To answer with it, build the model as it was "
-        f"trained. To go on from it, write the tuned LLM as a folder: python tools/convert_checkpoint.py {source} OUT "
-        "--to parts; then set llm_name_or_path='OUT/llm' and pretrained_pth='OUT/vision_part.safetensors'"
+        f"trained. To continue from it, write the tuned LLM as a folder: python tools/convert_checkpoint.py {source} "
+        "OUT --to parts; then set llm_name_or_path='OUT/llm' and pretrained_pth='OUT/vision_part.safetensors'"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint has, compared key by key with what it must have."""
+"""Compares the tensors of a checkpoint, key by key, with those that it must have."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class KeyReport:
-    """What a checkpoint has, and what is wrong with it."""
+    """The parts of a checkpoint, and its keys that do not fit."""
 
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Tensors, parameters, bytes and dtypes by part."""

@@ -11,7 +11,8 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
-from mg_llava.models.weights.checkpoint import CheckpointError, load_training_checkpoint
+from mg_llava.models.weights.archive import CheckpointError
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
 
 WEIGHTS = {
     "projector.model.0.weight": torch.arange(6.0).reshape(2, 3).bfloat16(),

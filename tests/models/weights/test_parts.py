@@ -371,7 +371,7 @@ def test_parts_that_start_anew_are_named(
     ("fresh", "message"),
     [
         (("box_projector",), r"does not fit this model: fresh names bbox_projector, which it holds; leave that out"),
-        (("bbox_projector",), r"fresh names bbox_projector; the parts of this system are .*box_projector"),
+        (("bbox_projector",), r"fresh names bbox_projector; the parts of MGLLaVA are .*box_projector"),
         (("merger", "fusion"), r"fresh names merger; the parts of this system are low_res_encoder"),
     ],
 )
@@ -385,6 +385,12 @@ def test_parts_that_cannot_start_anew(
     path = write_pth(tmp_path / "iter_7.pth", stage_1_state)
     with pytest.raises(ValueError, match=message):
         toy.build_model(toy_paths, pretrained_pth=path, fresh=fresh)
+
+
+def test_unknown_names_of_fresh_parts_are_said_before_weights_are_read() -> None:
+    settings = {"llm": {"type": "mg_llava.build_language_model", "path": "nowhere"}, "low_res_encoder": None}
+    with pytest.raises(ValueError, match=r"fresh names projektor; the parts of MGLLaVA are .*, projector,"):
+        MODELS.build({"type": "mg_llava.MGLLaVA", **settings, "projector": None, "fresh": ["projektor"]})
 
 
 def test_half_of_a_fresh_part_is_refused(model: nn.Module, stage_1_state: dict[str, Tensor], tmp_path: Path) -> None:
