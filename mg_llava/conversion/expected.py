@@ -101,7 +101,7 @@ def _own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
 
 
 def _asks_llm(model: Mapping[str, Any]) -> bool:
-    """Whether a connector is built from more of the LLM than its hidden size."""
+    """True where a connector is built from more of the LLM than its hidden size."""
     configs = [model.get(part.config) for part in parts_of(model) if part.role == "connector"]
     return any("llm" in inspect.signature(kind_of(config)).parameters for config in configs if config is not None)
 

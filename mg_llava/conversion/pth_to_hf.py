@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mg_llava.conversion.convert import TARGETS, Target, write
-from mg_llava.conversion.expected import keys_of, parts_of
+from mg_llava.conversion.expected import saved_parts
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import name_tensors
 from mg_llava.conversion.prepare import complete
@@ -50,7 +50,7 @@ def export_model(
     if save_format not in FORMATS:
         raise ConversionError(f"unknown --save-format {save_format!r}; known: {', '.join(FORMATS)}")
     settings = settings_of(cfg, str(getattr(cfg, "filename", None) or "the config"))
-    saved = keys_of(parts_of(settings.model), "connector", "llm")
+    saved = saved_parts(settings.model)
     state = {
         name: tensor
         for name, tensor in nn.Module.state_dict(model).items()

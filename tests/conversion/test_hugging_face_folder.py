@@ -202,6 +202,21 @@ def test_xtuners_converter_merges_adapters_and_takes_frozen_llms(
         assert_same({name: found[f"model.llm.{name}"] for name in base}, base)  # adapters begin at zero
 
 
+def test_xtuners_converter_takes_encoders_that_were_trained(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    trains = ["low_res_encoder", "fusion", "projector", "box_projector"]
+    model = toy.build_model(toy_paths, trains=trains)
+    for parameter in model.visual_encoder.parameters():
+        torch.nn.init.normal_(parameter)
+    values = config_values(toy_paths, "frozen", trains=trains)
+    values["model"]["type"] = "mg_llava.models.MGLLaVA"
+    trained = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("visual_encoder.")}
+    file = write_pth(tmp_path / "iter_1.pth", model.state_dict(), values)
+    pth_to_hf(write_config(tmp_path / "config.py", values), file, tmp_path / "hf", "--fp32")
+    found = load_file(tmp_path / "hf" / "model.safetensors")
+    assert trained
+    assert_same({name: found[f"model.{name}"] for name in trained}, trained)
+
+
 @pytest.mark.parametrize("name", ["my-model-1.5", "v0.1", ".hidden"])
 def test_a_standalone_folder_with_a_dot_in_its_name_is_refused_before_anything_is_read(name, tmp_path):
     with pytest.raises(ConversionError, match=rf"dot in its name; write to '{name.replace('.', '_')}'"):
