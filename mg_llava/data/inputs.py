@@ -68,7 +68,7 @@ def list_boxes(boxes: BoxesLike, pictures: int, owner: str) -> list[BoxRecord | 
 
     Raises:
         ValueError: Boxes without a picture, or other than one set of boxes for each of several pictures.
-        RecordError: Boxes that are not (n, 4) finite numbers with x1 <= x2 and y1 <= y2.
+        RecordError: As of ``make_boxes``.
     """
     if boxes is None:
         return [None] * pictures

@@ -1,6 +1,6 @@
 """Lengths of samples for samplers, without reading pictures: exact for cached text, else measured on a few samples."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from mg_llava.data.boxes.filter import filter_boxes
 from mg_llava.data.boxes.store import BoxStore, picture_keys
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.index import Samples
-from mg_llava.data.records.schema import BoxRecord, LLaVARecord
+from mg_llava.data.records.schema import LLaVARecord
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template, encode_conversation
 
@@ -37,53 +37,22 @@ def find_lengths(
     Returns:
         (N,) int32, positive with pictures, negative without.
     """
-    few = spread(len(samples.index.rows))
+    characters, pictures = samples.index.sizes.T
+    count = len(characters)
+    few = np.unique(np.linspace(0, count - 1, min(count, _CALIBRATION)).astype(int)).tolist()  # spread evenly
     records = [samples.at(position) for position in few]
     if texts is None:
-        texts = estimate_texts(samples.index.sizes[:, 0], few, records, tokenizer, template)
-    counts = np.zeros(len(texts), dtype=np.int64) if boxes is None else boxes(samples, records)
-    return signed_lengths(texts, samples.index.sizes[:, 1], counts, budget)
-
-
-def spread(count: int) -> list[int]:
-    """Indices of a few of ``count`` records, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, _CALIBRATION)).astype(int)).tolist()
-
-
-def estimate_texts(
-    characters: np.ndarray, chosen: Sequence[int], records: Iterable[LLaVARecord], tokenizer: Any, template: Template
-) -> np.ndarray:
-    """Number of ids of N conversations, from their characters and the conversations of a few.
-
-    Args:
-        characters: (N,) characters.
-        chosen: Indices of the ``records``.
-        records: The few.
-        tokenizer: Tokenizes them.
-        template: Their template.
-
-    Returns:
-        (N,) int64, at least 1.
-    """
-    tokens = sum(len(encode_conversation(record.turns, tokenizer, template).input_ids) for record in records)
-    ratio = tokens / max(1, int(characters[list(chosen)].sum()))
-    return np.maximum(1, np.ceil(characters * ratio)).astype(np.int64)
+        tokens = sum(len(encode_conversation(record.turns, tokenizer, template).input_ids) for record in records)
+        ratio = tokens / max(1, int(characters[few].sum()))
+        texts = np.maximum(1, np.ceil(characters * ratio)).astype(np.int64)
+    counts = np.zeros(count, dtype=np.int64) if boxes is None else boxes(samples, records)
+    return _signed_lengths(texts, pictures, counts, budget)
 
 
 def count_boxes(
     samples: Samples, few: Sequence[LLaVARecord], processor: PictureProcessor, store: BoxStore | None
 ) -> np.ndarray:
-    """Number of box tokens of N records, from the boxes in the file and what the filter leaves of a few records'.
-
-    Args:
-        samples: The records.
-        few: Some of them.
-        processor: Filters their boxes.
-        store: Their boxes.
-
-    Returns:
-        (N,) int64.
-    """
+    """(N,) int64 box tokens of records, from the boxes in the file and what ``processor`` leaves of a few records'."""
     pictures, keys = samples.index.sizes[:, 1], samples.index.box_keys()
     blank = processor.stand_in_tokens()
     if store is None:
@@ -91,7 +60,9 @@ def count_boxes(
     counts = store.counts(keys)
     found = [store.find(key) for record in few for key in picture_keys(record.id, len(record.images))]
     boxed = [record for record in found if record is not None and len(record)]
-    ratio = sum(_left(record, processor) for record in boxed) / max(1, sum(map(len, boxed)))
+    rules = processor.rules  # the filter does not need the picture
+    left = (filter_boxes(record.boxes, record.scores, record.labels, rules).kept for record in boxed)
+    ratio = sum(map(len, left)) / max(1, sum(map(len, boxed)))
     tokens = np.where(counts > 0, np.maximum(1, np.ceil(counts * ratio)), blank).astype(np.int64)
     # (pictures in all,) -> (N,)
     ends = np.cumsum(pictures)
@@ -99,7 +70,7 @@ def count_boxes(
     return sums[ends] - sums[ends - pictures]
 
 
-def signed_lengths(texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, budget: TokenBudget) -> np.ndarray:
+def _signed_lengths(texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, budget: TokenBudget) -> np.ndarray:
     """Lengths of N samples within the budget: positive with pictures, negative without; (N,) int32."""
     limits = np.full(len(texts), np.iinfo(np.int32).max, dtype=np.int64)
     if budget.max_length is not None:
@@ -112,8 +83,3 @@ def signed_lengths(texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, b
     if budget.context_length is not None:
         lengths = np.minimum(lengths, budget.context_length)
     return np.where(pictures > 0, lengths, -lengths).astype(np.int32)
-
-
-def _left(record: BoxRecord, processor: PictureProcessor) -> int:
-    """Number of boxes that the filter leaves; it does not need the picture."""
-    return len(filter_boxes(record.boxes, record.scores, record.labels, processor.rules).kept)

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +104,20 @@ def sources_of(dataset: Any) -> list[LLaVADataset]:
     return [source for part in parts for source in sources_of(part)]
 
 
+_BUILT: dict[str, Callable[[Any], Any]] = {
+    "tokenizer": build_tokenizer,
+    "template": Template.build,
+    "tokens": build_tokens,
+    "picture_processor": build_transform,
+}
+
+
 class _Builder:
     """Builds sources; what several of them use is built once."""
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
-        self._defaults = dict(defaults)
-        if "tokenizer" in defaults:
-            self._defaults["tokenizer"] = build_tokenizer(defaults["tokenizer"])
-        if "template" in defaults:
-            self._defaults["template"] = Template.build(defaults["template"])
-        if "tokens" in defaults:
-            self._defaults["tokens"] = build_tokens(defaults["tokens"])
-        if "picture_processor" in defaults:
-            self._defaults["picture_processor"] = build_transform(defaults["picture_processor"])
+        known = {name: build for name, build in _BUILT.items() if name in defaults}
+        self._defaults = {**defaults, **{name: build(defaults[name]) for name, build in known.items()}}
         caches = defaults.get("caches")
         if isinstance(caches, Mapping) and isinstance(caches.get("feature_cache"), str | Path):
             self._defaults["caches"] = {**caches, "feature_cache": FeatureCache(caches["feature_cache"])}

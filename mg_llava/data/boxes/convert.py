@@ -26,16 +26,10 @@ _SHOWN = 10
 
 @dataclass
 class ConversionReport:
-    """What a conversion read and found.
+    """What a conversion read and found: counts of the store, its faults, and whether it was written.
 
-    Attributes:
-        records: Number of records in the store.
-        boxes: Number of boxes in the store.
-        pictures: Number of pictures that can be found by their content.
-        repeated: Number of ids that came again with the same boxes, which is no fault.
-        picture_conflicts: Number of records whose picture has other boxes under another id.
-        written: Whether the store was written.
-        problems: The faults.
+    ``pictures`` can be found by their content, ``repeated`` ids came again with the same boxes, which is no fault, and
+    ``picture_conflicts`` records have a picture with other boxes under another id.
     """
 
     records: int = 0
@@ -93,7 +87,10 @@ def convert_boxes(
         FileNotFoundError: A source does not exist.
         RecordError: A source is truncated or not JSON.
     """
-    _check_target(target, sources)
+    if Path(target).suffix in (".json", ".jsonl"):
+        raise ValueError(f"target {target} must not end in .json or .jsonl, which are box files; use .safetensors")
+    if any(Path(source).resolve() == Path(target).resolve() for source in sources):
+        raise ValueError(f"target {target} is one of the sources")
     report = ConversionReport()
     writer = BoxWriter()
     about = []
@@ -124,12 +121,7 @@ def convert_boxes(
 
 
 def read_table(path: str | Path, bad: BadRecord = "error") -> tuple[BoxTable, Problems]:
-    """A box file in memory.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        RecordError: The file is truncated or not JSON, or holds faulty records and ``bad`` is ``error``.
-    """
+    """A box file in memory; errors as of ``convert_boxes``, and for faulty records where ``bad`` is ``error``."""
     writer, problems = BoxWriter(), Problems()
     about = _add_source(writer, path, problems)
     arrays = writer.arrays(problems)
@@ -160,10 +152,7 @@ def write_json(table: BoxTable, path: str | Path, progress: Progress | None = No
 
 
 def verify_store(path: str | Path) -> list[str]:
-    """Read a store from end to end.
-
-    Returns:
-        What is wrong; empty if nothing is.
+    """Read a store from end to end, and say what is wrong with it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -180,7 +169,8 @@ def verify_store(path: str | Path) -> list[str]:
     if any(_has_bad_boxes(arrays, start) for start in range(0, len(arrays["scores"]), _BLOCK)):
         faults.append("there are inverted boxes or values that are not finite")
     if not faults:
-        lost = int((_key_hashes(table)[arrays["key_rows"]] != arrays["key_hashes"]).sum())
+        hashes = np.fromiter((hash_key(encode_text(key)) for key in table.keys()), dtype=np.uint64, count=len(table))
+        lost = int((hashes[arrays["key_rows"]] != arrays["key_hashes"]).sum())
         faults += [f"{lost} keys are not found by their hash"] if lost else []
     return faults
 
@@ -203,13 +193,6 @@ def _add_source(
     return {"name": Path(path).name, "bytes": size, "sha256": digest.hexdigest()}
 
 
-def _check_target(target: str | Path, sources: Sequence[str | Path]) -> None:
-    if Path(target).suffix in (".json", ".jsonl"):
-        raise ValueError(f"target {target} must not end in .json or .jsonl, which are box files; use .safetensors")
-    if any(Path(source).resolve() == Path(target).resolve() for source in sources):
-        raise ValueError(f"target {target} is one of the sources")
-
-
 def _raw_records(table: BoxTable) -> Iterator[dict[str, Any]]:
     is_integer = table.arrays["boxes"].dtype.kind == "i"
     for row, key in enumerate(table.keys()):
@@ -223,7 +206,3 @@ def _has_bad_boxes(arrays: Mapping[str, np.ndarray], start: int) -> bool:
     boxes = arrays["boxes"][start : start + _BLOCK].astype(np.float64)
     scores = arrays["scores"][start : start + _BLOCK].astype(np.float64)
     return bool((boxes[:, 2:] < boxes[:, :2]).any() or not np.isfinite(boxes).all() or not np.isfinite(scores).all())
-
-
-def _key_hashes(table: BoxTable) -> np.ndarray:
-    return np.fromiter((hash_key(encode_text(key)) for key in table.keys()), dtype=np.uint64, count=len(table))

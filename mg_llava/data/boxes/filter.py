@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mg_llava.data.choices import wrong_choice
+
 Cap = Literal["per_category", "per_image"]
 Reason = Literal["kept", "nms", "cap", "outside", "too small"]
 """What became of a box: a token, or why it did not (``outside`` and ``too small`` come from its place)."""
@@ -23,13 +25,7 @@ _LONG_TEXT_PER_IMAGE = 20
 
 @dataclass(frozen=True)
 class BoxRules:
-    """Which boxes of a picture may become tokens.
-
-    Attributes:
-        nms_iou: Overlap above which NMS removes a box; None sorts by score only.
-        max_boxes: Limit of ``cap_boxes``; None for no limit.
-        cap: Rule of ``cap_boxes``.
-    """
+    """Which boxes of a picture may become tokens: overlap of ``nms`` (None sorts by score only), and ``cap_boxes``."""
 
     nms_iou: float | None = 0.2
     max_boxes: int | None = 100
@@ -40,9 +36,7 @@ class BoxRules:
 class Limits:
     """What a sample's text leaves for the boxes of a picture.
 
-    Attributes:
-        text_is_long: The text nearly fills the context.
-        room: Never keep more boxes than this, whatever the rules; None for no such limit.
+    Where it nearly fills the context, rules are stricter; no more than ``room`` boxes stay, whatever the rules.
     """
 
     text_is_long: bool = False
@@ -54,12 +48,10 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Filtered:
-    """What each step of the filter left.
+    """What each step of the filter left of ``count`` boxes.
 
-    Attributes:
-        count: Number n of boxes that went in.
-        survivors: (m,) int64 indices of the boxes that NMS left, best score first.
-        kept: (k,) int64 indices of the boxes that the cap left of those, in the order of their tokens.
+    ``survivors`` are (m,) int64 indices of the boxes that NMS left, best score first; ``kept`` (k,) int64 indices of
+    those that the cap left of them, in the order of their tokens.
     """
 
     count: int
@@ -135,10 +127,10 @@ def cap_boxes(
     """
     count = len(labels)
     of_picture = min(count, count if max_boxes is None else max_boxes, _LONG_TEXT_PER_IMAGE if text_is_long else count)
+    for wrong in wrong_choice("cap", cap, Cap):
+        raise ValueError(wrong)
     if cap == "per_image":
         return np.arange(of_picture)
-    if cap != "per_category":
-        raise ValueError(f"cap is {cap!r}; allowed: 'per_category', 'per_image'")
     if text_is_long:
         return _best_per_label(labels, _LONG_TEXT_PER_LABEL, of_picture)
     if max_boxes is None or count <= max_boxes:
@@ -153,15 +145,7 @@ def filter_boxes(
     rules: BoxRules = BoxRules(),
     limits: Limits = NO_LIMITS,
 ) -> Filtered:
-    """NMS and cap in one go; see ``nms`` and ``cap_boxes``. Index boxes, scores and labels alike with ``kept``.
-
-    Args:
-        boxes: (n, 4) xyxy in any one frame.
-        scores: (n,).
-        labels: n label strings; empty for boxes without one.
-        rules: Which boxes may stay.
-        limits: How many the text leaves room for.
-    """
+    """NMS and cap in one go; see ``nms`` and ``cap_boxes``. Index boxes, scores and labels alike with ``kept``."""
     survivors = _by_score(scores) if rules.nms_iou is None else nms(boxes, scores, labels, rules.nms_iou)
     chosen = cap_boxes([labels[i] for i in survivors], rules.max_boxes, rules.cap, limits.text_is_long)
     if limits.room is not None and len(chosen) > limits.room:

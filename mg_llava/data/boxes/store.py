@@ -30,18 +30,11 @@ _JSON = (".json", ".jsonl")
 class BoxStore:
     """Boxes in original pixels by id; ids are strings, so that 17 and ``"17"`` are one key.
 
-    Made by ``open_box_store``.
-
-    Args:
-        table: The boxes.
-        source: Name of the file, for messages.
-        missing: What unknown pictures get; a name of a policy, or the policy.
+    Made by ``open_box_store``; ``source`` names the file in messages.
     """
 
-    def __init__(self, table: BoxTable, source: str = "boxes", missing: MissingBox | MissingBoxes = "error") -> None:
-        self.source = source
-        self._table = table
-        self._missing = missing if isinstance(missing, MissingBoxes) else MissingBoxes(missing)
+    def __init__(self, table: BoxTable, source: str, missing: MissingBoxes) -> None:
+        self.source, self._table, self._missing = source, table, missing
 
     @property
     def missing(self) -> MissingBox:

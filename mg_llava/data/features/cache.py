@@ -37,13 +37,7 @@ class NoPictureError(FeatureError):
 
 
 class CachedPicture(NamedTuple):
-    """Where the features of a picture lie.
-
-    Attributes:
-        place: Number of its entry.
-        entry: The entry.
-        frame: Width and height of the picture, in the frame of its boxes.
-    """
+    """An entry of a picture, its number, and width and height of the picture, in the frame of its boxes."""
 
     place: int
     entry: np.void
@@ -99,11 +93,7 @@ class FeatureCache:
         return bool(self.has(np.array([picture_key(name)], dtype=np.uint64))[0])
 
     def find(self, name: str, path: str | Path) -> CachedPicture:
-        """The newest entry of a picture.
-
-        Args:
-            name: Its path below the image folder.
-            path: The file; it is read only where it was touched since.
+        """The newest entry of a picture, by its path below the image folder; the file is read if it was touched since.
 
         Raises:
             FeatureError: There is none, or the file was changed since.
@@ -133,18 +123,18 @@ class FeatureCache:
         return torch.from_numpy(content).view(torch.float32).view(-1, 4)
 
     def read(self, picture: CachedPicture, boxes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The arrays of a picture, by the names of ``mg_llava.features.blocks_of``.
-
-        Args:
-            picture: From ``find``.
-            boxes: (k, 4) float32, the boxes whose features are wanted, in this order.
+        """The arrays of a picture, by the names of ``mg_llava.features.blocks_of``, with the features of (k, 4) boxes.
 
         Raises:
             FeatureError: The features are damaged, or a box was not pooled.
         """
         count = int(picture.entry["boxes"])
         offsets, _ = offsets_of(self.blocks, count)
-        content = self._whole(picture)
+        found = self._blobs.read(picture.place)
+        if found is None:
+            shard = self._blobs.path_of(picture.place).name
+            raise FeatureError(f"feature cache {self.folder} is damaged in {shard}; delete this shard, fill again")
+        content = torch.from_numpy(found)
         arrays = {}
         for block, offset in zip(self.blocks, offsets[1:], strict=True):
             part = content[offset : offset + block.nbytes(count)]
@@ -162,18 +152,6 @@ class FeatureCache:
             entry = self._blobs.entries[place]
             found.append(CachedPicture(place, entry, (int(entry["width"]), int(entry["height"]))))
         return found
-
-    def _whole(self, picture: CachedPicture) -> torch.Tensor:
-        """(bytes,) uint8, boxes and arrays of a picture.
-
-        Raises:
-            FeatureError: They are damaged.
-        """
-        content = self._blobs.read(picture.place)
-        if content is None:
-            shard = self._blobs.path_of(picture.place).name
-            raise FeatureError(f"feature cache {self.folder} is damaged in {shard}; delete this shard, fill again")
-        return torch.from_numpy(content)
 
 
 def match_boxes(pooled: torch.Tensor, wanted: torch.Tensor, folder: Path | str) -> torch.Tensor:

@@ -93,14 +93,10 @@ class FeatureWriter:
         boxes: torch.Tensor,
         arrays: Mapping[str, torch.Tensor],
     ) -> None:
-        """Add a picture.
+        """Add a picture by its path below the image folder, with the (n, 4) float32 boxes that were pooled.
 
-        Args:
-            name: Its path below the image folder.
-            stamp: What its file is like.
-            frame: Width and height, in the frame of its boxes.
-            boxes: (n, 4) float32, those that were pooled.
-            arrays: Its features, one picture of ``mg_llava.features.pack``.
+        ``frame`` is its width and height, in the frame of its boxes; ``arrays`` one picture of
+        ``mg_llava.features.pack``.
 
         Raises:
             NoRoomError: The disk is full.

@@ -34,6 +34,9 @@ _SHOWN = 200
 _SAME_FORMAT = {"MPO": "JPEG"}
 """Formats that share the extensions of another: phones write several JPEGs into one file."""
 
+_SIDES = {b"\x89PNG": (16, 4), b"GIF8": (6, 2), b"BM": (18, 4)}
+"""First byte of width and height, and bytes of each, by how files begin."""
+
 _DEEP_MODES = ("I", "F")
 _warned: set[str] = set()
 
@@ -52,15 +55,9 @@ class PictureError(ValueError):
 class PictureProbe:
     """What the header of a picture file says.
 
-    Attributes:
-        width: Pixels as stored, before any rotation.
-        height: Pixels as stored.
-        mode: PIL's color mode.
-        format: PIL's name of the format, from the content.
-        orientation: EXIF orientation, 1 (upright) to 8.
-        animated: Whether the file holds further frames or pages.
-        expected_format: The format that the file's extension promises; None for an unknown extension.
-        transparent: Whether there is an alpha channel or a transparent color.
+    ``width`` and ``height`` are those stored, before any rotation by the EXIF ``orientation`` (1, upright, to 8);
+    ``mode`` and ``format`` are PIL's names; ``animated`` files hold further frames or pages; ``expected_format`` is
+    what the extension promises, None for an unknown one; ``transparent`` is an alpha channel or a transparent color.
     """
 
     width: int
@@ -174,12 +171,9 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def content_hash(image: Image.Image) -> str:
-    """Name of a picture's content: equal for equal size and RGB pixels, whatever the file, format or color mode.
+    """32 hexadecimal digits that are equal for equal size and RGB pixels, whatever the file, format or color mode.
 
     Transparency and EXIF orientation are left out of account, as by ``to_rgb(image)``.
-
-    Returns:
-        32 hexadecimal digits of SHA-256.
     """
     rgb = _to_rgb(image, "reference", apply_exif=False)
     digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
@@ -188,13 +182,9 @@ def content_hash(image: Image.Image) -> str:
 
 
 def picture_path(folder: str, name: str, owner: str = "", allow_outside: bool = False) -> str:
-    """Path of a picture that a record names.
+    """Path of a picture that a record names, relative to the image folder.
 
-    Args:
-        folder: The image folder.
-        name: Path relative to it.
-        owner: Whose picture it is, for the message.
-        allow_outside: Whether the file may lie elsewhere: under an absolute path, above the folder, or behind a link.
+    With ``allow_outside`` it may lie elsewhere: under an absolute path, above the folder, or behind a link.
 
     Raises:
         PictureError: It lies outside of the folder.
@@ -221,7 +211,9 @@ def _real_path(folder: str) -> str:
 def _opened(path: str | Path | io.BytesIO, owner: str, max_pixels: int | None) -> Iterator[Image.Image]:
     """An opened file of allowed size; whatever goes wrong while it is open becomes a ``PictureError``."""
     name = f"picture {'in memory' if isinstance(path, io.BytesIO) else path}" + (f" of {owner}" if owner else "")
-    _lift_pillow_limit(max_pixels)
+    limit = Image.MAX_IMAGE_PIXELS
+    if max_pixels is not None and limit is not None and max_pixels > 2 * limit:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # lets Pillow open what the caller allows; ours is checked below
     try:
         if not (isinstance(path, io.BytesIO) or stat.S_ISREG(os.stat(path).st_mode)):  # a pipe would wait forever
             raise OSError("it is no regular file")
@@ -236,13 +228,6 @@ def _opened(path: str | Path | io.BytesIO, owner: str, max_pixels: int | None) -
         fault = _fault_of(path, error)
         detail = "no pixels" if fault == "zero size" else f"{type(error).__name__}: {error}"
         raise PictureError(f"{name} cannot be read ({fault}; {detail}); {_ADVICE}", fault) from error
-
-
-def _lift_pillow_limit(max_pixels: int | None) -> None:
-    """Let Pillow open what the caller allows; ours is checked by ourselves."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None and limit is not None and max_pixels > 2 * limit:
-        Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def _fault_of(path: str | Path | io.BytesIO, error: Exception) -> PictureFault:
@@ -269,14 +254,8 @@ def _fault_of(path: str | Path | io.BytesIO, error: Exception) -> PictureFault:
 
 def _has_no_pixels(head: bytes) -> bool:
     """Whether the header of a PNG, GIF or BMP file gives a side of zero, which Pillow does not recognize."""
-    if head.startswith(b"\x89PNG"):
-        sides = head[16:20], head[20:24]
-    elif head.startswith(b"GIF8"):
-        sides = head[6:8], head[8:10]
-    elif head.startswith(b"BM"):
-        sides = head[18:22], head[22:26]
-    else:
-        return False
+    places = [place for mark, place in _SIDES.items() if head.startswith(mark)]
+    sides = [head[at : at + size] for first, size in places for at in (first, first + size)]
     return any(len(side) > 1 and not any(side) for side in sides)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from mg_llava.data.choices import wrong_choice
 from mg_llava.data.pictures.frames import Canvas
 
 BoxMode = Literal["reference", "exact"]
@@ -80,20 +81,33 @@ def _pad_and_resize(image: Image.Image, canvas: Canvas, pad_color: tuple[int, in
     return pixels
 
 
-def place_boxes_reference(boxes: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """Place boxes the way the published weights were trained: integer pixels, not clipped to the picture.
+def place_boxes(
+    boxes: np.ndarray, canvas: Canvas, mode: BoxMode = "reference", min_area: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Place boxes on a canvas.
 
+    ``reference`` places them the way the published weights were trained: integer pixels, not clipped to the picture.
     The center-crop correction is computed from ``int(side * (S / side))``, which is S - 1 for some sides, so that all
     boxes move by +1 pixel there; boxes reach into the padding; a box that only touches the right or lower edge stays
-    with zero area. ``squash`` scales without rounding, clipping or dropping.
+    with zero area. ``squash`` scales without rounding, clipping or dropping. ``exact`` does not round, and clips to
+    the picture first and to the canvas then.
 
     Args:
         boxes: (n, 4) original pixels.
         canvas: The frame to place them on.
+        mode: ``reference`` or ``exact``.
+        min_area: In ``exact`` mode boxes with a smaller area on the canvas (square canvas pixels) are dropped.
 
     Returns:
         (k, 4) float64 canvas pixels, and (k,) int64 indices of the boxes that are left, ascending.
+
+    Raises:
+        ValueError: ``mode`` is unknown.
     """
+    for wrong in wrong_choice("box mode", mode, BoxMode):
+        raise ValueError(wrong)
+    if mode == "exact":
+        return _place_exact(boxes, canvas, min_area)
     if canvas.resize == "squash":
         return canvas.to_canvas(boxes), np.arange(len(boxes))
     size = canvas.size
@@ -106,34 +120,9 @@ def place_boxes_reference(boxes: np.ndarray, canvas: Canvas) -> tuple[np.ndarray
     return placed[inside], np.flatnonzero(inside)
 
 
-def place_boxes_exact(boxes: np.ndarray, canvas: Canvas, min_area: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Place boxes without rounding, clipped to the picture first and to the canvas then.
-
-    Args:
-        boxes: (n, 4) original pixels.
-        canvas: The frame to place them on.
-        min_area: Boxes with a smaller area on the canvas (square canvas pixels) are dropped.
-
-    Returns:
-        (k, 4) float64 canvas pixels, and (k,) int64 indices of the boxes that are left, ascending.
-    """
+def _place_exact(boxes: np.ndarray, canvas: Canvas, min_area: float) -> tuple[np.ndarray, np.ndarray]:
     clipped = np.clip(boxes, 0, np.tile([canvas.width, canvas.height], 2))
     placed = np.clip(canvas.to_canvas(clipped), 0, canvas.size)
     area = (placed[:, 2] - placed[:, 0]) * (placed[:, 3] - placed[:, 1])
     large = (area >= min_area) & (area > 0)
     return placed[large], np.flatnonzero(large)
-
-
-def place_boxes(
-    boxes: np.ndarray, canvas: Canvas, mode: BoxMode = "reference", min_area: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Place (n, 4) boxes in original pixels on the canvas; see the functions of the two modes.
-
-    Raises:
-        ValueError: ``mode`` is unknown.
-    """
-    if mode == "reference":
-        return place_boxes_reference(boxes, canvas)
-    if mode == "exact":
-        return place_boxes_exact(boxes, canvas, min_area)
-    raise ValueError(f"box mode is {mode!r}; allowed: 'reference', 'exact'")

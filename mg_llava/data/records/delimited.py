@@ -46,27 +46,21 @@ class _Lines:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
-        self.position = 0
-        self.number = 0
+        self.position = self.number = 0
         self.ended = False
         self.record: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._file.readline()
-        if not line:
-            self.ended = True
-            raise StopIteration
-        self.position += len(line)
-        self.number += 1
-        try:
-            text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self._path}: line {self.number} is not UTF-8 text ({error.reason})") from error
-        self.record.append(text)
-        return text
+        for line in self._file:
+            self.position += len(line)
+            self.number += 1
+            try:
+                text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self._path}: line {self.number} is not UTF-8 text ({error.reason})") from error
+            self.record.append(text)
+            yield text
+        self.ended = True
 
 
 def _is_open(lines: Sequence[str], path: Path) -> bool:

@@ -3,8 +3,8 @@
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,8 @@ _REPEAT = 1
 class RecordIndex:
     """N records that can be used, in flat arrays.
 
-    Attributes:
-        rows: (N,) int64 places in the record file, ascending.
-        sizes: (N, 2) int32: characters of the turns that are encoded, and pictures.
-        id_text: uint8, the ids in UTF-8, one after the other.
-        id_ends: (N,) int64, where each id ends.
+    ``rows`` are their (N,) int64 places in the record file, ascending; ``sizes`` (N, 2) int32 the characters of the
+    turns that are encoded, and the pictures; ``id_text`` the ids in UTF-8, which end at (N,) int64 ``id_ends``.
     """
 
     rows: np.ndarray
@@ -51,33 +48,9 @@ class RecordIndex:
             if count:
                 yield from picture_keys(record_id, count)
 
-    def save(self, path: str | Path, **more: np.ndarray) -> None:
-        """Write to a file, at once or not at all, with further arrays."""
-        save_arrays(path, **vars(self), **more)
-
-
-def load_index(path: str | Path) -> tuple[RecordIndex, dict[str, np.ndarray]] | None:
-    """An index that was saved, and the arrays beside it; None where there is none, or a damaged one."""
-    arrays = load_arrays(path)
-    if arrays is None or not {"rows", "sizes", "id_text", "id_ends"} <= arrays.keys():
-        return None
-    return RecordIndex(*(arrays.pop(name) for name in ("rows", "sizes", "id_text", "id_ends"))), arrays
-
-
-def index_path(folder: str | Path, fingerprint: str, limit: int | None, seed: int) -> Path:
-    """Where the index of a record file with this fingerprint lies in a folder of caches."""
-    key = repr((_VERSION, SCHEMA_VERSION, fingerprint, limit, None if limit is None else seed))
-    return Path(folder) / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.survey.npz"
-
 
 def index_records(records: Sequence[Any], source: str, limit: int | None = None, seed: int = 0) -> RecordIndex:
-    """Check the records in one pass, and leave out those without an answer.
-
-    Args:
-        records: The records of the file.
-        source: The file, for messages.
-        limit: Draw this many records with ``seed``, keeping their order; None for all.
-        seed: For ``limit``.
+    """Check the records in one pass, and leave out those without an answer; ``limit`` draws so many, in their order.
 
     Raises:
         RecordError: Records are malformed (the first ones are named), or none can be used.
@@ -85,7 +58,8 @@ def index_records(records: Sequence[Any], source: str, limit: int | None = None,
     rows, sizes, ends, text = array("q"), array("i"), array("q"), bytearray()
     problems: list[str] = []
     unanswered = silent = 0
-    for row, raw in _drawn(records, limit, seed):
+    chosen = enumerate(records) if limit is None else ((n, records[n]) for n in draw(len(records), limit, seed))
+    for row, raw in chosen:
         try:
             record_id, characters, pictures, is_silent = measure_record(raw, source, row)
         except RecordError as error:
@@ -123,12 +97,6 @@ def draw(count: int, wanted: int | None, seed: Any) -> Sequence[int]:
     if wanted is None or wanted >= count:
         return range(count)
     return sorted(np.random.default_rng(seed).choice(count, wanted, replace=False).tolist())
-
-
-def _drawn(records: Sequence[Any], limit: int | None, seed: int) -> Iterable[tuple[int, Any]]:
-    if limit is None:
-        return enumerate(records)
-    return ((row, records[row]) for row in draw(len(records), limit, seed))
 
 
 class Samples:
@@ -195,18 +163,16 @@ class Samples:
 
     def _known_index(self, cache: Path, limit: int | None, seed: int) -> RecordIndex:
         """The index of a former start, else a new one for the next."""
-        assert self.fingerprint is not None
-        path = index_path(cache, self.fingerprint, limit, seed)
-        known = load_index(path)
-        if known is not None:
-            if "places" in known[1]:
-                self._records.places = known[1]["places"]  # type: ignore[attr-defined]
-            return known[0]
+        about = repr((_VERSION, SCHEMA_VERSION, self.fingerprint, limit, None if limit is None else seed))
+        path = cache / f"{hashlib.blake2b(about.encode(), digest_size=16).hexdigest()}.survey.npz"
+        known, names = load_arrays(path), [field.name for field in fields(RecordIndex)]
+        if known is not None and known.keys() >= set(names):
+            if "places" in known:
+                self._records.places = known["places"]  # type: ignore[attr-defined]
+            return RecordIndex(**{name: known[name] for name in names})
         index = index_records(self._records, self.path, limit, seed)
-        places: dict[str, Any] = {}
-        if hasattr(self._records, "places"):
-            places["places"] = self._records.places
-        index.save(path, **places)
+        more = {"places": self._records.places} if hasattr(self._records, "places") else {}
+        save_arrays(path, **vars(index), **more)
         return index
 
 

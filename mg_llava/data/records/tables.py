@@ -37,14 +37,10 @@ _MISSING = frozenset(
 
 
 class Row(Mapping[str, str]):
-    """A row of a table: cells by column.
+    """A row of a table: cells by column. ``number`` and the ``line`` of the file that it starts in count from 1.
 
-    Attributes:
-        number: Number of the row, from 1.
-        line: Line of the file that it starts in, from 1.
-        fingerprint: Names the content of the picture cell; ``""`` for an empty one.
-        picture_length: Number of characters of the picture cell.
-        pictures: Number of pictures that the picture cell holds.
+    Of its picture cell are known ``picture_length`` in characters, the number of ``pictures`` that it holds, and
+    ``fingerprint``, which names the content (``""`` for an empty one).
     """
 
     def __init__(self, cells: dict[str, str], number: int, line: int, place: tuple[Path, int, int]) -> None:
@@ -62,22 +58,19 @@ class Row(Mapping[str, str]):
             self._on_disk = True
 
     def __getitem__(self, column: str) -> str:
-        if column == PICTURE_COLUMN and self._on_disk:
-            return self._read_picture_cell()
-        return self._cells[column]
+        if column != PICTURE_COLUMN or not self._on_disk:
+            return self._cells[column]
+        with open(self._path, "rb") as file:
+            file.seek(self._start)
+            text = file.read(self._size).decode("utf-8-sig")
+        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(self._path)))
+        return cells[list(self._cells).index(PICTURE_COLUMN)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._cells)
 
     def __len__(self) -> int:
         return len(self._cells)
-
-    def _read_picture_cell(self) -> str:
-        with open(self._path, "rb") as file:
-            file.seek(self._start)
-            text = file.read(self._size).decode("utf-8-sig")
-        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(self._path)))
-        return cells[list(self._cells).index(PICTURE_COLUMN)]
 
 
 def read_table(path: str | Path) -> list[Row]:
@@ -96,7 +89,11 @@ def read_table(path: str | Path) -> list[Row]:
             header = _checked_header(path, cells)
             continue
         if len(cells) != len(header):
-            raise ValueError(_wrong_length(path, len(rows) + 1, line, len(cells), len(header)))
+            is_cut = len(cells) < len(header)
+            raise ValueError(
+                f"{path}: row {len(rows) + 1} (line {line}) has {len(cells)} cells, the header has {len(header)}; "
+                + ("is the file cut off? Download it again" if is_cut else "is a tab or a quote missing there?")
+            )
         rows.append(Row(dict(zip(header, cells, strict=True)), len(rows) + 1, line, (path, start, size)))
     if header is None:
         raise ValueError(f"{path} is empty; download it again")
@@ -200,10 +197,6 @@ class TablePictures:
         """The row of an index; None if there is none."""
         return self._by_index.get(id_key(index))
 
-    def has_picture(self, row: Row) -> bool:
-        """Whether the row has a picture cell or a path."""
-        return bool(self._cell(row)) or not is_missing(row.get(PATH_COLUMN))
-
     def count(self, row: Row) -> int:
         """Number of pictures of the row; 1 where that cannot be found out."""
         try:
@@ -226,7 +219,7 @@ class TablePictures:
 
         It raises ``PictureError``, naming the table and the row, where the picture is not there or does not decode.
         """
-        if not self.has_picture(row):
+        if not self._cell(row) and is_missing(row.get(PATH_COLUMN)):
             return None
         return lambda: self._open(row)
 
@@ -309,8 +302,3 @@ def _checked_header(path: Path, cells: list[str]) -> list[str]:
     if repeated:
         raise ValueError(f"{path}: the header has {', '.join(sorted(map(repr, repeated)))} more than once")
     return cells
-
-
-def _wrong_length(path: Path, number: int, line: int, found: int, expected: int) -> str:
-    hint = "is the file cut off? Download it again" if found < expected else "is a tab or a quote missing there?"
-    return f"{path}: row {number} (line {line}) has {found} cells, the header has {expected}; {hint}"

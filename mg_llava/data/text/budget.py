@@ -98,13 +98,8 @@ class TokenBudget:
 def share_room(counts: Sequence[int], room: int) -> list[int]:
     """Divide the room for boxes among pictures: those with the most boxes lose first, each keeps its best.
 
-    Args:
-        counts: Boxes of each picture.
-        room: Boxes that fit in all.
-
-    Returns:
-        Boxes that each picture may keep, at most its count, ``room`` in all where there are as many. What cannot be
-        divided goes to the first pictures.
+    Gives the boxes that each picture may keep, at most its count, ``room`` in all where there are as many. What cannot
+    be divided goes to the first pictures.
     """
     level = 0
     while level < max(counts, default=0) and sum(min(count, level + 1) for count in counts) <= room:
