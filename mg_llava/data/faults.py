@@ -54,11 +54,8 @@ class Tally:
 class SkippedSamples:
     """Which of ``count`` records were found bad, and why; shared by the worker processes of one training process.
 
-    Args:
-        count: Number of records.
-        policies: For each name of ``FAULTS``, ``error`` or ``skip``.
-        limit: Number of different records that may be skipped before the run stops.
-        source: Name of the data, for messages.
+    ``policies`` has ``error`` or ``skip`` for each name of ``FAULTS``; when more than ``limit`` different records are
+    skipped, the run stops.
     """
 
     def __init__(self, count: int, policies: Mapping[str, BadSample], limit: int, source: str) -> None:
@@ -106,9 +103,7 @@ class SkippedSamples:
 class StrayBoxes:
     """How many boxes of each record lie outside of its pictures; shared by the worker processes of one process.
 
-    Args:
-        positions: (M,) int64, the place of each sample's record among those that are used.
-        source: Name of the box file, for messages.
+    ``positions`` is (M,) int64, the place of each sample's record among those that are used.
     """
 
     def __init__(self, positions: np.ndarray, source: str) -> None:

@@ -24,7 +24,7 @@ def find_lengths(
     boxes: Callable[[Samples, Sequence[LLaVARecord]], np.ndarray] | None,
     budget: TokenBudget,
 ) -> np.ndarray:
-    """Lengths of N records within the budget.
+    """Lengths of N records within the budget: (N,) int32, positive with pictures, negative without.
 
     Args:
         samples: The records.
@@ -33,9 +33,6 @@ def find_lengths(
         template: Their template.
         boxes: Counts their boxes, (N,) int64, from all and from a few of them; None where boxes do not count.
         budget: The limits.
-
-    Returns:
-        (N,) int32, positive with pictures, negative without.
     """
     characters, pictures = samples.index.sizes.T
     count = len(characters)

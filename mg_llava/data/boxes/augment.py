@@ -58,12 +58,7 @@ class BoxAugmentation:
             raise ValueError(f"{type(self).__name__}: {'; '.join(wrong)}")
 
     def __call__(self, record: BoxRecord, size: tuple[int, int], rng: np.random.Generator) -> BoxRecord:
-        """Augment the boxes of one picture.
-
-        Args:
-            record: Boxes in original pixels; not changed.
-            size: Width and height of the picture.
-            rng: Where all randomness comes from.
+        """Augment the boxes of one picture of a width and height; ``rng`` is where all randomness comes from.
 
         Returns:
             The boxes left, in their order, original pixels; ``record`` itself where nothing happened. A box that is
@@ -91,14 +86,9 @@ def _best(scores: np.ndarray, kept: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _move(record: BoxRecord, size: tuple[int, int], shifts: np.ndarray) -> BoxRecord:
-    """Move the edges of boxes, clipped to the picture.
+    """Move the edges of boxes by (n, 4) ``shifts``, in widths and heights of the box, clipped to the picture.
 
     Boxes without an area in the picture stay where they are, before and after: they are the filter's to drop.
-
-    Args:
-        record: n boxes in original pixels.
-        size: Width and height of the picture.
-        shifts: (n, 4) how far each edge moves, in widths and heights of the box.
     """
     sides = np.tile(record.boxes[:, 2:] - record.boxes[:, :2], 2)  # (n, 2) -> (n, 4)
     bounds = np.tile(np.array(size, dtype=np.float64), 2)

@@ -72,16 +72,12 @@ def convert_boxes(
     Args:
         sources: ``.json`` or ``.jsonl`` files; of an id in several, the last counts.
         target: The store; replaced at once when everything was read.
-        detector: What found the boxes, such as ``"ram_plus + owlv2-large"``.
-        settings: Its settings; they and the detector are part of the identity of boxes found by picture content.
+        detector: What found the boxes; with its settings part of the identity of boxes found by picture content.
+        settings: Its settings.
         image_size: Width and height that the detector saw pictures in, if it was one.
-        bad: ``error`` writes no store if there are faults; ``drop`` leaves faulty records out and takes the last of
-            several with one id.
-        pictures: Box id, path and content hash of pictures, from ``boxes.pictures.hash_pictures``.
+        bad: ``error`` writes no store if there are faults; ``drop`` leaves faulty records out.
+        pictures: Box id, path and content hash of pictures, from ``boxes.hashing.hash_pictures``.
         progress: Called with the number of bytes read since the last call.
-
-    Returns:
-        The counts, and every kind of fault with the ids.
 
     Raises:
         FileNotFoundError: A source does not exist.

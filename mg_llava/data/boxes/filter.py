@@ -69,7 +69,7 @@ class Filtered:
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, labels: Sequence[str], iou: float) -> np.ndarray:
-    """Class-aware non-maximum suppression.
+    """Class-aware non-maximum suppression: (k,) int64 indices of the boxes kept, best score first over all labels.
 
     On boxes in whole pixels the same as torchvision's ``batched_nms``, which moves the boxes of each label to a place
     of their own: that loses digits of fractions, and boxes with negative coordinates can still meet other labels.
@@ -79,9 +79,6 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: Sequence[str], iou: float
         scores: (n,).
         labels: n label strings; boxes of different labels never suppress each other.
         iou: Boxes that overlap a better one of their label by more than this are removed.
-
-    Returns:
-        (k,) int64 indices of the boxes kept, best score first over all labels.
     """
     from torchvision.ops import nms as suppress
 
@@ -105,19 +102,13 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: Sequence[str], iou: float
 def cap_boxes(
     labels: Sequence[str], max_boxes: int | None, cap: Cap = "per_category", text_is_long: bool = False
 ) -> np.ndarray:
-    """Limit the number of boxes of one picture.
+    """Limit the number of boxes of one picture, whose labels come best score first.
 
     ``per_category`` is the reference's rule: up to ``max_boxes`` boxes all stay; of more, the best 20 of each label
     (5 where ``max_boxes`` is below 50) stay, grouped by label in the order of the labels' best boxes. The sum over
     labels is not limited. ``per_image`` keeps the best ``max_boxes`` boxes. Where the text nearly fills the context,
     the best box of each label (``per_category``) or the best 20 (``per_image``) stay, with ``max_boxes=None`` too.
     Boxes without a label are no class of their own: of them as many stay as ``per_image`` would keep.
-
-    Args:
-        labels: Labels of the boxes, best score first.
-        max_boxes: The limit; None for no limit.
-        cap: The rule.
-        text_is_long: Whether the text nearly fills the context.
 
     Returns:
         (k,) int64 indices of the boxes kept, in their new order.

@@ -38,7 +38,7 @@ def hash_pictures(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[PictureHash]:
-    """Hash every picture that a record file names, each file once.
+    """Hash every picture that a record file names, each file once; what is wrong with unreadable ones goes to the log.
 
     Args:
         records: Record file whose records have ``id`` and ``image``, a path or a list of paths.
@@ -47,9 +47,6 @@ def hash_pictures(
             the work goes on from there. Pictures that were changed in between are not noticed; remove it then.
         workers: Number of processes; None for one per core.
         progress: Called with the number of pictures done and of all.
-
-    Yields:
-        Each picture of each record; what is wrong with unreadable ones goes to the log.
 
     Raises:
         FileNotFoundError: The record file or the folder does not exist.

@@ -83,8 +83,8 @@ class BoxStore:
 
         Args:
             key: Record id; None to look the picture up by content alone.
-            picture: The picture as ``open_picture`` gives it, or a function that opens it. Used where the id is
-                unknown: to look it up by its pixels if the store has content hashes, and by the policy ``detect``.
+            picture: The picture, or a function that opens it: for unknown ids, if the store has content hashes, and
+                for the policy ``detect``.
 
         Raises:
             RecordError: The picture is unknown and the policy is ``error``.
@@ -96,12 +96,9 @@ class BoxStore:
         return self._missing(f"{self.source} has no boxes for {wanted}", picture)
 
     def check(self, keys: Iterable[str]) -> int:
-        """Count the keys without boxes, and log or refuse as the policy says.
+        """The number of keys without boxes; they are logged or refused as the policy says.
 
         A store with content hashes may know such pictures by their content, so that they are not refused here.
-
-        Returns:
-            The number of keys without boxes.
 
         Raises:
             RecordError: A key is unknown, the policy is ``error`` and there are no content hashes.
@@ -137,14 +134,14 @@ def open_box_store(
     Args:
         path: A store of ``tools/convert_boxes.py``; or a ``.json`` or ``.jsonl`` file with a list of
             ``{"id", "boxes", "scores", "labels"}``, or an object of such records by id.
-        missing: What pictures without a record get; see ``boxes.policy.MissingBoxes``.
+        missing: What pictures without a record get (see ``boxes.policy.MissingBoxes``).
         bad: For ``.json`` and ``.jsonl``: ``error`` refuses the file if a record is malformed (unequal lengths, values
             that are not finite, inverted boxes) or an id comes again with different boxes. ``drop`` leaves malformed
             records out, takes the last of several, and logs how many.
-        proposer: For ``missing="detect"``; see ``boxes.policy.MissingBoxes``.
-        to_frame: For ``missing="detect"``; see ``boxes.policy.MissingBoxes``.
+        proposer: For ``missing="detect"``, as ``to_frame``.
+        to_frame: See ``boxes.policy.MissingBoxes``.
         detector: What must have found the boxes; None for anything.
-        settings: The settings that the detector must have had; None for any.
+        settings: The settings that it must have had; None for any.
 
     Raises:
         FileNotFoundError: There is no such file.

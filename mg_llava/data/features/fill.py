@@ -102,14 +102,7 @@ def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1
 
 
 class Pictures:
-    """What is to be done about each picture of a list of jobs.
-
-    Args:
-        sources: The sources that the jobs speak of.
-        jobs: The jobs.
-        cache: What is there already.
-        pool: Whether boxes are pooled.
-    """
+    """What is to be done about each picture of a list of jobs; ``pool`` says whether boxes are pooled."""
 
     def __init__(self, sources: Sequence[LLaVADataset], jobs: Sequence[Job], cache: FeatureCache, pool: bool) -> None:
         self.jobs = jobs

@@ -26,12 +26,8 @@ _VERSION = 2
 class FeatureSource:
     """A feature cache that was compared with the settings and records of a data set.
 
-    Args:
-        cache: Folder of the cache, or the cache.
-        missing: ``error``, or ``picture``: open and encode pictures whose features are absent or stale.
-        samples: The records.
-        processor: Makes canvases.
-        augmentation: Changes boxes in training; what it may do is limited, because boxes are pooled beforehand.
+    With ``missing`` as ``picture``, pictures whose features are absent or stale are opened and encoded. What an
+    augmentation may do is limited, because boxes are pooled beforehand.
 
     Raises:
         FileNotFoundError: There is no feature cache.
@@ -110,16 +106,7 @@ def keeps_boxes(augmentation: Any) -> bool:
 
 
 def _keys(samples: Samples, positions: np.ndarray, folder: Path) -> np.ndarray:
-    """Keys of the pictures of records; kept in the folder, so that the records are read once.
-
-    Args:
-        samples: The records.
-        positions: (n,) int64, those that are wanted.
-        folder: Of the cache; it may be read-only.
-
-    Returns:
-        (pictures,) uint64, in the order of the records.
-    """
+    """(pictures,) uint64 keys of the pictures of (n,) records; kept in the cache's folder: records are read once."""
     content = samples.fingerprint or fingerprint(samples.path)
     digest = hashlib.blake2b(repr((_VERSION, content)).encode(), digest_size=16)
     digest.update(samples.index.rows[positions].tobytes())

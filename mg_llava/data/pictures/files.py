@@ -109,12 +109,9 @@ def probe_picture(path: str | Path, owner: str = "", max_pixels: int | None = No
 
 
 def verify_picture(path: str | Path, owner: str = "", max_pixels: int | None = None) -> PictureProbe:
-    """Whether a picture file can be decoded to its end; arguments as in ``open_picture``.
+    """As ``probe_picture``, for a file that can be decoded to its end; errors as from ``open_picture``.
 
     Reads all of the file, but decodes JPEG at an eighth of its size, which is a few times faster.
-
-    Raises:
-        PictureError: ``open_picture`` would raise it.
     """
     with _opened(path, owner, max_pixels) as image:
         size = image.size

@@ -19,18 +19,10 @@ PAD_COLOR = (122, 116, 104)
 
 
 def picture_to_canvas(image: Image.Image, canvas: Canvas, pad_color: tuple[int, int, int] = PAD_COLOR) -> np.ndarray:
-    """Pad, resize (PIL bicubic) and crop an RGB picture.
+    """Pad, resize (PIL bicubic) and crop an RGB picture of the size that ``canvas`` was made for: (S, S, 3) uint8.
 
     Divided by 255 and normalized, the result equals what transformers' PIL-based CLIPImageProcessor makes of the
     padded picture.
-
-    Args:
-        image: RGB picture of the size that ``canvas`` was made for.
-        canvas: The frame to draw on.
-        pad_color: 8-bit RGB of the padding.
-
-    Returns:
-        (S, S, 3) uint8.
 
     Raises:
         ValueError: The picture is not RGB or has another size than the canvas was made for.

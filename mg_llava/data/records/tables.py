@@ -182,10 +182,7 @@ def has_picture(row: Row) -> bool:
 class TablePictures:
     """The pictures of a table's rows: base64 in the cell, the index of another row, or a path in a folder.
 
-    Args:
-        rows: All rows of the table.
-        image_folder: What ``image_path`` is relative to; files there come before the cells.
-        owner: Name of the table in messages.
+    ``image_path`` is relative to ``image_folder``; files there come before the cells.
     """
 
     def __init__(self, rows: Sequence[Row], image_folder: str | Path | None = None, owner: str = "table") -> None:

@@ -117,11 +117,7 @@ class BoxText:
         return width / steps, height / steps
 
     def write(self, boxes: np.ndarray, size: tuple[int, int]) -> str:
-        """Text of boxes.
-
-        Args:
-            boxes: (n, 4) xyxy, original pixels; what lies outside of the frame is clamped to it.
-            size: Width and height of the picture.
+        """Text of (n, 4) boxes in original pixels of a picture of width and height ``size``, clamped to the frame.
 
         Raises:
             ValueError: A coordinate is not finite, or corners are swapped.

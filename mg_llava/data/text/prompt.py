@@ -61,12 +61,7 @@ def describe_parts(specs: Sequence[PromptPart | Mapping[str, Any]]) -> str:
 
 
 def expand_video(turns: Sequence[Turn], frames: int) -> list[Turn]:
-    """Turns in which the placeholder of a video is those of its frames, with nothing between them.
-
-    Args:
-        turns: Conversation about one video.
-        frames: Number of frames.
-    """
+    """Turns about one video in which its placeholder is those of its frames, with nothing between them."""
     pictures = IMAGE_PLACEHOLDER * frames
     return [
         replace(turn, text=turn.text.replace(VIDEO_PLACEHOLDER, pictures)) if turn.role == "human" else turn

@@ -76,11 +76,7 @@ class Stops:
 
 
 class TextStream:
-    """The text of ids that come one after the other, in pieces that together are the answer's text.
-
-    Args:
-        stops: Where the answer ends.
-    """
+    """The text of ids that come one after the other, in pieces that together are the answer's text."""
 
     def __init__(self, stops: Stops) -> None:
         self.stops = stops

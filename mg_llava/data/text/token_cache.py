@@ -106,13 +106,9 @@ class TokenCache:
 
 
 def cache_key(tokenizer: Any, template: Template, budget: TokenBudget, data: str) -> str:
-    """Short hash of all that the ids of a record file depend on.
+    """Short hash of all that the ids of a record file with the fingerprint ``data`` depend on.
 
-    Args:
-        tokenizer: Its vocabulary, rules and special tokens count.
-        template: The prompt template.
-        budget: Decides about truncation.
-        data: The fingerprint of the record file.
+    The tokenizer's vocabulary, rules and special tokens count; the budget decides about truncation.
     """
     digest = hashlib.blake2b(digest_size=16)
     limits = budget.context_length, budget.max_length, budget.tokens(1, 0)
