@@ -39,7 +39,10 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     images = [image for instance in instances for image in instance.get("images") or ()]
     features = _stack_features(instances)
     if images:
-        data["canvas"] = _stack(images, data["ids"])
+        shapes = sorted({tuple(image.shape) for image in images})
+        if len(shapes) > 1:
+            raise ValueError(f"pictures of different sizes {shapes} in the batch of {data['ids']}; use one image_size")
+        data["canvas"] = torch.stack(images)  # N pictures (3, S, S) -> (N, 3, S, S)
     if features:
         data["features"] = features
     if images and features:
@@ -105,16 +108,6 @@ def _number_media(instances: Sequence[dict[str, Any]]) -> list[int]:
         own = instance.get("media")
         media += [first + place for place in (range(len(instance.get("boxes") or ())) if own is None else own)]
     return media
-
-
-def _stack(images: Sequence[torch.Tensor], ids: Sequence[str]) -> torch.Tensor:
-    """N pictures (3, S, S) -> (N, 3, S, S)."""
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"pictures of different sizes {sorted(shapes)} in the batch of {list(ids)}; use one image_size"
-        )
-    return torch.stack(list(images))
 
 
 def _stack_features(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -16,9 +16,6 @@ _PATHS = ("data_path", "image_folder", "box_path")
 MIXED = "sources"
 """Key of a mixture's sources; its other settings are defaults of theirs."""
 
-_JOINED = "datasets"
-_WRAPPED = "dataset"
-
 
 class ConfigError(ValueError):
     """A config without a training set that could be read."""
@@ -74,10 +71,10 @@ def walk_sources(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         shared = {name: value for name, value in dataset.items() if name not in (MIXED, "type")}
         for part in dataset[MIXED]:
             yield from walk_sources(merge_settings(shared, part))
-    elif isinstance(dataset.get(_JOINED), Sequence):
-        for part in dataset[_JOINED]:
+    elif isinstance(dataset.get("datasets"), Sequence):
+        for part in dataset["datasets"]:
             yield from walk_sources(part)
-    elif isinstance(dataset.get(_WRAPPED), Mapping):
-        yield from walk_sources(dataset[_WRAPPED])
+    elif isinstance(dataset.get("dataset"), Mapping):
+        yield from walk_sources(dataset["dataset"])
     else:
         yield dataset

@@ -135,11 +135,8 @@ def make_turns(question: str | Sequence[Any], pictures: int, owner: str) -> list
 def _make_turn(turn: Any, owner: str) -> Turn:
     if isinstance(turn, Turn):
         return turn
-    role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else _pair(turn)
+    pair = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else turn
+    role, text = pair if isinstance(pair, Sequence) and len(pair) == 2 else (None, None)
     if role not in ("human", "gpt") or not isinstance(text, str):
         raise ValueError(f"{owner}: found the turn {str(turn)[:80]!r}; a turn is ('human' or 'gpt', text)")
     return Turn(role, text)
-
-
-def _pair(turn: Any) -> tuple[Any, Any]:
-    return tuple(turn) if isinstance(turn, Sequence) and len(turn) == 2 else (None, None)  # type: ignore[return-value]

@@ -91,9 +91,7 @@ def _parse(raw: Any, owner: str) -> BoxRecord:
 
 
 def _size(raw: Mapping[str, Any]) -> tuple[int, int] | None:
-    found = raw.get("image_size") or (raw.get("width"), raw.get("height"))
-    if not isinstance(found, list | tuple) or len(found) != 2:
-        return None
-    if not all(isinstance(side, int) and 0 < side < 2**31 for side in found):
-        return None
-    return int(found[0]), int(found[1])
+    found: Any = raw.get("image_size") or (raw.get("width"), raw.get("height"))
+    is_pair = isinstance(found, list | tuple) and len(found) == 2
+    fits = is_pair and all(isinstance(side, int) and 0 < side < 2**31 for side in found)
+    return (int(found[0]), int(found[1])) if fits else None

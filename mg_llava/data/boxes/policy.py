@@ -16,13 +16,13 @@ from mg_llava.registry import PROPOSERS
 MissingBox = Literal["error", "empty", "picture", "corner", "detect"]
 Picture = Image.Image | Callable[[], Image.Image]
 
-_EMPTY_BOX = {"empty": "none", "picture": "picture", "corner": "corner"}
 _MEANING = {
-    "empty": "they get no box tokens",
-    "picture": "they get one box around the whole picture",
-    "corner": "they get the corner box",
-    "detect": "their boxes are found when they are used",
+    "empty": ("none", "they get no box tokens"),
+    "picture": ("picture", "they get one box around the whole picture"),
+    "corner": ("corner", "they get the corner box"),
+    "detect": (None, "their boxes are found when they are used"),
 }
+"""Stand-in of each policy, and what it does."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class MissingBoxes:
     @property
     def meaning(self) -> str:
         """What the policy does, for the log."""
-        return _MEANING[self.policy]
+        return _MEANING[self.policy][1]
 
     def __call__(self, owner: str, picture: Picture | None = None) -> BoxRecord:
         """The boxes of a picture that has no record; ``detect`` needs the picture, or a function that opens it.
@@ -92,7 +92,7 @@ class MissingBoxes:
         self._applied.add(f"{owner}; such pictures are counted, {self.meaning}")
         if self.policy == "detect":
             return self._detect(owner, picture)
-        return StandIn(NO_BOXES.boxes, NO_BOXES.scores, (), _EMPTY_BOX[self.policy])  # type: ignore[arg-type]
+        return StandIn(NO_BOXES.boxes, NO_BOXES.scores, (), _MEANING[self.policy][0])  # type: ignore[arg-type]
 
     def _detect(self, owner: str, picture: Picture | None) -> BoxRecord:
         if picture is None:

@@ -147,11 +147,10 @@ class FeatureCache:
     def _entries_of(self, key: int) -> list[CachedPicture]:
         """Entries with a key, oldest first."""
         first, last = (int(np.searchsorted(self._keys, np.uint64(key), side)) for side in ("left", "right"))  # type: ignore[call-overload]
-        found = []
-        for place in self._places[first:last].tolist():
-            entry = self._blobs.entries[place]
-            found.append(CachedPicture(place, entry, (int(entry["width"]), int(entry["height"]))))
-        return found
+        places = self._places[first:last].tolist()
+        entries = self._blobs.entries[places]
+        sizes = entries[["width", "height"]].tolist()
+        return [CachedPicture(*found) for found in zip(places, entries, sizes, strict=True)]
 
 
 def match_boxes(pooled: torch.Tensor, wanted: torch.Tensor, folder: Path | str) -> torch.Tensor:
