@@ -181,7 +181,7 @@ def _id_of(raw: Mapping[str, Any], where: str) -> str:
 def _table_entries(path: Path, folder: str | Path) -> Iterator[Entry]:
     rows, pictures = _read_table(path, folder)
     for number, row in enumerate(rows):
-        if not pictures.has_picture(row):
+        if pictures.opener(row) is None:
             continue
         key = next((row[name] for name in ("index", "question_id", "id") if row.get(name)), None)
         if key is None:
