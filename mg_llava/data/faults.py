@@ -51,7 +51,21 @@ class Tally:
             print_log(message, logger="current", level=logging.WARNING)
 
 
-class SkippedSamples:
+class _Numbers:
+    """A number for each of some records, 0 for those of no interest; shared by the worker processes of a process."""
+
+    def __init__(self, count: int, dtype: torch.dtype) -> None:
+        self._numbers = torch.zeros(count, dtype=dtype).share_memory_()
+
+    def __len__(self) -> int:
+        return int(torch.count_nonzero(self._numbers))
+
+    def first(self, count: int) -> list[int]:
+        """Places of the first ``count`` records of interest so far."""
+        return self._numbers.nonzero().flatten()[:count].tolist()
+
+
+class SkippedSamples(_Numbers):
     """Which of ``count`` records were found bad, and why; shared by the worker processes of one training process.
 
     ``policies`` has ``error`` or ``skip`` for each name of ``FAULTS``; when more than ``limit`` different records are
@@ -60,23 +74,15 @@ class SkippedSamples:
 
     def __init__(self, count: int, policies: Mapping[str, BadSample], limit: int, source: str) -> None:
         self.policies, self.limit, self.source = dict(policies), limit, source
-        # 0 for good, else 1 + the number of the fault
-        self._codes = torch.zeros(count, dtype=torch.uint8).share_memory_()
+        super().__init__(count, torch.uint8)  # 0 for good, else 1 + the number of the fault
 
     def __contains__(self, position: int) -> bool:
-        return bool(self._codes[position])
-
-    def __len__(self) -> int:
-        return int(torch.count_nonzero(self._codes))
+        return bool(self._numbers[position])
 
     def counts(self) -> dict[str, int]:
         """Number of records skipped so far, for each kind of fault."""
-        found = torch.bincount(self._codes.long(), minlength=len(FAULTS) + 1).tolist()
+        found = torch.bincount(self._numbers.long(), minlength=len(FAULTS) + 1).tolist()
         return dict(zip(FAULTS, found[1:], strict=True))
-
-    def first(self, count: int) -> list[int]:
-        """Places of the first ``count`` records skipped so far."""
-        return self._codes.nonzero().flatten()[:count].tolist()
 
     def add(self, position: int, error: ValueError) -> None:
         """Note a bad record.
@@ -88,7 +94,7 @@ class SkippedSamples:
         number, name = next((n, name) for n, (name, kind) in enumerate(FAULTS.items(), 1) if isinstance(error, kind))
         if self.policies[name] == "error":
             raise error
-        self._codes[position] = number
+        self._numbers[position] = number
         count = len(self)
         message = f"skipped {count} samples so far, now: {error}"
         if count > self.limit:
@@ -100,7 +106,7 @@ class SkippedSamples:
             print_log(f"{self.source}: {message}", logger="current", level=logging.WARNING)
 
 
-class StrayBoxes:
+class StrayBoxes(_Numbers):
     """How many boxes of each record lie outside of its pictures; shared by the worker processes of one process.
 
     ``positions`` is (M,) int64, the place of each sample's record among those that are used.
@@ -109,7 +115,7 @@ class StrayBoxes:
     def __init__(self, positions: np.ndarray, source: str) -> None:
         self.source = source
         self._positions = positions
-        self._counts = torch.zeros(int(positions.max(initial=-1)) + 1, dtype=torch.int32).share_memory_()
+        super().__init__(int(positions.max(initial=-1)) + 1, torch.int32)
 
     def note(
         self, index: int, keys: Sequence[str], records: Sequence[BoxRecord], frames: Sequence[tuple[int, int]]
@@ -121,10 +127,10 @@ class StrayBoxes:
         outside = [_outside(record.boxes, frame) for record, frame in zip(records, frames, strict=True)]
         position = int(self._positions[index])
         count = sum(int(found.sum()) for found in outside)
-        if not count or self._counts[position]:
+        if not count or self._numbers[position]:
             return
-        self._counts[position] = count
-        if self.records > _STRAYS_LOGGED:
+        self._numbers[position] = count
+        if len(self) > _STRAYS_LOGGED:
             return
         number = next(i for i, found in enumerate(outside) if found.any())
         stray = records[number].boxes[outside[number]]
@@ -136,19 +142,10 @@ class StrayBoxes:
         )
         print_log(message, logger="current", level=logging.WARNING)
 
-    def first(self, count: int) -> list[int]:
-        """Places of the first ``count`` records with such boxes so far."""
-        return self._counts.nonzero().flatten()[:count].tolist()
-
-    @property
-    def records(self) -> int:
-        """Number of different records with such boxes so far."""
-        return int(torch.count_nonzero(self._counts))
-
     @property
     def boxes(self) -> int:
         """Number of such boxes so far, each counted once."""
-        return int(self._counts.sum())
+        return int(self._numbers.sum())
 
 
 def _outside(boxes: np.ndarray, frame: tuple[int, int]) -> np.ndarray:

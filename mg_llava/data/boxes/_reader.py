@@ -47,12 +47,9 @@ class Problems:
 def read_box_records(path: str | Path, problems: Problems, on_chunk: OnChunk | None = None) -> Iterator[SourceRecord]:
     """Read the good records of a box file; bad ones are added to ``problems`` and left out.
 
-    Args:
-        path: ``.json`` file with a list of ``{"id", "boxes", "scores", "labels"}`` or an object of such records by
-            id; or ``.jsonl`` file with one such record a line. A record may have the size of its picture in pixels
-            as ``width`` and ``height``, or as ``image_size``, a list of both.
-        problems: Gets the faults.
-        on_chunk: See ``stream_json``.
+    A ``.json`` file holds a list of ``{"id", "boxes", "scores", "labels"}`` or an object of such records by id, a
+    ``.jsonl`` file one such record a line. A record may have the size of its picture in pixels as ``width`` and
+    ``height``, or as ``image_size``, a list of both. ``on_chunk`` is as of ``stream_json``.
 
     Raises:
         FileNotFoundError: There is no such file.

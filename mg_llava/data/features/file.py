@@ -126,13 +126,9 @@ class FeatureWriter:
 def describe_cache(
     dtype: FeatureDtype, sizes: Mapping[str, Any], encoders: Mapping[str, Any], pictures: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a folder is for.
+    """What a folder is for; ``sizes`` as of ``mg_llava.features.blocks_of``, ``pictures`` of ``describe_pictures``.
 
-    Args:
-        dtype: How values are kept.
-        sizes: Arguments of ``mg_llava.features.blocks_of``.
-        encoders: What the model side compares (see ``mg_llava.models.vision``).
-        pictures: What decides about the pixels of a canvas, from ``describe_pictures``.
+    The model side compares ``encoders`` (see ``mg_llava.models.vision``).
     """
     about = {"format": FORMAT, "version": VERSION, "dtype": dtype, **sizes}
     return json.loads(json.dumps({**about, "encoders": dict(encoders), "pictures": dict(pictures)}))

@@ -157,13 +157,9 @@ def place_placeholder(question: str) -> str:
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids that open and close an exchange (BOS, EOS); empty lists where the tokenizer has none."""
-    name = type(tokenizer).__name__
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if name in _NO_BOS_CLASSES:
-        bos = None
-    elif name == "ChatGLMTokenizer":
-        bos = _CHATGLM_BOS
-    return _as_list(bos), _as_list(eos)
+    own = {"ChatGLMTokenizer": _CHATGLM_BOS, **dict.fromkeys(_NO_BOS_CLASSES)}
+    bos = own.get(type(tokenizer).__name__, tokenizer.bos_token_id)
+    return _as_list(bos), _as_list(tokenizer.eos_token_id)
 
 
 def framing_ids(tokenizer: Any, template: Template) -> tuple[list[int], list[int]]:
@@ -230,7 +226,8 @@ def _encode_exchanges(
 def _encode_question(question: str, number: int, tokenizer: Any, template: Template, system: str) -> list[_Segment]:
     """Segments of a question in its template; the pieces between placeholders are tokenized one by one."""
     text = template.instruction.format(input=question, round=number + 1)
-    head, tail = (_encode(tokenizer, part) for part in _frame_of(template, number))
+    around = template.instruction.partition("{input}")[::2]  # the question
+    head, tail = (_encode(tokenizer, part.format(round=number + 1)) for part in around)
     system_text = template.system.format(system=system) if system else ""
     pieces = [_encode(tokenizer, piece) for piece in (system_text + text).split(IMAGE_PLACEHOLDER)]
     segments: list[_Segment] = []
@@ -241,12 +238,6 @@ def _encode_question(question: str, number: int, tokenizer: Any, template: Templ
             segments.append(_Segment("image", [IMAGE_TOKEN_INDEX]))
         segments += [_Segment("frame", ids[:first]), _Segment("text", ids[first:last]), _Segment("frame", ids[last:])]
     return segments
-
-
-def _frame_of(template: Template, number: int) -> tuple[str, str]:
-    """The template's text before and after the question."""
-    head, _, tail = template.instruction.partition("{input}")
-    return head.format(round=number + 1), tail.format(round=number + 1)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -55,12 +55,9 @@ _RUNS = {"int100": _runs("<{}>", r"\{?", r"\}?"), "bins": _runs("<bin_{}>")}
 class BoxesInText(NamedTuple):
     """The boxes that a text names.
 
-    Attributes:
-        boxes: (n, 4) float64 xyxy with x1 <= x2 and y1 <= y2: original pixels from ``BoxText.read``, shares of the
-            frame from ``BoxText.find``.
-        spans: For each box where its text begins and ends.
-        clamped: (n,) bool: which boxes had coordinates outside of the frame.
-        failures: Number of places that look like a box and are none, such as three numbers in brackets.
+    ``boxes`` are (n, 4) float64 xyxy with x1 <= x2 and y1 <= y2: original pixels from ``BoxText.read``, shares of the
+    frame from ``BoxText.find``; ``spans`` say where their texts begin and end, ``clamped``, (n,) bool, which had
+    coordinates outside of the frame; ``failures`` counts what looks like a box and is none, such as three numbers.
     """
 
     boxes: np.ndarray
