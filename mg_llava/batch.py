@@ -59,11 +59,13 @@ class Layout(NamedTuple):
     """Merged length of each row."""
     counts: tuple[int, ...]
     """Tokens of each of the M placeholders."""
+    placeholders: tuple[int, ...]
+    """Number of the placeholders of each sample, in the order of the samples."""
 
     def to(self, device: torch.device | str) -> "Layout":
         """The layout with its tensors on a device; copied without waiting."""
         source, labels, mask, positions, targets = (send(part, device) for part in self[:5])
-        return Layout(source, labels, mask, positions, targets, self.lengths, self.counts)
+        return Layout(source, labels, mask, positions, targets, *self[5:])
 
 
 class Batch(TypedDict, total=False):
@@ -151,6 +153,7 @@ def plan_layout(
         targets=torch.from_numpy(targets),
         lengths=tuple(lengths.tolist()),
         counts=tuple(map(int, counts)),
+        placeholders=tuple(np.bincount(row_of[is_placeholder], minlength=rows).tolist()),
     )
 
 

@@ -71,7 +71,8 @@ class Answering:
     @property
     def picture_bytes(self) -> int:
         """Most bytes that an encoded picture takes."""
-        tokens = self.model.tokens_of(1, self.front_end.picture_processor.max_boxes or 100)
+        prompts = getattr(self.model.adapter, "prompts", 0)  # what a picture adds to the LLM's layers
+        tokens = max(1, prompts + self.model.tokens_of(1, self.front_end.picture_processor.max_boxes or 100))
         width = self.model.llm.get_input_embeddings().embedding_dim
         return tokens * width * self.model.connector.element_size()
 
@@ -193,7 +194,7 @@ class Answering:
         numbers = {prefix: number for number, prefix in enumerate(first)}
         starts = list(first.values())
         prompt = self._prompt(starts, [one.prepared.ids[: one.cut] for one in starts])
-        with self.model.condition(_seeing(starts)):
+        with self.model.condition([one.seeing for one in starts]):
             prefixes = read_prefixes(self.model.llm, prompt)
         self.statistics.prefixes += len(starts)
         for batch in self._by_rest(block):
@@ -228,7 +229,7 @@ class Answering:
         self.statistics.rows += len(replies)
 
         def condition(rows: list[int]) -> AbstractContextManager[Any]:
-            return self.model.condition(_seeing([replies[row].one for row in rows]))
+            return self.model.condition([replies[row].one.seeing for row in rows])
 
         def stop(row: int, ids: list[int]) -> bool:
             return replies[row].ends_with(ids)

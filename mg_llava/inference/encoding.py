@@ -65,7 +65,7 @@ class EncodedRequest:
     @property
     def length(self) -> int:
         """Length of the row with visual and box tokens in it."""
-        tokens = sum(len(segment.tokens) for segments in self.seeing for segment in segments)
+        tokens = sum(segment.length for segments in self.seeing for segment in segments)
         return len(self.prepared.ids) - len(self.seeing) + tokens
 
 

@@ -48,6 +48,7 @@ class Assembly(BaseModel):
     """Arguments that change how a system is trained, and nothing of what it answers."""
 
     llm: Any
+    adapter: Any
 
     def __init__(
         self,

@@ -36,8 +36,21 @@ class Seen(NamedTuple):
     """``(N, P, C)``, row-major; None for an encoder that gives maps alone."""
     maps: Sequence[Tensor] = ()
     """For each stage ``(N, C_s, S / stride_s, S / stride_s)``, finest first."""
-    objects: Sequence[Tensor] | None = None
-    """For each canvas ``(k_i, C_o)``: states of a detector's queries."""
+    detected: "Detected | None" = None
+    """Of a detector."""
+
+
+class Detected(NamedTuple):
+    """The K best objects that a detector found in each of N canvases, best first."""
+
+    states: Tensor
+    """``(N, K, C_o)``, last states of the decoder's queries."""
+    boxes: Tensor
+    """``(N, K, 4)`` cxcywh as shares of the canvas."""
+    scores: Tensor
+    """``(N, K)``, probability of the likeliest class."""
+    logits: Tensor
+    """``(N, K, classes)``, of the detector's own classes; with one more for no object where it has one."""
 
 
 class Looked(NamedTuple):
@@ -69,6 +82,10 @@ class Spec:
     """Channels of each stage, finest first."""
     stage_strides: tuple[int, ...] = ()
     """Pixels per cell of each stage."""
+    objects: int = 0
+    """K, objects of a canvas; 0 for an encoder that detects none."""
+    object_channels: int = 0
+    """C_o, channels of the state of an object."""
     architecture: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that the class's ``from_spec`` needs."""
     source: str = field(default="", compare=False)
@@ -219,9 +236,14 @@ class Merger(nn.Module):
 class Segment(NamedTuple):
     """Consecutive tokens of a placeholder."""
 
-    kind: Literal["visual", "object", "query", "crop"]
+    kind: Literal["visual", "object", "query", "crop", "prompt"]
     tokens: Tensor
-    """``(m, D)``"""
+    """``(m, D)``; of a ``prompt`` not in the sequence, but for :meth:`System.condition`."""
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in the sequence."""
+        return 0 if self.kind == "prompt" else len(self.tokens)
 
 
 Seeing = list[list[Segment]]

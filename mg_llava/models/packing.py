@@ -128,6 +128,7 @@ def pack(layout: Layout, capacity: int, pair: float = 0.0) -> Packed:
             targets=there(place).index_select(0, layout.targets),
             lengths=tuple(sum(lengths[number] for number in row) for row in plan),
             counts=layout.counts,
+            placeholders=layout.placeholders,
         ),
         there(samples),
         _stretches(plan, lengths, width),

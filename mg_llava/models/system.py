@@ -91,8 +91,12 @@ class System(Assembly):
             seeing[place].extend(segments)
         return seeing
 
-    def condition(self, seeing: Seeing) -> AbstractContextManager[Any]:
-        """A context in which the LLM reads, for prompts inside its layers; nothing by default."""
+    def condition(self, rows: Sequence[Seeing]) -> AbstractContextManager[Any]:
+        """A context in which the LLM reads, for prompts inside its layers; nothing by default.
+
+        Args:
+            rows: For each row that the LLM reads the segments of its placeholders.
+        """
         return nullcontext()
 
     def blank(self) -> Tensor:
@@ -147,13 +151,13 @@ class System(Assembly):
         seeing = self.see(data)
         if mode == "loss":
             read = None if self.llm is None else self.read(data, seeing)
-            with self.condition(seeing):
+            with nullcontext() if read is None else self.condition(_by_row(seeing, read.layout)):
                 found = [loss(self, data, seeing, read) for loss in self.losses]
             if (weights := data.get("loss_weights")) is not None:
                 found = [_weigh(values, weight) for values, weight in zip(found, weights, strict=True)]
             return {name: value for values in found for name, value in values.items()}
         inputs = self.merge(data, seeing=seeing)
-        with self.condition(seeing):
+        with self.condition(_by_row(seeing, inputs.layout)):
             output = self.llm(
                 inputs_embeds=inputs.inputs_embeds,
                 attention_mask=inputs.attention_mask,
@@ -227,13 +231,13 @@ class System(Assembly):
         decoding = Decoding.of(self.llm, given)
         with evaluating(self):
             seeing = self.see(data)
-            places = iter(seeing)
-            own = [list(islice(places, count)) for count in (data["input_ids"] < 0).sum(dim=1).tolist()]
+            inputs = self.merge({**data, "labels": None}, padding_side="left", seeing=seeing)
+            own = _by_row(seeing, inputs.layout)
             steps = generate(
                 self.llm,
-                self.prompt(data, seeing),
+                Prompt(inputs.inputs_embeds, inputs.attention_mask),
                 decoding,
-                condition=lambda rows: self.condition([segments for row in rows for segments in own[row]]),
+                condition=lambda rows: self.condition([own[row] for row in rows]),
             )
             rows = collect(steps, len(own))
         return [torch.tensor(row.ids, dtype=torch.int64) for row in rows]
@@ -241,7 +245,13 @@ class System(Assembly):
 
 def _pieces(seeing: Seeing) -> list[list[Tensor]]:
     """Tokens of each placeholder, one tensor after the other."""
-    return [[segment.tokens for segment in segments] for segments in seeing]
+    return [[segment.tokens for segment in segments if segment.length] for segments in seeing]
+
+
+def _by_row(seeing: Seeing, layout: Layout) -> list[Seeing]:
+    """The segments of the placeholders of each sample."""
+    places = iter(seeing)
+    return [list(islice(places, count)) for count in layout.placeholders]
 
 
 def _weigh(values: Mapping[str, Tensor], weight: float | Tensor) -> dict[str, Tensor]:

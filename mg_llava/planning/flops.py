@@ -87,9 +87,9 @@ def _counting(model: Any, forward: dict[str, float], training: dict[str, float])
     steps = []
     for part, module in model.named_parts():
         if part.role != "llm":
-            steps += [(part.key, module, name) for name in ("forward", "project") if hasattr(module, name)]
+            steps.append((part.key, module, "forward"))
         if isinstance(module, ObjectReader):
-            steps.append((POOLING, module, "pool"))
+            steps += [(part.key, module, "project"), (POOLING, module, "pool")]
     busy = False
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "autocast", lambda *_, **__: nullcontext()))  # "meta" has none

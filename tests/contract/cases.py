@@ -16,9 +16,11 @@ from torch import nn
 from mg_llava.models.adapters.prompts import GatedPrompts
 from mg_llava.models.interfaces import Encoder, Fusion, Loss, Merger, ObjectReader
 from mg_llava.models.parts import kind_of
+from mg_llava.models.queries.branches import PromptBranch, SharedQueries
 from mg_llava.models.system import System
 from mg_llava.registry import MODELS
 from tests import toy
+from tests.detection import toys
 
 TIMM = "test_convnext2.r160_in1k"
 TIMM_SIZE = 64
@@ -53,6 +55,7 @@ TOYS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
         "checkpoint": paths["timm"],
         "dtype": "float32",
     },
+    "TransformerDetector": lambda paths: {"path": paths["detector"], "objects": 4, "dtype": "float32"},
     "build_language_model": lambda paths: {"path": paths["llm"], "tuning": "full", "dtype": "float32"},
 }
 """Arguments that no system gives, from the folders of :func:`write_all`."""
@@ -64,6 +67,18 @@ def _clip(paths: dict[str, str]) -> dict[str, Any]:
 
 SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
     "MGLLaVA": lambda paths: toy.model_config(paths, "full"),
+    "MRMLLM": lambda paths: {
+        "type": "mg_llava.MRMLLM",
+        "llm": toy.model_config(paths, "full")["llm"],
+        "scene_encoder": _clip(paths),
+        "detector": {"type": "mg_llava.TransformerDetector", **TOYS["TransformerDetector"](paths)},
+        "prompts": {"type": "mg_llava.GatedPrompts", "prompts": 3},
+        **{
+            name: {"type": "mg_llava.PromptBranch", "width": 16, "blocks": 1, "heads": 2}
+            for name in ("scene", "objects")
+        },
+        "shared_queries": {"type": "mg_llava.SharedQueries", "width": 16, "queries": 5, "heads": 2},
+    },
     "TwoViews": lambda paths: {  # of the README, where it was added
         "type": "mg_llava.TwoViews",
         "first_encoder": {**_clip(paths), "layer": -1},
@@ -84,8 +99,14 @@ ROLES: dict[str, type] = {
     "merger": Merger,
     "loss": Loss,
     "prompts": GatedPrompts,
+    "branch": PromptBranch,
+    "shared queries": SharedQueries,
 }
 """Interface of each role."""
+
+
+_OF_MR_MLLM = {"branch": "scene", "shared queries": "shared_queries"}
+"""Places of the roles that MR-MLLM alone has."""
 
 
 def write_all(folder: Path) -> dict[str, str]:
@@ -97,7 +118,7 @@ def write_all(folder: Path) -> dict[str, str]:
     torch.manual_seed(4)
     file = folder / "timm.safetensors"
     save_file(timm.create_model(TIMM, pretrained=False).state_dict(), file)
-    return {**paths, "timm": str(file)}
+    return {**paths, "timm": str(file), "detector": str(toys.write_detr(folder / "detector"))}
 
 
 def registered() -> dict[str, Any]:
@@ -149,6 +170,10 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
         return Case(name, role, SYSTEMS[name](paths))
     toys = [TOYS[base.__name__](paths) for base in getattr(part, "__mro__", (part,)) if base.__name__ in TOYS]
     config = {"type": f"mg_llava.{name}", **(toys[0] if toys else {}), **settings}
+    if role in _OF_MR_MLLM or (role == "encoder" and part.describe(config).objects):
+        system = SYSTEMS["MRMLLM"](paths)
+        place = _OF_MR_MLLM.get(role, "detector")
+        return Case(name, role, {**system, place: {**system[place], **config}})
     system = SYSTEMS["MGLLaVA"](paths)
     if role == "loss":
         return Case(name, role, {**system, "losses": [config]})

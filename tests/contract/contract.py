@@ -84,7 +84,7 @@ class Contract:
         with torch.no_grad():
             seeing = self.system.see({"canvas": canvas, "boxes": boxes})
             video = self.system.see({"canvas": canvas, "boxes": boxes, "media": [0, 0, 0]})
-        found = [sum(len(segment.tokens) for segment in segments) for segments in (*seeing, *video)]
+        found = [sum(segment.length for segment in segments) for segments in (*seeing, *video)]
         assert found[:3] == [self.system.tokens_of(1, count) for count in BOXES]
         assert found[3:] == [self.system.tokens_of(3, sum(BOXES))], "frames of a video share their placeholder"
         assert count_tokens(self.config["model"]) == self.system.token_count

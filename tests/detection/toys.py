@@ -117,3 +117,48 @@ def write_open_clip(folder: Path) -> str:
         {key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
     )
     return str(folder)
+
+
+def write_detr(folder: Path, kind: str = "detr", queries: int = 6, size: int = 64) -> Path:
+    """A closed-set detector of the DETR family with three classes, on a toy ResNet."""
+    import torch
+    from transformers import AutoConfig, AutoModelForObjectDetection, ResNetConfig
+
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 12, 16, 24],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage4"],
+    )
+    width = 32 if kind == "deformable_detr" else 16  # its norms have 32 groups
+    sizes = {"d_model": width, "encoder_layers": 1, "decoder_layers": 2, "num_queries": queries}
+    widths = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    own: dict = {}
+    if kind == "rt_detr":
+        backbone.out_features = ["stage2", "stage3", "stage4"]
+        own = {"encoder_hidden_dim": 16, "encoder_in_channels": [12, 16, 24], "decoder_in_channels": [16, 16, 16]}
+        own |= {"num_feature_levels": 3, "num_denoising": 4}
+    elif kind == "deformable_detr":
+        own = {"num_feature_levels": 1, "disable_custom_kernels": True}
+    config = AutoConfig.for_model(
+        kind,
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_labels=3,
+        **sizes,
+        **widths,
+        **own,
+    )
+    torch.manual_seed(5)
+    model = AutoModelForObjectDetection.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "size": {"height": size, "width": size}}
+    processor["image_processor_type"] = "DetrImageProcessor"
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder

@@ -1,6 +1,6 @@
 """The predictor: batched equals single, boxes reach the model, and errors say what is wrong."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -198,28 +198,28 @@ def test_the_llm_reads_rows_under_the_condition_of_their_pictures(
     predictor: Predictor, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside: list[int] = []
-    passes: list[tuple[int, int]] = []
+    passes: list[tuple[int, ...]] = []
     decoder = predictor.model.llm.model
     forward = decoder.forward
 
     @contextmanager
-    def condition(seeing: Seeing) -> Iterator[None]:
-        inside.append(len(seeing))
+    def condition(rows: Sequence[Seeing]) -> Iterator[None]:
+        inside.extend([len(rows), sum(map(len, rows))])
         yield
-        inside.pop()
+        inside.clear()
 
     def spy(*args: Any, **kwargs: Any) -> Any:
-        passes.append((len(kwargs["inputs_embeds"]), *inside))  # rows and their pictures
+        passes.append((len(kwargs["inputs_embeds"]), *inside))  # rows, twice, and their pictures
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(predictor.model, "condition", condition)
     monkeypatch.setattr(decoder, "forward", spy)
     shared = [Request(text, picture) for text in ("what?", "is there a digit?")]
     predictor.predict_many(shared, batch_size=4, exact=False, max_new_tokens=2)
-    assert passes == [(1, 1), (2, 2), (2, 2)], "one prefix, then two rows"
+    assert passes == [(1, 1, 1), (2, 2, 2), (2, 2, 2)], "one prefix, then two rows"
     passes.clear()
     predictor.predict_many([Request("what?", [picture, picture]), Request("a digit")], exact=False, max_new_tokens=2)
-    assert passes == [(2, 2), (2, 2)], "two pictures of one row"
+    assert passes == [(2, 2, 2), (2, 2, 2)], "two pictures of one row"
 
 
 def test_sampling_is_possible(predictor: Predictor, picture: Image.Image) -> None:

@@ -1,0 +1,1 @@
+"""Learned queries that read what encoders see."""
