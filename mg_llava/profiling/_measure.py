@@ -1,4 +1,4 @@
-"""Time and memory of work in processes of its own, so that one measurement does not disturb the next."""
+"""What all benchmarks share: work in processes of its own, ways that take turns, comparisons, tables."""
 
 import contextlib
 import gc
@@ -7,11 +7,102 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+NANO = ROOT / "data" / "nano"
 MB = 1e6
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], Any]], count: int, rounds: int
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What each way gives, and its best rate; ways take turns, so that a busy machine slows all of them.
+
+    Args:
+        ways: Ways of the same work, by name.
+        count: Pieces of work that a way does.
+        rounds: How often each is done.
+
+    Returns:
+        Results of the last round, and pieces a second of the best one, by name.
+    """
+    results, rates = {}, dict.fromkeys(ways, 0.0)
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            results[name] = way()
+            rates[name] = max(rates[name], count / (time.perf_counter() - start))
+    return results, rates
+
+
+def measure_ways(function: str, ways: Mapping[str, Any], *arguments: Any) -> dict[str, Any]:
+    """What a function gives for each way, in processes of their own; arguments as for :func:`run_child`."""
+    found = {}
+    for name, way in ways.items():
+        print(f"measuring: {name}", file=sys.stderr, flush=True)
+        found[name] = run_child(function, asdict(way) if is_dataclass(way) else way, *arguments)  # type: ignore[arg-type]
+    return found
+
+
+def compare(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    """``speedup``, ``speedup_cpu`` and ``memory_ratio`` of our way, and the largest relative differences."""
+    found = {
+        "speedup": other["seconds"] / ours["seconds"],
+        "speedup_cpu": other["cpu_seconds"] / max(ours["cpu_seconds"], 1e-6),
+        "memory_ratio": other["peak_mb"] / ours["peak_mb"],
+    }
+    for key, name in (("losses", "error"), ("gradient_norms", "gradient_error")):
+        if key in ours:
+            found[name] = difference(ours[key], other[key])
+    return rounded(found)
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Largest relative difference."""
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True))
+
+
+def rounded(value: Any, digits: int = 4) -> Any:
+    """Nested values with numbers of so many decimals, or digits where they are small."""
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, float):
+        return round(value, digits) if abs(value) >= 1 else float(f"{value:.{digits}g}")
+    return value
+
+
+def print_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Columns, the first one to the left; numbers with four digits."""
+    texts = [[_text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for head, *cells in texts:
+        line = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        print(f"{head:<{widths[0]}}{line}")
+
+
+def _text(cell: Any) -> str:
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
+
+
+def make_miniature(folder: Path, **sizes: int) -> None:
+    """Data of the miniature; ``sizes`` are arguments of data/nano/make_data.py.
+
+    Raises:
+        RuntimeError: It cannot be made.
+    """
+    options = [f"--{part}={sizes.get(part, 0)}" for part in ("stage1", "stage2", "heldout")]
+    command = [sys.executable, str(NANO / "make_data.py"), "--out", str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"data/nano/make_data.py failed: {done.stderr[-2000:]}")
 
 
 def run_child(function: str, *arguments: Any) -> dict[str, Any]:

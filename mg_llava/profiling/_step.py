@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mg_llava.models.interfaces import ObjectReader, Seen
 from mg_llava.planning.gpus import GPUS
@@ -120,12 +121,12 @@ class Stepper:
             batch = reference_batch(batch, self.model.visual_encoder.spec.image_size)
             if not self.case.reference:
                 batch["canvas"] = torch.stack(batch.pop("pixel_values_aux"))
-        return _each(batch, Tensor.pin_memory) if self.clock.cuda else batch
+        return tree_map_only(Tensor, Tensor.pin_memory, batch) if self.clock.cuda else batch
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step on a batch of ``transport``; gives ``loss`` and ``gradient_norm``, without waiting for a GPU."""
         self.clock.mark("")
-        data = _each(batch, lambda tensor: tensor.to(self.case.device, non_blocking=True))
+        data = tree_map_only(Tensor, lambda tensor: tensor.to(self.case.device, non_blocking=True), batch)
         self.clock.mark("transport")
         with self._forward_pass():
             loss = self.forward(data)
@@ -220,14 +221,3 @@ def _matmul_rate(device: str, threads: int) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = min(use(lambda: a @ b, device)[1].seconds for _ in range(12))
     return 2 * side**3 / best
-
-
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with all tensors in its dicts, lists and tuples changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _each(item, change) for key, item in value.items()}
-    if hasattr(value, "_fields"):
-        return type(value)(*(_each(item, change) for item in value))
-    return type(value)(_each(item, change) for item in value) if isinstance(value, list | tuple) else value

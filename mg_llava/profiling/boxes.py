@@ -7,14 +7,13 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mg_llava.profiling._measure import run_child, use
+from mg_llava.profiling._measure import compare, print_table, rounded, run_child, use
 
 HELP = "box features: time, extra memory and error of separable pooling, with upsample-concatenate-RoIAlign beside it"
 
@@ -44,48 +43,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, and print a table.
 
     Returns:
-        ``speedup``, ``memory_ratio`` of what pooling takes above its inputs (dense to separable), ``error``, the
-        largest relative difference between features of a box, and the separable way's cost for growing numbers of
-        boxes and of pictures, all of it with and without counting time in which other programs ran.
+        ``speedup``, ``memory_ratio`` of what pooling takes above its inputs (dense to separable), and ``error``, the
+        largest relative difference between features of a box.
     """
     sizes = [args.canvas, args.channels, args.threads, args.device]
     with tempfile.TemporaryDirectory(prefix="boxes-") as folder:
-        measured = {}
+        found = {}
         for way, rounds in (("separable", args.rounds), ("dense", args.dense_rounds)):
             file = str(Path(folder) / f"{way}.pt")
-            measured[way] = run_child(f"{_HERE}.measure_pooling", way, args.pictures, args.boxes, rounds, file, *sizes)
-        error = _largest_error(*(torch.load(Path(folder) / f"{way}.pt", weights_only=True) for way in measured))
-    grow = partial(run_child, f"{_HERE}.measure_growth", args.rounds)
-    counts = sorted({max(1, args.boxes // part) for part in (8, 4, 2, 1)})
-    pictures = [args.pictures, 2 * args.pictures, 4 * args.pictures]
-    growth = {
-        "boxes": grow([(args.pictures, count) for count in counts], *sizes),
-        "pictures": grow([(count, args.boxes) for count in pictures], *sizes),
-    }
-    ours, dense = measured["separable"], measured["dense"]
+            found[way] = run_child(f"{_HERE}.measure_pooling", way, args.pictures, args.boxes, rounds, file, *sizes)
+        error = _largest_error(*(torch.load(Path(folder) / f"{way}.pt", weights_only=True) for way in found))
     print(f"{args.pictures} x {args.boxes} boxes, canvas {args.canvas}, channels {args.channels}, on {args.device}\n")
-    print(f"{'way':<12}{'seconds':>12}{'CPU seconds':>13}{'extra MB':>10}")
-    for way, usage in measured.items():
-        print(f"{way:<12}{usage['seconds']:>12.4f}{usage['cpu_seconds']:>13.4f}{usage['extra_mb']:>10.1f}")
-    for axis, values in (("boxes", counts), ("pictures", pictures)):
-        times = (f"{value}: {1000 * s:.1f} ms" for value, s in zip(values, growth[axis]["cpu_seconds"], strict=True))
-        print(f"CPU time by {axis}: {', '.join(times)}")
+    columns = ("seconds", "cpu_seconds", "extra_mb")
+    print_table([("way", *columns), *((way, *(usage[name] for name in columns)) for way, usage in found.items())])
     print(f"largest relative difference: {error:.1e}")
-    return {
-        "speedup": round(dense["seconds"] / ours["seconds"], 1),
-        "speedup_cpu": round(dense["cpu_seconds"] / max(ours["cpu_seconds"], 1e-6), 1),
-        "memory_ratio": round(dense["extra_mb"] / max(ours["extra_mb"], 1.0), 1),
-        "error": error,
-        "boxes": args.boxes,
-        "pictures": args.pictures,
-        "device": args.device,
-        "threads": args.threads,
-        **{way: {key: round(value, 5) for key, value in usage.items()} for way, usage in measured.items()},
-        "growth": {
-            "boxes": {"counts": counts, **growth["boxes"]},
-            "pictures": {"counts": pictures, **growth["pictures"]},
-        },
-    }
+    ratio = found["dense"]["extra_mb"] / max(found["separable"]["extra_mb"], 1.0)
+    compared = compare(found["separable"], found["dense"]) | {"memory_ratio": round(ratio, 1), "error": error}
+    sizes_of = {name: getattr(args, name) for name in ("boxes", "pictures", "device", "threads")}
+    return {**compared, **sizes_of, **rounded(found)}
 
 
 def measure_pooling(
@@ -113,20 +88,6 @@ def measure_pooling(
     rest = [use(lambda: pool(stages, rois, canvas, _BINS), device)[1] for _ in range(rounds - 1)]
     best = {key: min(getattr(usage, key) for usage in (first, *rest)) for key in ("seconds", "cpu_seconds")}
     return {**asdict(first), **best}
-
-
-def measure_growth(
-    rounds: int, points: Sequence[tuple[int, int]], canvas: int, channels: Sequence[int], threads: int, device: str
-) -> dict[str, list[float]]:
-    """Seconds of the separable way for pairs of pictures and boxes; for ``run_child``."""
-    torch.set_num_threads(threads)
-    pool = _pooling("separable")
-    found = []
-    for pictures, boxes in points:
-        stages, rois = _inputs(pictures, boxes, canvas, channels, device)
-        usages = [use(partial(pool, stages, rois, canvas, _BINS), device)[1] for _ in range(rounds + 1)]
-        found.append({key: min(getattr(usage, key) for usage in usages) for key in ("seconds", "cpu_seconds")})
-    return {key: [round(item[key], 5) for item in found] for key in ("seconds", "cpu_seconds")}
 
 
 def _pooling(way: str) -> Any:

@@ -3,8 +3,8 @@
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-HELP = "box pipeline: pictures/s of OWLv2 over a tag list, batched with decoding ahead against one by one, and boxes"
+from mg_llava.profiling._measure import print_table, rounded, take_turns
+from mg_llava.profiling.data import make_pictures
 
-_SIZES = ((640, 480), (480, 640), (500, 375), (1024, 768))
+HELP = "box pipeline: pictures/s of OWLv2 over a tag list, batched with decoding ahead against one by one, and boxes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from mg_llava.detection.pipeline import BoxPipeline
 
     with tempfile.TemporaryDirectory() as folder:
-        paths = _write_pictures(Path(folder) / "pictures", arguments.pictures)
+        paths = make_pictures(Path(folder), arguments.pictures)
         model = arguments.model or write_small_owlv2(Path(folder) / "owlv2")
         detector = {"type": "OWLv2Detector", "path": model, "device": arguments.device, "dtype": arguments.dtype}
         pipeline = BoxPipeline(detector=detector, tagger={"type": "FixedTags", "tags": arguments.tags})
@@ -44,32 +45,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "one": lambda some: _batched(pipeline, some, 1, 1),
             "batched": lambda some: _batched(pipeline, some, arguments.batch_size, arguments.workers),
         }
-        speeds, found = dict.fromkeys(ways, 0.0), {}
         for way in ways.values():
             way(paths[: arguments.batch_size])  # to warm up
-        for _ in range(arguments.rounds):  # in turns, and the best of each, as machines are shared
-            for name, way in ways.items():
-                start = time.perf_counter()
-                found[name] = way(paths)
-                speeds[name] = max(speeds[name], len(paths) / (time.perf_counter() - start))
-    result = {
-        "pictures": len(paths),
-        "batch_size": arguments.batch_size,
-        "tags": len(pipeline.tagger.tags),  # type: ignore[union-attr]
-        "device": str(pipeline.detector.device),  # type: ignore[attr-defined]
-        "plain_per_s": round(speeds["plain"], 2),
-        "one_by_one_per_s": round(speeds["one"], 2),
-        "batched_per_s": round(speeds["batched"], 2),
-        "speedup": round(speeds["batched"] / speeds["plain"], 2),
-        "speedup_of_batching": round(speeds["batched"] / speeds["one"], 2),
-        "boxes": sum(map(len, found["batched"])),
-        "error": max(map(_difference, found["plain"], found["batched"])),
-    }
-    rows = (("plain: transformers, one by one", "plain_per_s"), ("here, one by one", "one_by_one_per_s"))
-    for title, name in (*rows, (f"here, batches of {arguments.batch_size}, decoding ahead", "batched_per_s")):
-        print(f"{title:<44}{result[name]:>10} pictures/s")
-    print(f"{'largest difference of a box, pixels':<44}{result['error']:>10.2g}   in {result['boxes']} boxes")
-    return result
+        found, speeds = take_turns(
+            {name: partial(way, paths) for name, way in ways.items()}, len(paths), arguments.rounds
+        )
+    titles = ("plain: transformers, one by one", "here, one by one", f"here, batches of {arguments.batch_size}")
+    boxes, error = sum(map(len, found["batched"])), max(map(_difference, found["plain"], found["batched"]))
+    print_table([("", "pictures/s"), *zip(titles, speeds.values(), strict=True)])
+    print(f"largest difference of a box: {error:.2g} pixels, in {boxes} boxes")
+    return rounded(
+        {
+            "pictures": len(paths),
+            "batch_size": arguments.batch_size,
+            "tags": len(pipeline.tagger.tags),  # type: ignore[union-attr]
+            "device": str(pipeline.detector.device),  # type: ignore[attr-defined]
+            "per_s": speeds,
+            "speedup": speeds["batched"] / speeds["plain"],
+            "speedup_of_batching": speeds["batched"] / speeds["one"],
+            "boxes": boxes,
+            "error": error,
+        }
+    )
 
 
 class _Plain:
@@ -161,18 +158,6 @@ def _batched(pipeline: Any, paths: list[Path], batch_size: int, workers: int) ->
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     loaded = prefetched(batches, list, load, workers)
     return [found.record.boxes for _, batch in loaded for found in pipeline.detect(batch)]
-
-
-def _write_pictures(folder: Path, count: int) -> list[Path]:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
-        width, height = _SIZES[number % len(_SIZES)]
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        paths.append(folder / f"{number}.jpg")
-        coarse.resize((width, height), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
-    return paths
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> float:

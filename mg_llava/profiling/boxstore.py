@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mg_llava.profiling._measure import MB, memory_of, peak_memory, run_child
+from mg_llava.profiling._measure import MB, memory_of, peak_memory, print_table, rounded, run_child
 
 HELP = (
     "box store: conversion, opening, random access and memory of a 4-worker loader, with the plain JSON way beside it"
@@ -72,20 +72,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = {
         "speedup": plain["open_s"] * scale / access["open_s"],
         "memory_ratio": plain_own / (own + mapped),
-        "error": access["error"],
         "records": records,
         "plain_records": plain_records,
-        "json_mb": converted["json_mb"],
-        "store_mb": converted["store_mb"],
-        "convert_s": converted["seconds"],
-        "convert_cpu_s": converted["cpu_seconds"],
-        "convert_peak_mb": converted["peak_mb"],
-        "import_mb": converted["import_mb"],
-        "convert_peak_mb_tenth": small["peak_mb"],
-        "open_s": access["open_s"],
-        "access_ms": access["access_ms"],
-        "access_p99_ms": access["p99_ms"],
-        "check_s": access["check_s"],
+        **{name: converted[name] for name in ("json_mb", "store_mb", "convert_s", "convert_cpu_s", "convert_peak_mb")},
+        "convert_peak_mb_tenth": small["convert_peak_mb"],
+        **access,
         "loader_own_mb": own,
         "loader_own_mb_tenth": own_small,
         "loader_mapped_mb": mapped,
@@ -93,8 +84,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "plain_access_ms": plain["access_ms"],
         "plain_loader_mb": plain_own,
     }
-    _print_table(result)
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in result.items()}
+    rows = [(name.replace("_", " "), value) for name, value in result.items()]
+    print_table([("store beside plain JSON", ""), *rows])
+    print(
+        f"Plain: one dict in all processes, measured with {plain_records} records and scaled to {records}; memory "
+        "above a loader without boxes, shared pages once."
+    )
+    return rounded(result)
 
 
 def write_boxes(path: Path, records: int) -> None:
@@ -111,12 +107,11 @@ def convert(source: str, target: str) -> dict[str, Any]:
     """Time and memory of a conversion; for ``run_child``."""
     from mg_llava.data.boxes.convert import convert_boxes
 
-    before = peak_memory()
     start, start_cpu = time.perf_counter(), time.process_time()
     report = convert_boxes([source], target)
     assert report.written, str(report)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_memory(), "import_mb": before}
+    return {"convert_s": seconds, "convert_cpu_s": cpu_seconds, "convert_peak_mb": peak_memory()}
 
 
 def measure_access(source: str, store: str, records: int) -> dict[str, Any]:
@@ -141,7 +136,7 @@ def measure_access(source: str, store: str, records: int) -> dict[str, Any]:
     return {
         "open_s": opened,
         "access_ms": float(np.median(times)) * 1e3,
-        "p99_ms": float(np.quantile(times, 0.99)) * 1e3,
+        "access_p99_ms": float(np.quantile(times, 0.99)) * 1e3,
         "check_s": checked,
         "error": error,
     }
@@ -252,28 +247,3 @@ def _bodies() -> Iterator[str]:
             "labels": [f"object {tag}" for tag in rng.integers(0, _TAGS, count).tolist()],
         }
         yield json.dumps(record)[1:] + "\n"
-
-
-def _print_table(result: dict[str, Any]) -> None:
-    scaled = (
-        "" if result["plain_records"] == result["records"] else f" (scaled from {result['plain_records']} records)"
-    )
-    rows = [
-        ("records", f"{result['records']}", f"{result['plain_records']}"),
-        ("file, MB", f"{result['store_mb']:.0f}", f"{result['json_mb']:.0f}"),
-        ("conversion, s (once)", f"{result['convert_s']:.1f}", "-"),
-        ("  of the processor", f"{result['convert_cpu_s']:.1f}", "-"),
-        (f"conversion, peak MB ({result['import_mb']:.0f} imports)", f"{result['convert_peak_mb']:.0f}", "-"),
-        ("conversion of a tenth, peak MB", f"{result['convert_peak_mb_tenth']:.0f}", "-"),
-        ("open, s", f"{result['open_s']:.4f}", f"{result['plain_open_s']:.1f}"),
-        ("random access, median ms", f"{result['access_ms']:.4f}", f"{result['plain_access_ms']:.4f}"),
-        ("random access, 99 of 100 below, ms", f"{result['access_p99_ms']:.4f}", "-"),
-        ("check of all ids, s", f"{result['check_s']:.2f}", "-"),
-        (f"loader with {_WORKERS} workers, MB", f"{result['loader_own_mb']:.1f}", f"{result['plain_loader_mb']:.0f}"),
-        ("  the same with a tenth, MB", f"{result['loader_own_mb_tenth']:.1f}", "-"),
-        ("  mapped pages of the file, MB", f"{result['loader_mapped_mb']:.0f}", "0"),
-        ("largest difference to JSON", f"{result['error']:g}", "-"),
-    ]
-    for name, store, plain in [("", "store", "plain JSON"), *rows]:
-        print(f"{name:<38}{store:>12}{plain:>14}")
-    print(f"Plain: one dict in all processes{scaled}; memory above a loader without boxes, shared pages once.")

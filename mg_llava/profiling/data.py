@@ -2,8 +2,8 @@
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mg_llava.data.pictures.files import open_picture
 from mg_llava.data.pictures.geometry import PAD_COLOR
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.models.encoders.views import normalize, resample
+from mg_llava.profiling._measure import MB, print_table, rounded, take_turns
 
 HELP = (
     "picture loading: images/s of one worker and bytes per picture, with the plain way (CLIPImageProcessor) beside it"
@@ -91,42 +92,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         paths = _find(args.images, args.pictures) if args.images else make_pictures(Path(folder), args.pictures)
         plain, ours = PlainPictures(paths, args.high, args.low), OurPictures(paths, args.high)
         error = max(_difference(plain[index], ours[index], args.low) for index in range(len(paths)))
-        rates = _measure_rates({"plain": plain, "ours": ours}, args.rounds)
+        loaders = {
+            name: DataLoader(way, 4, num_workers=1, persistent_workers=True)
+            for name, way in (("plain", plain), ("ours", ours))
+        }
+        ways = {name: partial(_read, loader) for name, loader in loaders.items()}
+        take_turns(ways, len(paths), 1)  # starts the workers
+        _, rates = take_turns(ways, len(paths), args.rounds)
         canvas = ours[0]["canvas"]
-        sizes = {name: sum(v.nbytes for v in data[0].values()) for name, data in (("plain", plain), ("ours", ours))}
-    device = _seconds(lambda: _views(canvas, args.low))
+        sizes = {name: sum(v.nbytes for v in way[0].values()) / MB for name, way in (("plain", plain), ("ours", ours))}
+    _, views = take_turns({"views": lambda: _views(canvas, args.low)}, 1, 5)
     print(f"{len(paths)} pictures, one worker with one thread, best of {args.rounds} rounds\n")
-    print(f"{'way':<28}{'pictures/s':>12}{'MB/picture':>12}")
-    print(f"{'plain (float32 views)':<28}{rates['plain']:>12.1f}{sizes['plain'] / 1e6:>12.2f}")
-    print(f"{'8-bit canvas':<28}{rates['ours']:>12.1f}{sizes['ours'] / 1e6:>12.2f}")
-    print(
-        f"\nlargest difference between the views: {error:.1e}; views of one canvas on this CPU: {1000 * device:.1f} ms"
+    titles = {"plain": "plain (float32 views)", "ours": "8-bit canvas"}
+    rows = [(title, rates[name], sizes[name]) for name, title in titles.items()]
+    print_table([("way", "pictures/s", "MB/picture"), *rows])
+    seconds = 1 / views["views"]
+    print(f"\nlargest difference between the views: {error:.1e}; views of one canvas on this CPU: {seconds:.4f} s")
+    return rounded(
+        {
+            "speedup": rates["ours"] / rates["plain"],
+            "bytes_ratio": sizes["ours"] / sizes["plain"],
+            "error": error,
+            "images_per_s": rates["ours"],
+            "plain_images_per_s": rates["plain"],
+            "views_on_device_s": seconds,
+            "pictures": len(paths),
+        }
     )
-    return {
-        "speedup": round(rates["ours"] / rates["plain"], 2),
-        "bytes_ratio": round(sizes["ours"] / sizes["plain"], 4),
-        "error": error,
-        "images_per_s": round(rates["ours"], 2),
-        "plain_images_per_s": round(rates["plain"], 2),
-        "views_on_device_s": round(device, 5),
-        "pictures": len(paths),
-    }
 
 
-def _measure_rates(ways: dict[str, Dataset], rounds: int) -> dict[str, float]:
-    """Pictures per second through a loader with one worker; the ways take turns, so that drift hits both."""
-    best = dict.fromkeys(ways, 0.0)
-    loaders = {name: DataLoader(data, 4, num_workers=1, persistent_workers=True) for name, data in ways.items()}
-    for loader in loaders.values():  # starts the workers
-        for _ in loader:
-            pass
-    for _ in range(rounds):
-        for name, loader in loaders.items():
-            start, count = time.perf_counter(), 0
-            for batch in loader:
-                count += len(next(iter(batch.values())))
-            best[name] = max(best[name], count / (time.perf_counter() - start))
-    return best
+def _read(loader: DataLoader) -> None:
+    for _ in loader:
+        pass
 
 
 def _difference(plain: Views, ours: Views, low: int) -> float:
@@ -137,15 +134,6 @@ def _difference(plain: Views, ours: Views, low: int) -> float:
 def _views(canvas: Tensor, low: int) -> tuple[Tensor, Tensor]:
     high = normalize(canvas[None])
     return high[0], resample(high, low)[0]
-
-
-def _seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _find(folder: Path, count: int) -> list[Path]:

@@ -4,23 +4,22 @@ import argparse
 import contextlib
 import io
 import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 
+from mg_llava.profiling._measure import NANO, ROOT, make_miniature, print_table, rounded, take_turns
+
 HELP = "evaluation: samples/s in batches, with batch size 1 beside it, and whether all replies are the same"
 
-ROOT = Path(__file__).resolve().parents[2]
-NANO = ROOT / "data" / "nano"
 CONFIG = ROOT / "configs" / "mg_llava_nano_instruct.py"
-_CHECKPOINTS = ("demo", "nano")
+_FOLDERS = ("demo", "experiments/nano")
 
 Texts = list[str]
 
@@ -30,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="trained miniature (default: the newest of work_dirs/demo and work_dirs/nano; where there is none, its "
-        "encoders and LLM with random projectors)",
+        help="trained miniature (default: the newest of demo and grid; without one, its encoders and LLM with "
+        "random projectors)",
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="its config (default: the full model's)")
     parser.add_argument(
@@ -59,56 +58,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         from mg_llava.data.boxes.store import open_box_store
 
         predictor, trained = _load(args.config, args.checkpoint)
-        data = _make_data(Path(folder), args.pictures)
+        data = Path(folder)
+        make_miniature(data, heldout=args.pictures)
         benchmark, store = _benchmark(data), open_box_store(data / "heldout_boxes.json")
-        ways: dict[str, Callable[[], Texts]] = {
-            "one": lambda: _one_by_one(predictor, benchmark, store),
-            "runner_1": lambda: _runner(predictor, benchmark, store, 1),
-            "batched": lambda: _runner(predictor, benchmark, store, args.batch_size),
+        ways = {
+            "one": partial(_one_by_one, predictor, benchmark, store),
+            "runner_1": partial(_runner, predictor, benchmark, store, 1),
+            "batched": partial(_runner, predictor, benchmark, store, args.batch_size),
         }
-        replies, rates = _measure(ways, args.rounds)
+        questions = len(benchmark.questions())
+        replies, rates = take_turns(ways, questions, args.rounds)
     identical = replies["one"] == replies["runner_1"] == replies["batched"]
-    speedup, shared = rates["batched"] / rates["one"], rates["batched"] / rates["runner_1"]
-    questions = len(replies["one"])
-    model = "trained" if trained else "random projectors"
-    print(
-        f"{questions} questions about {args.pictures} pictures, {model}, {torch.get_num_threads()} threads, best of "
-        f"{args.rounds} rounds\n"
-    )
-    titles = {
-        "one": "one question and its picture at a time",
-        "runner_1": "runner, batch size 1 (pictures once)",
-        "batched": f"runner, batch size {args.batch_size}",
-    }
-    print(f"{'way':<42}{'samples/s':>10}{'times':>8}")
-    for name, title in titles.items():
-        print(f"{title:<42}{rates[name]:>10.1f}{rates[name] / rates['one']:>8.2f}")
-    print(f"\nreplies are {'identical' if identical else 'DIFFERENT'}; {len(set(replies['one']))} different ones")
+    titles = [
+        "one question and its picture at a time",
+        *(f"runner, batch size {size} (pictures once)" for size in (1, args.batch_size)),
+    ]
+    model, threads = "trained" if trained else "random projectors", torch.get_num_threads()
+    print(f"{questions} questions, {model}, {threads} threads, best of {args.rounds} rounds\n")
+    rows = [(title, rate, rate / rates["one"]) for title, rate in zip(titles, rates.values(), strict=True)]
+    print_table([("way", "samples/s", "times"), *rows])
+    same = "identical" if identical else "NOT identical"
+    print(f"\nreplies are {same}; {len(set(replies['one']))} different ones")
     return {
-        "speedup": round(speedup, 2),
-        "speedup_shared": round(shared, 2),
+        "speedup": round(rates["batched"] / rates["one"], 2),
+        "speedup_shared": round(rates["batched"] / rates["runner_1"], 2),
         "identical": identical,
-        "samples_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        "samples_per_s": rounded(rates),
         "questions": questions,
         "pictures": args.pictures,
         "batch_size": args.batch_size,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "trained": trained,
     }
-
-
-def _measure(ways: dict[str, Callable[[], Texts]], rounds: int) -> tuple[dict[str, Texts], dict[str, float]]:
-    """Replies and best rate of each way; the ways take turns, so that a busy machine slows all of them."""
-    replies: dict[str, Texts] = {}
-    rates = dict.fromkeys(ways, 0.0)
-    for _ in range(rounds):
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            found = way()
-            rates[name] = max(rates[name], len(found) / (time.perf_counter() - begin))
-            if replies.setdefault(name, found) != found:
-                raise RuntimeError(f"{name}: two rounds gave different replies")
-    return replies, rates
 
 
 def _one_by_one(predictor: Any, benchmark: Any, store: Any) -> Texts:
@@ -150,20 +131,11 @@ def _load(config: Path, checkpoint: Path | None) -> tuple[Any, bool]:
 def _newest() -> Path | None:
     found = [
         path
-        for name in _CHECKPOINTS
-        for path in (ROOT / "work_dirs" / name).glob("full_seed*/stage2/iter_*.pth")
+        for folder in _FOLDERS
+        for path in (ROOT / "work_dirs" / folder).glob("mg_llava_nano_instruct_seed*/iter_*.pth")
         if path.is_file()
     ]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _make_data(folder: Path, pictures: int) -> Path:
-    command: Sequence[str] = [sys.executable, str(NANO / "make_data.py"), "--out", str(folder)]
-    sizes = ["--stage1", "0", "--stage2", "0", "--heldout", str(pictures)]
-    done = subprocess.run([*command, *sizes], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"data/nano/make_data.py failed: {done.stderr[-2000:]}")
-    return folder
 
 
 def _benchmark(data: Path) -> Any:

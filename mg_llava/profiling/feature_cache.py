@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mg_llava.profiling._measure import MB, run_child
+from mg_llava.profiling._measure import compare, print_table, run_child
+from mg_llava.profiling.train import add_size_arguments, case_from
 
 HELP = "training steps from a feature cache, by dtype, with the same steps from pictures beside them"
 
@@ -21,17 +22,11 @@ _PARTS = ("load", "transport", "encoders", "fusion", "boxes", "llm", "optimizer"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("--llm", default="nano", help="nano, smollm2-135m, qwen2.5-0.5b, phi3-mini, … (nano)")
-    parser.add_argument("--vision", choices=("paper", "nano"), default="nano", help="encoders (default: %(default)s)")
-    parser.add_argument("--stage", type=int, choices=(1, 2), default=1, help="stage of the recipe (default: 1)")
-    parser.add_argument("--device", default="cpu", help="cpu (float32) or cuda (bfloat16) (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=4, help="samples in a step (default: %(default)s)")
+    add_size_arguments(parser)
+    parser.set_defaults(vision="nano", batch_size=4, text=60, baseline="none", checkpointing="off")
     parser.add_argument("--boxes", type=int, default=10, help="boxes of a picture (default: %(default)s)")
-    parser.add_argument("--text", type=int, default=60, help="about how many text tokens a sample has (60)")
     parser.add_argument("--steps", type=int, default=10, help="steps that are measured (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: %(default)s)")
     parser.add_argument("--dtypes", nargs="+", choices=_DTYPES, default=_DTYPES, help="of the caches (default: all)")
 
 
@@ -44,10 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         a picture costs on its way to the model (cache to 8-bit canvas); ``error``, the largest relative difference of
         the losses. The same for all dtypes under ``by_dtype``, what each way took under ``ways``.
     """
-    from mg_llava.profiling._sizes import Case
-
-    names = ("llm", "vision", "stage", "device", "batch_size", "boxes", "text", "steps", "warmup", "threads", "seed")
-    case = asdict(Case(**{name: getattr(args, name) for name in names}))
+    case = asdict(case_from(args, boxes=args.boxes, steps=args.steps, warmup=args.warmup))
     with tempfile.TemporaryDirectory(prefix="features-") as folder:
         write_data(Path(folder), case)
         ways = {}
@@ -57,8 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             ways[dtype or "pictures"] = run_child(f"{_HERE}.measure", folder, case, dtype) | filled
     compared = {dtype: _compare(ways["pictures"], ways[dtype]) for dtype in args.dtypes}
     _print_table(args, ways, compared)
-    sizes = {name: getattr(args, name) for name in names}
-    return {**compared[args.dtypes[0]], "dtype": args.dtypes[0], "by_dtype": compared, **sizes, "ways": ways}
+    return {**compared[args.dtypes[0]], "dtype": args.dtypes[0], "by_dtype": compared, "case": case, "ways": ways}
 
 
 def write_data(folder: Path, case: dict[str, Any]) -> None:
@@ -181,14 +172,10 @@ def _bytes(sample: dict[str, Any]) -> int:
 
 
 def _compare(pictures: dict[str, Any], cache: dict[str, Any]) -> dict[str, float]:
-    pairs = zip(pictures["losses"], cache["losses"], strict=True)
     return {
-        "speedup": round(pictures["seconds"] / cache["seconds"], 3),
+        **compare(cache, pictures),
         "step_speedup": round(pictures["step_seconds"] / cache["step_seconds"], 3),
-        "speedup_cpu": round(pictures["cpu_seconds"] / cache["cpu_seconds"], 3),
-        "memory_ratio": round(pictures["peak_mb"] / cache["peak_mb"], 3),
         "bytes_ratio": round(cache["bytes"] / pictures["bytes"], 4),
-        "error": max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs),
         "rounding": cache["rounding"],
     }
 
@@ -199,13 +186,12 @@ def _print_table(args: argparse.Namespace, ways: dict[str, Any], compared: dict[
         f"{args.boxes} boxes and about {args.text} text tokens, {args.steps} steps after {args.warmup}, the fastest; "
         f"{args.device}\n"
     )
-    head = f"{'from':<12}{'s/step':>8}{'CPU s':>8}{'peak MB':>9}{'MB/picture':>12}"
-    print(head + "".join(f"{part:>11}" for part in _PARTS) + f"{'speedup':>9}{'loss differs':>14}{'rounding':>10}")
+    columns, others = ("seconds", "cpu_seconds", "peak_mb", "bytes"), ("speedup", "error", "rounding")
+    rows = []
     for name, found in ways.items():
-        row = f"{name:<12}{found['seconds']:>8.3f}{found['cpu_seconds']:>8.2f}{found['peak_mb']:>9.0f}"
-        row += f"{found['bytes'] / MB:>12.3f}" + "".join(f"{found['parts'][part]:>10.3f}s" for part in _PARTS)
-        other = compared.get(name)
-        rest = "" if other is None else f"{other['speedup']:>9.2f}{other['error']:>14.1e}{other['rounding']:>10.1e}"
-        print(row + rest)
+        parts = [found["parts"][part] for part in _PARTS]
+        other = [compared[name][key] for key in others] if name in compared else [""] * len(others)
+        rows.append((name, *(found[key] for key in columns), *parts, *other))
+    print_table([("from", *columns, *(f"{part} s" for part in _PARTS), *others), *rows])
     seconds = [found["fill_seconds"] for found in ways.values() if "fill_seconds" in found]
     print(f"\nfilling takes {min(seconds):.3f} s a picture; files were in the system's memory when they were read")

@@ -13,13 +13,12 @@ LLM of hidden size 4096, where long rows cost pairs as well, so that some paddin
 """
 
 import argparse
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mg_llava.profiling._measure import run_child
+from mg_llava.profiling._measure import compare, measure_ways, print_table
 from mg_llava.profiling.train import add_size_arguments, case_from
 
 HELP = (
@@ -98,12 +97,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     orders = {"grouped": _grouped(mixture, args.batch_size, args.seed), "shuffled": _shuffled(mixture, args.seed)}
     found = {name: count_waste(lengths, args.batch_size, args.capacity) for name, lengths in orders.items()}
     _print_waste(args, mixture, found)
-    measured = {}
-    for name, capacity in (("padded", None), ("packed", args.capacity)):
-        print(f"measuring: {name}", file=sys.stderr, flush=True)
-        way = replace(case, model={**case.model, "packing": capacity})
-        measured[name] = run_child("mg_llava.profiling._step.measure", asdict(way))
-    return {**_compare(measured["packed"], measured["padded"]), **found["grouped"], "shuffled": found["shuffled"]}
+    rows = {"padded": None, "packed": args.capacity}
+    ways = {name: replace(case, model={**case.model, "packing": capacity}) for name, capacity in rows.items()}
+    measured = measure_ways("mg_llava.profiling._step.measure", ways)
+    columns = ("seconds", "cpu_seconds", "peak_mb")
+    print()
+    print_table([("step", *columns), *((name, *(way[key] for key in columns)) for name, way in measured.items())])
+    compared = compare(measured["packed"], measured["padded"])
+    print(
+        f"losses differ by {compared['error']:.1e}, gradient norms by {compared['gradient_error']:.1e} of themselves"
+    )
+    return {**compared, **found["grouped"], "shuffled": found["shuffled"]}
 
 
 def count_waste(lengths: np.ndarray, batch_size: int, capacity: int) -> dict[str, float]:
@@ -144,31 +148,14 @@ def _shuffled(mixture: Mixture, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(mixture.lengths)
 
 
-def _compare(packed: dict[str, Any], padded: dict[str, Any]) -> dict[str, Any]:
-    from mg_llava.profiling.train import difference
-
-    print(f"\n{'step':<10}{'s':>9}{'CPU s':>9}{'peak MB':>10}")
-    for name, way in (("padded", padded), ("packed", packed)):
-        print(f"{name:<10}{way['seconds']:>9.3f}{way['cpu_seconds']:>9.3f}{way['peak_mb']:>10.0f}")
-    result = {
-        "speedup": round(padded["seconds"] / packed["seconds"], 3),
-        "speedup_cpu": round(padded["cpu_seconds"] / packed["cpu_seconds"], 3),
-        "memory_ratio": round(padded["peak_mb"] / packed["peak_mb"], 3),
-        "error": difference(packed["losses"], padded["losses"]),
-        "gradient_error": difference(packed["gradient_norms"], padded["gradient_norms"]),
-    }
-    print(f"losses differ by {result['error']:.1e}, gradient norms by {result['gradient_error']:.1e} of themselves")
-    return result
-
-
 def _print_waste(args: argparse.Namespace, mixture: Mixture, found: dict[str, dict[str, float]]) -> None:
     quantiles = np.quantile(mixture.lengths, (0.05, 0.5, 0.95)).astype(int)
     print(
         f"{len(mixture):,} samples of {mixture.lengths.mean():.0f} positions (5 %, 50 %, 95 %: "
         f"{', '.join(map(str, quantiles))}) in batches of {args.batch_size}, packed rows of up to {args.capacity}"
     )
-    print(f"{'order':<12}{'rows':<18}{'wasted':>8}{'a batch':>10}")
+    rows = []
     for order, ways in found.items():
         for suffix, name in (("_padded", "padded"), ("", "packed, flash"), ("_masked", "packed, mask")):
-            rows = ways.get(f"rows{suffix}", args.batch_size)
-            print(f"{order:<12}{name:<18}{ways[f'waste{suffix}']:>8.2%}{rows:>10.1f}")
+            rows.append((order, name, f"{ways[f'waste{suffix}']:.2%}", ways.get(f"rows{suffix}", args.batch_size)))
+    print_table([("order", "rows", "wasted", "a batch"), *rows])

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mg_llava.profiling._measure import run_child
+from mg_llava.profiling._measure import measure_ways, print_table, rounded
 from mg_llava.profiling.train import add_size_arguments, case_from
 
 HELP = (
@@ -46,13 +46,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for axis in args.axes:
         values = getattr(args, f"{axis}_values")
         axes[axis] = {"values": values}
-        for name, case in ways.items():
-            print(f"measuring: {name}, {axis}", file=sys.stderr, flush=True)
-            points = [{axis: value} for value in values]
-            found: Any = run_child("mg_llava.profiling._step.measure_points", asdict(case), points)
-            columns = {key: [round(point[key], 4) for point in found] for key in found[0]}
+        points = [{axis: value} for value in values]
+        print(axis, file=sys.stderr, flush=True)
+        for name, found in measure_ways("mg_llava.profiling._step.measure_points", ways, points).items():
+            columns = {key: [point[key] for point in found] for key in found[0]}  # type: ignore[index]
             clock = columns["seconds" if args.device.startswith("cuda") else "cpu_seconds"]
-            axes[axis][name] = {**columns, "power": _power(values, clock)}
+            axes[axis][name] = {**rounded(columns), "power": _power(values, clock)}
         _print_table(axis, axes[axis], list(ways))
     result: dict[str, Any] = {"axes": axes, "llm": args.llm, "vision": args.vision, "device": args.device}
     if "boxes" in axes and "reference" in ways:
@@ -72,12 +71,9 @@ def _power(values: list[int], seconds: list[float]) -> float | None:
 
 
 def _print_table(axis: str, found: dict[str, Any], ways: list[str]) -> None:
-    print(f"\n{axis:<12}" + "".join(f"{f'{way}: s':>14}{'CPU s':>10}{'peak MB':>10}" for way in ways))
-    for index, value in enumerate(found["values"]):
-        row = f"{value:<12}"
-        for way in ways:
-            columns = found[way]
-            row += f"{columns['seconds'][index]:>14.4f}{columns['cpu_seconds'][index]:>10.4f}"
-            row += f"{columns['peak_mb'][index]:>10.0f}"
-        print(row)
+    keys = ("seconds", "cpu_seconds", "peak_mb")
+    columns = [found[way][key] for way in ways for key in keys]
+    rows = zip(found["values"], *columns, strict=True)
+    print()
+    print_table([(axis, *(f"{way}: {key}" for way in ways for key in keys)), *rows])
     print("cost grows as " + ", ".join(f"{axis}^{found[way]['power']} ({way})" for way in ways))

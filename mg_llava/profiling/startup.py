@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mg_llava.profiling._measure import ROOT, make_miniature, print_table, rounded
+
 HELP = (
     "start of training: time to the first iteration, and imports that this package adds, with plain XTuner beside it"
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "mg_llava_nano_pretrain.py"
 PACKAGE = "mg_llava"
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result["command_imports_s"] = sum(item.seconds for item in best.processes[0].values())
     result["cpu_s"] = min(found.cpu_seconds for found in rounds)
     _print_table(result)
-    return {"speedup": round(result["plain_imports_s"] / result["imports_s"], 3), **_round(result)}
+    return {"speedup": round(result["plain_imports_s"] / result["imports_s"], 3), **rounded(result)}
 
 
 def parse_imports(text: str) -> list[dict[str, Import]]:
@@ -175,11 +176,7 @@ def _watch(command: Sequence[str]) -> _Watched:
 
 def _training_command(config: Path, folder: Path) -> list[str]:
     """``xtuner train`` on a few pictures of the miniature."""
-    make = [sys.executable, str(ROOT / "data" / "nano" / "make_data.py"), "--out", str(folder)]
-    sizes = ["--stage1", str(_RECORDS), "--stage2", str(_RECORDS), "--heldout", "0"]
-    done = subprocess.run([*make, *sizes], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"data/nano/make_data.py failed: {done.stderr[-2000:]}")
+    make_miniature(folder, stage1=_RECORDS, stage2=_RECORDS)
     data = {"data_path": "stage1.json", "image_folder": "images", "box_path": "stage1_boxes.json"}
     options = [f"train_dataloader.dataset.{key}={folder / name}" for key, name in data.items()]
     options += ["default_hooks.logger.interval=1", "train_dataloader.num_workers=0"]
@@ -192,12 +189,6 @@ def _fastest(rounds: Sequence[dict[str, Import]]) -> dict[str, Import]:
     """The least seconds of each module over the rounds, so that what else the machine does counts less."""
     names = {name for found in rounds for name in found}
     return {name: min((r[name] for r in rounds if name in r), key=lambda item: item.seconds) for name in names}
-
-
-def _round(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _round(item) for key, item in value.items()}
-    return round(value, 3) if isinstance(value, float) else value
 
 
 def _largest(packages: dict[str, float], count: int = 8) -> dict[str, float]:
@@ -221,5 +212,4 @@ def _print_table(result: dict[str, Any]) -> None:
         *((f"  on demand: {name}", seconds) for name, seconds in result["on_demand_s"].items()),
         ("processor time of the whole run", result["cpu_s"]),
     ]
-    for title, seconds in rows:
-        print(f"{title:<62}{seconds:>9.3f} s")
+    print_table([(title, f"{seconds:.3f} s") for title, seconds in rows])

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import Any
 
-from mg_llava.profiling._measure import run_child
+from mg_llava.profiling._measure import compare, difference, measure_ways, print_table, rounded, run_child
 
 HELP = (
     "training step: samples/s, tokens/s, MFU, peak memory and time by part, with the published way beside it "
@@ -109,10 +109,8 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
         ways["reference"] = replace(case, reference=True, model={})
     if args.alone:
         ways |= _switched(case)
-    measured = {}
-    for name, way in ways.items():
-        print(f"measuring: {name}, {boxes} boxes", file=sys.stderr, flush=True)
-        measured[name] = run_child(f"{_HERE}.measure", asdict(way))
+    print(f"{boxes} boxes", file=sys.stderr, flush=True)
+    measured = measure_ways(f"{_HERE}.measure", ways)
     work = run_child("mg_llava.profiling._sizes.count_work", asdict(case))
     peak = device["published"] or device["measured"]
     for found in measured.values():
@@ -121,18 +119,12 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
         found["mfu"] = work["flops"] / found["seconds"] / peak
     _print_table(args, boxes, device, measured, work)
     ours, reference = measured["ours"], measured.get("reference")
-    compared = {} if reference is None else _compare(ours, reference)
-    return {
-        **compared,
-        "mfu": round(ours["mfu"], 4),
-        "samples_per_s": round(ours["samples_per_s"], 4),
-        "tokens_per_s": round(ours["tokens_per_s"], 1),
-        "peak_mb": round(ours["peak_mb"], 1),
-        "boxes": boxes,
-        "batch_size": args.batch_size,
-        "gflops_per_sample": round(work["flops"] / args.batch_size / 1e9, 1),
-        "ways": {name: _round(found) for name, found in measured.items()},
-    }
+    compared = {} if reference is None else compare(ours, reference)
+    shown = {name: ours[name] for name in ("mfu", "samples_per_s", "tokens_per_s", "peak_mb")}
+    sizes = {"boxes": boxes, "batch_size": args.batch_size}
+    gflops = work["flops"] / args.batch_size / 1e9
+    ways_taken = {name: {**rounded(found), "losses": found["losses"]} for name, found in measured.items()}
+    return {**compared, **rounded(shown), **sizes, "gflops_per_sample": round(gflops, 1), "ways": ways_taken}
 
 
 def _known_options() -> dict[str, inspect.Parameter]:
@@ -161,21 +153,6 @@ def _switched(case: Any) -> dict[str, Any]:
     return ways
 
 
-def _compare(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
-    return {
-        "speedup": round(reference["seconds"] / ours["seconds"], 3),
-        "speedup_cpu": round(reference["cpu_seconds"] / ours["cpu_seconds"], 3),
-        "memory_ratio": round(reference["peak_mb"] / ours["peak_mb"], 3),
-        "error": difference(ours["losses"], reference["losses"]),
-        "gradient_error": difference(ours["gradient_norms"], reference["gradient_norms"]),
-    }
-
-
-def difference(ours: list[float], theirs: list[float]) -> float:
-    """Largest relative difference."""
-    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True))
-
-
 def _print_table(
     args: argparse.Namespace, boxes: int, device: dict[str, Any], measured: dict[str, Any], work: dict[str, Any]
 ) -> None:
@@ -185,14 +162,13 @@ def _print_table(
         f"\nstage {args.stage}, {args.llm} with the {args.vision} encoders, {args.batch_size} samples of one picture, "
         f"{boxes} boxes and about {args.text} text tokens, {args.steps} steps after {args.warmup}; {device['name']}"
     )
-    head = f"{'way':<26}{'samples/s':>10}{'tokens/s':>10}{'MFU':>7}{'peak MB':>9}{'CPU s':>8}"
-    print(head + "".join(f"{part:>11}" for part in PARTS) + f"{'loss differs':>14}")
-    losses = measured["ours"]["losses"]
+    columns = ("samples_per_s", "tokens_per_s", "mfu", "peak_mb", "cpu_seconds")
+    losses, rows = measured["ours"]["losses"], []
     for name, found in measured.items():
-        row = f"{name:<26}{found['samples_per_s']:>10.3g}{found['tokens_per_s']:>10.4g}{found['mfu']:>7.1%}"
-        row += f"{found['peak_mb']:>9.0f}{found['cpu_seconds']:>8.2f}"
-        row += "".join(f"{found['parts'][part]:>10.3f}s" for part in PARTS)
-        print(row + f"{difference(found['losses'], losses):>14.1e}")
+        parts = [found["parts"][part] for part in PARTS]
+        rows.append((name, *(found[key] for key in columns), *parts, difference(found["losses"], losses)))
+    heads = ("samples/s", "tokens/s", "MFU", "peak MB", "CPU s", *(f"{part} s" for part in PARTS), "loss differs")
+    print_table([("way", *heads), *rows])
     kind = "published" if device["published"] else "measured"
     rate = device["published"] or device["measured"]
     limit = rate / (work["flops"] / args.batch_size)
@@ -201,12 +177,6 @@ def _print_table(
         f"{rate / 1e12:.3g} TFLOP/s (matrix products reach {device['measured'] / 1e12:.3g}) the limit is "
         f"{limit:.3g} samples/s"
     )
-
-
-def _round(found: dict[str, Any]) -> dict[str, Any]:
-    parts = {part: round(seconds, 4) for part, seconds in found["parts"].items()}
-    numbers = {key: round(value, 4) for key, value in found.items() if isinstance(value, float)}
-    return {**numbers, "parts": parts, "losses": found["losses"]}
 
 
 def _parse(pairs: list[str]) -> dict[str, Any]:
