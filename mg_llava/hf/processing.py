@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, StoppingCriteriaList
 from transformers.processing_utils import ProcessorMixin
 
@@ -315,10 +316,7 @@ def _pad(
         if max_length is None or max_length < longest:
             raise ValueError(f"padding='max_length' needs a max_length of {longest} or more, found {max_length}")
         longest = max_length
-    ids = torch.full((len(rows), longest), value, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        columns = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
-        ids[number, columns] = torch.tensor(row, dtype=torch.int64)
-        mask[number, columns] = 1
+    full = torch.zeros(longest, dtype=torch.int64)  # a row that has the length of all
+    ids = pad_sequence([full, *(torch.tensor(row, dtype=torch.int64) for row in rows)], True, value, side)[1:]
+    mask = pad_sequence([full, *(torch.ones(count, dtype=torch.int64) for count in lengths)], True, 0, side)[1:]
     return {"input_ids": ids, "attention_mask": mask}

@@ -118,7 +118,9 @@ def _recomputed(skeleton: Skeleton, forward: float, length: int) -> float:
     if skeleton.checkpointing == "selective":
         cheap = [inner * outer for inner, outer in layer_products(llm) if not is_expensive(inner, outer)]
         return 2.0 * length * sum(cheap)
-    return forward - head_flops(llm, length)
+    # the output layer is never computed again; training makes logits with a label alone, so this is an upper bound
+    vocabulary, width = llm.get_output_embeddings().weight.shape
+    return forward - 2.0 * length * vocabulary * width
 
 
 def run_llm(llm: nn.Module, length: int, batch: int = 1) -> Tensor:
@@ -163,15 +165,6 @@ def _empty_rotary(module: Any, hidden: Tensor, *positions: Any, **options: Any) 
     """Cosine and sine (1, L, head width)."""
     empty = hidden.new_empty(1, hidden.shape[-2], 2 * len(module.inv_freq))
     return empty, empty
-
-
-def head_flops(llm: nn.Module, length: int) -> float:
-    """Operations of the output layer for all positions, as the reference computes it; never computed again.
-
-    Training here makes only the logits that have a label, unless the loss has ``chunk=None``: this is an upper bound.
-    """
-    vocabulary, width = llm.get_output_embeddings().weight.shape
-    return 2.0 * length * vocabulary * width
 
 
 def _measure(run: Callable[[], Any]) -> tuple[Any, float, float]:
