@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mg_llava.work.pool import available_cores, run_jobs, split
+from mg_llava.work.pool import available_cores, run_batches, run_jobs, split
 
 
 def add(shared, job):
@@ -34,6 +34,15 @@ def fail(_, job):
 def test_results_in_the_order_of_the_jobs(workers):
     assert list(run_jobs(add, range(50), 100, workers)) == list(range(100, 150))
     assert list(run_jobs(add, [], 100, workers)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("count", [0, 3, 4, 9])
+def test_batches_cover_all_items_in_order(workers, count):
+    done = []
+    batches = list(run_batches(add, ["a"], [[number] for number in range(count)], 4, workers, done.append))
+    assert [len(batch) - 1 for batch in batches] == done == [4] * (count // 4) + [count % 4] * bool(count % 4)
+    assert [item for batch in batches for item in batch[1:]] == [[number] for number in range(count)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

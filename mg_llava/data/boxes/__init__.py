@@ -1,1 +1,1 @@
-"""Inside of the box store: file format, table, conversion, lookup by content, policies; `box_store` is its door."""
+"""Boxes of pictures: store, conversion, lookup by content, filter, augmentation; `store` is the door."""
