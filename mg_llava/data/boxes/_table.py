@@ -70,6 +70,7 @@ class BoxTable:
         self.metadata = dict(metadata)
         self.path = path
         self._key_hashes, self._box_ends = arrays["key_hashes"], arrays["box_ends"]
+        self._keys = arrays["key_rows"], arrays["key_text"], arrays["key_ends"]
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> "BoxTable":
@@ -96,21 +97,24 @@ class BoxTable:
 
     def find(self, key: str) -> int | None:
         """The row of a key."""
-        text = encode_text(key)
+        text, hashes, (rows, key_text, ends) = encode_text(key), self._key_hashes, self._keys
+        hashed = np.uint64(hash_key(text))
+        place = int(hashes.searchsorted(hashed))
         # Several only where hashes collide.
-        for row in self._candidates("key", np.uint64(hash_key(text))):
-            ends = self.arrays["key_ends"]
-            if self.arrays["key_text"][ends[row] : ends[row + 1]].tobytes() == text:
+        while place < len(self) and hashes[place] == hashed:
+            row = int(rows[place])
+            if key_text[ends[row] : ends[row + 1]].tobytes() == text:
                 return row
+            place += 1
         return None
 
     def find_picture(self, content: str) -> int | None:
         """The row of a picture, by its 32 hexadecimal digits from ``pictures.content_hash``."""
         first, second = split_content_hash(content)
-        rests = self.arrays["picture_rests"]
-        start = int(self.arrays["picture_hashes"].searchsorted(first))
-        found = zip(self._candidates("picture", first), rests[start:], strict=False)
-        return next((row for row, rest in found if rest == second), None)
+        hashes = self.arrays["picture_hashes"]
+        same = slice(*(int(hashes.searchsorted(first, side)) for side in ("left", "right")))
+        found = self.arrays["picture_rows"][same][self.arrays["picture_rests"][same] == second]
+        return int(found[0]) if len(found) else None
 
     def rows(self, keys: Iterable[str]) -> np.ndarray:
         """The rows of n keys, by their hashes alone: (n,) int64, -1 for unknown keys."""
@@ -131,12 +135,14 @@ class BoxTable:
     def record(self, row: int) -> BoxRecord:
         """The boxes of a row, in original pixels."""
         part = slice(int(self._box_ends[row]), int(self._box_ends[row + 1]))
-        boxes, scores = (self.arrays[name][part].astype(np.float64) for name in ("boxes", "scores"))
+        arrays = self.arrays
+        boxes, scores = arrays["boxes"][part].astype(np.float64), arrays["scores"][part].astype(np.float64)
         boxes.setflags(write=False)
         scores.setflags(write=False)
-        numbers, ends, text = self.arrays["labels"][part], self.arrays["label_ends"], self.arrays["label_text"]
-        places = zip(ends[numbers].tolist(), ends[numbers.astype(np.int64) + 1].tolist(), strict=True)
-        return BoxRecord(boxes, scores, tuple(decode_text(text[start:end].tobytes()) for start, end in places))
+        numbers, ends, text = arrays["labels"][part].astype(np.int64), arrays["label_ends"], arrays["label_text"]
+        places = zip(ends[numbers].tolist(), ends[numbers + 1].tolist(), strict=True)
+        labels = (decode_text(text[start:end].tobytes()) for start, end in places)
+        return BoxRecord(boxes, scores, tuple(labels))
 
     def image_size(self, row: int) -> tuple[int, int] | None:
         """Width and height of a row's picture, where the source said it."""
@@ -150,14 +156,6 @@ class BoxTable:
             text = self.arrays["key_text"][ends[0] : ends[-1]].tobytes()
             for first, last in itertools.pairwise(ends):
                 yield decode_text(text[first - ends[0] : last - ends[0]])
-
-    def _candidates(self, kind: str, hashed: np.uint64) -> Iterator[int]:
-        """Rows with the 64-bit hash of a key or picture."""
-        hashes, rows = self.arrays[f"{kind}_hashes"], self.arrays[f"{kind}_rows"]
-        place = int(hashes.searchsorted(hashed))
-        while place < len(hashes) and hashes[place] == hashed:
-            yield int(rows[place])
-            place += 1
 
 
 def split_content_hash(content: str) -> tuple[np.uint64, np.uint64]:
