@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder of the run and its results")
     parser.add_argument("--detector", required=True, help="what finds boxes, see above")
     parser.add_argument("--tagger", help="what says what to look for, see above")
-    parser.add_argument("--images", help="folder that paths are relative to (default: where the input is)")
+    parser.add_argument("--images", help="folder of all pictures (default: where the input is)")
     parser.add_argument(
         "--threshold", type=float, help="least score (default: 0.2 for OWLv2, 0.25 for Grounding DINO)"
     )

@@ -267,6 +267,32 @@ def test_faults_become_lines_of_the_ledger(tmp_path):
     assert set(open_box_store(Path(settings.out) / "boxes.safetensors").keys()) == {"dot.png", "long.png", "1.png"}
 
 
+@pytest.mark.parametrize("kind", ["absolute", "above", "link"])
+@pytest.mark.parametrize("given", ["records.json", "table.tsv"])
+def test_pictures_outside_of_the_folder_are_refused(tmp_path, kind, given):
+    """Whatever a file from elsewhere names, nothing beyond the folder of pictures is read."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for place in (tmp_path / "secret.png", folder / "good.png"):
+        Image.new("RGB", (20, 24), "teal").save(place)
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    name = {"absolute": str(tmp_path / "secret.png"), "above": "../secret.png", "link": "link.png"}[kind]
+    rows = [{"id": "bad", "image": name}, {"id": "good", "image": "good.png"}]
+    (folder / "records.json").write_text(json.dumps(rows))
+    (folder / "table.tsv").write_text(f"index\timage_path\nbad\t{name}\ngood\tgood.png\n")
+    settings = settings_for(tmp_path, folder / given)
+    BoxJob(settings).run()
+    assert merge(settings)["failures"] == {"outside": 1}
+    (line,) = map(json.loads, (Path(settings.out) / "failures.jsonl").read_text().splitlines())
+    assert line["id"] == "bad" and line["fault"] == "outside"
+    assert "lies outside" in line["reason"] and "--images" in line["reason"]
+    assert set(open_box_store(Path(settings.out) / "boxes.safetensors").keys()) == {"good"}
+    wide = settings_for(tmp_path, folder / given, "wide", images=str(tmp_path)) if kind == "absolute" else None
+    if wide is not None:
+        BoxJob(wide).run()
+        assert "outside" not in merge(wide)["failures"]
+
+
 def test_a_detector_that_always_fails_stops_the_run(tmp_path, monkeypatch):
     records = write_pictures(tmp_path / "pictures", 60)
     settings = settings_for(tmp_path, records)

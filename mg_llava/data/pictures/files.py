@@ -178,10 +178,11 @@ def content_hash(image: Image.Image) -> str:
     return digest.hexdigest()[:_HASH_DIGITS]
 
 
-def picture_path(folder: str, name: str, owner: str = "", allow_outside: bool = False) -> str:
+def picture_path(folder: str, name: str, owner: str = "", allow_outside: bool = False, advice: str = "") -> str:
     """Path of a picture that a record names, relative to the image folder.
 
-    With ``allow_outside`` it may lie elsewhere: under an absolute path, above the folder, or behind a link.
+    With ``allow_outside`` it may lie elsewhere: under an absolute path, above the folder, or behind a link. ``advice``
+    says in the message how to allow that, if not as in a data set.
 
     Raises:
         PictureError: It lies outside of the folder.
@@ -191,11 +192,9 @@ def picture_path(folder: str, name: str, owner: str = "", allow_outside: bool = 
         return path
     root, real = _real_path(folder), os.path.realpath(path)
     if real != root and not real.startswith(os.path.join(root, "")):
-        raise PictureError(
-            f"picture {name[:_SHOWN]} of {owner} lies outside of image_folder {folder}, at {real[:_SHOWN]}; put it "
-            "there, or set faults=dict(outside_pictures='allow')",
-            "outside",
-        )
+        found = f"picture {name[:_SHOWN]} of {owner} lies outside of image_folder {folder}, at {real[:_SHOWN]}"
+        advice = advice or "set faults=dict(outside_pictures='allow')"
+        raise PictureError(f"{found}; put it there, or {advice}", "outside")
     return path
 
 

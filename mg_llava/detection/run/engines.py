@@ -1,7 +1,7 @@
 """Who does the tasks of a run: this process, a pool of this machine, the ranks of a launcher, or a Ray cluster.
 
-Tasks are planned, results are appended to journals and do not depend on the engine: a run that ended early goes on
-with any of them.
+Tasks are planned, results are appended to journals and do not depend on the engine: a run that ended early can be
+continued with any of them.
 """
 
 import os
@@ -25,23 +25,18 @@ _STORE = 200 << 20
 
 
 class Engine:
-    """One process that does everything; the others say what differs.
+    """This process, alone or as one of a launcher's; each of them writes what it finds.
 
     Args:
         settings: What the run is about.
+        processes: The launcher's, on one machine or several that see one folder; None for this one alone.
     """
 
-    def __init__(self, settings: JobSettings) -> None:
-        self.settings = settings
-        self.worker = Worker(settings)
+    def __init__(self, settings: JobSettings, processes: Processes | None = None) -> None:
+        self.worker, self._processes = Worker(settings), processes
 
     def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
-        """The results of tasks, some lines at a time.
-
-        Args:
-            kind: The step.
-            tasks: Lines of each task.
-        """
+        """The results of tasks, which are lines of a step, some lines at a time."""
         for done in self.worker.do(kind, (line for task in tasks for line in task)):
             yield [done]
 
@@ -51,15 +46,18 @@ class Engine:
 
     def share(self, tasks: list[list[int]]) -> list[list[int]]:
         """Those of all tasks that this process has done."""
-        return tasks
+        return tasks if self._processes is None else tasks[self._processes.rank :: self._processes.size]
 
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Do something once; all processes get its result."""
-        return work()
+        return work() if self._processes is None else self._processes.on_main(work)
 
-    def together(self, work: Callable[[], Any]) -> None:
+    def together(self, work: Callable[[], None]) -> None:
         """Do something in each process, and wait for all."""
-        work()
+        if self._processes is None:
+            work()
+        else:
+            self._processes.together(work)
 
     def close(self) -> None:
         """Let the workers go."""
@@ -72,12 +70,7 @@ class Engine:
 
 
 class PoolEngine(Engine):
-    """Worker processes on this machine; the first process writes what they find.
-
-    Args:
-        settings: What the run is about.
-        workers: How many.
-    """
+    """A number of worker processes on this machine; the first process writes what they find."""
 
     def __init__(self, settings: JobSettings, workers: int) -> None:
         super().__init__(settings)
@@ -85,7 +78,7 @@ class PoolEngine(Engine):
 
     def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
         """See ``Engine``."""
-        return self._pool.run(_do_task, ((kind, task) for task in tasks))
+        return self._pool.run(Worker.do_task, ((kind, task) for task in tasks))
 
     def shapes(self, sizes: Sequence[Size]) -> list[str]:
         """See ``Engine``."""
@@ -94,31 +87,6 @@ class PoolEngine(Engine):
     def close(self) -> None:
         """See ``Engine``."""
         self._pool.close()
-
-
-class RankEngine(Engine):
-    """The processes of a launcher, on one machine or several that see one folder; each writes what it finds.
-
-    Args:
-        settings: What the run is about.
-        processes: All of them.
-    """
-
-    def __init__(self, settings: JobSettings, processes: Processes) -> None:
-        super().__init__(settings)
-        self._processes = processes
-
-    def share(self, tasks: list[list[int]]) -> list[list[int]]:
-        """See ``Engine``."""
-        return tasks[self._processes.rank :: self._processes.size]
-
-    def on_main(self, work: Callable[[], Value]) -> Value:
-        """See ``Engine``."""
-        return self._processes.on_main(work)
-
-    def together(self, work: Callable[[], Any]) -> None:
-        """See ``Engine``."""
-        self._processes.together(lambda: (work(), None)[1])
 
 
 class RayEngine(Engine):
@@ -143,26 +111,26 @@ class RayEngine(Engine):
         except ImportError as error:
             raise ImportError("--engine ray needs Ray: pip install 'mg_llava[ray]'") from error
         self._ray: Any = ray
-        self._is_mine = not ray.is_initialized()
-        if self._is_mine:
+        self._is_started_here = not ray.is_initialized()
+        if self._is_started_here:
             _join_cluster(ray, workers)
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         count = workers or gpus or int(resources["CPU"])
         place = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        remote: Any = ray.remote(_Actor).options(
+        remote: Any = ray.remote(Worker).options(
             num_cpus=1,
             num_gpus=1 if gpus >= count else gpus / count,
             max_restarts=3,
             max_task_retries=3,
             runtime_env={"env_vars": {"PYTHONPATH": place}},
         )
-        self._actors: list[Any] = [remote.remote(self.worker) for _ in range(count)]
+        self._actors: list[Any] = [remote.remote(settings) for _ in range(count)]
         self._pool: Any = ray.util.ActorPool(self._actors)
 
     def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
         """See ``Engine``; in the order in which tasks are done."""
-        return self._pool.map_unordered(lambda actor, task: actor.do.remote(kind, task), tasks)
+        return self._pool.map_unordered(lambda actor, task: actor.do_task.remote((kind, task)), tasks)
 
     def shapes(self, sizes: Sequence[Size]) -> list[str]:
         """See ``Engine``."""
@@ -172,7 +140,7 @@ class RayEngine(Engine):
         """See ``Engine``."""
         for actor in self._actors:
             self._ray.kill(actor)
-        if self._is_mine:
+        if self._is_started_here:
             self._ray.shutdown()
 
 
@@ -195,29 +163,12 @@ def make_engine(settings: JobSettings, name: EngineName | None = None, processes
     if name == "ray":
         return RayEngine(settings, processes)
     if name == "slurm":
-        return RankEngine(settings, Processes.of_slurm(settings.work))
+        return Engine(settings, Processes.of_slurm(settings.work))
     if name == "torchrun":
         if "WORLD_SIZE" not in os.environ:
             raise ValueError("torchrun did not start this process; start it with torchrun, or use another engine")
-        return RankEngine(settings, Processes())
+        return Engine(settings, Processes())
     return Engine(settings) if processes in (None, 1) else PoolEngine(settings, processes)  # type: ignore[arg-type]
-
-
-class _Actor:
-    """A worker in a Ray cluster."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def do(self, kind: Kind, task: list[int]) -> list[Done]:
-        return _do_task(self._worker, (kind, task))
-
-    def shapes(self, sizes: Sequence[Size]) -> list[str]:
-        return self._worker.shapes(sizes)
-
-
-def _do_task(worker: Worker, task: tuple[Kind, list[int]]) -> list[Done]:
-    return list(worker.do(*task))
 
 
 def _join_cluster(ray: Any, workers: int | None) -> None:

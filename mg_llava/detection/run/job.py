@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mg_llava.data.records.open import open_records
-from mg_llava.detection.detector import Size
 from mg_llava.detection.run.engines import Engine
 from mg_llava.detection.run.plan import Plan, make_plan
 from mg_llava.detection.run.settings import JobSettings
@@ -85,8 +84,8 @@ class BoxJob:
         if not path.exists():
             write_json(path, wanted)
         found = json.loads(path.read_text())
-        if found != wanted:
-            names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        if names:
             changes = "; ".join(f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}" for name in names)
             raise ValueError(f"{path} is of another run ({changes}); use another output folder, or remove this one")
 
@@ -113,10 +112,5 @@ class BoxJob:
         path = self.work / "plan.npz"
         if path.exists():
             return
-        found = dict(reading.results())
-        sizes: list[Size] = sorted(
-            {(width, height) for result in found.values() for _, width, height in result.get("pictures", ())}
-        )
-        shapes = dict(zip(sizes, self.engine.shapes(sizes), strict=True))
         parts = [Source(*raw).parts for raw in sources]
-        make_plan(parts, found.items(), shapes.__getitem__, self.settings.by_content()).save(path)
+        make_plan(parts, reading.results(), self.engine.shapes, self.settings.by_content()).save(path)

@@ -14,7 +14,7 @@ from mg_llava.data.boxes._reader import Problems
 from mg_llava.data.boxes._writer import BoxWriter, describe_arrays, index_pictures
 from mg_llava.data.boxes.convert import verify_store
 from mg_llava.data.records.open import open_records
-from mg_llava.data.records.schema import BoxRecord, make_box_record
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord, make_box_record
 from mg_llava.detection.run.plan import Plan
 from mg_llava.detection.run.report import Tally
 from mg_llava.detection.run.settings import JobSettings
@@ -33,13 +33,12 @@ class Incomplete(ValueError):
 
 
 class Outcome(NamedTuple):
-    """What became of a key's picture: boxes, or a failure; ``is_known`` is False where a file of boxes lacks it."""
+    """What became of a key's picture: boxes, or why there are none; ``is_known`` is False where a file lacks it."""
 
     key: str
-    source: Source
     picture: int
     record: BoxRecord | None
-    failure: Mapping[str, Any] | None
+    failure: Mapping[str, Any]
     is_known: bool = True
 
 
@@ -55,7 +54,7 @@ class Results:
 
     def __init__(self, settings: JobSettings) -> None:
         self.work = settings.work
-        unread = Incomplete(f"{self.work}: not all pictures were read yet; start the run again to go on")
+        unread = Incomplete(f"{self.work}: not all pictures were read yet; start the run again to continue")
         if not (self.work / "plan.npz").is_file():
             raise unread
         self.sources = open_records(self.work / "sources.jsonl")
@@ -68,9 +67,8 @@ class Results:
         self._per_line, self._lines = step.per_line, step.index()
         missing = sum(len(step.items(line)) for line in range(step.line_count) if line not in self._lines)
         if missing:
-            raise Incomplete(
-                f"{self.work}: {missing} of {len(self.plan)} pictures have no result yet; start the run again to go on"
-            )
+            found = f"{missing} of {len(self.plan)} pictures have no result yet"
+            raise Incomplete(f"{self.work}: {found}; start the run again to continue")
         self._line = functools.lru_cache(maxsize=_KEPT_LINES)(self._read_line)
 
     def unique(self, number: int) -> dict[str, Any]:
@@ -82,15 +80,15 @@ class Results:
         for keys, number in open_records(self.work / "keys.jsonl"):
             source = Source(*self.sources[number])
             first = int(self.plan.starts[number])
-            yield source, [self._outcome(key, source, number, first + part) for part, key in enumerate(keys)]
+            yield source, [self._outcome(key, number, first + part) for part, key in enumerate(keys)]
 
-    def _outcome(self, key: str, source: Source, number: int, picture: int) -> Outcome:
+    def _outcome(self, key: str, number: int, picture: int) -> Outcome:
         unique = int(self.plan.unique_of[picture])
         result = self._unreadable[number] if unique < 0 else self.unique(unique)
         if "error" in result:
-            return Outcome(key, source, picture, None, result)
+            return Outcome(key, picture, None, result)
         record = make_box_record(result["boxes"], result["scores"], result["labels"], f"id {key!r}")
-        return Outcome(key, source, picture, record, None, not result.get("unknown"))
+        return Outcome(key, picture, record, {}, not result.get("unknown"))
 
     def _read_line(self, number: int) -> list[dict[str, Any]]:
         return read_record(self._lines[number])["results"]
@@ -110,17 +108,16 @@ def merge(settings: JobSettings) -> dict[str, Any]:
         RuntimeError: The store does not read back.
     """
     out = Path(settings.out)
-    results = Results(settings)
-    tally = Tally()
+    results, tally = Results(settings), Tally()
     for unique in range(len(results.plan)):
         tally.add(results.unique(unique))
     writer, problems, failed = BoxWriter(), Problems(), 0
     with replacing(out / LEDGER, "w") as ledger:
         for source, outcomes in results.entries():
-            tally.count_keys(len(outcomes))
+            tally.keys += len(outcomes)
+            tally.unknown += [outcome.key for outcome in outcomes if not outcome.is_known]
             for outcome in outcomes:
                 if outcome.record is not None:
-                    tally.count_unknown(outcome.key, outcome.is_known)
                     writer.add(outcome.key, outcome.record, results.plan.size(outcome.picture))
             for line in _failures(source, outcomes):
                 failed += line["pictures"]
@@ -129,10 +126,9 @@ def merge(settings: JobSettings) -> dict[str, Any]:
     arrays = writer.arrays(problems)
     index_pictures(arrays, _contents(results) if settings.by_content() else (), problems)
     counts = describe_arrays(arrays)
-    identity = settings.identity()
     metadata = {
         "detector": settings.detector_name(),
-        "settings": identity["pipeline"],
+        "settings": settings.identity()["pipeline"],
         "image_size": None,
         "sources": [{"name": Path(path).name} for path in settings.inputs],
         "mg_llava": __version__,
@@ -156,15 +152,11 @@ def write_reference(results: Results, path: str | Path) -> None:
     with replacing(path, "w") as file:
         separator = "["
         for source, outcomes in results.entries():
-            values = [_reference_record(outcome.record) for outcome in outcomes if outcome.record is not None]
-            if not values:
-                continue
-            if source.kind == "video":
+            good = [outcome for outcome in outcomes if outcome.record is not None]
+            rows = [{"id": outcome.key, **_reference_record(outcome.record)} for outcome in good]
+            if good and source.kind == "video":
                 frames = [_reference_record(outcome.record) for outcome in outcomes]
-                row = {"id": outcomes[0].key.rpartition("#")[0], "video": source.path, "frames": frames}
-                rows = [row]
-            else:
-                rows = [{"id": o.key, **_reference_record(o.record)} for o in outcomes if o.record is not None]
+                rows = [{"id": outcomes[0].key.rpartition("#")[0], "video": source.path, "frames": frames}]
             for row in rows:
                 file.write(f"{separator}{json.dumps(row)}\n")
                 separator = ","
@@ -172,29 +164,19 @@ def write_reference(results: Results, path: str | Path) -> None:
 
 
 def _reference_record(record: BoxRecord | None) -> dict[str, Any]:
-    if record is None:
-        return {"boxes": [], "scores": [], "labels": []}
-    return {
-        "boxes": record.boxes.astype(np.int64).tolist(),
-        "scores": record.scores.tolist(),
-        "labels": list(record.labels),
-    }
+    record = NO_BOXES if record is None else record
+    boxes = record.boxes.astype(np.int64).tolist()
+    return {"boxes": boxes, "scores": record.scores.tolist(), "labels": list(record.labels)}
 
 
 def _failures(source: Source, outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
     """Lines of the ledger; one for a source that cannot be read at all."""
-    failed = [outcome for outcome in outcomes if outcome.failure is not None]
-    if len(failed) == len(outcomes) > 1 and len({str(outcome.failure) for outcome in failed}) == 1:
-        yield _failure_line(failed[0], failed[0].key.rpartition("#")[0], len(failed))
-        return
-    for outcome in failed:
-        yield _failure_line(outcome, outcome.key, 1)
-
-
-def _failure_line(outcome: Outcome, key: str, pictures: int) -> dict[str, Any]:
-    assert outcome.failure is not None
-    reason, fault = outcome.failure["error"], outcome.failure["fault"]
-    return {"id": key, "picture": outcome.source.path, "pictures": pictures, "fault": fault, "reason": reason}
+    failed = [(outcome.key, outcome.failure, 1) for outcome in outcomes if outcome.failure]
+    if len(failed) == len(outcomes) > 1 and len({str(reason) for _, reason, _ in failed}) == 1:
+        failed = [(failed[0][0].rpartition("#")[0], failed[0][1], len(failed))]
+    for key, failure, pictures in failed:
+        reason, fault = failure["error"], failure["fault"]
+        yield {"id": key, "picture": source.path, "pictures": pictures, "fault": fault, "reason": reason}
 
 
 def _contents(results: Results) -> Iterator[tuple[str, str, str | None]]:

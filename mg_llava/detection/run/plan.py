@@ -4,6 +4,7 @@ S sources, P pictures (a video has several), U different ones.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import numpy as np
 from mg_llava.detection.detector import Size
 from mg_llava.work.arrays import load_arrays, save_arrays
 
-_NAMES = ("starts", "digests", "sizes", "unique_of", "pictures")
 
-
+@dataclass(frozen=True)
 class Plan:
     """What there is to detect.
 
@@ -26,8 +26,11 @@ class Plan:
         pictures: (U,) int64 first picture of each content.
     """
 
-    def __init__(self, **arrays: np.ndarray) -> None:
-        self.starts, self.digests, self.sizes, self.unique_of, self.pictures = (arrays[name] for name in _NAMES)
+    starts: np.ndarray
+    digests: np.ndarray
+    sizes: np.ndarray
+    unique_of: np.ndarray
+    pictures: np.ndarray
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -41,12 +44,12 @@ class Plan:
         """
         arrays = load_arrays(path)
         if arrays is None:
-            raise ValueError(f"{path} is damaged; remove it and start the run again, which goes on from what was read")
+            raise ValueError(f"{path} is damaged; remove it and start the run again, which takes what was read")
         return cls(**arrays)
 
     def save(self, path: str | Path) -> None:
         """Write a plan, at once or not at all."""
-        save_arrays(path, **{name: getattr(self, name) for name in _NAMES})
+        save_arrays(path, **vars(self))
 
     def source_of(self, unique: int) -> tuple[int, int]:
         """Number of the source and of the picture in it, of a content."""
@@ -66,7 +69,7 @@ class Plan:
 def make_plan(
     parts: Sequence[int],
     read: Iterable[tuple[int, Mapping[str, Any]]],
-    shape: Callable[[Size], str],
+    shapes: Callable[[Sequence[Size]], list[str]],
     by_content: bool = True,
 ) -> Plan:
     """Plan a run from the results of reading all pictures.
@@ -74,7 +77,7 @@ def make_plan(
     Args:
         parts: (S,) number of pictures of each source.
         read: Number of each source that was read, and ``{"pictures": [[hash, width, height], ...]}``.
-        shape: Pictures with equal texts go through the detector together; they follow one another in the plan.
+        shapes: Texts for sizes; pictures with equal ones go through the detector together and follow one another.
         by_content: Whether equal pictures are one; else every picture is its own.
     """
     starts = np.concatenate([[0], np.cumsum(np.asarray(parts, dtype=np.int64))]).astype(np.int64)
@@ -90,9 +93,9 @@ def make_plan(
         firsts, inverse = readable[firsts], inverse.reshape(-1)
     else:
         firsts, inverse = readable, np.arange(len(readable))
-    shapes = {size: shape(size) for size in {(int(w), int(h)) for w, h in sizes[firsts].tolist()}}
-    numbers = {text: number for number, text in enumerate(sorted(set(shapes.values())))}
-    keys = np.array([numbers[shapes[tuple(size)]] for size in sizes[firsts].tolist()], dtype=np.int64)
+    different, owners = np.unique(sizes[firsts], axis=0, return_inverse=True)
+    texts = shapes([(width, height) for width, height in different.tolist()])
+    keys = np.unique(texts, return_inverse=True)[1][owners.reshape(-1)] if texts else np.zeros(0, dtype=np.int64)
     order = np.lexsort((firsts, keys))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))

@@ -1,28 +1,33 @@
 """What a run found: boxes for each picture as the paper's table 6 has them, classes, failures."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from mg_llava.data.boxes._reader import Problems
 
-_BINS = {"0": 0, "1-10": 10, "11-20": 20, "21-30": 30, "31-50": 50}
-_LAST = ">50"
+_BINS = {"0": 0, "1-10": 10, "11-20": 20, "21-30": 30, "31-50": 50, ">50": float("inf")}
 _SHOWN = 20
 _EXAMPLES = 5
 
 
 class Tally:
-    """Counts over different pictures (boxes) and over the input's keys (failures)."""
+    """Counts over different pictures (boxes) and over the input's keys (failures).
+
+    Attributes:
+        keys: Number of keys.
+        unknown: Keys whose pictures a file of boxes lacks.
+    """
 
     def __init__(self) -> None:
-        self._raw: Counter[str] = Counter()
-        self._kept: Counter[str] = Counter()
+        self.keys = 0
+        self.unknown: list[str] = []
+        self._raw: Counter[str] = Counter(dict.fromkeys(_BINS, 0))
+        self._kept: Counter[str] = Counter(dict.fromkeys(_BINS, 0))
         self._classes: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
-        self._keys = self._boxes = self._untagged = self._unknown = 0
-        self._unknown_examples: list[str] = []
+        self._examples: dict[str, list[str]] = defaultdict(list)
+        self._boxes = self._untagged = 0
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Count a picture that was looked at."""
@@ -34,31 +39,20 @@ class Tally:
         self._boxes += len(result["labels"])
         self._untagged += result["tags"] == 0
 
-    def count_keys(self, count: int) -> None:
-        """Count keys of the input."""
-        self._keys += count
-
-    def count_unknown(self, key: str, is_known: bool) -> None:
-        """Count a key whose picture a file of boxes lacks."""
-        self._unknown += not is_known
-        if not is_known and len(self._unknown_examples) < _EXAMPLES:
-            self._unknown_examples.append(key)
-
     def add_failure(self, line: Mapping[str, Any]) -> None:
         """Count a line of the ledger."""
         self._faults[line["fault"]] += line["pictures"]
-        examples = self._examples.setdefault(line["fault"], [])
-        if len(examples) < _EXAMPLES:
-            examples.append(line["reason"])
+        self._examples[line["fault"]].append(line["reason"])
+        del self._examples[line["fault"]][_EXAMPLES:]
 
     def report(
         self, name: str, different: int, counts: Mapping[str, Any], problems: Problems, repeated: int
     ) -> dict[str, Any]:
         """All of it as plain values."""
-        looked_at = sum(self._raw.values())
+        looked_at = self._raw.total()
         return {
             "pipeline": name,
-            "keys": self._keys,
+            "keys": self.keys,
             "records": counts["records"],
             "repeated_keys": repeated,
             "conflicting_keys": len(problems),
@@ -66,11 +60,11 @@ class Tally:
             "different_pictures": different,
             "boxes": self._boxes,
             "boxes_per_picture": round(self._boxes / looked_at, 2) if looked_at else 0.0,
-            "histogram": {name: self._raw[name] for name in (*_BINS, _LAST)},
-            "histogram_after_filter": {name: self._kept[name] for name in (*_BINS, _LAST)},
+            "histogram": dict(self._raw),
+            "histogram_after_filter": dict(self._kept),
             "without_tags": self._untagged,
-            "not_in_file": self._unknown,
-            "not_in_file_examples": self._unknown_examples,
+            "not_in_file": len(self.unknown),
+            "not_in_file_examples": self.unknown[:_EXAMPLES],
             "classes": len(self._classes),
             "most_frequent": dict(self._classes.most_common(_SHOWN)),
             "failed": self._faults.total(),
@@ -81,14 +75,15 @@ class Tally:
 
 def format_report(report: Mapping[str, Any]) -> str:
     """The report as a table for people."""
-    bins = list(report["histogram"])
-    rows = [("boxes of a picture", bins)]
-    for title, name in (("as found", "histogram"), ("after NMS 0.2 and cap 100", "histogram_after_filter")):
-        rows.append((title, [str(report[name][part]) for part in bins]))
+    rows = {
+        "boxes of a picture": list(report["histogram"]),
+        "as found": report["histogram"].values(),
+        "after NMS 0.2 and cap 100": report["histogram_after_filter"].values(),
+    }
     lines = [
-        f"{report['pipeline']}: {report['keys']} keys, {report['different_pictures']} different pictures, "
-        f"{report['boxes']} boxes of {report['classes']} classes ({report['boxes_per_picture']} a picture)",
-        *(f"{title:<28}" + "".join(f"{cell:>9}" for cell in cells) for title, cells in rows),
+        "{pipeline}: {keys} keys, {different_pictures} different pictures, {boxes} boxes of {classes} classes "
+        "({boxes_per_picture} a picture)".format(**report),
+        *(f"{title:<28}" + "".join(f"{cell:>9}" for cell in cells) for title, cells in rows.items()),
     ]
     if report["without_tags"]:
         lines.append(f"{report['without_tags']} pictures had no tags to look for")
@@ -107,4 +102,4 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _bin(count: int) -> str:
-    return next((name for name, highest in _BINS.items() if count <= highest), _LAST)
+    return next(name for name, highest in _BINS.items() if count <= highest)

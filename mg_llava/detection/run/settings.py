@@ -9,6 +9,7 @@ from typing import Any
 
 from mg_llava.detection.run.sources import SourceReader, default_folder
 from mg_llava.detection.run.steps import Step
+from mg_llava.registry import DETECTORS, TAGGERS
 
 _FORMAT = 2
 """Of the folder ``work``; folders of other formats are refused."""
@@ -48,7 +49,7 @@ class JobSettings:
 
     @property
     def work(self) -> Path:
-        """Folder of what the run keeps to go on from."""
+        """Folder of what is kept to continue the run."""
         return Path(self.out) / "work"
 
     @property
@@ -63,8 +64,8 @@ class JobSettings:
         """
         kept = {k: v for k, v in asdict(self).items() if k not in ("out", "workers")}
         sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in self.inputs]
-        inputs = [str(path) for path in self.inputs]
-        plain = json.loads(json.dumps({**kept, "inputs": inputs, "bytes": sizes, "format": _FORMAT}))
+        kept["inputs"] = [str(path) for path in self.inputs]
+        plain = json.loads(json.dumps({**kept, "bytes": sizes, "format": _FORMAT}))
         for part in plain["pipeline"].values():
             if isinstance(part, dict):
                 part.pop("device", None)
@@ -77,8 +78,6 @@ class JobSettings:
 
     def by_content(self) -> bool:
         """Whether equal pictures get equal boxes; told from the config, as no model is needed for it."""
-        from mg_llava.registry import DETECTORS, TAGGERS
-
         parts = [(DETECTORS, self.pipeline["detector"]), (TAGGERS, self.pipeline.get("tagger"))]
         return not any(getattr(registry.get(part["type"]), "needs_names", False) for registry, part in parts if part)
 

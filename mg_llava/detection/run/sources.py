@@ -9,20 +9,20 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from mg_llava.data.boxes.store import picture_keys
-from mg_llava.data.pictures.files import open_picture, to_rgb
+from mg_llava.data.pictures.files import open_picture, picture_path, to_rgb
 from mg_llava.data.pictures.video import is_video, read_frames
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
-
-Kind = Literal["picture", "video", "row"]
+from mg_llava.data.records.tables import PATH_COLUMN, TablePictures, is_missing, read_table, texts_of
 
 _RECORDS = (".json", ".jsonl", ".parquet")
 _TABLES = (".tsv", ".csv")
 _IDS = ("id", "question_id", "index")
+_ADVICE = "give a folder that holds all with --images"
 
 
 class Source(NamedTuple):
-    """A picture file, a video file, or the picture in a row of a table.
+    """A picture file, a video file, or the pictures in a row of a table.
 
     Attributes:
         kind: Which of them.
@@ -33,7 +33,7 @@ class Source(NamedTuple):
         content: The same for all rows with the same picture.
     """
 
-    kind: Kind
+    kind: Literal["picture", "video", "row"]
     path: str
     id: str = ""
     parts: int = 1
@@ -57,38 +57,46 @@ class SourceReader:
     """Opens sources.
 
     Args:
-        folder: Folder that paths are relative to.
+        folder: Folder that paths are relative to, and that no picture may lie outside of.
         frames: Frames of a video.
         apply_exif: Turn pictures as their EXIF orientation says.
     """
 
     def __init__(self, folder: str | Path, frames: int = 8, apply_exif: bool = False) -> None:
         self.folder, self.frames, self.apply_exif = str(folder), frames, apply_exif
-        self._tables: dict[str, tuple[Any, Any]] = {}
+        self._tables: dict[str, tuple[Any, TablePictures]] = {}
         self._reading = threading.Lock()
 
     def open(self, source: Source) -> list[Image.Image]:
         """The RGB pictures of a source.
 
         Raises:
-            PictureError: A picture cannot be read.
+            PictureError: A picture cannot be read, or lies outside of the folder.
             ImportError: PyAV is needed and not installed.
         """
         owner = f"id {source.id!r}"
-        if source.kind == "video":
-            return read_frames(os.path.join(self.folder, source.path), self.frames, owner)
         if source.kind == "row":
-            images = self._row_pictures(source)
+            images = self._row_pictures(source, owner)
         else:
-            images = [open_picture(os.path.join(self.folder, source.path), owner)]
+            path = picture_path(self.folder, source.path, owner, advice=_ADVICE)
+            if source.kind == "video":
+                return read_frames(path, self.frames, owner)
+            images = [open_picture(path, owner)]
         return [to_rgb(image, apply_exif=self.apply_exif) for image in images]
 
-    def _row_pictures(self, source: Source) -> list[Image.Image]:
+    def _row_pictures(self, source: Source, owner: str) -> list[Image.Image]:
         with self._reading:
             if source.path not in self._tables:
-                self._tables[source.path] = _read_table(source.path, self.folder)
+                rows = read_table(source.path)
+                self._tables[source.path] = rows, TablePictures(rows, self.folder, source.path)
         rows, pictures = self._tables[source.path]
-        found = pictures.opener(rows[source.row])()
+        row = rows[source.row]
+        for name in () if is_missing(row.get(PATH_COLUMN)) else texts_of(row[PATH_COLUMN]):
+            if os.path.isfile(os.path.join(self.folder, name)):  # otherwise the cell is read
+                picture_path(self.folder, name, owner, advice=_ADVICE)
+        opener = pictures.opener(row)
+        assert opener is not None  # rows without pictures are no sources
+        found = opener()
         return found if isinstance(found, list) else [found]
 
 
@@ -108,10 +116,9 @@ def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int =
         RecordError: A record has no id, or is malformed.
         ValueError: An input is of an unknown kind.
     """
-    for given in inputs:
-        path = Path(given)
+    for path in map(Path, inputs):
         if path.is_dir():
-            yield from (_file_entry(name, frames) for name in _walk(path))
+            yield from (_file_entry(name, name, frames) for name in _walk(path))
         elif not path.exists():
             raise FileNotFoundError(f"input {path} does not exist")
         elif path.suffix in _RECORDS:
@@ -120,7 +127,7 @@ def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int =
             yield from _table_entries(path, folder)
         elif path.suffix == ".txt":
             lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-            yield from (_file_entry(line, frames) for line in lines if line and not line.startswith("#"))
+            yield from (_file_entry(line, line, frames) for line in lines if line and not line.startswith("#"))
         else:
             known = ", ".join([*_RECORDS, *_TABLES, ".txt"])
             raise ValueError(f"input {path} is of an unknown kind; known: {known} and folders")
@@ -132,14 +139,10 @@ def default_folder(inputs: Sequence[str | Path]) -> Path:
     return first if first.is_dir() else first.parent
 
 
-def _file_entry(name: str, frames: int) -> Entry:
-    if is_video(name):
-        return Entry(_frame_keys(name, frames), Source("video", name, name, frames))
-    return Entry([name], Source("picture", name, name))
-
-
-def _frame_keys(key: str, frames: int) -> list[str]:
-    return [f"{key}#{number}" for number in range(frames)]
+def _file_entry(key: str, name: str, frames: int, is_film: bool = False) -> Entry:
+    if is_film or is_video(name):
+        return Entry([f"{key}#{number}" for number in range(frames)], Source("video", name, key, frames))
+    return Entry([key], Source("picture", name, key))
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -163,37 +166,25 @@ def _record_entries(path: Path, frames: int) -> Iterator[Entry]:
             raise RecordError(f"{where}: image is {raw['image']!r}; a path or a list of paths is needed")
         if not images and not video:
             continue
-        key = _id_of(raw, where)
+        key = next((raw[name] for name in _IDS if raw.get(name) is not None), None)
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            names = ", ".join(_IDS)
+            raise RecordError(f"{where}: id is {key!r}; a string or an integer under one of {names} is needed")
         if video:
-            yield Entry(_frame_keys(key, frames), Source("video", str(video), key, frames))
+            yield _file_entry(str(key), str(video), frames, is_film=True)
             continue
-        for name, image in zip(picture_keys(key, len(images)), images, strict=True):
+        for name, image in zip(picture_keys(str(key), len(images)), images, strict=True):
             yield Entry([name], Source("picture", image, name))
 
 
-def _id_of(raw: Mapping[str, Any], where: str) -> str:
-    found = next((raw[name] for name in _IDS if raw.get(name) is not None), None)
-    if not isinstance(found, str | int) or isinstance(found, bool):
-        raise RecordError(f"{where}: id is {found!r}; a string or an integer under one of {', '.join(_IDS)} is needed")
-    return str(found)
-
-
 def _table_entries(path: Path, folder: str | Path) -> Iterator[Entry]:
-    rows, pictures = _read_table(path, folder)
+    rows = read_table(path)
+    pictures = TablePictures(rows, folder, str(path))
     for number, row in enumerate(rows):
         if pictures.opener(row) is None:
             continue
-        key = next((row[name] for name in ("index", "question_id", "id") if row.get(name)), None)
+        key = next((row[name] for name in reversed(_IDS) if row.get(name)), None)
         if key is None:
             raise RecordError(f"{path}, row {number + 1}: there is no index; name a column index, question_id or id")
         count = pictures.count(row)
-        source = Source("row", str(path), key, count, number, pictures.key(row))
-        yield Entry(picture_keys(key, count), source)
-
-
-def _read_table(path: str | Path, folder: str | Path) -> tuple[Any, Any]:
-    """Rows of a table, and what opens their pictures."""
-    from mg_llava.data.records.tables import TablePictures, read_table
-
-    rows = read_table(path)
-    return rows, TablePictures(rows, folder, str(path))
+        yield Entry(picture_keys(key, count), Source("row", str(path), key, count, number, pictures.key(row)))

@@ -37,29 +37,15 @@ class Worker:
 
     def __init__(self, settings: JobSettings) -> None:
         self.settings = settings
+        self._failed = 0
 
     @cached_property
-    def reader(self) -> SourceReader:
-        """What opens the pictures."""
-        return self.settings.reader()
-
-    @cached_property
-    def pipeline(self) -> BoxPipeline:
-        """Tagger and detector."""
+    def _pipeline(self) -> BoxPipeline:
         return BoxPipeline(**self.settings.pipeline)
 
-    def shapes(self, sizes: Sequence[Size]) -> list[str]:
-        """What is equal for pictures that go through the detector together, as text."""
-        return [repr(self.pipeline.shape(size)) for size in sizes]
-
-    def do(self, kind: Kind, lines: Iterable[int]) -> Iterator[Done]:
-        """The results of lines; pictures are decoded ahead, in threads.
-
-        Args:
-            kind: The step.
-            lines: Numbers of its lines.
-        """
-        return self._read(lines) if kind == "read" else self._detect(lines)
+    @cached_property
+    def _reader(self) -> SourceReader:
+        return self.settings.reader()
 
     @cached_property
     def _sources(self) -> Sequence[Any]:
@@ -69,81 +55,79 @@ class Worker:
     def _plan(self) -> Plan:
         return Plan.load(self.settings.work / "plan.npz")
 
-    @cached_property
-    def _detector(self) -> "_SafeDetector":
-        return _SafeDetector(self.pipeline)
+    def shapes(self, sizes: Sequence[Size]) -> list[str]:
+        """What is equal for pictures that go through the detector together, as text."""
+        return [repr(self._pipeline.shape(size)) for size in sizes]
 
-    def _read(self, lines: Iterable[int]) -> Iterator[Done]:
-        items = self.settings.read_step(len(self._sources)).items
-        yield from prefetched(lines, items, self._look, self.settings.threads, _AHEAD)
+    def do_task(self, task: tuple[Kind, Sequence[int]]) -> list[Done]:
+        """The results of the lines of a task."""
+        return list(self.do(*task))
+
+    def do(self, kind: Kind, lines: Iterable[int]) -> Iterator[Done]:
+        """The results of lines of a step; pictures are decoded ahead, in threads."""
+        threads = self.settings.threads
+        if kind == "read":
+            items = self.settings.read_step(len(self._sources)).items
+            yield from prefetched(lines, items, self._look, threads, _AHEAD)
+            return
+        detect_items = self.settings.detect_step(len(self._plan)).items
+
+        def group(line: int) -> list[list[tuple[int, int]]]:
+            # Frames of one video are decoded together.
+            places = [self._plan.source_of(unique) for unique in detect_items(line)]
+            return [list(places) for _, places in itertools.groupby(places, key=lambda place: place[0])]
+
+        for line, loaded in prefetched(lines, group, self._load, threads, _AHEAD):
+            yield line, self._detect([picture for pictures in loaded for picture in pictures])
 
     def _look(self, number: int) -> dict[str, Any]:
         """Content hashes and sizes of a source's pictures, or why they cannot be read."""
         source = Source(*self._sources[number])
         try:
-            images = self.reader.open(source)
+            images = self._reader.open(source)
             if len(images) != source.parts:
                 raise PictureError(
                     f"id {source.id!r}: {len(images)} pictures are there, {source.parts} were announced"
                 )
         except PictureError as error:
-            return failure(error)
+            return _failure(error)
         return {"pictures": [[content_hash(image), *image.size] for image in images]}
-
-    def _detect(self, lines: Iterable[int]) -> Iterator[Done]:
-        items = self.settings.detect_step(len(self._plan)).items
-
-        def group(line: int) -> list[list[tuple[int, int]]]:
-            # Frames of one video are decoded together.
-            places = [self._plan.source_of(unique) for unique in items(line)]
-            return [list(places) for _, places in itertools.groupby(places, key=lambda place: place[0])]
-
-        for line, loaded in prefetched(lines, group, self._load, self.settings.threads, _AHEAD):
-            yield line, self._detector([picture for pictures in loaded for picture in pictures])
 
     def _load(self, places: list[tuple[int, int]]) -> list[Prepared | Exception]:
         """Pictures of one source, by source and number in it, or why they cannot be read."""
         source = Source(*self._sources[places[0][0]])
         try:
-            images = self.reader.open(source)
-            name = PictureName(source.id, source.path)
-            return [self.pipeline.prepare(images[part], name) for _, part in places]
+            images, name = self._reader.open(source), PictureName(source.id, source.path)
+            return [self._pipeline.prepare(images[part], name) for _, part in places]
         except Exception as error:  # whatever is wrong with one picture must not end the run
             return [error] * len(places)
 
+    def _detect(self, pictures: Sequence[Prepared | Exception]) -> list[dict[str, Any]]:
+        """Boxes of a batch; pictures that fail are results too, unless too many in a row do."""
+        found = iter(self._detect_ready([picture for picture in pictures if isinstance(picture, Prepared)]))
+        return [_failure(item) if isinstance(item, Exception) else next(found) for item in pictures]
 
-class _SafeDetector:
-    """Boxes of a batch as plain values; pictures that fail are results too, unless too many in a row do."""
-
-    def __init__(self, pipeline: BoxPipeline) -> None:
-        self.pipeline = pipeline
-        self._failed = 0
-
-    def __call__(self, pictures: Sequence[Prepared | Exception]) -> list[dict[str, Any]]:
-        found = iter(self._detect([picture for picture in pictures if isinstance(picture, Prepared)]))
-        return [failure(item) if isinstance(item, Exception) else next(found) for item in pictures]
-
-    def _detect(self, ready: Sequence[Prepared]) -> list[dict[str, Any]]:
+    def _detect_ready(self, ready: Sequence[Prepared]) -> list[dict[str, Any]]:
         if not ready:
             return []
         try:
-            results = [_plain(detection) for detection in self.pipeline.detect(ready)]
+            results = [_plain(detection) for detection in self._pipeline.detect(ready)]
         except Exception as error:  # of any library; each picture gets a try of its own
             if len(ready) > 1:
                 print_log(f"a batch failed ({error}); one by one now", logger="current", level=logging.WARNING)
-                return [self._detect([picture])[0] for picture in ready]
+                return [self._detect_ready([picture])[0] for picture in ready]
             self._failed += 1
             if self._failed >= _TOO_MANY:
                 raise RuntimeError(
                     f"the detector failed on {_TOO_MANY} pictures in a row, at last with {type(error).__name__}: "
                     f"{error}; what was done before is kept: correct this and start again"
                 ) from error
-            return [failure(error)]
+            return [_failure(error)]
         self._failed = 0
         return results
 
 
-def failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception) -> dict[str, Any]:
     """A result that says what went wrong."""
     fault = error.fault if isinstance(error, PictureError) else type(error).__name__
     return {"error": str(error) or type(error).__name__, "fault": fault}
@@ -152,9 +136,8 @@ def failure(error: Exception) -> dict[str, Any]:
 def _plain(detection: Detection) -> dict[str, Any]:
     """Boxes for JSON, in single precision; ``kept`` counts those that training keeps by default."""
     record = detection.record
-    unknown = {} if detection.is_known else {"unknown": True}
     return {
-        **unknown,
+        **({} if detection.is_known else {"unknown": True}),
         "boxes": record.boxes.astype(np.float32).astype(float).tolist(),
         "scores": record.scores.astype(np.float32).astype(float).tolist(),
         "labels": list(record.labels),
