@@ -51,7 +51,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mg_llava", "mg_llava.*"]),
-    package_data={"mg_llava": ["py.typed", "detection/names/*.txt"]},
+    package_data={"mg_llava": ["py.typed", "detection/names/*.txt", "inspection/doctor/*.tsv"]},
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL,
     extras_require=EXTRAS,

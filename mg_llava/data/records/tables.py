@@ -26,7 +26,7 @@ PICTURE_COLUMN = "image"
 PATH_COLUMN = "image_path"
 _KEPT_LENGTH = 256
 """Picture cells of more characters stay in the file."""
-_LONGEST_REFERENCE = 64
+LONGEST_REFERENCE = 64
 """Shorter picture cells are the index of the row that has the picture."""
 _SHOWN = 5
 
@@ -175,7 +175,7 @@ def unique_rows(path: str | Path, rows: Sequence[Row], column: str = "index") ->
 def has_picture(row: Row) -> bool:
     """Whether the picture cell holds something; of a table without such cells, whether the row has a path."""
     if PICTURE_COLUMN in row:
-        return row.picture_length > _LONGEST_REFERENCE or not is_missing(row[PICTURE_COLUMN])
+        return row.picture_length > LONGEST_REFERENCE or not is_missing(row[PICTURE_COLUMN])
     return PATH_COLUMN not in row or not is_missing(row[PATH_COLUMN])
 
 
@@ -237,7 +237,7 @@ class TablePictures:
         return paths if all(path.is_file() for path in paths) or not self._cell(row) else []
 
     def _cell(self, row: Row) -> bool:
-        if row.picture_length > _LONGEST_REFERENCE:
+        if row.picture_length > LONGEST_REFERENCE:
             return True
         return not is_missing(row.get(PICTURE_COLUMN))
 
@@ -251,7 +251,7 @@ class TablePictures:
 
         owner = f"{self._owner}, index {row.get('index', row.number)}"
         passed = [row]
-        while passed[-1].picture_length <= _LONGEST_REFERENCE:
+        while passed[-1].picture_length <= LONGEST_REFERENCE:
             target = passed[-1].get(PICTURE_COLUMN, "")
             source = self._by_index.get(id_key(target))
             if is_missing(target):

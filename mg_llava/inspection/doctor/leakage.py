@@ -1,32 +1,32 @@
 """Pictures of the evaluation data by the hash of their pixels, to be found again among those of the training."""
 
-import base64
-import binascii
-import csv
-import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from mg_llava.data.pictures.files import PictureError, content_hash, open_picture
 from mg_llava.data.records.json_stream import stream_json
+from mg_llava.data.records.tables import (
+    LONGEST_REFERENCE,
+    PATH_COLUMN,
+    TablePictures,
+    is_missing,
+    read_table,
+    texts_of,
+)
 from mg_llava.inspection.doctor.findings import Found
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 _KEYS = ("image", "images", "image_path", "img_path", "picture", "file_name", "image_file")
-_SHORTEST_BASE64 = 64
-_LONGEST_FIELD = 1 << 30
 
 
 class EvalPicture(NamedTuple):
-    """A picture of the evaluation data: a path, or the encoded bytes."""
+    """A picture of the evaluation data: a path, or a function that opens what a table holds."""
 
     name: str
     path: str = ""
-    data: str = ""
+    opener: Callable[[], Any] | None = None
 
 
 class EvalHashes(NamedTuple):
@@ -56,7 +56,7 @@ def list_eval_pictures(path: str | Path, folders: Sequence[str] = ()) -> list[Ev
         raise FileNotFoundError(f"evaluation data {path} does not exist; check --eval")
     places = [str(path.parent), str(path.parent / "images"), *folders]
     if path.suffix == ".tsv":
-        return list(_from_tsv(path, places))
+        return list(_from_table(path, places))
     if path.suffix in (".json", ".jsonl"):
         return list(_from_records(path, places))
     raise ValueError(f"evaluation data {path} is of an unknown kind; a folder, .tsv, .json or .jsonl is needed")
@@ -68,51 +68,34 @@ def hash_eval_pictures(pictures: Sequence[EvalPicture], job: tuple[int, int]) ->
     found: list[Found] = []
     for picture in pictures[slice(*job)]:
         try:
-            names.setdefault(content_hash(_open(picture)), picture.name)
-        except (PictureError, binascii.Error) as error:
+            opened = picture.opener() if picture.opener else open_picture(picture.path)
+            for image in opened if isinstance(opened, list) else [opened]:
+                names.setdefault(content_hash(image), picture.name)
+        except PictureError as error:
             found.append(Found("eval_unreadable", picture.name, detail=str(error)))
     return EvalHashes(names, found)
 
 
-def _open(picture: EvalPicture) -> Image.Image:
-    if picture.path:
-        return open_picture(picture.path)
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(picture.data))) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError) as error:
-        raise PictureError(f"{picture.name} cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _from_tsv(path: Path, places: Sequence[str]) -> Iterator[EvalPicture]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file, delimiter="\t")):
-            name = f"{path}, row {row.get('index') or number}"
-            data = row.get("image") or ""
-            # A short value names the row that has the picture.
-            if len(data) >= _SHORTEST_BASE64:
-                yield EvalPicture(name, data=data)
-            elif row.get("image_path"):
-                yield EvalPicture(name, path=_locate(str(row["image_path"]), places))
+def _from_table(path: Path, places: Sequence[str]) -> Iterator[EvalPicture]:
+    rows = read_table(path)
+    pictures = TablePictures(rows, owner=str(path))
+    for number, row in enumerate(rows):
+        name = f"{path}, row {row.get('index') or number}"
+        # A short value names the row that has the picture.
+        if row.picture_length > LONGEST_REFERENCE:
+            yield EvalPicture(name, opener=pictures.opener(row))
+        elif not is_missing(row.get(PATH_COLUMN)):
+            yield from (EvalPicture(name, _locate(file, places)) for file in texts_of(row[PATH_COLUMN]))
 
 
 def _from_records(path: Path, places: Sequence[str]) -> Iterator[EvalPicture]:
     for entry in stream_json(path):
         # Under a key, as "images", there may be a list of records.
         for record in entry.value if isinstance(entry.value, list) else [entry.value]:
-            for name in _names_in(record):
-                yield EvalPicture(f"{path}, {name}", path=_locate(name, places))
-
-
-def _names_in(record: Any) -> list[str]:
-    """Paths of the pictures of a record."""
-    if not isinstance(record, Mapping):
-        return []
-    values = [record[key] for key in _KEYS if key in record]
-    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    return [name for name in names if isinstance(name, str) and name]
+            values = [record.get(key) for key in _KEYS] if isinstance(record, Mapping) else []
+            for name in (name for value in values for name in (value if isinstance(value, list) else [value])):
+                if isinstance(name, str) and name:
+                    yield EvalPicture(f"{path}, {name}", _locate(name, places))
 
 
 def _locate(name: str, places: Sequence[str]) -> str:

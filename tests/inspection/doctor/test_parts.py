@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import Turn, make_box_record
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
+from mg_llava.inspection.doctor import check as check_module
 from mg_llava.inspection.doctor.boxes import judge_boxes, judge_values, measure_boxes
 from mg_llava.inspection.doctor.check import Options, check_dataset
 from mg_llava.inspection.doctor.coordinates import bound_of, draw_and_find, map_and_return, pixel_bound
+from mg_llava.inspection.doctor.findings import KINDS, LEVELS
 from mg_llava.inspection.doctor.leakage import hash_eval_pictures, list_eval_pictures
 from mg_llava.inspection.doctor.sources import Source
 from mg_llava.inspection.doctor.summary import length_summary
@@ -27,8 +31,17 @@ from mg_llava.registry import TRANSFORMS
 from tests.data.broken import write_clean
 from tests.data.conftest import turns_of
 
+DOCTOR = Path(check_module.__file__).parent
 SIDE = st.integers(20, 300)
 SHARES = st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=5)
+
+
+def test_every_finding_has_a_row_in_the_table():
+    assert all(kind.what and kind.fix and kind.level in LEVELS for kind in KINDS.values())
+    code = "".join(path.read_text() for path in DOCTOR.glob("*.py"))
+    told = set(re.findall(r"(?:Found|tell|telling)\(\s*\"(\w+)\"", code))
+    assert len(told) > 20 and told <= set(KINDS)
+    assert all(f'"{kind}"' in code for kind in KINDS)  # no row without a use
 
 
 def boxes_of(shares, size):
