@@ -16,4 +16,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mg_llava.work.interrupts import run_main
+
+    sys.exit(run_main(main))

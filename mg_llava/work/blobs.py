@@ -1,8 +1,8 @@
 """Append-only files of binary contents, for many writers and readers at a time.
 
 Every writer has two files of its own: its contents one after the other, and fixed-size entries that say where they
-lie. An entry is written after its content and has its checksum and one of itself, so that what a kill, a full disk or
-a flipped bit leaves is either whole or not found.
+lie. An entry is written after its content and has its checksum and one of itself, so that after a kill, on a full disk
+or with a flipped bit a content is either whole or not found.
 """
 
 import os
@@ -30,34 +30,33 @@ class BlobWriter:
         suffix: Of the file of contents, such as ``".ids"``.
         fields: What entries say of their contents.
         limit: Bytes of contents after which new files are begun; None for no limit.
+
+    Attributes:
+        written: Bytes of contents so far.
     """
 
     def __init__(
         self, folder: str | Path, suffix: str, fields: Sequence[Field] = (), limit: int | None = None
     ) -> None:
+        self._files: tuple[int, ...] = ()
         self.folder, self.suffix, self.limit = Path(folder), suffix, limit
-        self.written = 0
-        self._dtype = entry_dtype(fields)
-        self._offset = 0
-        self._files: tuple[int, int] | None = None
-        self._path = self.folder
+        self.written = self._offset = 0
+        self._dtype, self._path = entry_dtype(fields), self.folder
 
     def add(self, key: int, content: np.ndarray, *values: Any) -> None:
-        """Append a content.
-
-        Args:
-            key: What it is found by.
-            content: (bytes,) uint8.
-            *values: Of the fields.
+        """Append (bytes,) uint8 that is found by ``key``, with the values of the fields.
 
         Raises:
             NoRoomError: It does not fit on the disk; what was added before stays whole.
             FileNotFoundError: The files were removed meanwhile.
         """
-        if self._files is None or (self.limit is not None and self._offset >= self.limit):
+        if self.limit is not None and self._offset >= self.limit:
             self.close()
-            self._open()
-        assert self._files is not None
+        if not self._files:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._path, self._offset = self.folder / f"{writer_name()}{self.suffix}", 0
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
+            self._files = tuple(os.open(path, flags, 0o666) for path in (self._path, _index_of(self._path)))
         entry = np.zeros(1, self._dtype)
         entry[0] = (key, self._offset, len(content), checksum(content, key), *values, 0)
         entry["seal"] = _seals(entry)
@@ -78,8 +77,6 @@ class BlobWriter:
         Raises:
             FileNotFoundError: The files were removed meanwhile.
         """
-        if self._files is None:
-            return
         try:
             with naming_full_disks(self._path):
                 for descriptor in self._files:
@@ -88,30 +85,17 @@ class BlobWriter:
         finally:
             self._abandon()
 
-    def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._path = self.folder / f"{writer_name()}{self.suffix}"
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
-        contents = os.open(self._path, flags, 0o666)
-        self._files = contents, os.open(self._path.with_suffix(".index"), flags, 0o666)
-        self._offset = 0
-
     def _abandon(self) -> None:
-        for descriptor in self._files or ():
+        for descriptor in self._files:
             os.close(descriptor)
-        self._files = None
+        self._files = ()
 
     def __del__(self) -> None:
         self._abandon()
 
 
 class BlobReader:
-    """All contents that were in a folder when it was opened.
-
-    Args:
-        folder: Where the files are.
-        suffix: As for the writers.
-        fields: As for the writers.
+    """All contents that were in a folder when it was opened; arguments as of the writers.
 
     Attributes:
         entries: (n,) entries whose contents are all there, those of files begun earlier first.
@@ -164,10 +148,9 @@ def entry_dtype(fields: Sequence[Field]) -> np.dtype:
 
 def checksum(content: np.ndarray, key: int) -> int:
     """Sum of 64-bit words, key and length: finds a flipped bit and what was not written, at the speed of memory."""
-    rest = len(content) % 8
-    total = int(np.add.reduce(content[: len(content) - rest].view("<u8"), initial=np.uint64(0)))
-    tail = int.from_bytes(content[len(content) - rest :].tobytes(), "little")
-    return (total + tail + key + (len(content) << 32)) & 0xFFFFFFFFFFFFFFFF
+    words, tail = np.split(content, [len(content) // 8 * 8])
+    total = int(np.add.reduce(words.view("<u8"), initial=np.uint64(0)))
+    return (total + int.from_bytes(tail.tobytes(), "little") + key + (len(content) << 32)) & 0xFFFFFFFFFFFFFFFF
 
 
 def _seals(entries: np.ndarray) -> np.ndarray:
@@ -177,9 +160,13 @@ def _seals(entries: np.ndarray) -> np.ndarray:
     return (words * weights).sum(axis=1, dtype=np.uint64) + _SEED
 
 
+def _index_of(contents: Path) -> Path:
+    return contents.with_suffix(".index")
+
+
 def _whole_entries(contents: Path, dtype: np.dtype) -> np.ndarray:
     """The undamaged entries of a writer's contents that end within their file."""
-    data = contents.with_suffix(".index").read_bytes()
+    data = _index_of(contents).read_bytes()
     entries = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
     size = contents.stat().st_size if contents.is_file() else 0
     fits = (entries["seal"] == _seals(entries)) & (entries["offset"] + entries["bytes"] <= size)

@@ -30,11 +30,7 @@ def pick_device(device: "str | torch.device" = "auto") -> "torch.device":
 
 
 def autocast(device: "torch.device", dtype: str = "auto") -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision for a block.
-
-    Args:
-        device: Where the block computes.
-        dtype: ``float32`` for none, ``bfloat16``, ``float16``; ``auto`` is bfloat16 on CUDA, else float32.
+    """Mixed precision for a block: ``bfloat16``, ``float16``, ``float32`` for none; ``auto`` is bfloat16 on CUDA.
 
     Raises:
         ValueError: The dtype is unknown.

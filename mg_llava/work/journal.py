@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from mg_llava.work.atomic import naming_full_disks
 
-_DIGITS = 8
+_HEAD = 9
 _BLOCK = 1 << 16
 
 
@@ -35,10 +35,10 @@ class Record(NamedTuple):
 
 
 class Journal:
-    """Appends records to a file, which exists from the first one on.
+    """Appends records to a file, which exists from the first one on; what is there already stays.
 
     Args:
-        path: The file; its folder is made where it is missing. What is there already stays.
+        path: The file; its folder is made where it is missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,10 +46,7 @@ class Journal:
         self._descriptor: int | None = None
 
     def append(self, values: Iterable[Any]) -> None:
-        """Write records to the disk, together.
-
-        Args:
-            values: Anything that fits into JSON.
+        """Write values that fit into JSON to the disk, together.
 
         Raises:
             NoRoomError: They do not fit on the disk; what was written before stays whole.
@@ -59,8 +56,9 @@ class Journal:
         if not data:
             return
         if self._descriptor is None:
-            self._open()
-        assert self._descriptor is not None
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o666)
+            os.ftruncate(self._descriptor, _end_of_lines(self._descriptor))
         size = os.fstat(self._descriptor).st_size
         try:
             with naming_full_disks(self.path):
@@ -76,11 +74,6 @@ class Journal:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o666)
-        os.ftruncate(self._descriptor, _end_of_lines(self._descriptor))
 
     def __enter__(self) -> "Journal":
         return self
@@ -100,8 +93,7 @@ def read_journal(path: str | Path) -> Iterator[Record]:
             found = _decode(line)
             if found:
                 yield Record(found[0], path, start, len(line))
-            elif line.endswith(b"\n"):
-                damaged += 1
+            damaged += not found and line.endswith(b"\n")
             start += len(line)
     if damaged:
         logging.getLogger(__name__).warning(
@@ -173,7 +165,6 @@ def _encode(value: Any) -> bytes:
 
 def _decode(line: bytes) -> tuple[Any] | None:
     """The value of a line; None where it does not fit its checksum."""
-    text = line[_DIGITS + 1 : -1]
-    if not line.endswith(b"\n") or line[: _DIGITS + 1] != b"%08x " % zlib.crc32(text):
-        return None
-    return (json.loads(text),)
+    text = line[_HEAD:-1]
+    is_whole = line.endswith(b"\n") and line[:_HEAD] == b"%08x " % zlib.crc32(text)
+    return (json.loads(text),) if is_whole else None

@@ -27,8 +27,8 @@ class Pool:
     """Worker processes, which are started by the first job.
 
     Args:
-        shared: First argument of all functions. Where processes are forked, it is not copied; what a function changes
-            in it stays in its process.
+        shared: First argument of all functions; not copied where processes are forked. What a function changes in it
+            stays in its process.
         workers: Number of processes; 1 or 0 for this one alone. Without ``torchrun`` each is the local rank of its
             own number, so that ``pick_device`` gives each its GPU.
     """
@@ -43,11 +43,9 @@ class Pool:
             self._pool = ProcessPoolExecutor(workers, context, _start_worker, about)
 
     def run(self, function: Callable[[Any, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Call ``function(shared, job)`` for every job; results in the order of the jobs.
+        """Call ``function(shared, job)``, a function of a module, for every job; results in the order of the jobs.
 
-        Args:
-            function: A function of a module.
-            jobs: The next ones are asked for as workers become free.
+        The next jobs are asked for as workers become free.
 
         Raises:
             RuntimeError: A process was killed.
@@ -66,8 +64,8 @@ class Pool:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "a worker process was killed, perhaps for its memory; run again with fewer workers, and it goes on "
-                "from what is done"
+                "a worker process was killed, perhaps for its memory; run again with fewer workers; what is done is "
+                "kept"
             ) from error
         finally:
             for future in waiting:

@@ -17,28 +17,24 @@ def prefetched(
     workers: int,
     ahead: int = 2,
 ) -> Generator[tuple[Group, list[Loaded]]]:
-    """Groups in their order, each with its items loaded.
+    """Groups in their order, each with its items loaded by ``workers`` threads.
 
-    Args:
-        groups: Asked for the next one as soon as there is room, so that claims of work follow it closely.
-        items: The items of a group.
-        load: Loads an item, in a thread.
-        workers: Number of threads.
-        ahead: Groups that are loaded or being loaded beside the one that is worked on.
+    Besides the group that is worked on, ``ahead`` groups are loaded or being loaded; the next one is asked for as soon
+    as there is room.
     """
     waiting: deque[tuple[Group, list[Future[Loaded]]]] = deque()
+
+    def first() -> tuple[Group, list[Loaded]]:
+        group, futures = waiting.popleft()
+        return group, [future.result() for future in futures]
+
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
             for group in groups:
                 waiting.append((group, [pool.submit(load, item) for item in items(group)]))
                 if len(waiting) > ahead:
-                    yield _wait(waiting)
+                    yield first()
             while waiting:
-                yield _wait(waiting)
+                yield first()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _wait(waiting: deque[tuple[Group, list[Future[Loaded]]]]) -> tuple[Group, list[Loaded]]:
-    group, futures = waiting.popleft()
-    return group, [future.result() for future in futures]

@@ -1,6 +1,7 @@
 """Several processes of one run, started by ``torchrun`` or ``srun``; they meet over gloo, on CPU and GPU alike."""
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +26,9 @@ class Processes:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self._group: Any = None
         if self.size == 1:
-            dist = _distributed_if_used()
-            if dist is not None:
-                self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            used: Any = sys.modules.get("torch.distributed")  # not imported for the question
+            if used is not None and used.is_available() and used.is_initialized():
+                self.rank, self.size = used.get_rank(), used.get_world_size()
             return
         import torch.distributed as dist
 
@@ -56,8 +57,8 @@ class Processes:
         if int(size) > 1:
             import torch.distributed as dist
 
-            attempt = [job, *(os.environ.get(name, "0") for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT"))]
-            place = Path(folder).resolve() / f"meeting-{'-'.join(attempt)}"
+            step, attempt = (os.environ.get(f"SLURM_{name}", "0") for name in ("STEP_ID", "RESTART_COUNT"))
+            place = Path(folder).resolve() / f"meeting-{job}-{step}-{attempt}"
             place.parent.mkdir(parents=True, exist_ok=True)
             dist.init_process_group("gloo", f"file://{place}", PATIENCE, int(size), int(rank))
         return cls()
@@ -87,22 +88,11 @@ class Processes:
         Raises:
             Exception: The first one of any process, in all of them, so that none waits for one that gave up.
         """
-        error: Exception | None = None
-        value = None
         try:
-            value = None if work is None else work()
-        except Exception as found:
-            error = found
-        results = self.gather((value, error))
-        failed = next((found for _, found in results if found is not None), None)
-        if failed is not None:
+            own: tuple[Any, Exception | None] = None if work is None else work(), None
+        except Exception as error:
+            own = None, error
+        results = self.gather(own)
+        for failed in (found for _, found in results if found is not None):
             raise failed
         return [result for result, _ in results]
-
-
-def _distributed_if_used() -> Any:
-    """``torch.distributed`` where a process group exists; torch is not imported for the question."""
-    import sys
-
-    dist = sys.modules.get("torch.distributed")
-    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
