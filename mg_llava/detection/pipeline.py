@@ -62,7 +62,7 @@ class Detection:
     Attributes:
         record: Its boxes, in original pixels.
         tags: What was looked for; None for nothing in particular.
-        is_known: Whether there was something to look at: False where a file of boxes lacks the picture.
+        is_known: False where a file of boxes lacks the picture.
     """
 
     record: BoxRecord
@@ -116,12 +116,7 @@ class BoxPipeline:
         return self.detector.shape(size)
 
     def prepare(self, image: Image.Image, name: PictureName | None = None) -> Prepared:
-        """Get a picture ready; may be called in several threads.
-
-        Args:
-            image: The picture, in the frame that boxes are wanted in.
-            name: What it is known as.
-        """
+        """Get a picture ready, in the frame that boxes are wanted in; may be called in several threads."""
         image = to_rgb(image)
         return Prepared(image, self.detector.prepare(image), name or PictureName())
 
@@ -140,12 +135,7 @@ class BoxPipeline:
         ]
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[PictureName] | None = None) -> list[BoxRecord]:
-        """Boxes of pictures in their own pixels, best score first.
-
-        Args:
-            images: Pictures of any color mode.
-            names: What they are known as, for taggers and detectors that look them up.
-        """
+        """Boxes of pictures of any color mode in their own pixels, best score first; ``names`` as of a ``Tagger``."""
         names = names or [PictureName()] * len(images)
         prepared = [self.prepare(image, name) for image, name in zip(images, names, strict=True)]
         return [found.record for found in self.detect(prepared)] if prepared else []

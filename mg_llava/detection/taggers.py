@@ -34,8 +34,8 @@ class RAMPlusTagger:
         checkpoint: ``ram_plus_swin_large_14m.pth``.
         image_size: Side of the view in pixels.
         vit: Name of the backbone in the package.
-        device: ``auto``, ``cpu``, ``cuda:1``...
-        dtype: Dtype of the computation; ``auto`` is bfloat16 on CUDA, else float32.
+        device: See ``pick_device``.
+        dtype: Dtype of the computation, see ``autocast``.
 
     Raises:
         ImportError: The package is not installed, or does not work with the installed transformers.
@@ -91,8 +91,8 @@ class OpenCLIPTagger:
         min_similarity: Least cosine of picture and text; None for no such limit.
         prompt: Text for a tag.
         pretrained: With a model name: open_clip's weight tag.
-        device: ``auto``, ``cpu``, ``cuda:1``...
-        dtype: Dtype of the computation; ``auto`` is bfloat16 on CUDA, else float32.
+        device: See ``pick_device``.
+        dtype: Dtype of the computation, see ``autocast``.
 
     Raises:
         FileNotFoundError: The folder lacks config or weights.
@@ -170,9 +170,10 @@ def _open_clip(path: str, pretrained: str | None) -> tuple[Any, Callable[[list[s
 
     folder = Path(path)
     if not folder.is_dir():
-        if "/" in path and not path.startswith("hf-hub:"):
+        is_local = not path.startswith("hf-hub:")
+        if is_local and "/" in path:
             raise FileNotFoundError(f"open_clip folder {path} does not exist")
-        if pretrained is None and not path.startswith("hf-hub:"):
+        if is_local and pretrained is None:
             raise ValueError(f"{path!r} is a model name; say which weights with pretrained=..., or give a folder")
         with safe_torch_load():
             return open_clip.create_model(path, pretrained=pretrained), open_clip.get_tokenizer(path)

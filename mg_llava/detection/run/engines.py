@@ -25,20 +25,15 @@ _STORE = 200 << 20
 
 
 class Engine:
-    """This process, alone or as one of a launcher's; each of them writes what it finds.
-
-    Args:
-        settings: What the run is about.
-        processes: The launcher's, on one machine or several that see one folder; None for this one alone.
-    """
+    """This process, alone or as one of a launcher's ``processes`` that see one folder; each writes what it finds."""
 
     def __init__(self, settings: JobSettings, processes: Processes | None = None) -> None:
         self.worker, self._processes = Worker(settings), processes
 
     def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
         """The results of tasks, which are lines of a step, some lines at a time."""
-        for done in self.worker.do(kind, (line for task in tasks for line in task)):
-            yield [done]
+        lines = (line for task in tasks for line in task)
+        return ([done] for done in self.worker.do(kind, lines))
 
     def shapes(self, sizes: Sequence[Size]) -> list[str]:
         """See ``Worker.shapes``; builds the networks, so that a wrong path is known before hours of reading."""
@@ -93,11 +88,8 @@ class RayEngine(Engine):
     """Workers in a Ray cluster, which see the pictures and the folder; this process writes what they find.
 
     The cluster is the one of ``RAY_ADDRESS`` or of ``ray start`` on this machine; without either one is started here.
-    Workers that are lost are started anew where there is room, and their tasks done again.
-
-    Args:
-        settings: What the run is about; paths must be the same on all machines.
-        workers: How many; None for one for each GPU, or for each core where there is none.
+    Workers that are lost are started anew where there is room, and their tasks done again. Paths must be the same on
+    all machines. There is a worker for each GPU, or for each core where there is none, unless ``workers`` says so.
 
     Raises:
         ImportError: Ray is not installed.
@@ -145,12 +137,9 @@ class RayEngine(Engine):
 
 
 def make_engine(settings: JobSettings, name: EngineName | None = None, processes: int | None = None) -> Engine:
-    """The engine of a run.
+    """The engine of a run; by default ``torchrun`` where it started this process, else ``pool``.
 
-    Args:
-        settings: What the run is about.
-        name: Which one; None for ``torchrun`` where it started this process, else ``pool``.
-        processes: Number of workers of ``pool`` (None for 1) and ``ray``; launchers say it themselves.
+    ``processes`` is the number of workers of ``pool`` (1 by default) and ``ray``; launchers say it themselves.
 
     Raises:
         ImportError: Ray is not installed.

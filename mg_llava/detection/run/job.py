@@ -30,12 +30,7 @@ Progress = Callable[[str, int, int], object]
 
 
 class BoxJob:
-    """A process's part in a run.
-
-    Args:
-        settings: What the run is about.
-        progress: For a progress bar.
-        engine: Who does the work; None for this process alone.
+    """A process's part in a run; the work is done by an engine, or by this process alone.
 
     Raises:
         FileNotFoundError: An input does not exist.

@@ -45,23 +45,18 @@ class Outcome(NamedTuple):
 class Results:
     """The results of a finished run.
 
-    Args:
-        settings: What the run is about.
-
     Raises:
         Incomplete: Something was not done.
     """
 
     def __init__(self, settings: JobSettings) -> None:
         self.work = settings.work
-        unread = Incomplete(f"{self.work}: not all pictures were read yet; start the run again to continue")
-        if not (self.work / "plan.npz").is_file():
-            raise unread
-        self.sources = open_records(self.work / "sources.jsonl")
-        self.plan = Plan.load(self.work / "plan.npz")
+        is_planned = (self.work / "plan.npz").is_file()
+        self.sources = open_records(self.work / "sources.jsonl") if is_planned else ()
         reading = settings.read_step(len(self.sources))
-        if reading.open_tasks():
-            raise unread
+        if not is_planned or reading.open_tasks():
+            raise Incomplete(f"{self.work}: not all pictures were read yet; start the run again to continue")
+        self.plan = Plan.load(self.work / "plan.npz")
         self._unreadable = {number: result for number, result in reading.results() if "error" in result}
         step = settings.detect_step(len(self.plan))
         self._per_line, self._lines = step.per_line, step.index()
@@ -95,13 +90,7 @@ class Results:
 
 
 def merge(settings: JobSettings) -> dict[str, Any]:
-    """Write the results of a finished run: ``boxes.safetensors``, ``failures.jsonl``, ``report.json``.
-
-    Args:
-        settings: What the run is about.
-
-    Returns:
-        The report.
+    """Write ``boxes.safetensors``, ``failures.jsonl`` and ``report.json`` of a finished run; returns the report.
 
     Raises:
         Incomplete: The run was not finished.

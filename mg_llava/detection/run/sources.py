@@ -54,13 +54,7 @@ class Entry(NamedTuple):
 
 
 class SourceReader:
-    """Opens sources.
-
-    Args:
-        folder: Folder that paths are relative to, and that no picture may lie outside of.
-        frames: Frames of a video.
-        apply_exif: Turn pictures as their EXIF orientation says.
-    """
+    """Opens sources; paths are relative to a folder, and no picture may lie outside of it; see ``JobSettings``."""
 
     def __init__(self, folder: str | Path, frames: int = 8, apply_exif: bool = False) -> None:
         self.folder, self.frames, self.apply_exif = str(folder), frames, apply_exif
@@ -108,7 +102,7 @@ def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int =
             ``image``, a path or a list, or ``video``, of which text-only records are passed over; tables of benchmarks
             (``.tsv``, ``.csv``); folders of pictures and videos; text files with a path a line. Keys are the records'
             ids, in folders and lists the paths.
-        folder: Folder that paths are relative to.
+        folder: What paths are relative to.
         frames: Frames of a video.
 
     Raises:

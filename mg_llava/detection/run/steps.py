@@ -11,13 +11,8 @@ from mg_llava.work.pool import split
 class Step:
     """Items ``0 .. count - 1``, whose results are kept by lines.
 
-    Which items form a line is fixed, so that results do not depend on who makes them, and when.
-
-    Args:
-        folder: Folder of the results: journals of ``{"line": number, "results": [...]}``, one for each writer.
-        count: Number of items.
-        per_line: Items of a line.
-        lines: Lines of a task.
+    Which items form a line, and how many lines a task, is fixed: results do not depend on who makes them, and when. In
+    the folder are journals of ``{"line": number, "results": [...]}``, one for each writer.
     """
 
     def __init__(self, folder: str | Path, count: int, per_line: int, lines: int = 1) -> None:

@@ -29,11 +29,7 @@ Done = tuple[int, list[dict[str, Any]]]
 
 
 class Worker:
-    """Does the lines of a run; networks are built, and files opened, when they are first needed.
-
-    Args:
-        settings: What the run is about.
-    """
+    """Does the lines of a run; networks are built, and files opened, when they are first needed."""
 
     def __init__(self, settings: JobSettings) -> None:
         self.settings = settings

@@ -39,16 +39,10 @@ _LONGEST_LABEL = 18
 
 
 def draw_sample(view: SampleView, font: str | Path | None = None) -> Image.Image:
-    """Draw a sample: pictures on the left, text on the right.
+    """Draw a sample as an RGB picture: pictures on the left, text on the right.
 
-    Boxes that were dropped have a panel of their own where one panel would be crowded.
-
-    Args:
-        view: The sample.
-        font: A TrueType file, for scripts that the default font does not have.
-
-    Returns:
-        An RGB picture.
+    Boxes that were dropped have a panel of their own where one panel would be crowded. ``font`` is a TrueType file,
+    for scripts that the default font does not have.
 
     Raises:
         OSError: If the font file cannot be read.
@@ -56,15 +50,14 @@ def draw_sample(view: SampleView, font: str | Path | None = None) -> Image.Image
     face = load_font(14, font)
     panels = [panel for picture in view.pictures for panel in _draw_panels(picture, face)]
     text = _draw_text(view, font)
-    left = max((panel.width for panel in panels), default=0)
+    text_at = max(panel.width for panel in panels) + 2 * _MARGIN if panels else _MARGIN
     height = max(sum(panel.height + _MARGIN for panel in panels), text.height + _MARGIN) + _MARGIN
-    text_at = left + 2 * _MARGIN if panels else _MARGIN
     sheet = Image.new("RGB", (text_at + text.width + _MARGIN, height), _PAPER)
+    sheet.paste(text, (text_at, _MARGIN))
     top = _MARGIN
     for panel in panels:
         sheet.paste(panel, (_MARGIN, top))
         top += panel.height + _MARGIN
-    sheet.paste(text, (text_at, _MARGIN))
     return sheet
 
 

@@ -26,13 +26,7 @@ img { max-width: 100%; border: 1px solid #d4d7dd }
 
 
 def write_page(title: str, samples: Sequence[tuple[SampleView, str]], problems: Sequence[str] = ()) -> str:
-    """The page.
-
-    Args:
-        title: Its title.
-        samples: Samples, each with the file name of its drawing, relative to the page.
-        problems: Messages about samples that could not be drawn.
-    """
+    """The page of samples, each with the file name of its drawing, and messages about others."""
     colors = "".join(
         f".{key}{shade} {{ background: {color} }}\n"
         for key, shades in TOKEN_COLORS.items()

@@ -127,7 +127,7 @@ def write_samples(
         watch: Shows progress.
         title: Title of the page, such as the config.
         html: Whether to write the page.
-        font: A TrueType file, for scripts that the default font does not have.
+        font: See ``draw_sample``.
         has_box_tokens: Whether the model has a box branch.
         problems: Messages about samples that could not be chosen, for page and JSON.
 

@@ -24,8 +24,6 @@ class Token:
     """A token of the text, or all the visual tokens or box tokens of a picture.
 
     Attributes:
-        kind: What it stands for.
-        text: What it says.
         id: Its id; of pictures and boxes the id of the placeholder.
         supervised: Whether it carries loss.
         count: Number of positions it takes.
@@ -110,13 +108,7 @@ class SampleView:
 def view_sample(
     source: LLaVADataset, index: int, position: int | None = None, has_box_tokens: bool = True
 ) -> SampleView:
-    """Look at one sample of a source.
-
-    Args:
-        source: A ``LLaVADataset``; not changed.
-        index: Number of the sample in it.
-        position: Its number in the whole data set, if that is another.
-        has_box_tokens: Whether the model has a box branch.
+    """Look at sample ``index`` of a source, which has another ``position`` in the whole data set or none.
 
     Raises:
         ValueError: The sample cannot be used: a picture that cannot be read, malformed boxes, no token with loss.

@@ -77,12 +77,7 @@ class LinkCheck(NamedTuple):
 
 
 def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
-    """Check a range of the usable records of a source.
-
-    Args:
-        check: See the class.
-        job: Number of the source, and start and stop in its usable records.
-    """
+    """Check a range of the usable records of a source: its number, start and stop."""
     number, start, stop = job
     source = check.sources[number]
     result = LinkResult()

@@ -73,13 +73,9 @@ def check_config(config: Any, options: Options) -> Report:
 def check_dataset(
     dataset: Mapping[str, Any], options: Options, llm: LLMSizes | None = None, tokens: TokenCount | None = None
 ) -> Report:
-    """Check a training set; see ``check_config``.
+    """Check a training set from its settings as plain values; see ``check_config``.
 
-    Args:
-        dataset: Its settings as plain values.
-        options: How to check.
-        llm: What is known of the config's LLM.
-        tokens: Tokens of a picture in the config's model; None where unknown.
+    ``llm`` and ``tokens`` of a picture are what is known of the config's model.
     """
     llm = llm or LLMSizes()
     sources = open_sources(dataset, options.limit)

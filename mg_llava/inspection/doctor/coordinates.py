@@ -26,19 +26,19 @@ class Mapped(NamedTuple):
 
     Attributes:
         size: Width and height of the picture.
+        tokens: Number of box tokens, a stand-in for "no box" included.
         compared: Number of boxes that lie inside of the picture and became tokens.
         canvas_error: Largest distance on the canvas to where they belong, canvas pixels.
         original_error: Largest distance of what comes back from the canvas, original pixels.
-        tokens: Number of box tokens, a stand-in for "no box" included.
         example: The largest box among those compared, original pixels; None without any.
     """
 
     size: tuple[int, int]
-    compared: int
-    canvas_error: float
-    original_error: float
     tokens: int
-    example: tuple[float, ...] | None
+    compared: int = 0
+    canvas_error: float = 0.0
+    original_error: float = 0.0
+    example: tuple[float, ...] | None = None
 
 
 def bound_of(processor: Any) -> float:
@@ -47,14 +47,7 @@ def bound_of(processor: Any) -> float:
 
 
 def map_and_return(processor: Any, record: BoxRecord, size: tuple[int, int], limits: Limits = NO_LIMITS) -> Mapped:
-    """Place boxes as training does, map them back and compare.
-
-    Args:
-        processor: The picture processor.
-        record: Boxes in original pixels.
-        size: Width and height of the picture.
-        limits: What the text leaves for the boxes.
-    """
+    """Place boxes of a picture of this size as training does within ``limits``, map them back and compare."""
     canvas: Canvas = processor.canvas_of(size)
     placed, index = processor.place(record, canvas, limits)
     tokens = len(index) or processor.stand_in_tokens(record)
@@ -64,27 +57,16 @@ def map_and_return(processor: Any, record: BoxRecord, size: tuple[int, int], lim
     whole = (boxes >= 0).all(axis=1) & (boxes[:, 2:] <= size).all(axis=1)
     whole &= (target >= 0).all(axis=1) & (target <= canvas.size).all(axis=1)
     if not whole.any():
-        return Mapped(size, 0, 0.0, 0.0, tokens, None)
+        return Mapped(size, tokens)
     boxes, placed, target = boxes[whole], placed[whole], target[whole]
     returned = canvas.to_original(placed)
     areas = (target[:, 2] - target[:, 0]) * (target[:, 3] - target[:, 1])
-    return Mapped(
-        size,
-        len(boxes),
-        float(np.abs(placed - target).max()),
-        float(np.abs(returned - boxes).max()),
-        tokens,
-        tuple(boxes[int(areas.argmax())].tolist()),
-    )
+    errors = float(np.abs(placed - target).max()), float(np.abs(returned - boxes).max())
+    return Mapped(size, tokens, len(boxes), *errors, tuple(boxes[int(areas.argmax())].tolist()))
 
 
 def draw_and_find(processor: Any, size: tuple[int, int], box: Sequence[float]) -> float | None:
     """Draw a box into a blank picture, process both, and compare where the pixels and where the box ended up.
-
-    Args:
-        processor: The picture processor.
-        size: Width and height of the picture.
-        box: xyxy, original pixels.
 
     Returns:
         Largest distance of an edge, canvas pixels; None where the box is too small to be seen or drawn.

@@ -79,13 +79,7 @@ def check_pictures(check: PictureCheck, job: tuple[int, int]) -> list[tuple[bool
 
 
 def examine_picture(path: str, max_pixels: int | None = None, needs_content: bool = False) -> PictureFacts:
-    """Read a picture file to its end.
-
-    Args:
-        path: The file.
-        max_pixels: Largest number of pixels; None for Pillow's limit.
-        needs_content: Also hash the pixels, which takes decoding at full size.
-    """
+    """Read a picture file to its end; hashing its content takes decoding at full size."""
     try:
         if not needs_content:
             return PictureFacts(**vars(verify_picture(path, max_pixels=max_pixels)))

@@ -36,12 +36,7 @@ class TextResult(NamedTuple):
 
 
 def check_texts(sources: Sequence[Source], job: tuple[int, int, int]) -> TextResult:
-    """Check a range of the records of a source.
-
-    Args:
-        sources: All sources.
-        job: Number of the source, and start and stop in its ``indices``.
-    """
+    """Check a range of the records of a source: its number, and start and stop in its ``indices``."""
     number, start, stop = job
     source = sources[number]
     specials = _special_pattern(source)

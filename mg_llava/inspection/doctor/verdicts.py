@@ -53,20 +53,11 @@ def judge_source(statistics: Sequence[BoxStatistics]) -> Iterator[Found]:
 
 
 def _judge_reach(reach_x: np.ndarray, reach_y: np.ndarray, width: np.ndarray, height: np.ndarray) -> Iterator[Found]:
-    """Boxes that never reach where boxes of many pictures should.
-
-    Args:
-        reach_x: (P,) largest x2 as a share of the width.
-        reach_y: (P,) largest y2 as a share of the height.
-        width: (P,) pixels.
-        height: (P,) pixels.
-    """
+    """Boxes that never reach where those of many pictures should; (P,) largest x2, y2 as shares, and sizes."""
     far_x, far_y = np.percentile(reach_x, 99), np.percentile(reach_y, 99)
     if max(far_x, far_y) < _NEVER_FAR:
-        detail = (
-            f"of {len(width)} pictures, 99 % have no box beyond {far_x:.2f} of the width and {far_y:.2f} of the height"
-        )
-        yield Found("source_boxes_small", detail=detail)
+        reach = f"{far_x:.2f} of the width and {far_y:.2f} of the height"
+        yield Found("source_boxes_small", detail=f"of {len(width)} pictures, 99 % have no box beyond {reach}")
         return
     for name, along, across, long, short in (
         ("landscape", reach_x, reach_y, width, height),
@@ -78,7 +69,5 @@ def _judge_reach(reach_x: np.ndarray, reach_y: np.ndarray, width: np.ndarray, he
         # Scaled by the shorter side instead of the square's, nothing lies beyond short / long of it.
         squeezed = np.percentile(across[chosen] / (short[chosen] / long[chosen]), 99)
         if squeezed <= _ROUNDING and np.percentile(along[chosen], 95) > _TOUCH:
-            detail = (
-                f"in {int(chosen.sum())} {name} pictures no box reaches beyond the share that the padded square leaves"
-            )
-            yield Found("source_boxes_squeezed", detail=detail)
+            found = f"in {int(chosen.sum())} {name} pictures no box reaches beyond"
+            yield Found("source_boxes_squeezed", detail=f"{found} the share that the padded square leaves")
