@@ -1,7 +1,7 @@
 """Check the training data of a config before a training does, and say what to repair.
 
 Reads what the config reads: records, pictures, boxes, the tokenizer and template, alone or in a mixture. What is known
-of pictures is kept beside the report, so that the same command goes on where it was stopped.
+of pictures is kept beside the report, so that the same command continues where it was stopped.
 
 Examples:
     python tools/check_data.py configs/mg_llava_nano_instruct.py
@@ -73,7 +73,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues from here", file=sys.stderr)
         return 130
     print(report.to_text(arguments.examples))
     print(f"report: {out}")

@@ -3,7 +3,7 @@ r"""Find boxes in all pictures of a data set and write a box store, a ledger of 
 Inputs are record files (.json, .jsonl, .parquet), benchmark tables (.tsv, .csv), folders, and text files with a path a
 line; videos among them give sampled frames. The work is done by --processes of this machine, by the processes that
 torchrun or srun started on machines that share the output folder, or by the workers of a Ray cluster. Results do not
-depend on that; a killed run goes on when it is started again, with any of them. A picture that is met twice is
+depend on that; a killed run is continued when it is started again, with any of them. A picture that is met twice is
 detected once.
 
 OUT/boxes.safetensors opens with mg_llava's box store (by record id and by picture content); OUT/failures.jsonl names

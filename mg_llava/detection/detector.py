@@ -1,4 +1,4 @@
-"""What all detectors have in common."""
+"""The base of all detectors."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ class Detector:
     needs_names = False
 
     def prepare(self, image: Image.Image) -> Any:
-        """What ``detect`` needs of an RGB picture."""
+        """An RGB picture in the form that ``detect`` takes."""
         raise NotImplementedError
 
     def shape(self, size: Size) -> Hashable:

@@ -1,4 +1,4 @@
-"""What detectors with a network of transformers have in common: loading it, and splitting tags that are too long."""
+"""The base of detectors with a network of transformers: loading it, and splitting tags that are too long."""
 
 import logging
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class NetworkDetector(Detector):
         self._parts: dict[str, list[str]] = {}
 
     def fits(self, text: str) -> bool:
-        """Whether a text is short enough for the network."""
+        """Tell whether a text is short enough for the network."""
         raise NotImplementedError
 
     def parts_of(self, tag: str, text: str) -> list[str]:

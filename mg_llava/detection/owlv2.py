@@ -160,17 +160,10 @@ def _resize_weights(side: int, content: int, size: int, device: torch.device) ->
     share = (places - first)[:, None]
     # (size, 2 * radius + 2): the kernel around both neighbors
     taps = (1 - share) * np.append(kernel, 0.0) + share * np.append(0.0, kernel)
-    indices = _mirror(first[:, None] + np.arange(-radius, radius + 2), side)
+    mirrored = np.pad(np.arange(side), radius + 2, mode="reflect")
+    indices = mirrored[first[:, None] + np.arange(2, 2 * radius + 4)]
     rows = np.broadcast_to(np.arange(size)[:, None], indices.shape)
     inside = indices < content
     weights = np.zeros((size, content))
     np.add.at(weights, (rows[inside], indices[inside]), taps[inside])
     return torch.from_numpy(weights.astype(np.float32)).to(device)
-
-
-def _mirror(indices: np.ndarray, side: int) -> np.ndarray:
-    """Indices beyond the ends reflected at the first and the last pixel."""
-    if side == 1:
-        return np.zeros_like(indices)
-    folded = np.abs(indices) % (2 * (side - 1))
-    return np.where(folded >= side, 2 * (side - 1) - folded, folded)

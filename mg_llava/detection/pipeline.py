@@ -57,7 +57,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Detection:
-    """What a picture gave.
+    """The result for one picture.
 
     Attributes:
         record: Its boxes, in original pixels.

@@ -20,7 +20,7 @@ LISTS = Path(__file__).parent / "names"
 
 
 class PictureName(NamedTuple):
-    """What a picture is known as: id of its record, and its path in the record; empty where there is none."""
+    """The names of a picture: id of its record, and its path in the record; empty where there is none."""
 
     id: str = ""
     path: str = ""
@@ -70,7 +70,7 @@ def read_tag_list(tags: str | Path | Sequence[str]) -> Tags:
 
 
 def check_missing(missing: str) -> str:
-    """What happens about pictures that a file lacks: ``error`` or ``empty``.
+    """A policy about pictures that a file lacks: ``error`` or ``empty``.
 
     Raises:
         ValueError: It is something else.

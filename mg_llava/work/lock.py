@@ -55,15 +55,14 @@ def _open_locked(path: Path, use: str) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = _holder(file)
-            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            holder, is_locked = _holder(file), error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+            if is_locked or (holder and not is_gone(holder)):
                 os.close(file)
-                raise FolderInUseError(_message(path, use, holder)) from error
-            if holder and not is_gone(holder):
-                os.close(file)
-                raise FolderInUseError(
-                    f"{_message(path, use, holder)}. If that process has ended, remove {path}"
-                ) from error
+                pid, host, since = (holder.get(name, "?") for name in ("pid", "host", "since"))
+                who = f"another {use} (process {pid} on {host}, since {since})"
+                advice = "wait for it or end it, or use another folder"
+                advice += "" if is_locked else f". If that process has ended, remove {path}"
+                raise FolderInUseError(f"{path.parent} is in use by {who}; {advice}") from error
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(file).st_ino == path.stat().st_ino:  # not one that its holder has just removed
                 return file
@@ -76,11 +75,6 @@ def _holder(file: int) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
-
-
-def _message(path: Path, use: str, holder: dict[str, Any]) -> str:
-    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
-    return f"{path.parent} is in use by another {use} ({who}); wait for it or end it, or use another folder"
 
 
 def is_gone(holder: dict[str, Any]) -> bool:

@@ -65,11 +65,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that scores and writes results."""
+        """True in the process that scores and writes results."""
         return self.rank == 0
 
     def gather(self, value: Any = None) -> list[Any]:
-        """What each process gives, in the order of the processes; also waits for all of them."""
+        """The values of all processes, in the order of the processes; also waits for all of them."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist

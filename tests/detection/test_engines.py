@@ -48,7 +48,7 @@ def draw_pictures(folder: Path, count: int) -> Path:
 
 
 def start(engine: str, records: Path, out: Path) -> subprocess.Popen:
-    """Begin or go on with a run, in a process group of its own."""
+    """Begin or continue a run, in a process group of its own."""
     tool = [TOOLS / "generate_boxes.py", records, "--out", out, "--detector", "proposals"]
     sizes = ["--batch-size", "4", "--task-batches", "2", "--workers", "2"]
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

@@ -33,7 +33,7 @@ class Incomplete(ValueError):
 
 
 class Outcome(NamedTuple):
-    """What became of a key's picture: boxes, or why there are none; ``is_known`` is False where a file lacks it."""
+    """The result for a key's picture: boxes, or why there are none; ``is_known`` is False where a file lacks it."""
 
     key: str
     picture: int

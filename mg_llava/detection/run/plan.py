@@ -16,7 +16,7 @@ from mg_llava.work.arrays import load_arrays, save_arrays
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to detect.
+    """The pictures to look at.
 
     Attributes:
         starts: (S + 1,) int64, where the pictures of each source begin.

@@ -1,4 +1,4 @@
-"""What a run found: boxes for each picture as the paper's table 6 has them, classes, failures."""
+"""Findings of a run: boxes for each picture as the paper's table 6 has them, classes, failures."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping

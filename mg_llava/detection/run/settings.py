@@ -1,4 +1,4 @@
-"""What a run is about: its inputs, its pipeline, and how its work is cut into lines and tasks."""
+"""Settings of a run: its inputs, its pipeline, and how its work is cut into lines and tasks."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _READ_LINES = 8
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What a run is about.
+    """Settings of a run.
 
     Attributes:
         inputs: See ``sources.list_entries``.
@@ -58,7 +58,7 @@ class JobSettings:
         return self.workers or min(16, os.cpu_count() or 1)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same in all processes and after an interruption, as plain values.
+        """The settings that must be the same in all processes and after an interruption, as plain values.
 
         Devices are left out, as processes may have different ones.
         """
@@ -77,12 +77,12 @@ class JobSettings:
         return " + ".join([part["type"].rpartition(".")[2] for part in parts if part])
 
     def by_content(self) -> bool:
-        """Whether equal pictures get equal boxes; told from the config, as no model is needed for it."""
+        """Tell whether equal pictures get equal boxes, from the config, as no model is needed for it."""
         parts = [(DETECTORS, self.pipeline["detector"]), (TAGGERS, self.pipeline.get("tagger"))]
         return not any(getattr(registry.get(part["type"]), "needs_names", False) for registry, part in parts if part)
 
     def reader(self) -> SourceReader:
-        """What opens the pictures."""
+        """The reader of the pictures."""
         return SourceReader(self.images or default_folder(self.inputs), self.frames, self.apply_exif)
 
     def read_step(self, count: int) -> Step:

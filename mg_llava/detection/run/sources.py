@@ -1,4 +1,4 @@
-"""What a box run is about: records, tables, folders and lists, as keys of boxes and the pictures they belong to."""
+"""Inputs of a box run: records, tables, folders and lists, as keys of boxes and the pictures they belong to."""
 
 import os
 import threading
@@ -95,7 +95,7 @@ class SourceReader:
 
 
 def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int = 8) -> Iterator[Entry]:
-    """What inputs name, in their order.
+    """The pictures that inputs name, in their order.
 
     Args:
         inputs: Record files (``.json``, ``.jsonl``, ``.parquet``) with ``id`` (or ``question_id``, ``index``) and

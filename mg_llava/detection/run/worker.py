@@ -1,4 +1,4 @@
-"""What a process of a run does: read the sources of a line, or detect in the pictures of one."""
+"""The work of one process of a run: read the sources of a line, or detect in the pictures of one."""
 
 import itertools
 import logging
@@ -52,7 +52,7 @@ class Worker:
         return Plan.load(self.settings.work / "plan.npz")
 
     def shapes(self, sizes: Sequence[Size]) -> list[str]:
-        """What is equal for pictures that go through the detector together, as text."""
+        """Texts for sizes, equal for those that go through the detector together."""
         return [repr(self._pipeline.shape(size)) for size in sizes]
 
     def do_task(self, task: tuple[Kind, Sequence[int]]) -> list[Done]:

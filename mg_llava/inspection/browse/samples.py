@@ -1,4 +1,4 @@
-"""What the model sees of a training sample: pictures on their canvas, what became of each box, tokens one by one.
+"""A training sample as the model sees it: pictures on their canvas, the fate of each box, tokens one by one.
 
 The data set opens the sample as for training, so that augmentation, caps and budgets are the same.
 """

@@ -108,7 +108,7 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
 def judge_boxes(
     boxes: np.ndarray, size: tuple[int, int], made_on: tuple[int, int] | None = None, is_turned: bool = False
 ) -> list[tuple[str, str]]:
-    """What is odd about the boxes of one picture.
+    """Judge the boxes of one picture.
 
     Args:
         boxes: (n, 4) xyxy, said to be in pixels of the picture.
@@ -146,7 +146,7 @@ def judge_boxes(
 
 
 def judge_values(record: BoxRecord) -> Iterator[tuple[str, str]]:
-    """What is odd about scores and sides of the boxes of one picture; kinds of findings with details."""
+    """Judge scores and sides of the boxes of one picture; kinds of findings with details."""
     wild = (record.scores < 0) | (record.scores > 1 + _ROUNDING)
     if wild.any():
         yield "score_range", f"{wild.sum()} of {len(record)} scores, such as {record.scores[wild][0]:g}"
@@ -216,7 +216,7 @@ def _count_inside(corners: np.ndarray, ends: np.ndarray, size: tuple[int, int]) 
 
 
 def _fit(boxes: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether all of (n, 4) boxes lie in a picture of this size, but for what a detector adds at the edges."""
+    """Tell whether all of (n, 4) boxes lie in a picture of this size, but for what a detector adds at the edges."""
     limits = np.array(size, dtype=np.float64)
     slack = np.maximum(_LEAST_SLACK, _SLACK * limits)
     return bool((boxes[:, :2] >= -slack).all() and (boxes[:, 2:] <= limits + slack).all())

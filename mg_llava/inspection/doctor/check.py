@@ -1,9 +1,9 @@
 """The whole check: sources, texts, pictures, boxes, evaluation data; every step over processes."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -191,18 +191,17 @@ def _check_links(check: LinkCheck, options: Options) -> list[list[LinkResult]]:
 
 def _find_unused_boxes(sources: Sequence[Source]) -> None:
     """Several sources may share a box file; it is told of once, with the first of them."""
-    wanted: dict[str, set[str]] = {}
+    by_file: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
-        keys = wanted.setdefault(str(source.arguments["box_path"]), set())
-        keys.update(key for record in source.used for key in picture_keys(record.id, len(record.images)))
-    for source in sources:
-        keys = wanted.pop(str(source.arguments["box_path"]), set())
-        if source.table is None or not keys or not len(source.records):
-            continue
-        unused = len(source.table) - sum(key in keys for key in source.table.keys())
-        if unused:
-            ids = ", ".join(repr(key) for key in islice((key for key in source.table.keys() if key not in keys), 3))
-            source.tell("unused_boxes", detail=f"such as {ids}", count=unused)
+        by_file[str(source.arguments["box_path"])].append(source)
+    for group in by_file.values():
+        records = (record for source in group for record in source.used)
+        keys = {key for record in records for key in picture_keys(record.id, len(record.images))}
+        if group[0].table is not None and keys and len(group[0].records):
+            unused = [key for key in group[0].table.keys() if key not in keys]
+            if unused:
+                detail = f"such as {', '.join(map(repr, unused[:3]))}"
+                group[0].tell("unused_boxes", detail=detail, count=len(unused))
 
 
 def _tokens(model: Any) -> TokenCount | None:

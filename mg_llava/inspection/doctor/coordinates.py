@@ -14,7 +14,7 @@ BOUNDS = {"exact": 1e-3, "reference": 1.5}
 """Largest error on the canvas, in canvas pixels: ``reference`` rounds, and moves boxes by a pixel for some sizes."""
 
 _PIXEL_BOUND = 1.5
-"""What resampling adds to an edge that is found at half its height, canvas pixels."""
+"""Blur of resampling at an edge that is found at half its height, canvas pixels."""
 
 _LEAST_DRAWN = 4.0
 _MIDDLE = 127

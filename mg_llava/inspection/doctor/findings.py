@@ -1,4 +1,4 @@
-"""What can be wrong with data: every kind of finding with meaning, weight and fix, and a counter of them."""
+"""All that can be wrong with data: every kind of finding with meaning, weight and fix, and a counter of them."""
 
 import csv
 from collections.abc import Iterable

@@ -27,7 +27,7 @@ _SHOWN_BYTES = 24
 
 @dataclass(frozen=True)
 class PictureFacts(PictureProbe):
-    """What is known of a picture file; ``fault`` is empty where it can be read, ``content`` where nobody asked."""
+    """Facts about a picture file; ``fault`` is empty where it can be read, ``content`` where nobody asked."""
 
     width: int = 0
     height: int = 0
@@ -90,7 +90,7 @@ def examine_picture(path: str, max_pixels: int | None = None, needs_content: boo
 
 
 def picture_findings(facts: PictureFacts, name: str, record_id: str, row: int) -> Iterator[Found]:
-    """What a record has to know about its picture."""
+    """Findings of a record about its picture."""
     if facts.fault:
         yield Found(PICTURE_FAULTS[facts.fault], record_id, row, f"{name}: {facts.detail}")  # type: ignore[index]
         return

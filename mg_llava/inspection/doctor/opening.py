@@ -72,7 +72,7 @@ def _open(arguments: Mapping[str, Any], number: int, limit: int | None, known: d
 
 
 def _is_known_type(kind: Any) -> bool:
-    """Whether a type is ``LLaVADataset``, which it is where none is given, or a kind of it."""
+    """Tell whether a type is ``LLaVADataset``, which it is where none is given, or a kind of it."""
     found = DATASETS.get(kind) if isinstance(kind, str) else kind
     return kind is None or (inspect.isclass(found) and issubclass(found, LLaVADataset))
 

@@ -65,17 +65,17 @@ class Source:
 
     @cached_property
     def has_folder(self) -> bool:
-        """Whether the image folder exists."""
+        """True if the image folder exists."""
         folder = self.arguments["image_folder"]
         return folder is not None and os.path.isdir(folder)
 
     @property
     def apply_exif(self) -> bool:
-        """Whether pictures are rotated as their EXIF orientation says."""
+        """True if pictures are rotated as their EXIF orientation says."""
         return bool(getattr(self.processor, "apply_exif", False))
 
     def is_outside(self, name: str) -> bool:
-        """Whether a picture of a record lies outside of the image folder and may not."""
+        """Tell whether a picture of a record lies outside of the image folder and may not."""
         try:
             picture_path(os.fspath(self.arguments["image_folder"]), name, "", self.faults.outside_pictures == "allow")
         except PictureError:

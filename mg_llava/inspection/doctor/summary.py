@@ -1,4 +1,4 @@
-"""What was found out about a source, judged as a whole and summed up."""
+"""The judgment of a whole source, and its summary."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -67,7 +67,7 @@ def check_texts(sources: Sequence[Source], job: tuple[int, int, int]) -> TextRes
 
 
 def check_template(source: Source) -> dict[str, str]:
-    """Whether template and tokenizer fit together; takes the tokenizer away where nothing can be encoded.
+    """Check that template and tokenizer fit together; takes the tokenizer away where nothing can be encoded.
 
     Returns:
         An example as the LLM sees it: ``prompt`` without loss, ``loss`` with it; empty where there is none.
@@ -117,7 +117,7 @@ def _marks_of(template: Template) -> set[str]:
 
 
 def _judge_turns(turns: Sequence[Turn], specials: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    """What is odd about single turns; kinds of findings with details."""
+    """Judge single turns; kinds of findings with details."""
     for number, turn in enumerate(turns):
         if turn.role == "gpt" and not turn.text.strip():
             yield "empty_answer", f"answer {number // 2 + 1} is empty"

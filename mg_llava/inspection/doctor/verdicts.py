@@ -1,4 +1,4 @@
-"""What the boxes of a whole source look like: swapped, shares, made for another size, squeezed."""
+"""The boxes of a whole source: swapped, shares, made for another size, squeezed."""
 
 from collections.abc import Iterator, Sequence
 

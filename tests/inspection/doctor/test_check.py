@@ -1,4 +1,4 @@
-"""The data doctor as a whole: broken data is found by kind and id, clean data passes, a stopped check goes on."""
+"""The data doctor as a whole: broken data is found by kind and id, clean data passes, a stopped check is continued."""
 
 import json
 from dataclasses import replace
