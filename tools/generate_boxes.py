@@ -48,6 +48,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tagger", help="what says what to look for, see above")
     parser.add_argument("--images", help="folder of all pictures (default: where the input is)")
     parser.add_argument(
+        "--outside-pictures",
+        choices=["error", "allow"],
+        default="error",
+        help="pictures outside of that folder, by their path or behind a link (default: %(default)s)",
+    )
+    parser.add_argument(
         "--threshold", type=float, help="least score (default: 0.2 for OWLv2, 0.25 for Grounding DINO)"
     )
     parser.add_argument(
@@ -108,6 +114,7 @@ def main() -> int:
     try:
         pipeline = pipeline_config(arguments.detector, arguments.tagger, **{n: getattr(arguments, n) for n in names})
         kept = ("inputs", "out", "images", "batch_size", "task_batches", "frames", "apply_exif", "workers")
+        kept += ("outside_pictures",)
         settings = run.JobSettings(pipeline=pipeline, **{name: getattr(arguments, name) for name in kept})
         bars = Bars()
         with run.make_engine(settings, arguments.engine, arguments.processes) as engine:

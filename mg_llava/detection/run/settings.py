@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mg_llava.detection.run.sources import SourceReader, default_folder
 from mg_llava.detection.run.steps import Step
@@ -30,6 +30,7 @@ class JobSettings:
         task_batches: Batches of a task, which one process does.
         frames: Frames of a video.
         apply_exif: Turn pictures as their EXIF orientation says; boxes are for the turned picture then.
+        outside_pictures: ``error`` refuses pictures outside of that folder, ``allow`` reads them.
         workers: Threads of a process that decode; None for one per core, 16 at most.
     """
 
@@ -41,6 +42,7 @@ class JobSettings:
     task_batches: int = 16
     frames: int = 8
     apply_exif: bool = False
+    outside_pictures: Literal["error", "allow"] = "error"
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,7 +64,8 @@ class JobSettings:
 
         Devices are left out, as processes may have different ones.
         """
-        kept = {k: v for k, v in asdict(self).items() if k not in ("out", "workers")}
+        kept = {k: v for k, v in asdict(self).items() if k not in ("out", "workers", "outside_pictures")}
+        kept |= {} if self.outside_pictures == "error" else {"outside_pictures": self.outside_pictures}
         sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in self.inputs]
         kept["inputs"] = [str(path) for path in self.inputs]
         plain = json.loads(json.dumps({**kept, "bytes": sizes, "format": _FORMAT}))
@@ -83,7 +86,8 @@ class JobSettings:
 
     def reader(self) -> SourceReader:
         """The reader of the pictures."""
-        return SourceReader(self.images or default_folder(self.inputs), self.frames, self.apply_exif)
+        folder = self.images or default_folder(self.inputs)
+        return SourceReader(folder, self.frames, self.apply_exif, self.outside_pictures == "allow")
 
     def read_step(self, count: int) -> Step:
         """The step that reads all ``count`` sources."""

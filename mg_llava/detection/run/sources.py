@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ from mg_llava.data.records.tables import PATH_COLUMN, TablePictures, is_missing,
 _RECORDS = (".json", ".jsonl", ".parquet")
 _TABLES = (".tsv", ".csv")
 _IDS = ("id", "question_id", "index")
-_ADVICE = "give a folder that holds all with --images"
+_ADVICE = "use --outside-pictures allow"
 
 
 class Source(NamedTuple):
@@ -54,10 +55,11 @@ class Entry(NamedTuple):
 
 
 class SourceReader:
-    """Opens sources; paths are relative to a folder, and no picture may lie outside of it; see ``JobSettings``."""
+    """Opens sources; paths are relative to a folder, and pictures outside of it are refused; see ``JobSettings``."""
 
-    def __init__(self, folder: str | Path, frames: int = 8, apply_exif: bool = False) -> None:
+    def __init__(self, folder: str | Path, frames: int, apply_exif: bool, allow_outside: bool) -> None:
         self.folder, self.frames, self.apply_exif = str(folder), frames, apply_exif
+        self._path_of = partial(picture_path, self.folder, allow_outside=allow_outside, advice=_ADVICE)
         self._tables: dict[str, tuple[Any, TablePictures]] = {}
         self._reading = threading.Lock()
 
@@ -72,7 +74,7 @@ class SourceReader:
         if source.kind == "row":
             images = self._row_pictures(source, owner)
         else:
-            path = picture_path(self.folder, source.path, owner, advice=_ADVICE)
+            path = self._path_of(source.path, owner)
             if source.kind == "video":
                 return read_frames(path, self.frames, owner)
             images = [open_picture(path, owner)]
@@ -87,7 +89,7 @@ class SourceReader:
         row = rows[source.row]
         for name in () if is_missing(row.get(PATH_COLUMN)) else texts_of(row[PATH_COLUMN]):
             if os.path.isfile(os.path.join(self.folder, name)):  # otherwise the cell is read
-                picture_path(self.folder, name, owner, advice=_ADVICE)
+                self._path_of(name, owner)
         opener = pictures.opener(row)
         assert opener is not None  # rows without pictures are no sources
         found = opener()
