@@ -6,6 +6,7 @@ tokens of pictures and boxes have come in, n_i boxes of picture i.
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.parts import build_system, spare_vision_parts
+from mg_llava.models.interfaces import ObjectReader
 from mg_llava.models.losses.language import token_loss
 from mg_llava.models.splice import Spliced
 from mg_llava.models.weights.guard import safe_torch_load
@@ -182,29 +184,33 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        context: AbstractContextManager[Any] = (
+            nullcontext()
+        )  # ``generate`` has opened it for the steps after the first
         if input_ids is not None and not _is_filled(past_key_values):
             merged = self._merge(input_ids, pixel_values, boxes, attention_mask, labels)
             input_ids, inputs_embeds = None, merged.inputs_embeds
             labels = None if labels is None else merged.labels
             attention_mask, position_ids = merged.attention_mask.long(), merged.position_ids
-            cache_position = None
+            cache_position, context = None, self.model.condition(merged.rows)
         elif pixel_values is not None:
             raise ValueError("pictures cannot be added to a cache or to inputs_embeds; give all ids with all pictures")
         llm = self.model.llm
         rest = {"cache_position": cache_position, "num_logits_to_keep": num_logits_to_keep or None}
         known = inspect.signature(llm.forward).parameters
-        output = llm(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            **{name: value for name, value in rest.items() if value is not None and name in known},
-        )
+        with context:
+            output = llm(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+                **{name: value for name, value in rest.items() if value is not None and name in known},
+            )
         loss = None if labels is None else _loss(output.logits, labels.to(output.logits.device), num_items_in_batch)
         result = CausalLMOutputWithPast(
             loss=loss,
@@ -231,7 +237,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             data["attention_mask"] = attention_mask.bool()
         if pixel_values is not None:
             data["canvas"] = pixel_values.to(input_ids.device)
-            if self.model.bbox_projector is not None:
+            if self.model.part_of(ObjectReader) is not None:
                 data["boxes"] = self._checked_boxes(boxes, len(pixel_values))
         if padding_side is None:
             is_left = attention_mask is not None and not bool(attention_mask[:, 0].all())
@@ -285,13 +291,14 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("generate cannot continue from a filled cache; give all ids with all pictures")
         mask = kwargs.pop("attention_mask", None)
         merged = self._merge(input_ids, pixel_values, boxes, mask, padding_side="left")
-        output = super().generate(
-            None,
-            *args,
-            inputs_embeds=merged.inputs_embeds,
-            attention_mask=merged.attention_mask.long(),
-            **kwargs,
-        )
+        with self.model.condition(merged.rows):
+            output = super().generate(
+                None,
+                *args,
+                inputs_embeds=merged.inputs_embeds,
+                attention_mask=merged.attention_mask.long(),
+                **kwargs,
+            )
         if isinstance(output, Tensor):
             return _with_prompt(input_ids, output)
         output.sequences = _with_prompt(input_ids, output.sequences)

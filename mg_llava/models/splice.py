@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mg_llava.batch import Layout, PaddingSide, plan_layout
+from mg_llava.models.interfaces import Seeing
 
 
 class Spliced(NamedTuple):
@@ -20,6 +21,8 @@ class Spliced(NamedTuple):
     """``(B, L, D)``"""
     layout: Layout
     """On the device of the inputs."""
+    rows: Sequence[Seeing]
+    """For each row the segments of its placeholders, of which prompts are not in the sequence."""
 
     @property
     def labels(self) -> Tensor:

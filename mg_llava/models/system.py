@@ -157,7 +157,7 @@ class System(Assembly):
                 found = [_weigh(values, weight) for values, weight in zip(found, weights, strict=True)]
             return {name: value for values in found for name, value in values.items()}
         inputs = self.merge(data, seeing=seeing)
-        with self.condition(_by_row(seeing, inputs.layout)):
+        with self.condition(inputs.rows):
             output = self.llm(
                 inputs_embeds=inputs.inputs_embeds,
                 attention_mask=inputs.attention_mask,
@@ -185,7 +185,7 @@ class System(Assembly):
         seeing = self.see(data) if seeing is None else seeing
         anchor, pieces = self._anchor(seeing), _pieces(seeing)
         layout = layout_of(data, pieces, padding_side)
-        return Spliced(self._embed(data, pieces, layout, anchor), layout)
+        return Spliced(self._embed(data, pieces, layout, anchor), layout, _by_row(seeing, layout))
 
     def _anchor(self, seeing: Seeing) -> Tensor | None:
         """A zero for the inputs of the LLM that depends on every trained connector, where there are gradients.
@@ -230,16 +230,14 @@ class System(Assembly):
         """
         decoding = Decoding.of(self.llm, given)
         with evaluating(self):
-            seeing = self.see(data)
-            inputs = self.merge({**data, "labels": None}, padding_side="left", seeing=seeing)
-            own = _by_row(seeing, inputs.layout)
+            inputs = self.merge({**data, "labels": None}, padding_side="left")
             steps = generate(
                 self.llm,
                 Prompt(inputs.inputs_embeds, inputs.attention_mask),
                 decoding,
-                condition=lambda rows: self.condition([own[row] for row in rows]),
+                condition=lambda rows: self.condition([inputs.rows[row] for row in rows]),
             )
-            rows = collect(steps, len(own))
+            rows = collect(steps, len(inputs.rows))
         return [torch.tensor(row.ids, dtype=torch.int64) for row in rows]
 
 

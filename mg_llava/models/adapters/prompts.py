@@ -128,9 +128,11 @@ class GatedPrompts(nn.Module):
                 self._travelling[rotation[0]] = self._added
             added = self._travelling.get(rotation[0])
             if added is not None and len(added) != len(hidden):
-                raise ValueError(
-                    f"prompts are added to {len(added)} rows, but the LLM reads {len(hidden)}; set packing=None"
-                )
+                if len(hidden) % len(added):
+                    raise ValueError(
+                        f"prompts are added to {len(added)} rows, but the LLM reads {len(hidden)}; set packing=None"
+                    )
+                added = added.repeat_interleave(len(hidden) // len(added), 0)  # beams of each row
             return (output[0] + prompt(attention, hidden, rotation, added), *output[1:])
 
         return add
