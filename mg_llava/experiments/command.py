@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mg_llava.experiments.grid import Grid, read_grid
-from mg_llava.experiments.report import Report, entry_of, load_entries, merge_entries, save_entries
+from mg_llava.experiments.report import Report, entry_of, load_entries, merge_entries
 from mg_llava.experiments.schedule import Schedule, check_command, prepare
 from mg_llava.experiments.steps import Run, plan_runs
+from mg_llava.work.atomic import write_json
 
 HELP = """Train and evaluate a grid of configs and seeds, several at a time; table, plot and JSON of what they reach.
 
@@ -89,7 +90,7 @@ def report(whole: Grid, chosen: Grid, folder: Path, command: str, say: Callable[
     path = Path(whole.results) if whole.results else folder / "results.json"
     done = [entry_of(run, whole) for run in plan_runs(chosen, folder) if run.is_done]
     entries = merge_entries(load_entries(path), done, whole)
-    save_entries(path, entries)
+    write_json(path, entries)
     seeds = sorted({entry["seed"] for entry in entries})
     found = Report(whole, entries, plan_runs(whole.only((), seeds), folder), command)
     files = found.write(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mg_llava.experiments.grid import Grid, Row
 from mg_llava.experiments.steps import Run
-from mg_llava.work.atomic import write_json, write_text
+from mg_llava.work.atomic import write_text
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Entry = dict[str, Any]
@@ -192,11 +192,6 @@ def write_between_marks(path: Path, text: str, title: str) -> None:
         old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
     before, rest = old.split(BEGIN, 1)
     write_text(path, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
-
-
-def save_entries(path: Path, entries: Sequence[Entry]) -> None:
-    """Write a results file."""
-    write_json(path, list(entries))
 
 
 def show(values: Sequence[float]) -> str:
