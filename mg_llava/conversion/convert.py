@@ -24,7 +24,7 @@ from mg_llava.models.parts import kind_of
 from mg_llava.models.weights.folders import read_config
 from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.models.weights.stored import TensorMap
-from mg_llava.work.atomic import write_json
+from mg_llava.work.atomic import naming_full_disks, write_json
 
 Target = Literal["hf", "parts", "reference", "mmengine"]
 TARGETS: dict[str, str] = {
@@ -73,7 +73,8 @@ def convert(
             f"{name.replace('.', '_')!r}, or leave out --standalone"
         )
     prepared = prepare(source, options, whole=to in ("hf", "parts"))
-    write(prepared, Path(target), to, options, progress)
+    with naming_full_disks(Path(target)):  # libraries write some of the files
+        write(prepared, Path(target), to, options, progress)
     return prepared.report
 
 

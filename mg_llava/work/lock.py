@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mg_llava.work.atomic import naming_full_disks
+
 
 class FolderInUseError(RuntimeError):
     """Another process uses the folder; the message says which, and what to do."""
@@ -34,14 +36,16 @@ def folder_lock(folder: str | Path, use: str, name: str = ".lock") -> Iterator[i
 
     Raises:
         FolderInUseError: Another process holds it.
+        NoRoomError: The disk is full.
     """
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _open_locked(path, use)
     try:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "started": process_start(os.getpid())}
-        os.truncate(file, 0)
-        os.pwrite(file, json.dumps(about | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+        with naming_full_disks(path):
+            os.truncate(file, 0)
+            os.pwrite(file, json.dumps(about | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
         yield file
     finally:
         path.unlink(missing_ok=True)
