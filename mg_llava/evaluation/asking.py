@@ -1,19 +1,16 @@
-"""Texts of prompts, and questions about pictures in files and tables, that several families share."""
+"""Texts of prompts, and questions about pictures in tables, that several families share."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mg_llava.data.records.tables import Row, TablePictures, plain_id, read_table, require_columns
+from mg_llava.data.records.tables import Row, TablePictures, plain_id
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.evaluation.scoring.choice_table import CIRCULAR_STEP
 from mg_llava.tokens import IMAGE_PLACEHOLDER
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
 SHORT_ANSWER_REQUEST = "Answer the question using a single word or phrase."
@@ -25,15 +22,12 @@ def ask_shortly(question: str) -> str:
     return f"{question}\n{SHORT_ANSWER_REQUEST}"
 
 
-def file_opener(path: Path, owner: str) -> Callable[[], Image.Image]:
-    """Opens a picture file; the ``PictureError`` of a bad one names it and its owner."""
-
-    def opener() -> Image.Image:
-        from mg_llava.data.pictures.files import open_picture
-
-        return open_picture(path, owner)
-
-    return opener
+def table_questions(
+    rows: Sequence[Row], path: Path, image_folder: Path | None, prompt: Callable[[Row], str]
+) -> list[Question]:
+    """Questions about the rows of a table, with pictures in its cells or in the folder."""
+    pictures = TablePictures(rows, image_folder, str(path))
+    return [picture_question(row, prompt(row), pictures) for row in rows]
 
 
 def picture_question(row: Row, text: str, pictures: TablePictures, **fields: Any) -> Question:
@@ -44,23 +38,11 @@ def picture_question(row: Row, text: str, pictures: TablePictures, **fields: Any
     index, opener = plain_id(row["index"]), pictures.opener(row)
     if opener is None:
         return Question(index, text, fields=fields)
-    count = pictures.count(row)
+    count, key = pictures.count(row), pictures.key(row)
+    frames = count if count > 1 else None
     return Question(
-        index,
-        place_pictures(text, count),
-        opener,
-        pictures.key(row),
-        _box_key(row, index, pictures),
-        fields,
-        frames=count if count > 1 else None,
+        index, place_pictures(text, count), opener, key, _box_key(row, index, pictures), fields, frames=frames
     )
-
-
-def table_questions(path: Path, image_folder: Path | None) -> list[Question]:
-    """Short questions of a TSV with columns ``index`` and ``question`` and pictures in its cells or in the folder."""
-    rows = require_columns(path, read_table(path), ["index", "question"])
-    pictures = TablePictures(rows, image_folder, str(path))
-    return [picture_question(row, ask_shortly(row["question"]), pictures) for row in rows]
 
 
 def place_pictures(text: str, pictures: int) -> str:

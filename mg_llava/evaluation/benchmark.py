@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from mg_llava.evaluation.judging.protocol import JudgeProtocol
 from mg_llava.evaluation.release import Release
-from mg_llava.evaluation.scoring.joining import ScoreResult
+from mg_llava.evaluation.scoring.joining import Line, ScoreResult
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,15 +113,37 @@ class Benchmark(ABC):
         """The line of the predictions file for a reply, in the form that ``tools/score.py`` reads."""
         return {self.id_field: question.id, **question.fields, self.text_field: text}
 
-    def score(self, predictions: Sequence[Prediction], **options: Any) -> ScoreResult:
+    def score(self, predictions: Sequence[Line], **options: Any) -> ScoreResult:
         """Score prediction lines by every rule that applies; see ``score.score_predictions``."""
         kind = type(self)
         return {"benchmark": self.scorer, **kind.rate(kind.load(self.data), predictions, **options)}
 
-    def picture_file(self, name: str, folder: str = "") -> Path:
-        """A picture in ``image_folder``, by default in a folder beside the data."""
+    def picture_folder(self, default: str = "") -> Path:
+        """``image_folder``, or else a folder beside the data."""
         beside = self.data[0] if self.data[0].is_dir() else self.data[0].parent
-        return (self.image_folder or beside / folder) / name
+        return self.image_folder or beside / default
+
+    def ask(
+        self,
+        number: QuestionId,
+        text: str,
+        name: str,
+        folder: str = "",
+        *,
+        owner: str = "",
+        box_key: QuestionId | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Question:
+        """A question about the picture ``name`` in :meth:`picture_folder`; ``owner`` names it in messages."""
+        opener = partial(open_in_folder, self.picture_folder(folder), name, owner or f"question {number}")
+        return Question(number, text, opener, name, number if box_key is None else box_key, fields or {})
+
+
+def open_in_folder(folder: Path, name: str, owner: str) -> Image.Image:
+    """Open a picture; the ``PictureError`` of one that is bad or outside of the folder names it and its owner."""
+    from mg_llava.data.pictures.files import open_picture, picture_path
+
+    return open_picture(picture_path(str(folder), name, owner), owner)
 
 
 Class = TypeVar("Class", bound=type[Benchmark])

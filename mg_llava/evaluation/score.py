@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.judging.protocol import JudgeProtocol
-from mg_llava.evaluation.scoring.joining import ScoreResult
+from mg_llava.evaluation.scoring.joining import Lines, ScoreResult
 
 _FALLBACK = "multiple_choice"
 _TABLE_SUFFIXES = {".tsv", ".csv"}
@@ -56,9 +56,7 @@ def find_protocol(benchmark: str) -> JudgeProtocol:
     return protocols[benchmark]
 
 
-def score_predictions(
-    benchmark: str, data: Sequence[str | Path], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_predictions(benchmark: str, data: Sequence[str | Path], predictions: Lines, **options: Any) -> ScoreResult:
     """Score predictions by every rule that applies to a benchmark.
 
     Args:

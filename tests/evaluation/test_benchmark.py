@@ -1,9 +1,16 @@
 """The registry of benchmarks, and what every registered one must have."""
 
-import pytest
+import os
+from pathlib import Path
 
+import pytest
+from PIL import Image
+
+from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.records.tables import TablePictures, read_table
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.families.pope import POPE
+from tests.evaluation.benchmark_files import write_table
 
 
 @pytest.mark.parametrize("name", BENCHMARKS.scorers)
@@ -33,3 +40,38 @@ def test_two_benchmarks_of_one_name_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"two benchmarks are called POPE: in mg_llava\.evaluation\.families\.pope"):
         BENCHMARKS.register(POPE)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> list[str]:
+    """Names of pictures that lie outside of the folder ``pictures``, which has ``in.png``."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in (folder / "in.png", tmp_path / "out.png"):
+        Image.new("RGB", (2, 2)).save(path)
+    os.symlink(tmp_path / "out.png", folder / "link.png")
+    return [str(tmp_path / "out.png"), "../out.png", "link.png"]
+
+
+def test_pictures_outside_of_their_folder_are_refused(tmp_path: Path, outside: list[str]) -> None:
+    benchmark = POPE(tmp_path, image_folder=tmp_path / "pictures")
+    inside = benchmark.ask(1, "?", "in.png").picture
+    assert inside is not None and inside().size == (2, 2)
+    for name in outside:
+        opener = benchmark.ask(7, "?", name).picture
+        assert opener is not None
+        with pytest.raises(PictureError, match="of question 7 lies outside of image_folder"):
+            opener()
+
+
+def test_pictures_of_a_table_outside_of_the_folder_are_refused(tmp_path: Path, outside: list[str]) -> None:
+    rows = [{"index": n, "image_path": name} for n, name in enumerate(["in.png", *outside])]
+    first, *others = read_table(write_table(tmp_path / "t.tsv", rows))
+    pictures = TablePictures([first, *others], tmp_path / "pictures", "t.tsv")
+    opener = pictures.opener(first)
+    assert opener is not None and opener().size == (2, 2)  # type: ignore[union-attr]
+    for row in others:
+        opener = pictures.opener(row)
+        assert opener is not None
+        with pytest.raises(PictureError, match=r"of t\.tsv, index \d lies outside of image_folder"):
+            opener()

@@ -3,7 +3,7 @@
 import json
 
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.scoring.joining import join_predictions, make_result, share
+from mg_llava.evaluation.scoring.joining import join_predictions, mean_score
 
 
 def load(paths):
@@ -14,10 +14,8 @@ def load(paths):
 def rate(rows, predictions, **options):
     """Score prediction lines ``{"index", "prediction"}``."""
     joined = join_predictions([row["id"] for row in rows], predictions)
-    right = [float(text == row["answer"]) for row, text in zip(rows, joined.texts, strict=True)]
-    each = [{"id": row["id"], "score": score} for row, score in zip(rows, right, strict=True)]
-    rule = {"metrics": {"accuracy": share(sum(right), len(right))}, "per_sample": each}
-    return make_result(joined, {"reference": rule})
+    samples = [{"id": row["id"], "score": float(text == row["answer"])} for row, text, _ in joined.beside(rows)]
+    return joined.result({"reference": ({"accuracy": mean_score(samples)}, samples)})
 
 
 @BENCHMARKS.register
@@ -25,8 +23,7 @@ class Riddles(Benchmark):
     """Riddles without pictures."""
 
     scorer = "riddles"
-    load = staticmethod(load)
-    rate = staticmethod(rate)
+    load, rate = staticmethod(load), staticmethod(rate)
 
     def questions(self):
         """See :meth:`Benchmark.questions`."""

@@ -158,11 +158,10 @@ def test_list_and_usage(trained: list[str], tmp_path: Path) -> None:
 
 
 OUTSIDE = """
-from mg_llava.evaluation.asking import file_opener
-from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.files import read_json_lines
-from mg_llava.evaluation.scoring.joining import join_predictions, make_result
+from mg_llava.evaluation.scoring.joining import join_predictions, mean_score
 
 
 def load_colors(paths):
@@ -171,10 +170,8 @@ def load_colors(paths):
 
 def score_colors(lines, predictions, **options):
     joined = join_predictions([line["id"] for line in lines], predictions, "id", "text")
-    scored = zip(lines, joined.texts, strict=True)
-    samples = [{"id": line["id"], "score": float(line["answer"] in text)} for line, text in scored]
-    accuracy = sum(sample["score"] for sample in samples) / len(samples)
-    return make_result(joined, {"exact": {"metrics": {"accuracy": accuracy}, "per_sample": samples}})
+    samples = [{"id": line["id"], "score": float(line["answer"] in text)} for line, text, _ in joined.beside(lines)]
+    return joined.result({"exact": ({"accuracy": mean_score(samples)}, samples)})
 
 
 @BENCHMARKS.register
@@ -189,11 +186,7 @@ class Colors(Benchmark):
     headline = ("exact", "accuracy")
 
     def questions(self):
-        pictures = [(line, self.picture_file(line["image"])) for line in load_colors(self.data)]
-        return [
-            Question(line["id"], line["question"], file_opener(path, line["id"]), line["image"], line["id"])
-            for line, path in pictures
-        ]
+        return [self.ask(line["id"], line["question"], line["image"]) for line in load_colors(self.data)]
 """
 
 

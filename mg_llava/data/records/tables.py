@@ -221,10 +221,12 @@ class TablePictures:
         return lambda: self._open(row)
 
     def _open(self, row: Row) -> Image.Image | list[Image.Image]:
-        from mg_llava.data.pictures.files import open_picture
+        from mg_llava.data.pictures.files import open_picture, picture_path
 
         owner = f"{self._owner}, index {row.get('index', row.number)}"
-        pictures = [open_picture(path, owner) for path in self._paths(row)]
+        pictures = [
+            open_picture(picture_path(str(self._folder), str(path), owner), owner) for path in self._paths(row)
+        ]
         if not pictures:
             pictures = [_decode(text, owner) for text in texts_of(self._source(row)[PICTURE_COLUMN])]
         return pictures[0] if len(pictures) == 1 else pictures

@@ -7,27 +7,17 @@ figures), over all and as ``NAME/aAcc`` for each category and l2-category. The o
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.records.tables import (
-    Row,
-    TablePictures,
-    cell_or_none,
-    has_picture,
-    id_key,
-    is_missing,
-    read_table,
-    require_columns,
-    unique_rows,
-)
-from mg_llava.evaluation.asking import YES_NO_REQUEST, picture_question
+from mg_llava.data.records.tables import Row, cell_or_none, has_picture, id_key, is_missing
+from mg_llava.evaluation.asking import YES_NO_REQUEST, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import published_table
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scoring.files import only_path, read_rows
+from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, group_by, join_predictions, mean, mean_score
 from mg_llava.evaluation.scoring.yes_no import reference_yes_no
 
 _PARTS = 6
@@ -39,20 +29,14 @@ class HallusionData:
     """Rows with a picture, the ids of those without, and what is wrong with the table."""
 
     rows: Sequence[Row]
-    text_only: frozenset[str] = frozenset()
-    warnings: Sequence[str] = ()
+    text_only: frozenset[str]
+    warnings: Sequence[str]
 
 
 def load_hallusionbench(paths: Sequence[Path]) -> HallusionData:
-    """Read the table.
-
-    Raises:
-        ValueError: If it is malformed; the message names file and row.
-    """
-    if len(paths) != 1:
-        raise ValueError(f"hallusionbench takes one table, got {len(paths)}")
-    path = paths[0]
-    rows, warnings = unique_rows(path, require_columns(path, read_table(path), ("index", "question", "answer")))
+    """Read the table; raises ``ValueError`` that names file and row if it is malformed."""
+    path = only_path(paths, "hallusionbench takes one table")
+    rows, warnings = read_rows(path, "question", "answer")
     kept = [row for row in rows if has_picture(row)]
     text_only = frozenset(id_key(row["index"]) for row in rows) - {id_key(row["index"]) for row in kept}
     if text_only:
@@ -66,49 +50,38 @@ def load_hallusionbench(paths: Sequence[Path]) -> HallusionData:
     return HallusionData(kept, text_only, warnings)
 
 
-def score_hallusionbench(data: HallusionData, predictions: Sequence[Mapping[str, Any]], **options: Any) -> ScoreResult:
+def score_hallusionbench(data: HallusionData, predictions: Lines, **options: Any) -> ScoreResult:
     """Score by the rule ``reference`` (MG-LLaVA's and VLMEvalKit's reading; an unclear reply is wrong)."""
     relevant = [line for line in predictions if not {id_key(line.get(name)) for name in _IDS} & data.text_only]
     joined = join_predictions([row["index"] for row in data.rows], relevant, _IDS, ("prediction", "text"))
-    warnings = [*data.warnings]
     if data.rows and all(is_missing(row["answer"]) for row in data.rows):
-        warnings.append("the table has no answers: nothing is scored")
-        return make_result(joined, {}, warnings)
+        return joined.result({}, [*data.warnings, "the table has no answers: nothing is scored"])
     samples: list[dict[str, Any]] = []
-    for row, text, line in zip(data.rows, joined.texts, joined.lines, strict=True):
+    for row, text, line in joined.beside(data.rows):
         parsed = reference_yes_no(text) if line is not None else None
-        samples.append(
-            {
-                "id": row["index"],
-                "score": float(parsed == row["answer"]),
-                "parsed": parsed,
-                "answer": row["answer"],
-                "category": cell_or_none(row, "category"),
-                "l2-category": cell_or_none(row, "l2-category"),
-            }
-        )
+        reply = {"score": float(parsed == row["answer"]), "parsed": parsed, "answer": row["answer"]}
+        groups = {column: cell_or_none(row, column) for column in ("category", "l2-category")}
+        samples.append({"id": row["index"], **reply, **groups})
     metrics = _figures(samples)
     for column in ("category", "l2-category"):
         for name in sorted({sample[column] for sample in samples} - {None}):
-            part = [sample for sample in samples if sample[column] == name]
-            metrics |= {f"{name}/{figure}": value for figure, value in _figures(part).items()}
-    metrics["accuracy"] = metrics["aAcc"]
-    return make_result(joined, {"reference": {"metrics": metrics, "per_sample": samples}}, warnings)
+            part = _figures([sample for sample in samples if sample[column] == name])
+            metrics |= {f"{name}/{figure}": value for figure, value in part.items()}
+    return joined.result({"reference": ({**metrics, "accuracy": metrics["aAcc"]}, samples)}, data.warnings)
 
 
-def _figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    figures: dict[Any, list[float]] = defaultdict(list)
-    questions: dict[Any, list[float]] = defaultdict(list)
-    for sample in samples:
-        parts = sample["id"].split("_")
-        group, figure, question = parts[3:6] if len(parts) >= _PARTS else ["", "", "", *parts][-3:]
-        figures[sample["l2-category"], group, figure].append(sample["score"])
-        questions[sample["l2-category"], group, question].append(sample["score"])
-    return {
-        "aAcc": share(sum(sample["score"] for sample in samples), len(samples)),
-        "fAcc": share(sum(min(scores) for scores in figures.values()), len(figures)),
-        "qAcc": share(sum(min(scores) for scores in questions.values()), len(questions)),
-    }
+def _figures(samples: Lines) -> dict[str, float]:
+    def sets_right(place: int) -> float:
+        groups = group_by(samples, lambda one: (one["l2-category"], _parts(one["id"])[0], _parts(one["id"])[place]))
+        return mean(min(sample["score"] for sample in some) for some in groups.values())
+
+    return {"aAcc": mean_score(samples), "fAcc": sets_right(1), "qAcc": sets_right(2)}
+
+
+def _parts(index: str) -> list[str]:
+    """Set, figure and question."""
+    parts = index.split("_")
+    return parts[3:6] if len(parts) >= _PARTS else ["", "", "", *parts][-3:]
 
 
 @BENCHMARKS.register
@@ -117,19 +90,14 @@ class HallusionBench(Benchmark):
 
     scorer = "hallusionbench"
     form = 'TSV; lines {"index", "prediction"}'
-    load = staticmethod(load_hallusionbench)
-    rate = staticmethod(score_hallusionbench)
-    releases = (
-        published_table(
-            "hallusionbench",
-            "HallusionBench",
-            caution="951 questions with a picture, by rule; the official GPT judge has 1129",
-        ),
-    )
+    load, rate = staticmethod(load_hallusionbench), staticmethod(score_hallusionbench)
+    _note = "951 questions with a picture, by rule; the official GPT judge has 1129"
+    releases = (published_table("hallusionbench", "HallusionBench", caution=_note),)
     headline = ("reference", "aAcc")
 
     def questions(self) -> Sequence[Question]:
         """All rows with a picture."""
         rows = load_hallusionbench(self.data).rows
-        pictures = TablePictures(rows, self.image_folder, str(self.data[0]))
-        return [picture_question(row, f"{row['question']}\n{YES_NO_REQUEST}", pictures) for row in rows]
+        return table_questions(
+            rows, self.data[0], self.image_folder, lambda row: f"{row['question']}\n{YES_NO_REQUEST}"
+        )

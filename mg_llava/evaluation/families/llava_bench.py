@@ -19,14 +19,23 @@ from mg_llava.evaluation.judging.verdicts import (
     unreadable,
 )
 from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
-from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, reply_text
-from mg_llava.evaluation.scoring.metrics import flatten
+from mg_llava.evaluation.scoring.files import (
+    Records,
+    check_unique,
+    find_file,
+    find_files,
+    names,
+    read_json,
+    read_json_lines,
+    take,
+)
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids, reply_text
 
 
-def load_llava_bench(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+def load_llava_bench(paths: Sequence[Path]) -> list[JudgedQuestion]:
     """Questions of ``questions.jsonl``, with ``context.jsonl`` and ``answers_gpt4.jsonl`` where they are given."""
-    path = find_file(paths, "question file", "*questions*.jsonl") if _is_folder(paths) else Path(paths[0])
+    is_one_file = len(paths) == 1 and not paths[0].is_dir()
+    path = paths[0] if is_one_file else find_file(paths, "question file", "*questions*.jsonl")
     contexts = {line.get("image"): line.get("caption") for line in _optional(paths, "*context*.jsonl")}
     answers = {id_key(line.get("question_id")): line.get("text", "") for line in _optional(paths, "*gpt4*.jsonl")}
     rules: dict[str, Any] = next((read_json(file) for file in find_files(paths, "rule*.json")), {})
@@ -34,7 +43,7 @@ def load_llava_bench(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
     for number, line in enumerate(read_json_lines(path), start=1):
         name = take(line, "question_id", f"{path}: line {number}")
         category = f"llava_bench_{line['category']}" if "category" in line else ""
-        context = contexts.get(line.get("image")) or ""
+        context, rule = contexts.get(line.get("image")) or "", rules.get(category, {})
         questions.append(
             JudgedQuestion(
                 name,
@@ -43,48 +52,42 @@ def load_llava_bench(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
                 (category,) if category else (),
                 str(line.get("image", "")),
                 "\n".join(context) if isinstance(context, list) else str(context),
-                str(rules.get(category, {}).get("prompt", "")),
-                str(rules.get(category, {}).get("role", "Assistant")),
+                str(rule.get("prompt", "")),
+                str(rule.get("role", "Assistant")),
             )
         )
     check_unique((question.id for question in questions), path)
     return questions
 
 
-def score_llava_bench(
-    annotations: Sequence[JudgedQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_llava_bench(annotations: Sequence[JudgedQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Mean score of the model over mean score of the reference, in all and for each category.
 
     Only reviews that are there count. A review without two scores counts as -1 and -1, as in the official script.
     """
-    joined = join_predictions(
-        [question.id for question in annotations],
-        predictions,
-        ("question_id", "id"),
-        ("tuple", *REPLY_FIELDS, "text", "prediction"),
-    )
+    ids, texts = [question.id for question in annotations], ("tuple", *REPLY_FIELDS, "text", "prediction")
+    joined = join_predictions(ids, predictions, ("question_id", "id"), texts)
     pairs: dict[str, list[Sequence[float]]] = defaultdict(list)
     samples = []
-    for question, line in zip(annotations, joined.lines, strict=True):
-        pair = _score_pair(line)
+    for question, _, line in joined.beside(annotations):
+        pair, group = _score_pair(line), "".join(question.groups)
         if line is not None and pair is not None:
-            category = line.get("category", "".join(question.groups))
-            for name in ("all", *([category] if category else [])):
-                pairs[name].append(pair)
+            pairs["all"].append(pair)
+            if category := line.get("category", group):
+                pairs[category].append(pair)
         ratio = pair[1] / pair[0] if pair and pair[0] > 0 else 0.0
-        samples.append({"id": question.id, "score": ratio, "pair": pair, "category": "".join(question.groups)})
+        samples.append({"id": question.id, "score": ratio, "pair": pair, "category": group})
     if not pairs:
-        return make_result(joined, {}, [needs_judge("llava_bench")])
+        return joined.result({}, [needs_judge("llava_bench")])
     broken = [sample["id"] for sample in samples if list(sample["pair"] or ()) == [-1, -1]]
     if len(broken) == len(pairs["all"]):  # -1 over -1 would be 100 %
-        return make_result(joined, {}, [unreadable("llava_bench", broken)])
+        return joined.result({}, [unreadable("llava_bench", broken)])
     warnings = [
         *name_ids(broken, "reviews have not two scores: -1"),
         *name_ids((s["id"] for s in samples if s["pair"] is None), "questions have no review and are left out"),
     ]
-    rules = {"official": {"metrics": flatten(_llava_bench_metrics(pairs)), "per_sample": samples}}
-    return make_result(joined, rules, warnings, judge=judge_names(joined.lines))
+    rules = {"official": (_llava_bench_metrics(pairs), samples)}
+    return joined.result(rules, warnings, judge=judge_names(joined.lines))
 
 
 def parse_score_pair(review: str) -> tuple[float, float]:
@@ -97,7 +100,7 @@ def parse_score_pair(review: str) -> tuple[float, float]:
     return first, second
 
 
-def _score_pair(line: Mapping[str, Any] | None) -> Sequence[float] | None:
+def _score_pair(line: Line | None) -> Sequence[float] | None:
     if line is None:
         return None
     if isinstance(line.get("tuple"), list) and len(line["tuple"]) == 2:
@@ -121,11 +124,7 @@ def _llava_bench_metrics(pairs: Mapping[str, Sequence[Sequence[float]]]) -> dict
     return {**metrics, "rounded": rounded}
 
 
-def _is_folder(paths: Sequence[str | Path]) -> bool:
-    return len(paths) > 1 or Path(paths[0]).is_dir()
-
-
-def _optional(paths: Sequence[str | Path], pattern: str) -> list[dict[str, Any]]:
+def _optional(paths: Sequence[Path], pattern: str) -> Records:
     return [line for file in find_files(paths, pattern)[:1] for line in read_json_lines(file)]
 
 
@@ -137,17 +136,21 @@ _INSTRUCTION = (
 )
 
 
-def _load_for_judge(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+def _load_for_judge(paths: Sequence[Path]) -> list[JudgedQuestion]:
     """Questions with all that a judge compares: answers of the reference, and contexts where they are given."""
     questions = load_llava_bench(paths)
-    lacking = [question.id for question in questions if not question.answer]
-    if lacking:
-        (text,) = name_ids(lacking, "questions have no answer of the reference to compare with")
-        raise ValueError(f"{', '.join(map(str, paths))}: {text}; give answers_gpt4.jsonl too, or the whole folder")
+    unanswered = name_ids(
+        (question.id for question in questions if not question.answer),
+        "questions have no answer of the reference to compare with; give answers_gpt4.jsonl too, or the whole folder",
+    )
     lacking = [question.id for question in questions if not question.context]
-    if 0 < len(lacking) < len(questions):
-        (text,) = name_ids(lacking, "questions have no description of their picture in context.jsonl")
-        raise ValueError(f"{', '.join(map(str, paths))}: {text}; download it again")
+    if len(lacking) == len(questions):
+        lacking = []
+    undescribed = name_ids(
+        lacking, "questions have no description of their picture in context.jsonl; download it again"
+    )
+    for problem in (*unanswered, *undescribed):
+        raise ValueError(f"{names(paths)}: {problem}")
     return questions
 
 
@@ -167,32 +170,21 @@ class LLaVABench(Benchmark):
 
     scorer = "llava_bench"
     form = "the official files; judge replies"
-    load = staticmethod(load_llava_bench)
-    rate = staticmethod(score_llava_bench)
+    load, rate = staticmethod(load_llava_bench), staticmethod(score_llava_bench)
+    # The script counts what it cannot read as -1 and does not ask again.
     judge = JudgeProtocol(
-        "llava_bench-1",
-        _load_for_judge,
-        _ask,
-        lambda reply: True,  # the script counts what it cannot read as -1 and does not ask again
-        max_tokens=1024,
-        temperature=0.2,
-        attempts=1,
+        "llava_bench-1", _load_for_judge, _ask, lambda reply: True, max_tokens=1024, temperature=0.2, attempts=1
     )
-    releases = (
-        Release(
-            "llava_bench",
-            ("llava-bench-in-the-wild",),
-            "llava-bench-in-the-wild/images",
-            f"{HUGGING_FACE}liuhaotian/llava-bench-in-the-wild, the whole folder; rule.json is in LLaVA's repository",
-            "LLaVA-W",
-            JUDGED,
-        ),
-    )
-    id_field = "question_id"
-    text_field = "text"
+    _folder = "llava-bench-in-the-wild"
+    _get = f"{HUGGING_FACE}liuhaotian/{_folder}, the whole folder; rule.json is in LLaVA's repository"
+    releases = (Release("llava_bench", (_folder,), f"{_folder}/images", _get, "LLaVA-W", JUDGED),)
+    id_field, text_field = "question_id", "text"
     headline = ("official", "all")
     max_new_tokens = 1024
 
     def questions(self) -> Sequence[Question]:
         """All questions."""
-        return [question.ask(self.picture_file(question.image, "images")) for question in load_llava_bench(self.data)]
+        return [
+            self.ask(one.id, one.text, one.image, "images", fields={"prompt": one.text})
+            for one in load_llava_bench(self.data)
+        ]

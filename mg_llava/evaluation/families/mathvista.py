@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
 from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
 from mg_llava.evaluation.scoring.answers import edit_distance, round_as_printed
-from mg_llava.evaluation.scoring.files import find_file, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, reply_text, share
-from mg_llava.evaluation.scoring.metrics import flatten
+from mg_llava.evaluation.scoring.files import find_file, read_records, take
+from mg_llava.evaluation.scoring.joining import (
+    Line,
+    Lines,
+    ScoreResult,
+    group_by,
+    join_predictions,
+    mean,
+    name_ids,
+    reply_text,
+    share,
+)
 
 _ID_FIELDS = ("pid", "question_id", "id", "index")
 _REPLY_FIELDS = ("response", "prediction", "text")
@@ -34,10 +42,10 @@ _QUOTED = re.compile(r'The answer is "(.*)"\.')
 _LETTER = re.compile(r"\(([a-zA-Z])\)")
 
 
-def load_mathvista(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+def load_mathvista(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Problems by id, of a JSON object (``test_mini.json``), a JSON list or JSON lines with ``pid``."""
     path = find_file(paths, "MathVista problem file", "*.json", "*.jsonl")
-    content = read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+    content = read_records(path)
     if isinstance(content, list):
         content = {id_key(take(one, "pid", f"{path}: entry {i}")): one for i, one in enumerate(content, start=1)}
     for name, problem in content.items():
@@ -47,10 +55,7 @@ def load_mathvista(paths: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
 
 
 def score_mathvista(
-    annotations: Mapping[str, Mapping[str, Any]],
-    predictions: Sequence[Mapping[str, Any]],
-    quick_extract: bool | str = False,
-    **options: Any,
+    annotations: Mapping[str, Line], predictions: Lines, quick_extract: bool | str = False, **options: Any
 ) -> ScoreResult:
     """Accuracies of the official script, over the problems that are in the predictions.
 
@@ -63,29 +68,21 @@ def score_mathvista(
     """
     joined = join_predictions(list(annotations), predictions, _ID_FIELDS, ("extraction", *_REPLY_FIELDS))
     if not any("answer" in problem for problem in annotations.values()):
-        return make_result(joined, {}, [_NO_ANSWERS])
+        return joined.result({}, [_NO_ANSWERS])
     quick = quick_extract if isinstance(quick_extract, bool) else quick_extract.lower() in ("1", "true", "yes")
     samples, scored, open_replies, formless = [], [], [], []
-    for (name, problem), line in zip(annotations.items(), joined.lines, strict=True):
-        extraction: Any = None
+    for (name, problem), _, line in joined.beside(list(annotations.items())):
+        extraction, parsed, answer = None, None, problem.get("answer")
         if line is not None:
-            extraction, certain = _extraction(line, problem, quick)
-            open_replies += [] if certain else [name]
-        parsed = None if line is None else normalize_extraction(extraction, problem)
-        if line is not None and (parsed is None or extraction in (None, "")):
-            formless.append(name)
-        answer = problem.get("answer")
-        sample = {
-            "id": name,
-            "score": float(parsed is not None and parsed == answer),
-            "parsed": parsed,
-            "answer": answer,
-            "category": problem["question_type"],
-            "extraction": extraction,
-        }
-        samples.append(sample)
+            extraction, is_extracted = _extraction(line, problem, quick)
+            parsed = normalize_extraction(extraction, problem)
+            open_replies += [] if is_extracted else [name]
+            formless += [name] if parsed is None or extraction in (None, "") else []
+        score = float(parsed is not None and parsed == answer)
+        reply = {"score": score, "parsed": parsed, "answer": answer}
+        samples.append({"id": name, **reply, "category": problem["question_type"], "extraction": extraction})
         if line is not None:
-            scored.append(({**problem, **(problem.get("metadata") or {})}, sample["score"]))
+            scored.append(({**problem, **(problem.get("metadata") or {})}, score))
     warnings = [
         *name_ids(open_replies, "replies have no extracted answer and were scored as they are; run a judge"),
         *name_ids(formless, "extracted answers are empty or have not the form of the true ones"),
@@ -93,10 +90,10 @@ def score_mathvista(
     if joined.n_missing:
         warnings.append("accuracy is over the problems with a prediction, as in the official script")
     metrics = {**_metrics(scored), "accuracy_over_all": share(sum(score for _, score in scored), joined.n)}
-    return make_result(joined, {"official": {"metrics": flatten(metrics), "per_sample": samples}}, warnings)
+    return joined.result({"official": (metrics, samples)}, warnings)
 
 
-def make_query(problem: Mapping[str, Any]) -> str:
+def make_query(problem: Line) -> str:
     """The question to the model: hint, question with its unit, choices."""
     kind, precision = problem["answer_type"], problem.get("precision")
     hint = _HINTS.get((kind, int(precision))) if kind == "float" and precision else _HINTS.get(kind)
@@ -108,7 +105,7 @@ def make_query(problem: Mapping[str, Any]) -> str:
     return "\n".join([line for line in lines if line] + (["Choices:", *choices] if choices else []))
 
 
-def extract_by_rule(response: str, problem: Mapping[str, Any], quick: bool = False) -> str | None:
+def extract_by_rule(response: str, problem: Line, quick: bool = False) -> str | None:
     """What the script's first stage extracts without asking a judge; None where it would ask."""
     if response == "":
         return ""
@@ -125,7 +122,7 @@ def extract_by_rule(response: str, problem: Mapping[str, Any], quick: bool = Fal
     return match.group(1) if match else None
 
 
-def normalize_extraction(extraction: Any, problem: Mapping[str, Any]) -> str | None:
+def normalize_extraction(extraction: Any, problem: Line) -> str | None:
     """An extracted answer in the form of the true ones; None where it has no such form.
 
     Of multiple choice it is always some choice: the one of a letter, else the nearest by edit distance, also to "".
@@ -156,7 +153,7 @@ def _choice(extraction: Any, choices: Sequence[Any]) -> str | None:
     return min(choices, key=lambda choice: edit_distance(text, str(choice)))
 
 
-def _extraction(line: Mapping[str, Any], problem: Mapping[str, Any], quick: bool) -> tuple[Any, bool]:
+def _extraction(line: Line, problem: Line, quick: bool) -> tuple[Any, bool]:
     """The extracted answer of a line, and whether it is one (and not the reply as it is)."""
     if "extraction" in line:
         return line["extraction"], True
@@ -168,23 +165,24 @@ def _extraction(line: Mapping[str, Any], problem: Mapping[str, Any], quick: bool
     return (text, False) if found is None else (found, True)
 
 
-def _metrics(scored: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str, Any]:
-    correct, total = int(sum(score for _, score in scored)), len(scored)
-    metrics: dict[str, Any] = {"accuracy": share(correct, total), "correct": correct, "total": total}
-    rounded: dict[str, Any] = {"accuracy": round(share(correct, total) * 100, 2)}
+def _metrics(scored: Sequence[tuple[Line, float]]) -> dict[str, Any]:
+    metrics: dict[str, Any] = _counts([score for _, score in scored])
+    rounded: dict[str, Any] = {"accuracy": round(metrics["accuracy"] * 100, 2)}
     for kind in _GROUPS:
-        groups: dict[str, list[float]] = {}
-        for problem, score in scored:
-            value = problem.get(kind)
-            for name in value if kind == "skills" and isinstance(value, list) else [value]:
-                if name is not None:
-                    groups.setdefault(str(name), []).append(score)
-        metrics[kind] = {
-            name: {"accuracy": sum(some) / len(some), "correct": int(sum(some)), "total": len(some)}
-            for name, some in sorted(groups.items())
-        }
+        members = [(str(name), score) for problem, score in scored for name in _names(kind, problem.get(kind))]
+        groups = sorted(group_by(members, lambda member: member[0]).items())
+        metrics[kind] = {name: _counts([score for _, score in some]) for name, some in groups}
         rounded[kind] = {name: round_as_printed(group["accuracy"] * 100) for name, group in metrics[kind].items()}
     return {**metrics, "rounded": rounded}
+
+
+def _names(kind: str, value: Any) -> Sequence[Any]:
+    """The groups that a problem belongs to; it has one of each kind, but several skills."""
+    return [one for one in (value if kind == "skills" and isinstance(value, list) else [value]) if one is not None]
+
+
+def _counts(scores: Sequence[float]) -> dict[str, Any]:
+    return {"accuracy": mean(scores), "correct": int(sum(scores)), "total": len(scores)}
 
 
 # The answer in a reply, in the form that the hint of the question asks for
@@ -213,7 +211,7 @@ Extracted answer: 1.5
 """
 
 
-def _ask(problem: Mapping[str, Any], text: str) -> Messages | str:
+def _ask(problem: Line, text: str) -> Messages | str:
     found = extract_by_rule(text, problem)
     if found is not None:
         return found
@@ -229,38 +227,18 @@ class MathVista(Benchmark):
 
     scorer = "mathvista"
     form = "test_mini.json; JSON with responses and extracted answers"
-    load = staticmethod(load_mathvista)
-    rate = staticmethod(score_mathvista)
+    load, rate = staticmethod(load_mathvista), staticmethod(score_mathvista)
     judge = JudgeProtocol(
-        "mathvista-1",
-        load_mathvista,
-        _ask,
-        lambda reply: reply.strip() != "",
-        reply_field="extraction",
-        id_fields=_ID_FIELDS,
+        "mathvista-1", load_mathvista, _ask, lambda reply: reply.strip() != "", _ID_FIELDS, reply_field="extraction"
     )
-    releases = (
-        Release(
-            "mathvista",
-            ("MathVista/test_mini.json",),
-            "MathVista",
-            f"{HUGGING_FACE}AI4Math/MathVista: testmini and images, to MathVista/test_mini.json and MathVista/images",
-            caution=JUDGED,
-        ),
-    )
-    id_field = "pid"
-    text_field = "response"
+    _get = f"{HUGGING_FACE}AI4Math/MathVista: testmini and images, to MathVista/test_mini.json and MathVista/images"
+    releases = (Release("mathvista", ("MathVista/test_mini.json",), "MathVista", _get, caution=JUDGED),)
+    id_field, text_field = "pid", "response"
     headline = ("official", "accuracy")
 
     def questions(self) -> Sequence[Question]:
         """All problems."""
         return [
-            Question(
-                name,
-                make_query(problem),
-                file_opener(self.picture_file(problem["image"]), f"problem {name}"),
-                str(problem["image"]),
-                name,
-            )
+            self.ask(name, make_query(problem), str(problem["image"]), owner=f"problem {name}")
             for name, problem in load_mathvista(self.data).items()
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,32 +20,31 @@ from mg_llava.evaluation.judging.verdicts import (
 from mg_llava.evaluation.release import JUDGED, Release
 from mg_llava.evaluation.scoring.answers import round_as_numpy
 from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, reply_text, share
-from mg_llava.evaluation.scoring.metrics import flatten
+from mg_llava.evaluation.scoring.joining import (
+    Line,
+    Lines,
+    ScoreResult,
+    group_by,
+    join_predictions,
+    mean,
+    name_ids,
+    reply_text,
+)
 
 
-def load_mm_vet(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+def load_mm_vet(paths: Sequence[Path]) -> list[JudgedQuestion]:
     """Questions with answers and capabilities of ``mm-vet.json``."""
     patterns = ("mm-vet*.json",) if find_files(paths, "mm-vet*.json") else ("*.json",)
     path = find_file(paths, "file with MM-Vet's answers (mm-vet.json)", *patterns)
     questions = []
     for name, record in read_json(path).items():
-        capabilities = take(record, "capability", f"{path}: question {name}")
-        questions.append(
-            JudgedQuestion(
-                name,
-                record.get("question", ""),
-                record.get("answer", ""),
-                tuple(sorted(set(capabilities))),
-                record.get("imagename", ""),
-            )
-        )
+        capabilities = tuple(sorted(set(take(record, "capability", f"{path}: question {name}"))))
+        text, answer, picture = (record.get(field, "") for field in ("question", "answer", "imagename"))
+        questions.append(JudgedQuestion(name, text, answer, capabilities, picture))
     return questions
 
 
-def score_mm_vet(
-    annotations: Sequence[JudgedQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_mm_vet(annotations: Sequence[JudgedQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Mean grade, in all and for each capability and combination of them; several runs of the judge are averaged.
 
     Args:
@@ -55,38 +53,29 @@ def score_mm_vet(
             reply; lines that differ in ``run`` only are runs.
         options: Ignored.
     """
-    joined = join_predictions(
-        [question.id for question in annotations],
-        _merged_runs(predictions),
-        text_field=(*REPLY_FIELDS, "score", "text", "prediction"),
-        key=lambda line: mm_vet_id(
-            next((line[name] for name in ("question_id", "id", "index") if name in line), None)
-        ),
-    )
+    ids = [question.id for question in annotations]
+    texts = (*REPLY_FIELDS, "score", "text", "prediction")
+    joined = join_predictions(ids, _merged_runs(predictions), text_field=texts, key=_id_of)
     read = [_grades(line) for line in joined.lines]
     if not any(read):
-        return make_result(joined, {}, [needs_judge("mm_vet")])
-    ids = [question.id for question in annotations]
+        return joined.result({}, [needs_judge("mm_vet")])
     broken = [name for name, some in zip(ids, read, strict=True) if None in some]
     if all(grade is None for some in read for grade in some):
-        return make_result(joined, {}, [unreadable("mm_vet", broken)])
+        return joined.result({}, [unreadable("mm_vet", broken)])
     runs = max(map(len, read))
-    short = [
-        name for name, some, line in zip(ids, read, joined.lines, strict=True) if line is not None and len(some) < runs
-    ]
+    short = [name for name, some, line in zip(ids, read, joined.lines, strict=True) if line and len(some) < runs]
     warnings = [
         *name_ids(short, f"replies have fewer than {runs} grades; the missing ones count as 0"),
         *name_ids(broken, "questions have a judge's reply that is no grade from 0 to 1; it counts as 0"),
     ]
-    grades = [[grade or 0.0 for grade in some] for some in read]
-    filled = [[*grade, *[0.0] * (runs - len(grade))] for grade in grades]
+    samples, filled = [], []
+    for question, some in zip(annotations, read, strict=True):
+        grades = [grade or 0.0 for grade in some]
+        filled.append([*grades, *[0.0] * (runs - len(grades))])
+        score = sum(filled[-1]) / runs
+        samples.append({"id": question.id, "score": score, "grades": grades, "category": list(question.groups)})
     metrics = _mm_vet_metrics(annotations, filled, runs)
-    samples = [
-        {"id": question.id, "score": sum(some) / runs, "grades": some[: len(own)], "category": list(question.groups)}
-        for question, some, own in zip(annotations, filled, grades, strict=True)
-    ]
-    rules = {"official": {"metrics": flatten(metrics), "per_sample": samples}}
-    return make_result(joined, rules, warnings, judge=judge_names(joined.lines))
+    return joined.result({"official": (metrics, samples)}, warnings, judge=judge_names(joined.lines))
 
 
 def parse_grade(reply: str) -> float | None:
@@ -104,22 +93,23 @@ def mm_vet_id(value: Any) -> str:
     return f"v1_{name}" if name.isdigit() else name
 
 
-def _merged_runs(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _id_of(line: Line) -> str:
+    return mm_vet_id(next((line[name] for name in ("question_id", "id", "index") if name in line), None))
+
+
+def _merged_runs(lines: Iterable[Line]) -> list[Line]:
     """Lines without ``run`` as they are; those with it, one for each id with all of its runs' replies."""
-    merged: list[Mapping[str, Any]] = []
-    runs: dict[str, dict[Any, Mapping[str, Any]]] = defaultdict(dict)
-    for line in lines:
-        if line.get("run") is None:
-            merged.append(line)
-        else:
-            runs[id_key(line.get("question_id", line.get("id")))][line["run"]] = line
-    for some in runs.values():
-        lines_of_id = [some[run] for run in sorted(some, key=id_key)]
-        merged.append({**lines_of_id[-1], "judge": [find_judge_reply(line) for line in lines_of_id]})
+    lines = list(lines)
+    merged = [line for line in lines if line.get("run") is None]
+    runs = (line for line in lines if line.get("run") is not None)
+    for some in group_by(runs, lambda line: id_key(line.get("question_id", line.get("id")))).values():
+        last = {line["run"]: line for line in some}
+        ordered = [last[run] for run in sorted(last, key=id_key)]
+        merged.append({**ordered[-1], "judge": [find_judge_reply(line) for line in ordered]})
     return merged
 
 
-def _grades(line: Mapping[str, Any] | None) -> list[float | None]:
+def _grades(line: Line | None) -> list[float | None]:
     """Grades of a line; None for a reply without one, which the script takes for 0 after five attempts."""
     if line is None:
         return []
@@ -134,34 +124,28 @@ def _grades(line: Mapping[str, Any] | None) -> list[float | None]:
 def _mm_vet_metrics(
     questions: Sequence[JudgedQuestion], grades: Sequence[Sequence[float]], runs: int
 ) -> dict[str, Any]:
-    sums: dict[str, list[list[float]]] = defaultdict(list)
-    for question, some in zip(questions, grades, strict=True):
-        for name in (*question.groups, "total", "_".join(question.groups) + "\n"):
-            sums[name].append(list(some))
+    members = [
+        (name, some)
+        for question, some in zip(questions, grades, strict=True)
+        for name in (*question.groups, "total", "_".join(question.groups) + "\n")
+    ]
     means = {
-        name: [share(sum(grade[run] for grade in members), len(members)) for run in range(runs)]
-        for name, members in sums.items()
+        name: [mean(grade[run] for _, grade in group) for run in range(runs)]
+        for name, group in group_by(members, lambda member: member[0]).items()
     }
     percents = {name: [value * 100 for value in values] for name, values in means.items()}
     single = {name: sum(values) / runs for name, values in means.items()}
     rounded = {name: round_as_numpy(sum(values) / runs, 1) for name, values in percents.items()}
-    mean = sum(percents["total"]) / runs
-    deviation = (sum((value - mean) ** 2 for value in percents["total"]) / runs) ** 0.5
+    middle = sum(percents["total"]) / runs
+    deviation = (sum((value - middle) ** 2 for value in percents["total"]) / runs) ** 0.5
 
     def split(values: Mapping[str, float]) -> dict[str, Any]:
         alone = {name: value for name, value in values.items() if not name.endswith("\n")}
         return {**alone, "combinations": {name[:-1]: value for name, value in values.items() if name.endswith("\n")}}
 
-    return {
-        **split(single),
-        "std": deviation / 100,
-        "runs": means["total"],
-        "rounded": {
-            **split(rounded),
-            "std": round_as_numpy(deviation, 1),
-            "runs": [round_as_numpy(value, 1) for value in percents["total"]],
-        },
-    }
+    runs_rounded = [round_as_numpy(value, 1) for value in percents["total"]]
+    shown = {**split(rounded), "std": round_as_numpy(deviation, 1), "runs": runs_rounded}
+    return {**split(single), "std": deviation / 100, "runs": means["total"], "rounded": shown}
 
 
 # A grade from 0.0 to 1.0, completed at the end of a table
@@ -190,8 +174,7 @@ class MMVet(Benchmark):
 
     scorer = "mm_vet"
     form = "mm-vet.json; judge replies"
-    load = staticmethod(load_mm_vet)
-    rate = staticmethod(score_mm_vet)
+    load, rate = staticmethod(load_mm_vet), staticmethod(score_mm_vet)
     judge = JudgeProtocol(
         "mm_vet-1",
         load_mm_vet,
@@ -202,21 +185,15 @@ class MMVet(Benchmark):
         hint="\nThe grade as a number: ",
         key=mm_vet_id,
     )
-    releases = (
-        Release(
-            "mm_vet",
-            ("mm-vet/mm-vet.json",),
-            "mm-vet/images",
-            "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip",
-            "MM-Vet",
-            JUDGED,
-        ),
-    )
-    id_field = "question_id"
-    text_field = "text"
+    _get = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
+    releases = (Release("mm_vet", ("mm-vet/mm-vet.json",), "mm-vet/images", _get, "MM-Vet", JUDGED),)
+    id_field, text_field = "question_id", "text"
     headline = ("official", "total")
     max_new_tokens = 1024
 
     def questions(self) -> Sequence[Question]:
         """All questions."""
-        return [question.ask(self.picture_file(question.image, "images")) for question in load_mm_vet(self.data)]
+        return [
+            self.ask(one.id, one.text, one.image, "images", fields={"prompt": one.text})
+            for one in load_mm_vet(self.data)
+        ]

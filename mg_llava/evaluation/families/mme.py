@@ -10,27 +10,29 @@ the script (``precision`` and ``recall`` leave replies that are neither out). ``
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.records.tables import (
-    TablePictures,
-    cell_or_none,
-    id_key,
-    plain_id,
-    read_table,
-    require_columns,
-    unique_rows,
-)
-from mg_llava.evaluation.asking import SHORT_ANSWER_REQUEST, file_opener, picture_question
-from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.data.records.tables import Row, TablePictures, cell_or_none, id_key, plain_id
+from mg_llava.evaluation.asking import SHORT_ANSWER_REQUEST, picture_question
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question, open_in_folder
 from mg_llava.evaluation.release import published_table
-from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result, share
-from mg_llava.evaluation.scoring.yes_no import Confusion, mme_yes_no, reference_yes_no
+from mg_llava.evaluation.scoring.files import only_path, read_rows
+from mg_llava.evaluation.scoring.joining import (
+    Joined,
+    Line,
+    Lines,
+    ScoreResult,
+    group_by,
+    join_predictions,
+    mean,
+    mean_score,
+)
+from mg_llava.evaluation.scoring.yes_no import Confusion, mme_yes_no, read_label, reference_yes_no
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork"),
@@ -41,7 +43,6 @@ SENTENCE = "Please answer yes or no."
 REFERENCE_SENTENCE = "Please answer the question only a single word yes or no."
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _QUESTIONS_OF_A_PICTURE = 2
-_TEXTS = ("text", "prediction", "response")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class MmeQuestion:
         text: The question as the data has it.
         label: Whether yes is right.
         file: The picture's file; None for a table.
-        cells: Row of the table.
+        row: Row of the table; None in the release folder.
     """
 
     id: int | str
@@ -64,7 +65,12 @@ class MmeQuestion:
     text: str
     label: bool
     file: Path | None = None
-    cells: Any = field(default=None, compare=False)
+    row: Row | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Task and picture."""
+        return self.task, self.picture
 
 
 @dataclass(frozen=True)
@@ -76,27 +82,22 @@ class MmeData:
 
 
 def load_mme(paths: Sequence[Path]) -> MmeData:
-    """Read the table or the release folder.
-
-    Raises:
-        ValueError: If the data is malformed; the message names file and row.
-    """
-    if len(paths) != 1:
-        raise ValueError(f"mme takes one table or folder, got {len(paths)}")
-    return _load_folder(paths[0]) if paths[0].is_dir() else _load_table(paths[0])
+    """Read the table or the release folder; raises ``ValueError`` that names file and row if it is malformed."""
+    path = only_path(paths, "mme takes one table or folder")
+    return _load_folder(path) if path.is_dir() else _load_table(path)
 
 
-def score_mme(data: MmeData, predictions: Sequence[Mapping[str, Any]], **options: Any) -> ScoreResult:
+def score_mme(data: MmeData, predictions: Lines, **options: Any) -> ScoreResult:
     """Score by the rules ``official`` (MME's calculation script) and ``reference`` (MG-LLaVA).
 
     Lines are joined by ``index``, or by the picture in ``question_id`` and the question (``question`` or ``prompt``,
     in any of the usual wordings of the request for yes or no); the script goes by position. A question without a
     prediction counts as ``other``.
     """
-    finder = _Finder(data)
-    joined = join_predictions([q.id for q in data.questions], predictions, text_field=_TEXTS, key=finder.find)
+    finder, texts = _Finder(data), ("text", "prediction", "response")
+    joined = join_predictions([one.id for one in data.questions], predictions, text_field=texts, key=finder.find)
     warnings = [*data.warnings, *finder.warnings]
-    pairs = Counter((question.task, question.picture) for question in data.questions)
+    pairs = Counter(question.place for question in data.questions)
     odd = [f"{task}/{picture}" for (task, picture), count in pairs.items() if count != _QUESTIONS_OF_A_PICTURE]
     if odd:
         warnings.append(
@@ -106,52 +107,41 @@ def score_mme(data: MmeData, predictions: Sequence[Mapping[str, Any]], **options
     absent = [task for task in (*PERCEPTION, *COGNITION) if task not in {task for task, _ in pairs}]
     if absent:
         warnings.append(f"the data lacks the tasks {', '.join(absent)}; the sums are over the others")
-    rules = {
-        "official": _rule(data, joined, mme_yes_no, with_details=True),
-        "reference": _rule(data, joined, reference_yes_no, with_details=False),
-    }
-    metrics = rules["reference"]["metrics"]
-    metrics["reasoning"] = metrics["cognition"]
-    undefined = [
-        name
-        for name, value in rules["official"]["metrics"].items()
-        if name.endswith(("/precision", "/recall")) and value == 0
-    ]
+    official, details, samples = _rule(data, joined, mme_yes_no)
+    reference, _, reference_samples = _rule(data, joined, reference_yes_no)
+    undefined = [name for name, value in details.items() if name.endswith(("/precision", "/recall")) and value == 0]
     if undefined:
         warnings.append(f"{', '.join(undefined)}: 0, also where the script has nothing to divide by")
-    return make_result(joined, rules, warnings)
+    reference["reasoning"] = reference["cognition"]
+    rules = {"official": ({**official, **details}, samples), "reference": (reference, reference_samples)}
+    return joined.result(rules, warnings)
 
 
 class _Finder:
     """Finds the question of a prediction line."""
 
     def __init__(self, data: MmeData) -> None:
-        self._by_text = {(q.task, q.picture, _bare(q.text)): q.id for q in reversed(data.questions)}
-        self._by_picture: dict[tuple[str, str], list[int | str]] = defaultdict(list)
-        for question in data.questions:
-            self._by_picture[question.task, question.picture].append(question.id)
+        self._by_text = {(*one.place, _bare(one.text)): one.id for one in reversed(data.questions)}
+        self._by_picture = group_by(data.questions, lambda one: one.place)
         self._passed: Counter[tuple[str, str]] = Counter()
         self._ids = {id_key(question.id) for question in data.questions}
         self.warnings: list[str] = []
 
-    def find(self, line: Mapping[str, Any]) -> int | str | None:
+    def find(self, line: Line) -> int | str | None:
         """Id of the question; None if there is no such one."""
         if "index" in line:
             return line["index"]
         name = str(line.get("question_id", line.get("id", "")))
         if id_key(name) in self._ids:
             return name
-        task = str(line.get("category") or name.split("/")[0])
-        place = (task, _stem(name))
+        place = (str(line.get("category") or name.split("/")[0]), _stem(name))
         question = next((str(line[key]) for key in ("question", "prompt") if line.get(key)), None)
         if question is not None:
             return self._by_text.get((*place, _bare(question)))
-        number = self._passed[place]
+        self.warnings = ["predictions without their question were taken in the order of a picture's questions"]
+        asked, number = self._by_picture.get(place, []), self._passed[place]
         self._passed[place] += 1
-        if not self.warnings:
-            self.warnings.append("predictions without their question were taken in the order of a picture's questions")
-        ids = self._by_picture.get(place, [])
-        return ids[number] if number < len(ids) else None
+        return asked[number].id if number < len(asked) else None
 
 
 def _bare(question: str) -> str:
@@ -167,15 +157,14 @@ def _stem(path: str) -> str:
 
 
 def _load_table(path: Path) -> MmeData:
-    rows, warnings = unique_rows(
-        path, require_columns(path, read_table(path), ("index", "question", "answer", "category"))
-    )
+    rows, warnings = read_rows(path, "question", "answer", "category")
     questions = []
     for number, row in enumerate(rows):
         picture = cell_or_none(row, "image_path")
         name = _stem(picture) if picture else row.fingerprint or f"pair {number // _QUESTIONS_OF_A_PICTURE}"
-        label = _label(row["answer"], f"{path}: row {row.number}")
-        questions.append(MmeQuestion(plain_id(row["index"]), row["category"], name, row["question"], label, None, row))
+        label = read_label(row["answer"], f"{path}: row {row.number} has the answer")
+        index, task = plain_id(row["index"]), row["category"]
+        questions.append(MmeQuestion(index, task, name, row["question"], label, row=row))
     return MmeData(questions, warnings)
 
 
@@ -191,7 +180,7 @@ def _load_folder(folder: Path) -> MmeData:
                 if not line.strip():
                     continue
                 question, _, answer = line.strip().rpartition("\t")
-                label = _label(answer, f"{file}: line {number}")
+                label = read_label(answer, f"{file}: line {number} has the answer")
                 picture = file.name.split(".")[0]
                 name = f"{task.name}/{picture}#{number}"
                 questions.append(MmeQuestion(name, task.name, picture, question, label, files.get(file.stem)))
@@ -200,58 +189,37 @@ def _load_folder(folder: Path) -> MmeData:
     return MmeData(questions)
 
 
-def _label(answer: str, where: str) -> bool:
-    value = answer.strip().lower()
-    if value not in ("yes", "no"):
-        raise ValueError(f"{where} has the answer {answer!r}, expected Yes or No")
-    return value == "yes"
-
-
-def _rule(data: MmeData, joined: Joined, read: Callable[[str], str], with_details: bool) -> dict[str, Any]:
+def _rule(
+    data: MmeData, joined: Joined, read: Callable[[str], str]
+) -> tuple[dict[str, float], dict[str, float], list[dict[str, Any]]]:
+    """Points, further figures of each task, and samples."""
     samples: list[dict[str, Any]] = []
-    tasks: dict[str, list[int]] = defaultdict(list)
-    for number, (question, text, line) in enumerate(zip(data.questions, joined.texts, joined.lines, strict=True)):
+    for question, text, line in joined.beside(data.questions):
         parsed = read(text).lower() if line is not None else "other"
         answer = "yes" if question.label else "no"
-        samples.append(
-            {
-                "id": question.id,
-                "category": question.task,
-                "score": float(parsed == answer),
-                "parsed": parsed,
-                "answer": answer,
-            }
-        )
-        tasks[question.task].append(number)
-    metrics: dict[str, float] = {}
-    for task, numbers in tasks.items():
-        figures = _figures([samples[n] for n in numbers], [data.questions[n].picture for n in numbers])
-        metrics[task] = figures["acc"] * 100 + figures["acc_plus"] * 100
-        if with_details:
-            metrics |= {f"{task}/{name}": value for name, value in figures.items()}
-    perception = sum(metrics[task] for task in PERCEPTION if task in tasks)
-    cognition = sum(metrics[task] for task in COGNITION if task in tasks)
-    metrics |= {"perception": perception, "cognition": cognition, "total": perception + cognition}
-    metrics["accuracy"] = share(sum(sample["score"] for sample in samples), len(samples))
-    return {"metrics": metrics, "per_sample": samples}
+        facts = {"score": float(parsed == answer), "parsed": parsed, "answer": answer}
+        samples.append({"id": question.id, "category": question.task, **facts})
+    points: dict[str, float] = {}
+    details: dict[str, float] = {}
+    pairs = zip(samples, data.questions, strict=True)
+    for task, some in group_by(pairs, lambda pair: pair[1].task).items():
+        figures = _figures([sample for sample, _ in some], [question.picture for _, question in some])
+        points[task] = figures["acc"] * 100 + figures["acc_plus"] * 100
+        details |= {f"{task}/{name}": value for name, value in figures.items()}
+    perception, cognition = (sum(points.get(task, 0) for task in tasks) for tasks in (PERCEPTION, COGNITION))
+    sums = {"perception": perception, "cognition": cognition, "total": perception + cognition}
+    return {**points, **sums, "accuracy": mean_score(samples)}, details, samples
 
 
-def _figures(samples: Sequence[Mapping[str, Any]], pictures: Sequence[str]) -> dict[str, float]:
-    by_picture: dict[str, list[float]] = defaultdict(list)
-    for sample, picture in zip(samples, pictures, strict=True):
-        by_picture[picture].append(sample["score"])
+def _figures(samples: Lines, pictures: Sequence[str]) -> dict[str, float]:
+    pairs = group_by(zip(samples, pictures, strict=True), lambda pair: pair[1]).values()
     clear = [sample for sample in samples if sample["parsed"] in ("yes", "no")]
     confusion = Confusion.of([s["parsed"] == "yes" for s in clear], [s["answer"] == "yes" for s in clear])
     return {
-        "acc": share(sum(sample["score"] for sample in samples), len(samples)),
-        "acc_plus": share(sum(min(scores) for scores in by_picture.values()), len(by_picture)),
-        "precision": confusion.precision,
-        "recall": confusion.recall,
-        "f1": confusion.f1,
-        "TP": confusion.tp,
-        "FN": confusion.fn,
-        "TN": confusion.tn,
-        "FP": confusion.fp,
+        "acc": mean_score(samples),
+        "acc_plus": mean(min(sample["score"] for sample, _ in pair) for pair in pairs),
+        **{name: value for name, value in confusion.figures.items() if name != "accuracy"},
+        **confusion.counts,
         "other_num": len(samples) - len(clear),
     }
 
@@ -268,20 +236,16 @@ class MME(Benchmark):
     form = (
         'TSV, or the release folder; lines {"question_id", "category", "question", "text"} or {"index", "prediction"}'
     )
-    load = staticmethod(load_mme)
-    rate = staticmethod(score_mme)
-    releases = (
-        published_table(
-            "mme", "MME", caution="sums of points, up to 2000 and 800; the release folder may be given as the data"
-        ),
-    )
+    load, rate = staticmethod(load_mme), staticmethod(score_mme)
+    _note = "sums of points, up to 2000 and 800; the release folder may be given as the data"
+    releases = (published_table("mme", "MME", caution=_note),)
     prompts = ("reference", "llava", "plain")
     headline = ("official", "total")
 
     def questions(self) -> Sequence[Question]:
         """All questions; the two about a picture one after the other."""
         data = load_mme(self.data)
-        rows = [question.cells for question in data.questions if question.cells is not None]
+        rows = [question.row for question in data.questions if question.row is not None]
         pictures = TablePictures(rows, self.image_folder, str(self.data[0]))
         return [self._question(question, pictures) for question in data.questions]
 
@@ -292,13 +256,14 @@ class MME(Benchmark):
         elif self.prompt == "llava":
             text = text.replace(f" {SENTENCE}", f"\n{SHORT_ANSWER_REQUEST}")
         fields = {"category": question.task, "question": question.text}
-        if question.cells is not None:
-            return picture_question(question.cells, text, pictures, **fields)
-        if question.file is None:
-            missing = partial(_no_picture, f"{self.data[0]}: {question.id}")
-            return Question(question.id, text, missing, str(question.id), question.id, fields)
-        opener = file_opener(question.file, f"question {question.id}")
-        return Question(question.id, text, opener, str(question.file), question.id, fields)
+        if question.row is not None:
+            return picture_question(question.row, text, pictures, **fields)
+        number, file = question.id, question.file
+        if file is None:
+            opener = partial(_no_picture, f"{self.data[0]}: {number}")
+        else:
+            opener = partial(open_in_folder, file.parent, file.name, f"question {number}")
+        return Question(number, text, opener, str(file or number), number, fields)
 
 
 def _no_picture(owner: str) -> Any:

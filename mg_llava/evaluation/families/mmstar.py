@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.families.multiple_choice import FIELDS, MultipleChoice, score_multiple_choice
 from mg_llava.evaluation.release import published_table
-from mg_llava.evaluation.scoring.choice_table import ChoiceTable, Metrics
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, share
+from mg_llava.evaluation.scoring.choice_table import ChoiceTable
+from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, group_by, join_predictions, mean_score
 
 _CATEGORY_SIZE = 250
 _SIZE = 1500
@@ -33,7 +31,7 @@ def mmstar_right(reply: str, answer: str) -> bool:
     return False
 
 
-def score_mmstar(table: ChoiceTable, predictions: Sequence[Mapping[str, Any]], **options: Any) -> ScoreResult:
+def score_mmstar(table: ChoiceTable, predictions: Lines, **options: Any) -> ScoreResult:
     """``score_multiple_choice`` and ``official``, MMStar's own rule.
 
     ``official`` has the script's ``final score`` (hits / 1500), each category (hits / 250) and each
@@ -44,26 +42,24 @@ def score_mmstar(table: ChoiceTable, predictions: Sequence[Mapping[str, Any]], *
         return result
     joined = join_predictions([row.id for row in table.rows], predictions, *FIELDS)
     samples: list[dict[str, Any]] = []
-    hits: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row, text in zip(table.rows, joined.texts, strict=True):
+    for row, text, _ in joined.beside(table.rows):
         right = float(row.answer is not None and mmstar_right(text, row.answer))
-        hits[row.cell("category") or "", row.cell("l2_category") or ""].append(right)
         samples.append({"id": row.id, "score": right, "answer": row.answer, "category": row.cell("category")})
-    metrics: Metrics = {
-        "accuracy": share(sum(sample["score"] for sample in samples), len(samples)),
-        "final score": sum(sum(values) for values in hits.values()) / _SIZE,
-    }
-    for category in dict.fromkeys(category for category, _ in hits if category):
-        total = sum(sum(values) for (name, _), values in hits.items() if name == category)
-        metrics[category] = total / _CATEGORY_SIZE
-    metrics |= {f"{name}({l2})": share(sum(v), len(v)) for (name, l2), v in hits.items() if name and l2}
+    metrics = {"accuracy": mean_score(samples), "final score": sum(one["score"] for one in samples) / _SIZE}
+    for category, some in group_by(samples, lambda sample: sample["category"]).items():
+        if category:
+            metrics[category] = sum(sample["score"] for sample in some) / _CATEGORY_SIZE
+    pairs = group_by(
+        zip(table.rows, samples, strict=True), lambda pair: (pair[1]["category"], pair[0].cell("l2_category"))
+    )
+    metrics |= {f"{name}({l2})": mean_score(s for _, s in some) for (name, l2), some in pairs.items() if name and l2}
     if len(samples) != _SIZE:
         result["warnings"].append(
             f"the table has {len(samples)} questions, but MMStar's script divides by 1500 and 250 all the same: "
             "see 'accuracy'"
         )
-    result["rules"] = {"official": {"metrics": metrics, "per_sample": samples}, **result["rules"]}
-    return result
+    official = joined.result({"official": (metrics, samples)})["rules"]
+    return {**result, "rules": {**official, **result["rules"]}}
 
 
 @BENCHMARKS.register
@@ -72,8 +68,5 @@ class MMStar(MultipleChoice):
 
     scorer = "mmstar"
     rate = staticmethod(score_mmstar)
-    releases = (
-        published_table(
-            "mmstar", "MMStar", "MMStar", "the official rule takes the first letter of anything, the others do not"
-        ),
-    )
+    _note = "the official rule takes the first letter of anything, the others do not"
+    releases = (published_table("mmstar", "MMStar", "MMStar", _note),)

@@ -10,19 +10,18 @@ Metrics: ``pair_accuracy`` (both questions of a pair right, the benchmark's figu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mg_llava.data.records.tables import Row, read_table, require_columns
-from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
 from mg_llava.evaluation.judging.verdicts import REPLY_FIELDS, unreadable
 from mg_llava.evaluation.release import HUGGING_FACE, Release
 from mg_llava.evaluation.scoring.files import find_file
-from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result, name_ids, share
+from mg_llava.evaluation.scoring.joining import Lines, Rule, ScoreResult, join_predictions, mean, mean_score, name_ids
 
 JUDGE_FIELDS = (*REPLY_FIELDS, "gpt_grade", "grade", "gpt_answer", "verdict", "judgement", "judgment")
 QUESTIONS = "Questions.csv"
@@ -59,11 +58,7 @@ class MmvpQuestion:
 
 
 def load_mmvp(paths: Sequence[Path]) -> list[MmvpQuestion]:
-    """Read ``Questions.csv`` (or the folder with it).
-
-    Raises:
-        ValueError: If it is malformed; the message names file and row.
-    """
+    """Read ``Questions.csv`` (or the folder with it); raises ``ValueError`` that names file and row."""
     path = find_file(paths, "list of questions", QUESTIONS) if paths[0].is_dir() else paths[0]
     rows = require_columns(path, read_table(path), ("Question", "Options", "Correct Answer"))
     return [_question(path, row) for row in rows]
@@ -79,37 +74,38 @@ def read_option(reply: str) -> str:
     return text[0].lower() if text[:1].lower() in ("a", "b") else ""
 
 
-def score_mmvp(
-    questions: Sequence[MmvpQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_mmvp(questions: Sequence[MmvpQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Score by the rules named above; a question without a prediction or without a judge's reply is wrong."""
     joined = join_predictions([question.id for question in questions], predictions, _IDS, _TEXTS)
-    warnings = []
-    rules: dict[str, Any] = {}
-    verdicts = [_verdict(line) for line in joined.lines]
-    unclear = [
-        q.id for q, verdict in zip(questions, verdicts, strict=True) if (verdict or "yes").lower() not in _CLEAR
-    ]
-    judged = sum(verdict is not None for verdict in verdicts)
-    if judged and len(unclear) == judged:
-        warnings.append(unreadable("mmvp", unclear))
-    elif judged:
-        rules["official"] = _judged(questions, verdicts)
-        both = zip(questions, verdicts, joined.lines, strict=True)
-        silent = [question.id for question, verdict, line in both if verdict is None and line is not None]
-        warnings += name_ids(silent, "predictions have no judge's reply and are wrong")
-        warnings += name_ids(unclear, "judge's replies are neither yes nor no and count as wrong")
-    else:
+    judged, lettered, silent, unclear = [], [], [], []
+    for question, text, line in joined.beside(questions):
+        verdict = (
+            next((str(line[name]) for name in JUDGE_FIELDS if line.get(name) is not None), None) if line else None
+        )
+        judged.append({"id": question.id, "score": float((verdict or "").lower() == "yes"), "parsed": verdict})
+        parsed, answer = read_option(text), question.answer
+        lettered.append({"id": question.id, "score": float(parsed == answer), "parsed": parsed, "answer": answer})
+        silent += [question.id] if verdict is None and line is not None else []
+        unclear += [question.id] if (verdict or "yes").lower() not in _CLEAR else []
+    warnings, rules = [], {"official": _rule(judged), "lmms_eval": _rule(lettered)}
+    n_judged = sum(sample["parsed"] is not None for sample in judged)
+    if not n_judged:
         warnings.append(
             "no judge's replies (a field such as 'judge' on each line): the official figure is left out, the others "
             "read the option's letter"
         )
+    elif len(unclear) == n_judged:
+        warnings.append(unreadable("mmvp", unclear))
+    else:
+        warnings += name_ids(silent, "predictions have no judge's reply and are wrong")
+        warnings += name_ids(unclear, "judge's replies are neither yes nor no and count as wrong")
+    if len(unclear) == n_judged:
+        del rules["official"]
     if len(questions) % 2:
         warnings.append("the last question has no partner; it is in no pair")
     if len(questions) >= max(DISPUTED):
         warnings.append(f"the labels of {DISPUTED} are disputed; they are used as the file has them")
-    rules["lmms_eval"] = _lettered(questions, joined)
-    return make_result(joined, rules, warnings)
+    return joined.result(rules, warnings)
 
 
 def _question(path: Path, row: Row) -> MmvpQuestion:
@@ -119,34 +115,10 @@ def _question(path: Path, row: Row) -> MmvpQuestion:
     return MmvpQuestion(row.number, f"{row['Question']} {row['Options']}", found.group())
 
 
-def _verdict(line: Mapping[str, Any] | None) -> str | None:
-    """The judge's reply on a line."""
-    if line is None:
-        return None
-    return next((str(line[name]) for name in JUDGE_FIELDS if line.get(name) is not None), None)
-
-
-def _judged(questions: Sequence[MmvpQuestion], verdicts: Sequence[str | None]) -> dict[str, Any]:
-    samples = [
-        {"id": question.id, "score": float((verdict or "").lower() == "yes"), "parsed": verdict}
-        for question, verdict in zip(questions, verdicts, strict=True)
-    ]
-    return _rule(samples)
-
-
-def _lettered(questions: Sequence[MmvpQuestion], joined: Joined) -> dict[str, Any]:
-    samples = []
-    for question, text in zip(questions, joined.texts, strict=True):
-        parsed, answer = read_option(text), question.answer
-        samples.append({"id": question.id, "score": float(parsed == answer), "parsed": parsed, "answer": answer})
-    return _rule(samples)
-
-
-def _rule(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _rule(samples: Lines) -> Rule:
     scores = [sample["score"] for sample in samples]
-    pairs = [min(pair) for pair in zip(scores[::2], scores[1::2], strict=False)]
-    metrics = {"pair_accuracy": share(sum(pairs), len(pairs)), "accuracy": share(sum(scores), len(scores))}
-    return {"metrics": metrics, "per_sample": samples}
+    pairs = zip(scores[::2], scores[1::2], strict=False)
+    return {"pair_accuracy": mean(map(min, pairs)), "accuracy": mean_score(samples)}, samples
 
 
 def _ask(question: MmvpQuestion, text: str) -> Messages:
@@ -163,8 +135,7 @@ class MMVP(Benchmark):
 
     scorer = "mmvp"
     form = 'Questions.csv; lines {"question_id", "response"}, and "judge" for judged scoring'
-    load = staticmethod(load_mmvp)
-    rate = staticmethod(score_mmvp)
+    load, rate = staticmethod(load_mmvp), staticmethod(score_mmvp)
     judge = JudgeProtocol("mmvp-1", load_mmvp, _ask, lambda reply: reply.strip().lower() in _CLEAR, max_tokens=10)
     releases = (
         Release(
@@ -176,16 +147,18 @@ class MMVP(Benchmark):
             "the paper's number is GPT-judged pair accuracy; the letter rule needs no judge",
         ),
     )
-    id_field = "question_id"
-    text_field = "response"
+    id_field, text_field = "question_id", "response"
     headline = ("lmms_eval", "pair_accuracy")
 
     def questions(self) -> Sequence[Question]:
         """The questions in order; consecutive ones are a pair."""
-        return [self._question(question) for question in load_mmvp(self.data)]
-
-    def _question(self, question: MmvpQuestion) -> Question:
-        picture = self.picture_file(f"{question.id}.jpg", "MMVP Images")
-        opener = file_opener(picture, f"question {question.id}")
-        fields = {"prompt": question.text, "answer": f"({question.answer})"}
-        return Question(question.id, question.text, opener, picture.name, question.id, fields)
+        return [
+            self.ask(
+                one.id,
+                one.text,
+                f"{one.id}.jpg",
+                "MMVP Images",
+                fields={"prompt": one.text, "answer": f"({one.answer})"},
+            )
+            for one in load_mmvp(self.data)
+        ]

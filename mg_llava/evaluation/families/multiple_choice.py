@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.records.tables import Row, TablePictures, cell_or_none, read_table, require_columns, unique_rows
+from mg_llava.data.records.tables import Row, TablePictures, cell_or_none
 from mg_llava.evaluation.asking import LETTER_REQUEST, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import HUGGING_FACE, published_table
-from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, mean, options_of
+from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, options_of
 from mg_llava.evaluation.scoring.choices import LETTERS, infer_choice, reference_letter
-from mg_llava.evaluation.scoring.joining import Joined, ScoreResult, join_predictions, make_result
+from mg_llava.evaluation.scoring.files import read_rows
+from mg_llava.evaluation.scoring.joining import Joined, Lines, Rule, ScoreResult, join_predictions, mean
 
 CHINESE_LETTER_REQUEST = "请直接回答选项字母。"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -39,7 +40,6 @@ _SHORT_NAMES = {
 }
 FIELDS = (("index", "question_id", "id"), ("prediction", "text"))
 """Keys of the id and of the reply on a prediction line."""
-_SUBMISSION_LEFT_OUT = ("image", "image_path")
 _RULES = "the paper does not say whether a server, ChatGPT or rules scored; compare with LLaVA-1.5 run the same way"
 _CIRCULAR = "all rotations of a question must be right; the table of July 2023 has 4377 rows, later ones 4329"
 _UPLOAD = "no answers: upload the predictions to the MMBench server"
@@ -77,7 +77,7 @@ def load_mmmu(paths: Sequence[Path]) -> ChoiceTable:
     return load_table(paths, open_questions=True)
 
 
-def score_multiple_choice(table: ChoiceTable, predictions: Sequence[Mapping[str, Any]], **options: Any) -> ScoreResult:
+def score_multiple_choice(table: ChoiceTable, predictions: Lines, **options: Any) -> ScoreResult:
     """Score by the rules ``reference`` (MG-LLaVA) and ``vlmevalkit`` (exact matching of June 2024)."""
     joined = join_predictions([row.id for row in table.rows], predictions, *FIELDS)
     warnings = [*table.warnings]
@@ -88,14 +88,14 @@ def score_multiple_choice(table: ChoiceTable, predictions: Sequence[Mapping[str,
             f"{table.path} has no answers (a test split): nothing is scored; the benchmark's server takes the table "
             "with a column 'prediction', here under 'submission'"
         )
-        return make_result(joined, {}, warnings, **extra, submission=_submission(table, joined))
+        return joined.result({}, warnings, **extra, submission=_submission(table, joined))
     if answered < len(table.rows):
         warnings.append(f"{len(table.rows) - answered} of {len(table.rows)} rows have no answer and count as wrong")
     rules = {
         "reference": _rule(table, joined, _read_reference, {}, "Average"),
         "vlmevalkit": _rule(table, joined, _read_vlmevalkit, _SHORT_NAMES, "Overall"),
     }
-    return make_result(joined, rules, warnings, **extra)
+    return joined.result(rules, warnings, **extra)
 
 
 def _read_reference(table: ChoiceTable, row: Choice, reply: str) -> tuple[str, str | None]:
@@ -118,10 +118,10 @@ def _rule(
     read: Callable[[ChoiceTable, Choice, str], tuple[str, str | None]],
     short_names: Mapping[str, str],
     title: str,
-) -> dict[str, Any]:
+) -> Rule:
     """Metrics and samples of a rule that reads one letter out of each reply."""
     read_rows: dict[str, dict[str, Any]] = {}
-    for row, text, line in zip(table.rows, joined.texts, joined.lines, strict=True):
+    for row, text, line in joined.beside(table.rows):
         parsed, answer = read(table, row, text) if line is not None else ("", row.answer)
         right = float(line is not None and row.answer is not None and parsed == answer)
         read_rows[row.key] = {"id": row.id, "score": right, "parsed": parsed, "answer": answer}
@@ -129,20 +129,19 @@ def _rule(
     vanilla: dict[str, float] = {}
     strict: dict[str, float] = {}
     for key, group in table.groups.items():
-        parts = [read_rows[row.key] for row in group]
-        vanilla[key], strict[key] = parts[0]["score"], min(part["score"] for part in parts)
-        sample = {**parts[0], "score": strict[key], "vanilla": vanilla[key]}
-        sample |= {name: group[0].cell(name) for name in ("category", "l2-category") if name in group[0].row}
-        samples.append({**sample, "rotations": parts[1:]} if len(parts) > 1 else sample)
-    metrics = {title: mean(strict.values()), **choice_metrics(table, strict, vanilla, short_names, title)}
-    return {"metrics": metrics, "per_sample": samples}
+        base, *rotations = (read_rows[row.key] for row in group)
+        vanilla[key], strict[key] = base["score"], min(one["score"] for one in (base, *rotations))
+        groups = {name: group[0].cell(name) for name in ("category", "l2-category") if name in group[0].row}
+        sample = {**base, "score": strict[key], "vanilla": vanilla[key], **groups}
+        samples.append({**sample, "rotations": rotations} if rotations else sample)
+    return {title: mean(strict.values()), **choice_metrics(table, strict, vanilla, short_names, title)}, samples
 
 
 def _submission(table: ChoiceTable, joined: Joined) -> list[dict[str, Any]]:
     """The rows that MMBench's server takes: the table without pictures, with the replies."""
     rows = []
-    for row, text in zip(table.rows, joined.texts, strict=True):
-        cells = {name: value for name, value in row.row.items() if name not in _SUBMISSION_LEFT_OUT}
+    for row, text, _ in joined.beside(table.rows):
+        cells = {name: value for name, value in row.row.items() if name not in ("image", "image_path")}
         rows.append({**cells, "index": row.id, "prediction": text})
     return rows
 
@@ -156,15 +155,13 @@ class MultipleChoice(Benchmark):
 
     scorer = "multiple_choice"
     form = 'a TSV of VLMEvalKit form; lines {"index", "prediction"}'
-    load = staticmethod(load_multiple_choice)
-    rate = staticmethod(score_multiple_choice)
+    load, rate = staticmethod(load_multiple_choice), staticmethod(score_multiple_choice)
     prompts = ("reference", "vlmevalkit")
 
     def questions(self) -> Sequence[Question]:
         """All rows, circular copies included."""
-        path = self.data[0]
-        rows, _ = unique_rows(path, require_columns(path, read_table(path), ("index", "question", "A", "B")))
-        pictures = TablePictures(rows, self.image_folder, str(path))
+        rows, _ = read_rows(self.data[0], "question", "A", "B")
+        pictures = TablePictures(rows, self.image_folder, str(self.data[0]))
         return [self._question(row, pictures) for row in rows]
 
     def _question(self, row: Row, pictures: TablePictures) -> Question:
@@ -234,9 +231,8 @@ class VStar(MultipleChoice):
     """V*: small objects in large pictures."""
 
     scorer = "vstar"
-    releases = (
-        published_table("vstar", "VStarBench", get=f"{HUGGING_FACE}xjtupanda/VStar_Bench/resolve/main/VStarBench.tsv"),
-    )
+    _get = f"{HUGGING_FACE}xjtupanda/VStar_Bench/resolve/main/VStarBench.tsv"
+    releases = (published_table("vstar", "VStarBench", get=_get),)
 
 
 @BENCHMARKS.register
@@ -244,13 +240,10 @@ class HRBench(MultipleChoice):
     """HR-Bench: pictures of 4K and 8K, each question in four rotations of its options."""
 
     scorer = "hrbench"
+    _get = f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_%s.tsv as HRBench%s.tsv"
     releases = (
-        published_table(
-            "hrbench_4k", "HRBench4K", get=f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_4k.tsv as HRBench4K.tsv"
-        ),
-        published_table(
-            "hrbench_8k", "HRBench8K", get=f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_8k.tsv as HRBench8K.tsv"
-        ),
+        published_table("hrbench_4k", "HRBench4K", get=_get % ("4k", "4K")),
+        published_table("hrbench_8k", "HRBench8K", get=_get % ("8k", "8K")),
     )
 
 
@@ -267,11 +260,8 @@ class MMERealWorld(MultipleChoice):
     """MME-RealWorld: five options, large pictures."""
 
     scorer = "mme_realworld"
-    releases = (
-        published_table(
-            "mme_realworld", "MME-RealWorld", get=f"{HUGGING_FACE}yifanzhang114/MME-RealWorld-Base64: 33 GB"
-        ),
-    )
+    _get = f"{HUGGING_FACE}yifanzhang114/MME-RealWorld-Base64: 33 GB"
+    releases = (published_table("mme_realworld", "MME-RealWorld", get=_get),)
 
 
 @BENCHMARKS.register

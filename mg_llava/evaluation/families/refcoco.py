@@ -6,13 +6,12 @@ as fractions of the original or of the padded picture (LLaVA).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, Release
 from mg_llava.evaluation.scoring.box_replies import (
@@ -24,14 +23,17 @@ from mg_llava.evaluation.scoring.box_replies import (
     parse_lmms_eval,
     parse_xtuner,
 )
-from mg_llava.evaluation.scoring.files import find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scoring.files import find_files, names, read_records, take
 from mg_llava.evaluation.scoring.joining import (
+    Line,
+    Lines,
+    Rule,
     ScoreResult,
     join_repeated,
-    make_result,
+    mean,
+    mean_score,
     number_repeated,
     reply_text,
-    share,
 )
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
@@ -39,7 +41,6 @@ BoxFormat = Literal["original", "padded"]
 
 _ID_FIELDS = ("id", "question_id", "img_id", "index")
 _LMMS_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_FIGURES = ("score", "iou", "center_inside")
 _NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -80,28 +81,25 @@ class Referred:
         return x1, y1, x2, y2
 
 
-def load_refcoco(paths: Sequence[str | Path]) -> list[Referred]:
+def load_refcoco(paths: Sequence[Path]) -> list[Referred]:
     """Sentences of XTuner's JSON list (``img_id, sents, bbox, height, width``) or of a LLaVA-style jsonl.
 
     A line of the latter has the box as ``ans`` (fractions xyxy) or as ``bbox`` (pixels xywh) with the picture's size.
     """
     records = []
     for path in find_files(paths, "*.json", "*.jsonl"):
-        lines = read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+        lines = read_records(path)
         if not isinstance(lines, list):
             raise ValueError(f"{path}: expected a list of sentences with boxes, found {type(lines).__name__}")
         records += [_referred(line, f"{path}: entry {number}", number) for number, line in enumerate(lines, start=1)]
     if not records:
-        raise ValueError(f"{', '.join(map(str, paths))}: no sentences with boxes there (looked for *.json, *.jsonl)")
+        raise ValueError(f"{names(paths)}: no sentences with boxes there (looked for *.json, *.jsonl)")
     ids = number_repeated([record.id for record in records])
     return [replace(one, id=name, names=(one.id, name, *one.names)) for one, name in zip(records, ids, strict=True)]
 
 
 def score_refcoco(
-    annotations: Sequence[Referred],
-    predictions: Sequence[Mapping[str, Any]],
-    box_format: BoxFormat = "original",
-    **options: Any,
+    annotations: Sequence[Referred], predictions: Lines, box_format: BoxFormat = "original", **options: Any
 ) -> ScoreResult:
     """Accuracy at an overlap of one half by the rules for the form of the replies.
 
@@ -119,30 +117,22 @@ def score_refcoco(
         raise ValueError(f"box_format is {box_format!r}; allowed: {', '.join(get_args(BoxFormat))}")
     lines = [_with_form(line) for line in predictions]
     joined = join_repeated(_names(annotations, lines), lines, _line_name, ("ans", "pred_text"))
-    rules: dict[str, Any] = {}
-    if any("ans" in line for line in lines) or not lines:
-        rules["xtuner"] = _apply(annotations, joined.lines, "ans", _score_xtuner)
-        rules["xtuner"]["metrics"] = _accuracy(rules["xtuner"]["per_sample"])
-    if any("pred_text" in line for line in lines):
-        rules["llava_hr"] = _apply(annotations, joined.lines, "pred_text", _score_llava_hr, box_format)
-        rules["llava_hr"]["metrics"] = _accuracy(rules["llava_hr"]["per_sample"])
-        rules["lmms_eval"] = _apply(annotations, joined.lines, "pred_text", _score_lmms_eval, box_format)
-        rules["lmms_eval"]["metrics"] = _lmms_metrics(rules["lmms_eval"]["per_sample"])
-    return make_result(joined, rules, box_format=box_format)
+    forms = [field for field in ("ans", "pred_text") if any(field in line for line in lines)] or ["ans"]
+    rules = {
+        rule: _score(annotations, joined.lines, field, rule, box_format) for field in forms for rule in _RULES[field]
+    }
+    return joined.result(rules, box_format=box_format)
 
 
-def _line_name(line: Mapping[str, Any]) -> str:
+def _line_name(line: Line) -> str:
     return id_key(next((line[name] for name in _ID_FIELDS if name in line), None))
 
 
-def _names(annotations: Sequence[Referred], lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(annotations: Sequence[Referred], lines: Lines) -> list[str]:
     """The ids of the sentences that the predictions use: of all ways to name them, the one that meets most."""
     found = {_line_name(line) for line in lines}
     ways = zip(*(record.names for record in annotations), strict=True)
     return list(max(ways, key=lambda names: len(found.intersection(names)), default=()))
-
-
-# XTuner: percent of the original picture, whole numbers
 
 
 def xtuner_target(record: Referred) -> Box:
@@ -152,12 +142,10 @@ def xtuner_target(record: Referred) -> Box:
 
 
 def _score_xtuner(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
+    """XTuner: percent of the original picture, whole numbers."""
     box, target = parse_xtuner(text), xtuner_target(record)
     iou = 0.0 if box is None else overlap(box, target, border=1)
     return {"score": float(iou > 0.5), "iou": iou, "parsed": box, "answer": target}
-
-
-# LLaVA: fractions
 
 
 def _score_llava_hr(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
@@ -175,36 +163,29 @@ def _score_lmms_eval(text: str, record: Referred, box_format: BoxFormat) -> dict
     return {"score": float(iou >= 0.5), "iou": iou, "center_inside": inside, "parsed": box, "answer": target}
 
 
-def _lmms_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    metrics = {**_accuracy(samples), "IoU": share(sum(sample["iou"] for sample in samples), len(samples))}
-    for threshold in _LMMS_THRESHOLDS:
-        metrics[f"ACC@{threshold}"] = share(sum(sample["iou"] >= threshold for sample in samples), len(samples))
-    return {**metrics, "Center_ACC": share(sum(sample["center_inside"] for sample in samples), len(samples))}
+_RULES = {
+    "ans": {"xtuner": _score_xtuner},
+    "pred_text": {"llava_hr": _score_llava_hr, "lmms_eval": _score_lmms_eval},
+}
+"""Rules for the form of a reply, by its key on a prediction line."""
 
 
-# All
-
-
-def _apply(
-    annotations: Sequence[Referred],
-    lines: Sequence[Mapping[str, Any] | None],
-    field: str,
-    rule: Callable[[str, Referred, BoxFormat], dict[str, Any]],
-    box_format: BoxFormat = "original",
-) -> dict[str, Any]:
+def _score(
+    annotations: Sequence[Referred], lines: Sequence[Line | None], field: str, rule: str, box_format: BoxFormat
+) -> Rule:
     samples = []
     for record, line in zip(annotations, lines, strict=True):
-        text = reply_text((line or {}).get(field))
-        sample = rule(text, record, box_format)
+        sample = _RULES[field][rule](reply_text((line or {}).get(field)), record, box_format)
         if line is None:
-            sample.update({name: type(value)() for name, value in sample.items() if name in _FIGURES})
+            sample |= {name: type(sample[name])() for name in ("score", "iou", "center_inside") if name in sample}
         samples.append({"id": record.id, **sample})
-    return {"per_sample": samples}
-
-
-def _accuracy(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    right = sum(sample["score"] for sample in samples)
-    return {"accuracy": share(right, len(samples)), "n_malformed": sum(sample["parsed"] is None for sample in samples)}
+    metrics = {"accuracy": mean_score(samples), "n_malformed": sum(sample["parsed"] is None for sample in samples)}
+    if rule == "lmms_eval":
+        overlaps = [sample["iou"] for sample in samples]
+        metrics["IoU"] = mean(overlaps)
+        metrics |= {f"ACC@{least}": mean(iou >= least for iou in overlaps) for least in _LMMS_THRESHOLDS}
+        metrics["Center_ACC"] = mean(sample["center_inside"] for sample in samples)
+    return metrics, samples
 
 
 def _referred(line: Any, where: str, number: int) -> Referred:
@@ -229,7 +210,7 @@ def _referred(line: Any, where: str, number: int) -> Referred:
     return Referred(key, (own, str(number - 1)), sentence, picture, xywh, size, fractions)
 
 
-def _size(line: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size(line: Line) -> tuple[int, int] | None:
     width = line.get("width", line.get("image_width"))
     height = line.get("height", line.get("image_height"))
     return (int(width), int(height)) if width and height else None
@@ -245,7 +226,7 @@ def _four(value: Any, where: str) -> Box:
     return x1, y1, x2, y2
 
 
-def _with_form(line: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_form(line: Line) -> Line:
     if "ans" in line or "pred_text" in line:
         return line
     text = reply_text(next((line[name] for name in ("text", "prediction", "response") if name in line), None))
@@ -266,22 +247,16 @@ def _release(name: str, split: str) -> Release:
         "of the REFER annotations (https://github.com/lichengunc/refer; RefCOCOg: the umd split); COCO train2014 "
         f"pictures ({COCO}train2014.zip) to coco/train2014"
     )
-    return Release(
-        f"{name}_{split.lower()}",
-        (file,),
-        "coco/train2014",
-        get,
-        None,
-        f"not in the paper; lmms-lab's {name} is another split of the same name",
-    )
+    caution = f"not in the paper; lmms-lab's {name} is another split of the same name"
+    return Release(f"{name}_{split.lower()}", (file,), "coco/train2014", get, None, caution)
 
 
 @BENCHMARKS.register
 class RefCOCO(Benchmark):
     """RefCOCO, RefCOCO+ or RefCOCOg from XTuner's JSON or a LLaVA-style jsonl.
 
-    MG-LLaVA's authors have no such evaluation, so that prompt, frame and rule are ours to choose: the prompt of the
-    LLaVA-1.5 mixture that the model is trained on, fractions of the original picture, and an overlap of at least 0.5.
+    MG-LLaVA's authors have no such evaluation. Prompt, frame and rule chosen here: the prompt of the LLaVA-1.5 mixture
+    that the model is trained on, fractions of the original picture, and an overlap of at least 0.5.
 
     Args:
         box_format: Whether the model's fractions are of the ``original`` or of the ``padded`` picture.
@@ -291,8 +266,7 @@ class RefCOCO(Benchmark):
 
     scorer = "refcoco"
     form = 'JSON list or jsonl; lines {"id", "ans"} or {"id", "pred_text"}'
-    load = staticmethod(load_refcoco)
-    rate = staticmethod(score_refcoco)
+    load, rate = staticmethod(load_refcoco), staticmethod(score_refcoco)
     releases = tuple(_release(name, split) for name, splits in _SPLITS.items() for split in splits)
     prompts = tuple(_PROMPTS)
     id_field = "id"
@@ -307,17 +281,14 @@ class RefCOCO(Benchmark):
         """All sentences."""
         return [self._question(record) for record in load_refcoco(self.data)]
 
-    def score(self, predictions: Sequence[Mapping[str, Any]], **options: Any) -> ScoreResult:
+    def score(self, predictions: Lines, **options: Any) -> ScoreResult:
         """As of ``Benchmark``, with the class's ``box_format``."""
-        return super().score([dict(line) for line in predictions], **{"box_format": self.box_format, **options})
+        return super().score(predictions, **{"box_format": self.box_format, **options})
 
     def _question(self, record: Referred) -> Question:
-        opener = file_opener(self._path(record.picture), f"sentence {record.id!r}")
-        text = _PROMPTS[self.prompt].format(record.sentence)
-        return Question(record.id, text, opener, record.picture, record.picture)
-
-    def _path(self, picture: str) -> Path:
-        """The picture's file: COCO names its pictures with and without ``COCO_train2014_``."""
-        names = (picture, f"COCO_train2014_{picture}", picture.removeprefix("COCO_train2014_"))
-        files = [self.picture_file(name) for name in names]
-        return next((file for file in files if file.is_file()), files[0])
+        text, picture = _PROMPTS[self.prompt].format(record.sentence), record.picture
+        # COCO names its pictures with and without the prefix.
+        spellings = (picture, f"COCO_train2014_{picture}", picture.removeprefix("COCO_train2014_"))
+        name = next((name for name in spellings if (self.picture_folder() / name).is_file()), picture)
+        asked = self.ask(record.id, text, name, owner=f"sentence {record.id!r}", box_key=picture)
+        return replace(asked, picture_key=picture)

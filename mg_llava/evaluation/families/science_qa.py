@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import LETTER_REQUEST, file_opener
+from mg_llava.evaluation.asking import LETTER_REQUEST
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import EVAL_ZIP, Release
-from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scoring.files import find_file, find_files, names, read_json, take
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, mean_score
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 OPTIONS = "ABCDE"
@@ -54,25 +54,24 @@ def load_scienceqa(paths: Sequence[Path]) -> dict[str, list[ScienceProblem]]:
     Raises:
         ValueError: If a file is missing or malformed; the message names it.
     """
-    folder_files = {pattern: find_files(paths, pattern) for pattern in (PROBLEMS, SPLITS, CONVERSATIONS)}
     for name in (PROBLEMS, SPLITS):
-        if not folder_files[name]:
-            raise ValueError(f"{', '.join(map(str, paths))}: no {name} there")
-    problems, splits = (read_json(folder_files[name][0]) for name in (PROBLEMS, SPLITS))
+        if not find_files(paths, name):
+            raise ValueError(f"{names(paths)}: no {name} there")
+    path = find_files(paths, PROBLEMS)[0]
+    problems, splits = read_json(path), read_json(find_files(paths, SPLITS)[0])
     asked = {
-        id_key(take(item, "id", f"{path}: item {number}")): bool(item.get("image"))
-        for path in folder_files[CONVERSATIONS]
-        for number, item in enumerate(read_json(path), start=1)
+        id_key(take(item, "id", f"{file}: item {number}")): bool(item.get("image"))
+        for file in find_files(paths, CONVERSATIONS)
+        for number, item in enumerate(read_json(file), start=1)
     }
     loaded: dict[str, list[ScienceProblem]] = {}
     for split, ids in splits.items():
         loaded[split] = []
-        for name in dict.fromkeys(ids):
-            where = f"{folder_files[PROBLEMS][0]}: problem {name}"
-            problem = take(problems, str(name), str(folder_files[PROBLEMS][0]))
-            choices, answer = take(problem, "choices", where), problem.get("answer")
+        for name in map(str, dict.fromkeys(ids)):
+            problem = take(problems, name, str(path))
+            choices, answer = take(problem, "choices", f"{path}: problem {name}"), problem.get("answer")
             picture = asked.get(id_key(name), bool(problem.get("image")))
-            loaded[split].append(ScienceProblem(str(name), -1 if answer is None else answer, len(choices), picture))
+            loaded[split].append(ScienceProblem(name, -1 if answer is None else answer, len(choices), picture))
     return loaded
 
 
@@ -87,10 +86,7 @@ def read_letter(reply: str) -> str:
 
 
 def score_scienceqa(
-    splits: Mapping[str, Sequence[ScienceProblem]],
-    predictions: Sequence[Mapping[str, Any]],
-    split: str = "test",
-    **options: Any,
+    splits: Mapping[str, Sequence[ScienceProblem]], predictions: Lines, split: str = "test", **options: Any
 ) -> ScoreResult:
     """Score by the rule ``official`` (LLaVA's script).
 
@@ -106,45 +102,31 @@ def score_scienceqa(
     """
     if split not in splits:
         raise ValueError(f"scienceqa has no split {split!r}; it has {', '.join(splits)}")
-    problems = splits[split]
-    joined = join_predictions(
-        [problem.id for problem in problems], predictions, ("question_id", "index", "id"), ("text", "prediction")
-    )
+    ids = [problem.id for problem in splits[split]]
+    joined = join_predictions(ids, predictions, ("question_id", "index", "id"), ("text", "prediction"))
     has_prompts = any(line is not None and "prompt" in line for line in joined.lines)
     samples: list[dict[str, Any]] = []
-    for problem, text, line in zip(problems, joined.texts, joined.lines, strict=True):
+    for problem, text, line in joined.beside(splits[split]):
         parsed = read_letter(text) if line is not None else FAILED
         chosen = OPTIONS.index(parsed) if parsed in tuple(OPTIONS[: problem.choices]) else -1
-        prompted = (
-            "<image>" in str(line.get("prompt", "")) if line is not None and has_prompts else problem.has_picture
-        )
-        samples.append(
-            {
-                "id": problem.id,
-                "score": float(chosen >= 0 and chosen == problem.answer),
-                "parsed": parsed,
-                "answer": OPTIONS[problem.answer] if 0 <= problem.answer < len(OPTIONS) else None,
-                "category": "image" if problem.has_picture else "text",
-                "is_multimodal": line is not None and prompted,
-            }
-        )
+        answer = OPTIONS[problem.answer] if 0 <= problem.answer < len(OPTIONS) else None
+        reply = {"score": float(chosen >= 0 and chosen == problem.answer), "parsed": parsed, "answer": answer}
+        prompted = "<image>" in str((line or {}).get("prompt", "")) if has_prompts else problem.has_picture
+        groups = {"category": "image" if problem.has_picture else "text", "is_multimodal": bool(line) and prompted}
+        samples.append({"id": problem.id, **reply, **groups})
     warnings = []
     if joined.n_missing:
         warnings.append("as in LLaVA's script, questions without a prediction are left out of IMG-Accuracy")
     if not any(sample["is_multimodal"] for sample in samples):
         warnings.append("no answered question has a picture: IMG-Accuracy is 0, where the script divides by zero")
     metrics = {
-        "accuracy": _mean(samples),
-        "IMG-Accuracy": _mean([sample for sample in samples if sample["is_multimodal"]]),
-        "image_accuracy": _mean([sample for sample in samples if sample["category"] == "image"]),
+        "accuracy": mean_score(samples),
+        "IMG-Accuracy": mean_score(sample for sample in samples if sample["is_multimodal"]),
+        "image_accuracy": mean_score(sample for sample in samples if sample["category"] == "image"),
     }
     metrics |= {f"{name}_rounded": round(100 * value, 2) for name, value in metrics.items()}
     metrics |= {"correct": sum(sample["score"] for sample in samples), "count": len(samples)}
-    return make_result(joined, {"official": {"metrics": metrics, "per_sample": samples}}, warnings)
-
-
-def _mean(samples: Sequence[Mapping[str, Any]]) -> float:
-    return share(sum(sample["score"] for sample in samples), len(samples))
+    return joined.result({"official": (metrics, samples)}, warnings)
 
 
 @BENCHMARKS.register
@@ -153,8 +135,7 @@ class ScienceQA(Benchmark):
 
     scorer = "scienceqa"
     form = 'folder with problems.json, pid_splits.json, llava_test_CQM-A.json; lines {"question_id", "text"}'
-    load = staticmethod(load_scienceqa)
-    rate = staticmethod(score_scienceqa)
+    load, rate = staticmethod(load_scienceqa), staticmethod(score_scienceqa)
     releases = (
         Release(
             "scienceqa",
@@ -166,20 +147,18 @@ class ScienceQA(Benchmark):
             "all 4241 questions; the paper's number is of the 2017 with a picture: quote IMG-Accuracy",
         ),
     )
-    id_field = "question_id"
-    text_field = "text"
+    id_field, text_field = "question_id", "text"
     headline = ("official", "IMG-Accuracy")
 
     def questions(self) -> Sequence[Question]:
         """All questions of ``llava_test_CQM-A.json``."""
         return [self._question(item) for item in read_json(find_file(self.data, "list of questions", CONVERSATIONS))]
 
-    def _question(self, item: Mapping[str, Any]) -> Question:
+    def _question(self, item: Line) -> Question:
         name = str(item["id"])
         asked = item["conversations"][0]["value"].replace(IMAGE_PLACEHOLDER, "").strip()
         text = f"{asked}\n{LETTER_REQUEST}"
         if not item.get("image"):
             return Question(name, text, fields={"prompt": text})
-        picture = self.picture_file(item["image"], "images/test")
         fields = {"prompt": f"{IMAGE_PLACEHOLDER}\n{text}"}  # by which LLaVA's script knows questions with a picture
-        return Question(name, text, file_opener(picture, f"question {name}"), str(picture), name, fields)
+        return self.ask(name, text, item["image"], "images/test", fields=fields)

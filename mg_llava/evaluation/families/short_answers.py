@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mg_llava.data.records.tables import plain_id, read_table, require_columns
-from mg_llava.evaluation.asking import ask_shortly, file_opener, table_questions
+from mg_llava.evaluation.asking import ask_shortly, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import published_table
 from mg_llava.evaluation.scoring.answers import anls, answer_list, relaxed_match
-from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
-from mg_llava.evaluation.scoring.metrics import flatten
+from mg_llava.evaluation.scoring.files import TABLES, check_unique, find_file, find_files, names, read_json, take
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, group_by, join_predictions, mean, mean_score
 
 ID_FIELDS = ("index", "questionId", "question_id", "id")
 TEXT_FIELDS = ("prediction", "text", "answer")
@@ -40,12 +38,47 @@ class AnsweredQuestion:
     key: str = ""
 
 
-Rule = Callable[[str, Sequence[str]], float]
+def load_table(path: Path) -> list[AnsweredQuestion]:
+    """Questions of a TSV with columns ``index`` and, unless it is a test split, ``answer``."""
+    rows = require_columns(path, read_table(path), ["index"])
+    check_unique((row["index"] for row in rows), path)
+    answered = any(row.get("answer") for row in rows)
+    questions = []
+    for row in rows:
+        groups = {"split": [row["split"]]} if row.get("split") else {}
+        answers = answer_list(row.get("answer") or "") if answered else ()
+        questions.append(AnsweredQuestion(plain_id(row["index"]), answers, groups))
+    return questions
 
 
-def load_docvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
+class ShortAnswers(Benchmark):
+    """Short questions of a table (TSV) with its pictures, or of JSON files with pictures in ``image_folder``."""
+
+    form = 'TSV; lines {"index", "prediction"}'
+    headline = ("official", "accuracy")
+
+    def questions(self) -> Sequence[Question]:
+        """All questions."""
+        if not find_files(self.data, *TABLES):
+            return self.questions_of_json()
+        path = find_file(self.data, "question table", *TABLES)
+        rows = require_columns(path, read_table(path), ["index", "question"])
+        return table_questions(rows, path, self.image_folder, lambda row: ask_shortly(row["question"]))
+
+    def questions_of_json(self) -> Sequence[Question]:
+        """The questions of data without a table, where that is allowed."""
+        find_file(self.data, "question table", *TABLES)
+        return []
+
+
+def load_ocrvqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
+    """Questions of a TSV with columns ``index`` and ``answer``."""
+    return load_table(find_file(paths, "question table", *TABLES))
+
+
+def load_docvqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
     """Questions of the official JSON (``val_v1.0.json``), or of a TSV with a column ``answer``."""
-    path = find_file(paths, "question file (official JSON, or TSV)", "*.json", "*.tsv", "*.csv")
+    path = find_file(paths, "question file (official JSON, or TSV)", "*.json", *TABLES)
     if path.suffix != ".json":
         return load_table(path)
     records = []
@@ -53,40 +86,16 @@ def load_docvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
         types = record.get("question_types") or record.get("answer_type") or ()
         groups = {"question_types": [types] if isinstance(types, str) else list(types)}
         answers = [str(answer) for answer in record.get("answers") or ()]
-        records.append(
-            AnsweredQuestion(take(record, "questionId", f"{path}: entry {number} of data"), answers, groups)
-        )
+        name = take(record, "questionId", f"{path}: entry {number} of data")
+        records.append(AnsweredQuestion(name, answers, groups))
     check_unique((record.id for record in records), path)
     return records
 
 
-def score_docvqa(
-    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
-    """Average normalized Levenshtein similarity (ANLS) of the official script."""
-    return _score(annotations, predictions, anls, "anls", str)
-
-
-def load_ocrvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
-    """Questions of a TSV with columns ``index`` and ``answer``."""
-    return load_table(find_file(paths, "question table", "*.tsv", "*.csv"))
-
-
-def score_ocrvqa(
-    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
-    """Equality with an answer, but for case and spaces at the ends."""
-
-    def rule(text: str, answers: Sequence[str]) -> float:
-        return float(any(text.strip().lower() == answer.strip().lower() for answer in answers))
-
-    return _score(annotations, predictions, rule, "accuracy", lambda text: text.strip().lower())
-
-
-def load_chartqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
+def load_chartqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
     """Questions of a TSV, or of ``test_human.json`` and ``test_augmented.json`` with ids such as ``test_human/17``."""
-    if find_files(paths, "*.tsv", "*.csv"):
-        return load_table(find_file(paths, "question table", "*.tsv", "*.csv"))
+    if find_files(paths, *TABLES):
+        return load_ocrvqa(paths)
     records = []
     for path in find_files(paths, "*.json"):
         for number, record in enumerate(read_json(path)):
@@ -94,98 +103,89 @@ def load_chartqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
             answers = [str(answer) for answer in (label if isinstance(label, list) else [label])]
             records.append(AnsweredQuestion(f"{path.stem}/{number}", answers, {"split": [path.stem]}))
     if not records:
-        raise ValueError(f"{', '.join(map(str, paths))}: no questions there (looked for *.tsv and *.json)")
+        raise ValueError(f"{names(paths)}: no questions there (looked for *.tsv and *.json)")
     return records
 
 
-def score_chartqa(
-    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_docvqa(annotations: Sequence[AnsweredQuestion], predictions: Lines, **options: Any) -> ScoreResult:
+    """Average normalized Levenshtein similarity (ANLS) of the official script."""
+    return _score(annotations, predictions, anls, "anls", str)
+
+
+def score_ocrvqa(annotations: Sequence[AnsweredQuestion], predictions: Lines, **options: Any) -> ScoreResult:
+    """Equality with an answer, but for case and spaces at the ends."""
+
+    def bare(text: str) -> str:
+        return text.strip().lower()
+
+    return _score(annotations, predictions, lambda text, answers: bare(text) in map(bare, answers), "accuracy", bare)
+
+
+def score_chartqa(annotations: Sequence[AnsweredQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Relaxed accuracy: 5 % for numbers, equality for texts; ``mean_of_splits`` is what papers call overall."""
 
-    def rule(text: str, answers: Sequence[str]) -> float:
-        return float(any(relaxed_match(text.strip(), answer) for answer in answers))
+    def is_right(text: str, answers: Sequence[str]) -> bool:
+        return any(relaxed_match(text.strip(), answer) for answer in answers)
 
-    result = _score(annotations, predictions, rule, "accuracy", str.strip)
+    result = _score(annotations, predictions, is_right, "accuracy", str.strip)
     for outcome in result["rules"].values():
         splits = [value for name, value in outcome["metrics"].items() if re.fullmatch("split/[^/]+", name)]
         if splits:
-            outcome["metrics"]["mean_of_splits"] = sum(splits) / len(splits)
+            outcome["metrics"]["mean_of_splits"] = mean(splits)
     return result
-
-
-def load_table(path: Path) -> list[AnsweredQuestion]:
-    """Questions of a TSV with columns ``index`` and, unless it is a test split, ``answer``."""
-    rows = read_table(path)
-    require_columns(path, rows, ["index"])
-    check_unique((row["index"] for row in rows), path)
-    answered = any(row.get("answer") for row in rows)
-    return [
-        AnsweredQuestion(
-            plain_id(row["index"]),
-            answer_list(row.get("answer") or "") if answered else (),
-            {"split": [row["split"]]} if row.get("split") else {},
-        )
-        for row in rows
-    ]
 
 
 def _score(
     annotations: Sequence[AnsweredQuestion],
-    predictions: Sequence[Mapping[str, Any]],
-    rule: Rule,
+    predictions: Lines,
+    rule: Callable[[str, Sequence[str]], float],
     metric: str,
     parse: Callable[[str], str],
 ) -> ScoreResult:
     joined = join_predictions([record.id for record in annotations], predictions, ID_FIELDS, TEXT_FIELDS)
-    if not any(record.answers for record in annotations):
-        return make_result(joined, {}, [NO_ANSWERS])
-    samples = []
-    for record, text, line in zip(annotations, joined.texts, joined.lines, strict=True):
-        score = rule(text, record.answers) if record.answers and line is not None else 0.0
-        samples.append({"id": record.id, "score": score, "parsed": parse(text), "answer": list(record.answers)})
-    scores = [sample["score"] for sample in samples]
     without = sum(not record.answers for record in annotations)
+    if without == len(annotations):
+        return joined.result({}, [NO_ANSWERS])
+    samples = []
+    for record, text, line in joined.beside(annotations):
+        score = float(rule(text, record.answers)) if record.answers and line is not None else 0.0
+        samples.append({"id": record.id, "score": score, "parsed": parse(text), "answer": list(record.answers)})
     warnings = [f"{without} questions have no reference answer and count as wrong"] if without else []
-    metrics: dict[str, Any] = {metric: share(sum(scores), len(scores)), **_by_group(annotations, scores, metric)}
-    return make_result(joined, {"official": {"metrics": flatten(metrics), "per_sample": samples}}, warnings)
+    metrics = {metric: mean_score(samples), **_by_group(annotations, samples, metric)}
+    return joined.result({"official": (metrics, samples)}, warnings)
 
 
-def _by_group(annotations: Sequence[AnsweredQuestion], scores: Iterable[float], metric: str) -> dict[str, Any]:
-    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record, score in zip(annotations, scores, strict=True):
-        for kind, names in record.groups.items():
-            for name in names:
-                groups[kind][name].append(score)
-    return {
-        kind: {name: {metric: sum(some) / len(some), "n": len(some)} for name, some in sorted(members.items())}
-        for kind, members in groups.items()
-    }
+def _by_group(annotations: Sequence[AnsweredQuestion], samples: Iterable[Line], metric: str) -> dict[str, Any]:
+    members = [
+        (kind, name, sample)
+        for record, sample in zip(annotations, samples, strict=True)
+        for kind, some in record.groups.items()
+        for name in some
+    ]
+    groups: dict[str, dict[str, Any]] = {kind: {} for kind, _, _ in members}
+    for (kind, name), some in sorted(group_by(members, lambda member: member[:2]).items()):
+        groups[kind][name] = {metric: mean_score(sample for *_, sample in some), "n": len(some)}
+    return groups
 
 
 @BENCHMARKS.register
-class DocVQA(Benchmark):
+class DocVQA(ShortAnswers):
     """DocVQA from the official JSON with its pictures in ``image_folder``, or from a TSV."""
 
     scorer = "docvqa"
     form = 'val_v1.0.json, or the TSV; lines {"index", "prediction"}'
-    load = staticmethod(load_docvqa)
-    rate = staticmethod(score_docvqa)
+    load, rate = staticmethod(load_docvqa), staticmethod(score_docvqa)
     releases = (published_table("docvqa", "DocVQA_VAL", "DocVQA", "ANLS on the validation split"),)
     headline = ("official", "anls")
 
-    def questions(self) -> Sequence[Question]:
-        """All questions."""
-        path = find_file(self.data, "question file (official JSON, or TSV)", "*.json", "*.tsv", "*.csv")
-        if path.suffix != ".json":
-            return table_questions(path, self.image_folder)
-        return [self._question(record, path) for record in take(read_json(path), "data", str(path))]
-
-    def _question(self, record: Mapping[str, Any], path: Path) -> Question:
-        name = str(record.get("image") or record["image_local_name"])
-        number = record["questionId"]
-        opener = file_opener((self.image_folder or path.parent) / name, f"question {number}")
-        return Question(number, ask_shortly(record["question"]), opener, name, number)
+    def questions_of_json(self) -> Sequence[Question]:
+        """All questions of the official JSON."""
+        path = find_file(self.data, "question file (official JSON, or TSV)", "*.json", *TABLES)
+        records = take(read_json(path), "data", str(path))
+        return [
+            self.ask(one["questionId"], ask_shortly(one["question"]), str(one.get("image") or one["image_local_name"]))
+            for one in records
+        ]
 
 
 @BENCHMARKS.register
@@ -198,40 +198,27 @@ class InfoVQA(DocVQA):
 
 
 @BENCHMARKS.register
-class OCRVQA(Benchmark):
+class OCRVQA(ShortAnswers):
     """OCR-VQA from a TSV."""
 
     scorer = "ocrvqa"
-    form = 'TSV; lines {"index", "prediction"}'
-    load = staticmethod(load_ocrvqa)
-    rate = staticmethod(score_ocrvqa)
+    load, rate = staticmethod(load_ocrvqa), staticmethod(score_ocrvqa)
     releases = (published_table("ocrvqa", "OCRVQA_TESTCORE"),)
-    headline = ("official", "accuracy")
-
-    def questions(self) -> Sequence[Question]:
-        """All rows."""
-        return table_questions(find_file(self.data, "question table", "*.tsv", "*.csv"), self.image_folder)
 
 
 @BENCHMARKS.register
-class ChartQA(Benchmark):
+class ChartQA(ShortAnswers):
     """ChartQA from a TSV, or from ``test_human.json`` and ``test_augmented.json`` with a folder of pictures."""
 
     scorer = "chartqa"
-    form = 'TSV; lines {"index", "prediction"}'
-    load = staticmethod(load_chartqa)
-    rate = staticmethod(score_chartqa)
+    load, rate = staticmethod(load_chartqa), staticmethod(score_chartqa)
     releases = (published_table("chartqa", "ChartQA_TEST"),)
     headline = ("official", "mean_of_splits")
 
-    def questions(self) -> Sequence[Question]:
+    def questions_of_json(self) -> Sequence[Question]:
         """All questions; ids are ``test_human/0``, ... where the files have none."""
-        if find_files(self.data, "*.tsv", "*.csv"):
-            return table_questions(find_file(self.data, "question table", "*.tsv", "*.csv"), self.image_folder)
-        questions = []
-        for path in find_files(self.data, "*.json"):
-            for number, record in enumerate(read_json(path)):
-                name, number_there = str(record["imgname"]), f"{path.stem}/{number}"
-                opener = file_opener((self.image_folder or path.parent) / name, f"question {number_there}")
-                questions.append(Question(number_there, ask_shortly(record["query"]), opener, name, number_there))
-        return questions
+        return [
+            self.ask(f"{path.stem}/{number}", ask_shortly(record["query"]), str(record["imgname"]))
+            for path in find_files(self.data, "*.json")
+            for number, record in enumerate(read_json(path))
+        ]

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.asking import ask_shortly, file_opener, table_questions
-from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.families.short_answers import ID_FIELDS, NO_ANSWERS, TEXT_FIELDS, AnsweredQuestion, load_table
+from mg_llava.evaluation.asking import ask_shortly
+from mg_llava.evaluation.benchmark import BENCHMARKS, Question
+from mg_llava.evaluation.families.short_answers import (
+    ID_FIELDS,
+    NO_ANSWERS,
+    TEXT_FIELDS,
+    AnsweredQuestion,
+    ShortAnswers,
+    load_table,
+)
 from mg_llava.evaluation.release import EVAL_ZIP, Release
 from mg_llava.evaluation.scoring.answers import normalize_evalai, round_as_printed, soft_accuracy
-from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import (
-    Joined,
-    ScoreResult,
-    join_predictions,
-    join_repeated,
-    make_result,
-    share,
-)
-from mg_llava.evaluation.scoring.metrics import flatten
+from mg_llava.evaluation.scoring.files import TABLES, Records, find_file, find_files, read_json, read_json_lines, take
+from mg_llava.evaluation.scoring.joining import Joined, Line, Lines, ScoreResult, join_predictions, join_repeated, mean
 
 _ANNOTATORS = 10
 
@@ -40,10 +39,10 @@ def textvqa_question(prompt: str) -> str | None:
     return lines[0].lower() if len(lines) == 2 else None
 
 
-def load_textvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
+def load_textvqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
     """Questions of ``TextVQA_0.5.1_val.json`` (those of the question jsonl only, if there is one), or of a TSV."""
-    if find_files(paths, "*.tsv", "*.csv"):
-        return load_table(find_file(paths, "TextVQA table", "*.tsv", "*.csv"))
+    if find_files(paths, *TABLES):
+        return load_table(find_file(paths, "TextVQA table", *TABLES))
     path = find_file(paths, "TextVQA annotation file", "*.json")
     records: dict[str, list[AnsweredQuestion]] = defaultdict(list)
     for number, record in enumerate(take(read_json(path), "data", str(path)), start=1):
@@ -51,7 +50,7 @@ def load_textvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
         picture, question = take(record, "image_id", where), take(record, "question", where)
         key = _join_key(picture, str(question).lower())
         records[key].append(AnsweredQuestion(record.get("question_id", picture), record.get("answers") or (), key=key))
-    questions = [textvqa_key(line) for file in find_files(paths, "*.jsonl") for line in read_json_lines(file)]
+    questions = [_key_of(line) for line in _question_lines(paths)]
     unknown = [key for key in questions if key not in records]
     if unknown:
         raise ValueError(f"{path}: no question {unknown[0]!r}, which the question file has ({len(unknown)} such)")
@@ -60,29 +59,28 @@ def load_textvqa(paths: Sequence[str | Path]) -> list[AnsweredQuestion]:
     return [replace(one, answers=some[-1].answers) for key, some in records.items() for one in some[: wanted[key]]]
 
 
-def score_textvqa(
-    annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_textvqa(annotations: Sequence[AnsweredQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Soft accuracy after the EvalAI processor, joined by picture and question as LLaVA's script does.
 
     LLaVA's script averages over the predictions that are there; ``accuracy_over_all`` counts missing ones as wrong.
     """
-    joined = _join_textvqa(annotations, predictions)
+    joined = _join(annotations, predictions)
     if not any(record.answers for record in annotations):
-        return make_result(joined, {}, [NO_ANSWERS])
+        return joined.result({}, [NO_ANSWERS])
     samples = []
-    for record, text, line in zip(annotations, joined.texts, joined.lines, strict=True):
+    scores = []
+    for record, text, line in joined.beside(annotations):
         answer = normalize_evalai(text)
         references = [normalize_evalai(str(reference)) for reference in record.answers]
         score = soft_accuracy(answer, references) if references and line is not None else 0.0
-        samples.append({"id": record.id, "score": score, "parsed": answer, "answer": _most_common(references)})
-    scores = [sample["score"] for sample, line in zip(samples, joined.lines, strict=True) if line is not None]
-    accuracy = share(sum(scores), len(scores))
+        scores += [] if line is None else [score]
+        common = max(references, key=references.count, default="")
+        samples.append({"id": record.id, "score": score, "parsed": answer, "answer": common})
     metrics = {
-        "accuracy": accuracy,
-        "accuracy_over_all": share(sum(scores), joined.n),
+        "accuracy": mean(scores),
+        "accuracy_over_all": sum(scores) / joined.n,
         "n_scored": len(scores),
-        "rounded": {"accuracy": round_as_printed(100.0 * accuracy)},
+        "rounded": {"accuracy": round_as_printed(100.0 * mean(scores))},
     }
     warnings = []
     if joined.n_missing:
@@ -90,40 +88,40 @@ def score_textvqa(
     odd = sum(len(record.answers) != _ANNOTATORS for record in annotations)
     if odd:
         warnings.append(f"{odd} questions have not {_ANNOTATORS} answers, which the official script would stop at")
-    return make_result(joined, {"official": {"metrics": flatten(metrics), "per_sample": samples}}, warnings)
+    return joined.result({"official": (metrics, samples)}, warnings)
+
+
+def _question_lines(paths: Sequence[Path]) -> Records:
+    return [line for file in find_files(paths, "*.jsonl") for line in read_json_lines(file)]
 
 
 def _join_key(picture: Any, question: str) -> str:
     return f"{id_key(picture)}: {question}"
 
 
-def textvqa_key(line: Mapping[str, Any]) -> str:
+def _key_of(line: Line) -> str:
     """What a line of the question file, or a prediction with its prompt, is joined on: picture and question."""
     prompt = str(line.get("prompt") or line.get("text") or "")
     question = textvqa_question(prompt)
     return _join_key(line.get("question_id"), prompt.split("\n")[0].lower() if question is None else question)
 
 
-def _join_textvqa(annotations: Sequence[AnsweredQuestion], predictions: Sequence[Mapping[str, Any]]) -> Joined:
+def _join(annotations: Sequence[AnsweredQuestion], predictions: Lines) -> Joined:
     if annotations and not annotations[0].key:
         return join_predictions([record.id for record in annotations], predictions, ID_FIELDS, TEXT_FIELDS)
     aliases = {id_key(record.id): record.key for record in annotations}
 
-    def key(line: Mapping[str, Any]) -> str:
+    def key(line: Line) -> str:
         if line.get("prompt"):
-            return textvqa_key(line)
+            return _key_of(line)
         name = id_key(next((line[name] for name in ID_FIELDS if name in line), None))
         return aliases.get(name, name)
 
     return join_repeated([record.key for record in annotations], predictions, key, ("text", "prediction"))
 
 
-def _most_common(answers: Sequence[str]) -> str:
-    return max(answers, key=answers.count) if answers else ""
-
-
 @BENCHMARKS.register
-class TextVQA(Benchmark):
+class TextVQA(ShortAnswers):
     """TextVQA from ``TextVQA_0.5.1_val.json`` and LLaVA's question jsonl, or from a TSV.
 
     Prompts: ``reference`` is the text of the jsonl, which has the OCR tokens of the picture in it; ``no_ocr`` leaves
@@ -132,8 +130,7 @@ class TextVQA(Benchmark):
 
     scorer = "textvqa"
     form = 'TextVQA_0.5.1_val.json and the question jsonl, or the TSV; lines {"question_id", "prompt", "text"}'
-    load = staticmethod(load_textvqa)
-    rate = staticmethod(score_textvqa)
+    load, rate = staticmethod(load_textvqa), staticmethod(score_textvqa)
     releases = (
         Release(
             "textvqa",
@@ -147,40 +144,35 @@ class TextVQA(Benchmark):
     )
     prompts = ("reference", "no_ocr")
     text_field = "text"
-    headline = ("official", "accuracy")
 
     def questions(self) -> Sequence[Question]:
         """Questions in the order of the jsonl, or else of the annotation file or the table."""
-        if find_files(self.data, "*.tsv", "*.csv"):
-            self._needs_ocr(False)
-            return table_questions(find_file(self.data, "TextVQA table", "*.tsv", "*.csv"), self.image_folder)
-        return list(self._annotated())
+        if self.prompt == "reference" and (find_files(self.data, *TABLES) or not _question_lines(self.data)):
+            raise ValueError(
+                f"{self.name}: the prompt with OCR tokens needs llava_textvqa_val_v051_ocr.jsonl among the data; "
+                "without it use prompt='no_ocr'"
+            )
+        return super().questions()
 
-    def _annotated(self) -> Iterator[Question]:
-        lines = [line for file in find_files(self.data, "*.jsonl") for line in read_json_lines(file)]
-        self._needs_ocr(bool(lines))
-        ids: dict[str, list[Any]] = {}
+    def questions_of_json(self) -> Sequence[Question]:
+        """Questions of the jsonl, or else of the annotation file."""
+        ids: dict[str, list[Any]] = defaultdict(list)
         for record in load_textvqa(self.data):
-            ids.setdefault(record.key, []).append(record.id)
-        for line in lines or self._records():
-            same = ids[textvqa_key(line)]
-            question_id = same.pop(0) if len(same) > 1 else same[0]
+            ids[record.key].append(record.id)
+        questions = []
+        for line in _question_lines(self.data) or self._records():
+            same = ids[_key_of(line)]
+            number = same.pop(0) if len(same) > 1 else same[0]
             text = line["text"] if self.prompt == "reference" else ask_shortly(line["text"].split("\n")[0])
-            picture, name = line["question_id"], line["image"]
-            opener = file_opener(self.picture_file(name), f"question {question_id}")
-            yield Question(question_id, text, opener, name, picture, {"question_id": picture, "prompt": text})
+            picture = line["question_id"]
+            fields = {"question_id": picture, "prompt": text}
+            questions.append(self.ask(number, text, line["image"], box_key=picture, fields=fields))
+        return questions
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _records(self) -> Records:
         """The annotations in the form of the jsonl."""
         path = find_file(self.data, "TextVQA annotation file", "*.json")
         return [
             {"question_id": one["image_id"], "image": f"{one['image_id']}.jpg", "text": ask_shortly(one["question"])}
             for one in take(read_json(path), "data", str(path))
         ]
-
-    def _needs_ocr(self, there: bool) -> None:
-        if self.prompt == "reference" and not there:
-            raise ValueError(
-                f"{self.name}: the prompt with OCR tokens needs llava_textvqa_val_v051_ocr.jsonl among the data; "
-                "without it use prompt='no_ocr'"
-            )

@@ -20,13 +20,15 @@ from mg_llava.evaluation.judging.verdicts import (
 )
 from mg_llava.evaluation.release import JUDGED, Release
 from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, name_ids, share
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids, share
 from mg_llava.tokens import VIDEO_PLACEHOLDER
 
 _MISSING = object()
+_QUESTIONS = ("*_q.json", "*_q_*.json", "*question*.json")
+_ANSWERS = ("*_a.json", "*_a_*.json", "*answer*.json")
 
 
-def load_video_qa(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
+def load_video_qa(paths: Sequence[Path]) -> list[JudgedQuestion]:
     """Questions of ``test_q.json`` with the answers at the same places of ``test_a.json``."""
     question_path, answer_files = _find(paths)
     questions = read_json(question_path)
@@ -38,22 +40,16 @@ def load_video_qa(paths: Sequence[str | Path]) -> list[JudgedQuestion]:
         )
     loaded = []
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
-        where = f"{question_path}: entry {number}"
-        loaded.append(
-            JudgedQuestion(
-                take(question, "question_id", where),
-                str(take(question, "question", where)),
-                str(answer.get("answer", "")),
-                image=str(question.get("video_name", "")),
-            )
+        name, text = (
+            take(question, field, f"{question_path}: entry {number}") for field in ("question_id", "question")
         )
+        video = str(question.get("video_name", ""))
+        loaded.append(JudgedQuestion(name, str(text), str(answer.get("answer", "")), image=video))
     check_unique((question.id for question in loaded), question_path)
     return loaded
 
 
-def score_video_qa(
-    annotations: Sequence[JudgedQuestion], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Accuracy (yes of yes and no) and mean score 0 to 5 of the Video-ChatGPT protocol, over what has been judged.
 
     Args:
@@ -61,59 +57,49 @@ def score_video_qa(
         predictions: The judge's combined file (``{id: [verdict, ...]}``), or lines with the judge's reply.
         options: Ignored.
     """
-    joined = join_predictions(
-        [question.id for question in annotations],
-        predictions,
-        ("id", "question_id"),
-        (*REPLY_FIELDS, "score", "pred", "prediction", "text"),
-    )
-    verdicts = [_verdict(line) for line in joined.lines]
-    judged = sum(verdict is not _MISSING for verdict in verdicts)
-    if not judged:
-        replied = [
-            q.id for q, line in zip(annotations, joined.lines, strict=True) if find_judge_reply(line) is not None
-        ]
-        name = "msvd_qa or msrvtt_qa"
-        return make_result(joined, {}, [unreadable(name, replied) if replied else needs_judge(name)])
-    samples = []
+    ids, texts = [question.id for question in annotations], (*REPLY_FIELDS, "score", "pred", "prediction", "text")
+    joined = join_predictions(ids, predictions, ("id", "question_id"), texts)
     counts = {"yes": 0, "no": 0}
-    unread, unclear = [], []
-    for question, verdict, line in zip(annotations, verdicts, joined.lines, strict=True):
+    samples, replied, unread, unclear = [], [], [], []
+    for name, _, line in joined.beside(ids):
+        verdict = _verdict(line)
         score, answer = _read_verdict(verdict)
-        if verdict is _MISSING and line is not None:
-            unread.append(question.id)
-        elif verdict is not _MISSING and answer is None:
-            unclear.append(question.id)
-        if answer:
+        replied += [] if find_judge_reply(line) is None else [name]
+        if verdict is _MISSING:
+            unread += [] if line is None else [name]
+        elif answer is None:
+            unclear.append(name)
+        else:
             counts[answer] += 1
-        samples.append(
-            {"id": question.id, "score": float(answer == "yes"), "judge_score": score, "parsed": answer or ""}
-        )
-    metrics: dict[str, Any] = {
+        samples.append({"id": name, "score": float(answer == "yes"), "judge_score": score, "parsed": answer or ""})
+    judged = len(ids) - len(unread) - joined.n_missing
+    if not judged:
+        about = "msvd_qa or msrvtt_qa"
+        return joined.result({}, [unreadable(about, replied) if replied else needs_judge(about)])
+    warnings = [
+        *name_ids(unread, "predictions have no readable verdict and are left out"),
+        *name_ids(unclear, "verdicts are neither yes nor no, or have no score; they are left out of the accuracy"),
+    ]
+    metrics: dict[str, Any] = {}
+    if sum(counts.values()):
+        metrics["accuracy"] = counts["yes"] / sum(counts.values())
+    else:
+        warnings.append("no verdict is yes or no: there is no accuracy")
+    metrics |= {
         "score": sum(sample["judge_score"] for sample in samples) / judged,
         "accuracy_over_all": share(counts["yes"], joined.n),
         "n_judged": judged,
         **counts,
     }
-    warnings = [
-        *name_ids(unread, "predictions have no readable verdict and are left out"),
-        *name_ids(unclear, "verdicts are neither yes nor no, or have no score; they are left out of the accuracy"),
-    ]
-    if sum(counts.values()):
-        metrics = {"accuracy": counts["yes"] / sum(counts.values()), **metrics}
-    else:
-        warnings.append("no verdict is yes or no: there is no accuracy")
-    rules = {"official": {"metrics": metrics, "per_sample": samples}}
-    return make_result(joined, rules, warnings, judge=judge_names(joined.lines))
+    return joined.result({"official": (metrics, samples)}, warnings, judge=judge_names(joined.lines))
 
 
-def _find(paths: Sequence[str | Path]) -> tuple[Path, list[Path]]:
+def _find(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
     """The question file and, in a list, the answer file: by their names, else by the order they are given in."""
-    questions = find_files(paths, "*_q.json", "*_q_*.json", "*question*.json")
-    answers = find_files(paths, "*_a.json", "*_a_*.json", "*answer*.json")
-    if not questions and not answers and all(Path(path).is_file() for path in paths):
-        return Path(paths[0]), [Path(path) for path in paths[1:2]]
-    return find_file(paths, "question file", "*_q.json", "*_q_*.json", "*question*.json"), answers
+    answers = find_files(paths, *_ANSWERS)
+    if not answers and not find_files(paths, *_QUESTIONS) and all(path.is_file() for path in paths):
+        return paths[0], list(paths[1:2])
+    return find_file(paths, "question file", *_QUESTIONS), answers
 
 
 def parse_verdict(reply: str) -> Any:
@@ -124,7 +110,7 @@ def parse_verdict(reply: str) -> Any:
         raise ValueError(f"not a Python literal: {reply!r}") from error
 
 
-def _verdict(line: Mapping[str, Any] | None) -> Any:
+def _verdict(line: Line | None) -> Any:
     if line is None:
         return _MISSING
     reply = find_judge_reply(line)
@@ -192,11 +178,9 @@ class _VideoQA(Benchmark):
     """
 
     form = "test_q.json and test_a.json; JSON list with judge replies"
-    load = staticmethod(load_video_qa)
-    rate = staticmethod(score_video_qa)
-    judge = JudgeProtocol("video_qa-1", load_video_qa, _ask, _accepts, id_fields=("id", "question_id"))
-    id_field = "id"
-    text_field = "pred"
+    load, rate = staticmethod(load_video_qa), staticmethod(score_video_qa)
+    judge = JudgeProtocol("video_qa-1", load_video_qa, _ask, _accepts, ("id", "question_id"))
+    id_field, text_field = "id", "pred"
     headline = ("official", "accuracy")
 
     def __init__(self, *args: Any, frames: int = 8, **arguments: Any) -> None:
@@ -207,7 +191,7 @@ class _VideoQA(Benchmark):
         """All questions; names of videos may come without their ending."""
         from mg_llava.data.pictures.video import VIDEO_SUFFIXES
 
-        folder = self.picture_file("", "videos")
+        folder = self.picture_folder("videos")
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
         endings = {file.stem: file.name for file in videos}
@@ -219,28 +203,19 @@ class _VideoQA(Benchmark):
                 f"{folder}: {twice[0]} and {endings[Path(twice[0]).stem]} may both be the video of a question "
                 f"({len(twice)} such); leave one of them there"
             )
-        names = [
-            name if Path(name).suffix.lower() in VIDEO_SUFFIXES else endings.get(name, name)
-            for name in (question.image for question in found)
-        ]
-        return [self._question(question, folder, name) for question, name in zip(found, names, strict=True)]
+        return [self._question(question, folder, endings.get(question.image, question.image)) for question in found]
 
     def _question(self, question: JudgedQuestion, folder: Path, name: str) -> Question:
-        return Question(
-            question.id,
-            f"{VIDEO_PLACEHOLDER}\n{question.text}",
-            partial(_read_frames, folder / name, self.frames, f"question {question.id}"),
-            name,
-            question.image,
-            {"question": question.text, "answer": question.answer},
-            frames=self.frames,
-        )
+        opener = partial(_read_frames, folder, name, self.frames, f"question {question.id}")
+        text, fields = f"{VIDEO_PLACEHOLDER}\n{question.text}", {"question": question.text, "answer": question.answer}
+        return Question(question.id, text, opener, name, question.image, fields, frames=self.frames)
 
 
-def _read_frames(path: Path, frames: int, owner: str) -> Any:
+def _read_frames(folder: Path, name: str, frames: int, owner: str) -> Any:
+    from mg_llava.data.pictures.files import picture_path
     from mg_llava.data.pictures.video import read_frames
 
-    return read_frames(path, frames, owner)
+    return read_frames(picture_path(str(folder), name, owner), frames, owner)
 
 
 def _release(name: str, column: str) -> Release:

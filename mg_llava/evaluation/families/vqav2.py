@@ -2,108 +2,107 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.asking import ask_shortly, file_opener
+from mg_llava.evaluation.asking import ask_shortly
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, COCO_VAL, EVAL_ZIP, Release
 from mg_llava.evaluation.scoring.answers import normalize_evalai, normalize_vqa, one_line
-from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
-from mg_llava.evaluation.scoring.metrics import flatten
+from mg_llava.evaluation.scoring.files import (
+    Records,
+    check_unique,
+    find_file,
+    find_files,
+    names,
+    read_json,
+    read_json_lines,
+    read_records,
+    take,
+)
+from mg_llava.evaluation.scoring.joining import (
+    Joined,
+    Line,
+    Lines,
+    Rule,
+    ScoreResult,
+    group_by,
+    join_predictions,
+    mean,
+    mean_score,
+    share,
+)
 
 _NO_ANSWERS = "the data has no annotations: nothing can be scored; write the test server's file with vqav2_submission"
-_TEXT_FIELDS = ("text", "answer", "prediction")
 
 
-def load_vqav2(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+def load_vqav2(paths: Sequence[Path]) -> Records:
     """Annotations in the order of the annotation file; without one, the questions."""
-    questions: list[dict[str, Any]] = []
+    questions: Records = []
     for path in find_files(paths, "*.json", "*.jsonl"):
-        content = read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+        content = read_records(path)
         if isinstance(content, dict) and "annotations" in content:
             return _checked(content["annotations"], path)
         questions = _checked(content if isinstance(content, list) else take(content, "questions", str(path)), path)
     if not questions:
-        raise ValueError(
-            f"{', '.join(map(str, paths))}: neither VQAv2 questions nor annotations there (.json, .jsonl)"
-        )
+        raise ValueError(f"{names(paths)}: neither VQAv2 questions nor annotations there (.json, .jsonl)")
     return questions
 
 
-def score_vqav2(
-    annotations: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_vqav2(annotations: Lines, predictions: Lines, **options: Any) -> ScoreResult:
     """Accuracy of the official script: for the replies as they are, and as LLaVA submits them (EvalAI processor)."""
-    ids = [record["question_id"] for record in annotations]
-    joined = join_predictions(ids, predictions, "question_id", _TEXT_FIELDS)
+    joined = _join(annotations, predictions)
     if not any("answers" in record for record in annotations):
-        return make_result(joined, {}, [_NO_ANSWERS])
-    answered = [line is not None for line in joined.lines]
+        return joined.result({}, [_NO_ANSWERS])
     processed = [normalize_evalai(text) for text in joined.texts]
-    rules = {
-        "official": _rule(annotations, joined.texts, answered),
-        "official_processed": _rule(annotations, processed, answered),
-    }
-    return make_result(joined, rules)
+    rules = {"official": joined.texts, "official_processed": processed}
+    return joined.result({name: _rule(annotations, texts, joined.lines) for name, texts in rules.items()})
 
 
-def load_submission(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+def load_submission(paths: Sequence[Path]) -> Records:
     """All questions of the test split, from ``llava_vqav2_mscoco_test2015.jsonl`` or the official question JSON."""
     path = find_file(paths, "file with all questions of the test split", "*.jsonl", "*.json")
-    records = read_json_lines(path) if path.suffix == ".jsonl" else take(read_json(path), "questions", str(path))
-    return _checked(records, path)
+    content = read_records(path)
+    return _checked(content if path.suffix == ".jsonl" else take(content, "questions", str(path)), path)
 
 
-def score_submission(
-    annotations: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]], **options: Any
-) -> ScoreResult:
+def score_submission(annotations: Lines, predictions: Lines, **options: Any) -> ScoreResult:
     """Nothing is scored; ``submission`` is the list that the test server wants, with ``""`` for open questions."""
-    ids = [record["question_id"] for record in annotations]
-    joined = join_predictions(ids, predictions, "question_id", _TEXT_FIELDS)
-    submission = [
+    joined = _join(annotations, predictions)
+    answers = [
         {"question_id": record["question_id"], "answer": normalize_evalai(text)}
-        for record, text in zip(annotations, joined.texts, strict=True)
+        for record, text, _ in joined.beside(annotations)
     ]
-    return make_result(joined, {}, ["upload the list `submission` to the test server"], submission=submission)
+    return joined.result({}, ["upload the list `submission` to the test server"], submission=answers)
 
 
-def _checked(records: Any, path: Path) -> list[dict[str, Any]]:
-    for number, record in enumerate(records, start=1):
-        take(record, "question_id", f"{path}: entry {number}")
-    check_unique((record["question_id"] for record in records), path)
+def _join(annotations: Lines, predictions: Lines) -> Joined:
+    ids = [record["question_id"] for record in annotations]
+    return join_predictions(ids, predictions, "question_id", ("text", "answer", "prediction"))
+
+
+def _checked(records: Any, path: Path) -> Records:
+    check_unique((take(one, "question_id", f"{path}: entry {n}") for n, one in enumerate(records, start=1)), path)
     return records
 
 
-def _rule(annotations: Sequence[Mapping[str, Any]], texts: Sequence[str], answered: Sequence[bool]) -> dict[str, Any]:
-    samples = []
-    for record, text, there in zip(annotations, texts, answered, strict=True):
+def _rule(annotations: Lines, texts: Sequence[str], lines: Sequence[Line | None]) -> Rule:
+    samples: list[dict[str, Any]] = []
+    for record, text, line in zip(annotations, texts, lines, strict=True):
         parsed, accuracy = _accuracy(text, record.get("answers") or ())
-        samples.append(
-            {
-                "id": record["question_id"],
-                "score": accuracy if there else 0.0,
-                "parsed": parsed,
-                "answer": record.get("multiple_choice_answer", ""),
-                "category": record.get("answer_type", ""),
-                "question_type": record.get("question_type", ""),
-            }
-        )
-    overall = [sample["score"] for sample in samples]
-    groups = {"answer_type": _by(samples, "category"), "question_type": _by(samples, "question_type")}
-    means = {
-        kind: {name: share(sum(some), len(some)) for name, some in group.items()} for kind, group in groups.items()
-    }
-    rounded = {kind: {name: _percent(some) for name, some in group.items()} for kind, group in groups.items()}
-    metrics = {
-        "accuracy": share(sum(overall), len(overall)),
-        **means,
-        "rounded": {"accuracy": _percent(overall), **rounded},
-    }
-    return {"metrics": flatten(metrics), "per_sample": samples}
+        answer, kind = record.get("multiple_choice_answer", ""), record.get("answer_type", "")
+        reply = {"score": accuracy if line is not None else 0.0, "parsed": parsed, "answer": answer}
+        groups = {"category": kind, "question_type": record.get("question_type", "")}
+        samples.append({"id": record["question_id"], **reply, **groups})
+    metrics: dict[str, Any] = {"accuracy": mean_score(samples)}
+    rounded: dict[str, Any] = {"accuracy": _percent(samples)}
+    for name, key in (("answer_type", "category"), ("question_type", "question_type")):
+        groups = dict(sorted(group_by(samples, itemgetter(key)).items()))
+        metrics[name] = {group: mean_score(some) for group, some in groups.items()}
+        rounded[name] = {group: _percent(some) for group, some in groups.items()}
+    return {**metrics, "rounded": rounded}, samples
 
 
 def _accuracy(text: str, annotators: Sequence[Any]) -> tuple[str, float]:
@@ -119,18 +118,11 @@ def _accuracy(text: str, annotators: Sequence[Any]) -> tuple[str, float]:
         # Entries equal to the one left out are left out with it, as in the script: only itself, where they have ids.
         equal = sum(entry == left_out for entry in matching) if left_out["answer"] == reply else 0
         scores.append(min(1, float(len(matching) - equal) / 3))
-    return reply, share(float(sum(scores)), len(scores))
+    return reply, mean(scores)
 
 
-def _by(samples: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for sample in samples:
-        groups[sample[name]].append(sample["score"])
-    return dict(sorted(groups.items()))
-
-
-def _percent(scores: Sequence[float]) -> float:
-    return round(share(100 * float(sum(scores)), len(scores)), 2)
+def _percent(samples: Lines) -> float:
+    return round(share(100 * float(sum(sample["score"] for sample in samples)), len(samples)), 2)
 
 
 @BENCHMARKS.register
@@ -145,8 +137,7 @@ class VQAv2(Benchmark):
 
     scorer = "vqav2"
     form = 'question and annotation JSON; lines {"question_id", "text"}'
-    load = staticmethod(load_vqav2)
-    rate = staticmethod(score_vqav2)
+    load, rate = staticmethod(load_vqav2), staticmethod(score_vqav2)
     releases = (
         Release(
             "vqav2_val",
@@ -165,8 +156,7 @@ class VQAv2(Benchmark):
             "no answers: tools/score.py vqav2_submission writes the file for the test server",
         ),
     )
-    id_field = "question_id"
-    text_field = "text"
+    id_field, text_field = "question_id", "text"
     headline = ("official_processed", "accuracy")
 
     def __init__(self, *args: Any, submission: str | Path | None = None, **arguments: Any) -> None:
@@ -176,29 +166,22 @@ class VQAv2(Benchmark):
     def questions(self) -> Sequence[Question]:
         """All questions of the jsonl, or else of the question JSON."""
         for path in find_files(self.data, "*.jsonl"):
-            return [self._question(line["question_id"], line["text"], line["image"]) for line in read_json_lines(path)]
+            return [self.ask(line["question_id"], line["text"], line["image"]) for line in read_json_lines(path)]
         for path in find_files(self.data, "*.json"):
             content = read_json(path)
             if isinstance(content, dict) and "questions" in content:
-                split = content.get("data_subtype", "val2014")
+                picture = f"COCO_{content.get('data_subtype', 'val2014')}_{{:012d}}.jpg"
                 return [
-                    self._question(
-                        one["question_id"],
-                        ask_shortly(one["question"]),
-                        f"COCO_{split}_{int(one['image_id']):012d}.jpg",
-                    )
+                    self.ask(one["question_id"], ask_shortly(one["question"]), picture.format(int(one["image_id"])))
                     for one in content["questions"]
                 ]
-        raise ValueError(f"{self.name}: no questions among {', '.join(map(str, self.data))}")
+        raise ValueError(f"{self.name}: no questions among {names(self.data)}")
 
-    def score(self, predictions: Sequence[Mapping[str, Any]], **options: Any) -> ScoreResult:
+    def score(self, predictions: Lines, **options: Any) -> ScoreResult:
         """As of ``Benchmark``; the list for the test server where ``submission`` is given."""
         if self.submission is None:
-            return super().score(list(map(dict, predictions)), **options)
+            return super().score(predictions, **options)
         return {"benchmark": self.scorer, **score_submission(load_submission([self.submission]), predictions)}
-
-    def _question(self, number: int, text: str, name: str) -> Question:
-        return Question(number, text, file_opener(self.picture_file(name), f"question {number}"), name, number)
 
 
 @BENCHMARKS.register
@@ -207,5 +190,4 @@ class VQAv2Submission(VQAv2):
 
     scorer = "vqav2_submission"
     form = 'all questions as jsonl; lines {"question_id", "text"}'
-    load = staticmethod(load_submission)
-    rate = staticmethod(score_submission)
+    load, rate = staticmethod(load_submission), staticmethod(score_submission)

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mg_llava.data.records.tables import id_key
-from mg_llava.evaluation.scoring.joining import reply_text
+from mg_llava.evaluation.scoring.joining import Line, Lines, reply_text
 
 Message = dict[str, str]
 Messages = tuple[Message, ...]
+_TEXT_FIELDS = ("text", "response", "pred", "prediction")
+"""Keys of the model's reply on a prediction line; the first that it has."""
+_MISSING = object()
 
 
 class JudgeError(RuntimeError):
@@ -58,7 +61,7 @@ class JudgeRequest:
 
     id: str
     messages: Messages
-    line: Mapping[str, Any]
+    line: Line
     reply: str | None = None
 
 
@@ -71,14 +74,13 @@ class JudgeProtocol:
         load: Reads the benchmark's files into what ``ask`` takes: a mapping by id, or things that have an ``id``.
         ask: Question and model's reply to the messages, or to a reply that a rule gives.
         accepts: Whether a judge's reply can be used.
+        id_fields: Keys of the id on a prediction line; the first that it has.
         max_tokens: Longest reply.
         temperature: Of the first attempt.
         attempts: Attempts until a reply is accepted.
         warmer: Added to the temperature at each further attempt.
         hint: Added to the last message at further attempts.
         reply_field: Key of the judge's reply on the prediction line.
-        id_fields: Keys of the id on a prediction line; the first that it has.
-        text_fields: Keys of the model's reply on a prediction line; the first that it has.
         key: Id of a prediction line to the id of its question.
     """
 
@@ -86,14 +88,13 @@ class JudgeProtocol:
     load: Callable[[Sequence[Path]], Any]
     ask: Callable[[Any, str], Messages | str]
     accepts: Callable[[str], bool]
+    id_fields: tuple[str, ...] = ("question_id", "id", "index")
     max_tokens: int = 64
     temperature: float = 0.0
     attempts: int = 5
     warmer: float = 0.0
     hint: str = ""
     reply_field: str = "judge"
-    id_fields: tuple[str, ...] = ("question_id", "id", "index")
-    text_fields: tuple[str, ...] = ("text", "response", "pred", "prediction")
     key: Callable[[Any], str] = id_key
 
     def insist(self, messages: Sequence[Message]) -> Messages:
@@ -101,29 +102,25 @@ class JudgeProtocol:
         *before, last = messages
         return (*before, {**last, "content": last["content"] + self.hint})
 
-    def requests(self, data: Sequence[str | Path], predictions: Sequence[Mapping[str, Any]]) -> list[JudgeRequest]:
+    def requests(self, data: Sequence[str | Path], predictions: Lines) -> list[JudgeRequest]:
         """Requests about all predictions of known questions.
 
         Raises:
             ValueError: If a prediction has no id or no reply.
         """
-        questions = self._questions([Path(path) for path in data])
+        loaded = self.load([Path(path) for path in data])
+        questions = loaded if isinstance(loaded, Mapping) else {id_key(question.id): question for question in loaded}
         requests = []
         for number, line in enumerate(predictions, start=1):
             name = next((self.key(line[field]) for field in self.id_fields if field in line), None)
-            text = next((line[field] for field in self.text_fields if field in line), None)
-            if name is None or not any(field in line for field in self.text_fields):
+            text = next((line[field] for field in _TEXT_FIELDS if field in line), _MISSING)
+            if name is None or text is _MISSING:
                 raise ValueError(
                     f"prediction {number}: expected one of {', '.join(self.id_fields)} and one of "
-                    f"{', '.join(self.text_fields)}, found the keys {', '.join(line)}"
+                    f"{', '.join(_TEXT_FIELDS)}, found the keys {', '.join(line)}"
                 )
             if name in questions:
                 asked = self.ask(questions[name], reply_text(text))
                 reply, messages = (asked, ()) if isinstance(asked, str) else (None, asked)
                 requests.append(JudgeRequest(name, messages, line, reply))
         return requests
-
-    def _questions(self, paths: Sequence[Path]) -> Mapping[str, Any]:
-        """Questions by their id as predictions are joined on it."""
-        loaded = self.load(paths)
-        return loaded if isinstance(loaded, Mapping) else {id_key(question.id): question for question in loaded}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.asking import file_opener
-from mg_llava.evaluation.benchmark import Question
-from mg_llava.evaluation.scoring.joining import name_ids
+from mg_llava.evaluation.scoring.joining import Line, name_ids
 
 REPLY_FIELDS = ("judge", "judge_reply", "content", "review")
 """Keys of a prediction line that may hold the judge's reply."""
@@ -40,18 +37,13 @@ class JudgedQuestion:
     instruction: str = ""
     role: str = "Assistant"
 
-    def ask(self, picture: Path) -> Question:
-        """The question to the model, about a picture file."""
-        opener = file_opener(picture, f"question {self.id}")
-        return Question(self.id, self.text, opener, self.image, self.id, {"prompt": self.text})
 
-
-def find_judge_reply(line: Mapping[str, Any] | None) -> Any:
+def find_judge_reply(line: Line | None) -> Any:
     """The judge's reply on a prediction line: a text, a verdict, or a list of one for each run; None without one."""
     return None if line is None else next((line[name] for name in REPLY_FIELDS if line.get(name) is not None), None)
 
 
-def judge_names(lines: Iterable[Mapping[str, Any] | None]) -> str:
+def judge_names(lines: Iterable[Line | None]) -> str:
     """Names of the judges that the lines come from."""
     names: set[str] = set()
     for line in lines:

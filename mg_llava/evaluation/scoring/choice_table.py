@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.records.tables import (
-    Row,
-    cell_or_none,
-    id_key,
-    is_missing,
-    plain_id,
-    read_table,
-    require_columns,
-    unique_rows,
-)
+from mg_llava.data.records.tables import Row, cell_or_none, id_key, is_missing, plain_id
 from mg_llava.evaluation.scoring.choices import LETTERS
-from mg_llava.evaluation.scoring.joining import name_ids, share
+from mg_llava.evaluation.scoring.files import only_path, read_rows
+from mg_llava.evaluation.scoring.joining import group_by, mean, name_ids
 
 CIRCULAR_STEP = 1_000_000
 """Circular copies of a row have its index and multiples of this."""
@@ -74,8 +65,8 @@ class ChoiceTable:
 
     path: Path
     rows: Sequence[Choice]
-    open_questions: bool = False
-    warnings: Sequence[str] = field(default_factory=tuple)
+    open_questions: bool
+    warnings: list[str]
 
     @property
     def groups(self) -> dict[str, list[Choice]]:
@@ -85,11 +76,6 @@ class ChoiceTable:
             if row.base != row.key and row.base in groups:
                 groups[row.base].append(row)
         return groups
-
-    @property
-    def circular(self) -> bool:
-        """Whether there are rotations."""
-        return any(row.base != row.key for row in self.rows)
 
 
 def options_of(row: Row) -> dict[str, str]:
@@ -115,10 +101,8 @@ def load_table(paths: Sequence[Path], open_questions: bool = False) -> ChoiceTab
     Raises:
         ValueError: If there is more than one path, or the table is malformed; the message names file and row.
     """
-    if len(paths) != 1:
-        raise ValueError(f"multiple choice takes one table, got {len(paths)}: {', '.join(map(str, paths))}")
-    path = paths[0]
-    rows, warnings = unique_rows(path, require_columns(path, read_table(path), ("index", "question", "A", "B")))
+    path = only_path(paths, "multiple choice takes one table")
+    rows, warnings = read_rows(path, "question", "A", "B")
     letters = [letter for letter in LETTERS if letter in rows[0]]
     texts = {letter: _as_read_by_pandas([cell_or_none(row, letter) for row in rows]) for letter in letters}
     choices = []
@@ -175,32 +159,30 @@ def choice_metrics(
     """
     base = [group[0] for group in table.groups.values()]
     metrics: Metrics = {"accuracy": mean(strict.values()), "vanilla": mean(vanilla.values())}
-    if table.circular:
-        metrics["circular"] = metrics["accuracy"]
     metrics |= _by_group(base, strict, short_names)
-    if table.circular:
+    if any(row.base != row.key for row in table.rows):
+        metrics["circular"] = mean(strict.values())
         metrics |= {f"vanilla/{name}": value for name, value in _by_group(base, vanilla, {}).items()}
-    splits = sorted({row.cell("split") for row in base} - {None}, key=str)
-    for split in splits if len(splits) > 1 else ():
-        part = [row for row in base if row.cell("split") == split]
+    splits = _groups(base, "split")
+    for split, part in sorted(splits.items()) if len(splits) > 1 else ():
         metrics[f"{split}/{title}"] = mean(strict[row.key] for row in part)
         metrics |= {f"{split}/{name}": value for name, value in _by_group(part, strict, short_names).items()}
     return metrics | _cycles(base, strict) | _sources(base, strict)
+
+
+def _groups(rows: Iterable[Choice], column: str) -> dict[str, list[Choice]]:
+    """Rows by a cell; those without it are left out."""
+    return group_by((row for row in rows if row.cell(column) is not None), lambda row: row.cell(column))
 
 
 def _by_group(rows: Sequence[Choice], scores: RowScores, short_names: Mapping[str, str]) -> Metrics:
     """Means by l2-category and by category; the latter wins where names meet, as in the scripts."""
     metrics: Metrics = {}
     for column in ("l2-category", "category"):
-        groups: dict[str, list[float]] = defaultdict(list)
-        for row in rows:
-            name = row.cell(column)
-            if name is not None:
-                groups[name].append(scores[row.key])
-        for name in sorted(groups):
+        for name, part in sorted(_groups(rows, column).items()):
             if name in metrics:
                 metrics[f"l2-category/{name}"] = metrics[name]
-            metrics[name] = mean(groups[name])
+            metrics[name] = mean(scores[row.key] for row in part)
             if name in short_names:
                 metrics[short_names[name]] = metrics[name]
     return metrics
@@ -208,37 +190,33 @@ def _by_group(rows: Sequence[Choice], scores: RowScores, short_names: Mapping[st
 
 def _cycles(rows: Sequence[Choice], scores: RowScores) -> Metrics:
     """HR-Bench: accuracy in each cycle, and of questions that are right in all of them."""
-    cycles: dict[str, list[Choice]] = defaultdict(list)
-    questions: dict[Any, list[float]] = defaultdict(list)
-    for row in rows:
-        cycle = row.cell("cycle_category")
-        if cycle is not None:
-            cycles[cycle].append(row)
-            same = (row.cell("question"), frozenset(row.options.values()), row.row.fingerprint, row.cell("image_path"))
-            questions[same].append(scores[row.key])
+    cycles = _groups(rows, "cycle_category")
     metrics: Metrics = {}
+    sums: dict[str, float] = {}
     for cycle, part in cycles.items():
-        metrics[f"{cycle}/all"] = mean(scores[row.key] for row in part)
-        metrics |= {f"{cycle}/{name}": value for name, value in _by_group(part, scores, {}).items()}
-    for name in dict.fromkeys(key.split("/", 1)[1] for key in metrics):
-        values = [value for key, value in metrics.items() if key.split("/", 1)[1] == name]
-        metrics[f"Average/{name}"] = sum(values) / len(cycles)
-    if questions:
-        metrics["circular"] = mean(min(values) for values in questions.values())
+        figures = {"all": mean(scores[row.key] for row in part), **_by_group(part, scores, {})}
+        for name, value in figures.items():
+            metrics[f"{cycle}/{name}"] = value
+            sums[name] = sums.get(name, 0) + value
+    metrics |= {f"Average/{name}": value / len(cycles) for name, value in sums.items()}
+    if cycles:
+        asked = (row for part in cycles.values() for row in part)
+        metrics["circular"] = mean(min(scores[row.key] for row in some) for some in group_by(asked, _asked).values())
     return metrics
+
+
+def _asked(row: Choice) -> tuple[Any, ...]:
+    """The same for the rotations of a question."""
+    return row.cell("question"), frozenset(row.options.values()), row.row.fingerprint, row.cell("image_path")
 
 
 def _sources(rows: Sequence[Choice], scores: RowScores) -> Metrics:
     """CV-Bench: 2D is the mean of its sources, the whole the mean of 2D and 3D."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        source = row.cell("source")
-        if source is not None:
-            groups[source].append(scores[row.key])
+    groups = _groups(rows, "source")
     known = {source for sources in _CV_BENCH.values() for source in sources}
     if not groups or not set(groups) <= known:
         return {}
-    metrics = {f"source/{name}": mean(values) for name, values in groups.items()}
+    metrics = {f"source/{name}": mean(scores[row.key] for row in part) for name, part in groups.items()}
     for part, sources in _CV_BENCH.items():
         present = [metrics[f"source/{name}"] for name in sources if name in groups]
         if present:
@@ -246,9 +224,3 @@ def _sources(rows: Sequence[Choice], scores: RowScores) -> Metrics:
     if "2D" in metrics and "3D" in metrics:
         metrics["CV-Bench"] = (metrics["2D"] + metrics["3D"]) / 2
     return metrics
-
-
-def mean(values: Iterable[float]) -> float:
-    """Mean; 0 of nothing."""
-    numbers = list(values)
-    return share(sum(numbers), len(numbers))

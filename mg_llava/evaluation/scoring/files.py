@@ -1,29 +1,25 @@
-"""Finding and reading JSON files of benchmarks and files of predictions, with messages that name file and line."""
+"""Finding and reading files of benchmarks and of predictions, with messages that name file and line or row."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Lines = list[dict[str, Any]]
+from mg_llava.data.records.tables import Row, read_table, require_columns, unique_rows
+
+Records = list[dict[str, Any]]
+TABLES = ("*.tsv", "*.csv")
 
 _WRAPPERS = ("predictions", "results", "data", "outputs")
 """Keys under which other tools put the list of predictions."""
 
 
 def find_files(paths: Sequence[str | Path], *patterns: str) -> list[Path]:
-    """Those of the files, and of the files right inside of the folders, whose name matches a pattern.
-
-    Args:
-        paths: Files and folders.
-        patterns: Globs such as ``*.jsonl``.
-    """
-    files = []
-    for path in map(Path, paths):
-        files.extend(sorted(path.iterdir()) if path.is_dir() else [path])
+    """Those of the files, and of the files right inside of the folders, whose name matches a glob."""
+    files = [file for path in map(Path, paths) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     return [file for file in files if any(file.match(pattern) for pattern in patterns)]
 
 
@@ -36,22 +32,31 @@ def find_file(paths: Sequence[str | Path], what: str, *patterns: str) -> Path:
     found = find_files(paths, *patterns)
     if len(found) == 1:
         return found[0]
-    given = ", ".join(str(path) for path in paths)
+    given = names(paths)
     if not found:
         raise ValueError(f"{given}: no {what} there (looked for {', '.join(patterns)}); give the file itself")
-    raise ValueError(f"{given}: several files may be the {what}: {', '.join(map(str, found))}; give one of them")
+    raise ValueError(f"{given}: several files may be the {what}: {names(found)}; give one of them")
 
 
-def read_text(path: str | Path) -> str:
-    """Text of a UTF-8 file, without its byte order mark.
+def only_path(paths: Sequence[Path], what: str) -> Path:
+    """The only path of a benchmark that takes one; raises ``ValueError`` for several."""
+    if len(paths) != 1:
+        raise ValueError(f"{what}, got {len(paths)}: {names(paths)}")
+    return paths[0]
+
+
+def names(paths: Iterable[str | Path]) -> str:
+    """Paths for a message."""
+    return ", ".join(map(str, paths))
+
+
+def read_rows(path: Path, *columns: str) -> tuple[list[Row], list[str]]:
+    """Rows of a TSV or CSV that has the columns, the first of each ``index``, and warnings of the others.
 
     Raises:
-        ValueError: If it is not UTF-8.
+        ValueError: The table is malformed; the message names file and row.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
+    return unique_rows(path, require_columns(path, read_table(path), ("index", *columns)))
 
 
 def read_json(path: str | Path) -> Any:
@@ -61,21 +66,34 @@ def read_json(path: str | Path) -> Any:
         ValueError: If it is no JSON; the message names file and line.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: line {error.lineno}: not JSON ({error.msg}); is the file cut off?") from error
 
 
-def read_json_lines(path: str | Path) -> Lines:
+def read_json_lines(path: str | Path) -> Records:
     """Objects of a JSON Lines file; blank lines are skipped.
 
     Raises:
         ValueError: If a line is no JSON object; the message names file and line.
     """
-    return _parse_lines(path, read_text(path))
+    return _parse_lines(path, _read_text(path))
 
 
-def _parse_lines(path: str | Path, text: str) -> Lines:
+def read_records(path: Path) -> Any:
+    """Content of a JSON or, by its name, a JSON Lines file."""
+    return read_json_lines(path) if path.suffix == ".jsonl" else read_json(path)
+
+
+def _read_text(path: str | Path) -> str:
+    """Text of a UTF-8 file, without its byte order mark."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def _parse_lines(path: str | Path, text: str) -> Records:
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand in a JSON string
         if not line.strip():
@@ -96,11 +114,7 @@ def _checked(line: Any, where: str) -> dict[str, Any]:
 
 
 def take(record: Any, name: str, where: str) -> Any:
-    """A field that a record must have.
-
-    Raises:
-        ValueError: If it has not; the message says where.
-    """
+    """A field that a record must have; raises ``ValueError``, which says where, if it has not."""
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object, found {type(record).__name__}")
     if name not in record:
@@ -115,7 +129,7 @@ def check_unique(ids: Iterable[Any], path: str | Path) -> None:
         raise ValueError(f"{path}: id {twice[0]} occurs more than once ({len(twice)} such ids); remove the extra rows")
 
 
-def read_predictions(path: str | Path) -> Lines:
+def read_predictions(path: str | Path) -> Records:
     """Prediction lines of a file.
 
     Args:
@@ -131,17 +145,12 @@ def read_predictions(path: str | Path) -> Lines:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"predictions {path} do not exist")
-    readers: dict[str, Callable[[Path], Lines]] = {".tsv": _read_table, ".csv": _read_table, ".xlsx": _read_xlsx}
-    return readers.get(path.suffix.lower(), _read_json)(path)
+    if path.suffix.lower() in (".tsv", ".csv"):
+        return [dict(row) for row in read_table(path)]
+    return _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_json(path)
 
 
-def _read_table(path: Path) -> Lines:
-    from mg_llava.data.records.tables import read_table
-
-    return [dict(row) for row in read_table(path)]
-
-
-def _read_xlsx(path: Path) -> Lines:
+def _read_xlsx(path: Path) -> Records:
     try:
         from openpyxl import load_workbook
     except ImportError as error:
@@ -155,16 +164,15 @@ def _read_xlsx(path: Path) -> Lines:
     return [dict(zip(header, row, strict=False)) for row in rows if any(cell is not None for cell in row)]
 
 
-def _read_json(path: Path) -> Lines:
-    text = read_text(path)
+def _read_json(path: Path) -> Records:
+    text = _read_text(path)
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        if text.lstrip().startswith("["):
-            raise ValueError(
-                f"{path}: line {error.lineno}: broken JSON list ({error.msg}); is the file cut off?"
-            ) from error
-        return _parse_lines(path, text)
+        if not text.lstrip().startswith("["):
+            return _parse_lines(path, text)
+        message = f"{path}: line {error.lineno}: broken JSON list ({error.msg}); is the file cut off?"
+        raise ValueError(message) from error
     if isinstance(content, dict):
         return _lines_of_dict(content)
     if isinstance(content, list):
@@ -172,17 +180,15 @@ def _read_json(path: Path) -> Lines:
     raise ValueError(f"{path}: holds {type(content).__name__}, expected prediction objects")
 
 
-def _lines_of_dict(content: dict[str, Any]) -> Lines:
+def _lines_of_dict(content: dict[str, Any]) -> Records:
     for name in _WRAPPERS:
         if isinstance(content.get(name), list) and all(isinstance(line, dict) for line in content[name]):
             return content[name]
-    if any(name in content for name in ("index", "question_id", "id")) and not any(
-        isinstance(value, dict) for value in content.values()
-    ):
+    has_id = any(name in content for name in ("index", "question_id", "id"))
+    if has_id and not any(isinstance(value, dict) for value in content.values()):
         return [content]  # JSON lines with a single line
     lines = []
     for key, value in content.items():
-        names = {"id": key, "index": key, "question_id": key}
         reply = value if isinstance(value, dict) else {"prediction": value, "text": value, "response": value}
-        lines.append({**names, **reply})
+        lines.append({"id": key, "index": key, "question_id": key, **reply})
     return lines

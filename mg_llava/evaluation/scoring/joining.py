@@ -1,17 +1,25 @@
-"""Joining predictions with annotations by id, with the counts of what did not meet; the layout of a result."""
+"""Joining predictions with annotations by id, with the counts of what did not meet; figures and layout of a result."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mg_llava.data.records.tables import id_key
 
+Item = TypeVar("Item")
+Line = Mapping[str, Any]
+"""A line of predictions, or a record of a data file."""
+Lines = Sequence[Line]
+Rule = tuple[Mapping[str, Any], Sequence[Line]]
+"""Metrics and samples of a rule."""
 ScoreResult = dict[str, Any]
 
 _SHOWN = 5
+_MAIN = ("accuracy", "anls")
+_ROUNDED = "rounded"
 _NAME = "joined on"
 """Key of the number that lines of a repeated id are joined by."""
 
@@ -30,7 +38,7 @@ class Joined:
     """
 
     texts: list[str]
-    lines: list[Mapping[str, Any] | None]
+    lines: list[Line | None]
     n_missing: int = 0
     n_unknown: int = 0
     n_duplicates: int = 0
@@ -40,6 +48,25 @@ class Joined:
     def n(self) -> int:
         """Number of questions."""
         return len(self.texts)
+
+    def beside(self, items: Sequence[Item]) -> Iterator[tuple[Item, str, Line | None]]:
+        """Each of the questions with its reply and its line."""
+        return zip(items, self.texts, self.lines, strict=True)
+
+    def result(self, rules: Mapping[str, Rule], warnings: Sequence[str] = (), **extra: Any) -> ScoreResult:
+        """A result in the common layout.
+
+        Args:
+            rules: By name, the metrics and samples of each. Metrics are figures, and groups of them by name: a
+                group's ``accuracy`` or ``anls`` gets the name of the group, its other figures one below
+                (``split/val``, ``split/val/n``). What is under ``rounded`` gets the name of the same figure with
+                ``_rounded`` behind it. Samples are one for each question, with ``id``, ``score`` and further facts.
+            warnings: What is wrong besides the counts.
+            **extra: Further keys.
+        """
+        counts = {name: getattr(self, name) for name in ("n", "n_missing", "n_unknown", "n_duplicates")}
+        scored = {name: {"metrics": _flatten(m), "per_sample": samples} for name, (m, samples) in rules.items()}
+        return {**counts, "warnings": [*self.warnings, *warnings], **extra, "rules": scored}
 
 
 def reply_text(value: Any) -> str:
@@ -51,10 +78,10 @@ def reply_text(value: Any) -> str:
 
 def join_predictions(
     ids: Sequence[Any],
-    predictions: Iterable[Mapping[str, Any]],
+    predictions: Iterable[Line],
     id_field: str | Sequence[str] = "index",
     text_field: str | Sequence[str] = "prediction",
-    key: Callable[[Mapping[str, Any]], Any] | None = None,
+    key: Callable[[Line], Any] | None = None,
 ) -> Joined:
     """Join prediction lines with questions by id; the last line of an id wins.
 
@@ -70,7 +97,7 @@ def join_predictions(
     """
     id_fields = (id_field,) if isinstance(id_field, str) else tuple(id_field)
     text_fields = (text_field,) if isinstance(text_field, str) else tuple(text_field)
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Line] = {}
     known = {id_key(value) for value in ids}
     unknown: list[str] = []
     duplicates: list[str] = []
@@ -106,20 +133,11 @@ def number_repeated(keys: Iterable[str]) -> list[str]:
 
 
 def join_repeated(
-    keys: Sequence[str],
-    predictions: Sequence[Mapping[str, Any]],
-    key: Callable[[Mapping[str, Any]], str],
-    text_field: str | Sequence[str],
+    keys: Sequence[str], predictions: Lines, key: Callable[[Line], str], text_field: str | Sequence[str]
 ) -> Joined:
-    """Join as ``join_predictions`` does, where several questions may have one key.
+    """Join as ``join_predictions`` does, where several questions may have one of the ``keys``.
 
     Where a key has more lines than questions, the last lines count and the surplus is counted as duplicates.
-
-    Args:
-        keys: Keys of the questions.
-        predictions: Prediction lines.
-        key: Key of a line.
-        text_field: As in ``join_predictions``.
     """
     found = [key(line) for line in predictions]
     surplus = Counter(found)
@@ -133,19 +151,19 @@ def join_repeated(
     return join_predictions(number_repeated(keys), lines, _NAME, text_field)
 
 
-def make_result(
-    joined: Joined, rules: Mapping[str, Mapping[str, Any]], warnings: Sequence[str] = (), **extra: Any
-) -> ScoreResult:
-    """A result in the common layout; ``extra`` keys are added as they are."""
-    return {
-        "n": joined.n,
-        "n_missing": joined.n_missing,
-        "n_unknown": joined.n_unknown,
-        "n_duplicates": joined.n_duplicates,
-        "warnings": [*joined.warnings, *warnings],
-        **extra,
-        "rules": dict(rules),
-    }
+def _flatten(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    exact = {name: value for name, value in metrics.items() if name != _ROUNDED}
+    rounded = {f"{name}_{_ROUNDED}": value for name, value in _walk(metrics.get(_ROUNDED, {}))}
+    return {**dict(_walk(exact)), **rounded}
+
+
+def _walk(metrics: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in metrics.items():
+        place = path if path and name in _MAIN else f"{path}/{name}" if path else name
+        if isinstance(value, Mapping):
+            yield from _walk(value, place)
+        else:
+            yield place, value
 
 
 def name_ids(ids: Iterable[Any], text: str) -> list[str]:
@@ -162,7 +180,26 @@ def share(right: float, count: float) -> float:
     return right / count if count else 0.0
 
 
-def _field(line: Mapping[str, Any], names: Sequence[str], what: str, number: int) -> str:
+def mean(values: Iterable[float]) -> float:
+    """Mean; 0 of nothing."""
+    numbers = list(values)
+    return share(sum(numbers), len(numbers))
+
+
+def mean_score(samples: Iterable[Line]) -> float:
+    """Mean score of samples; 0 of nothing."""
+    return mean(sample["score"] for sample in samples)
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Items by their key, in the order of the first ones."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _field(line: Line, names: Sequence[str], what: str, number: int) -> str:
     for name in names:
         if name in line:
             return name

@@ -45,6 +45,14 @@ def mme_yes_no(reply: str) -> str:
     return "no" if "no" in beginning else "other"
 
 
+def read_label(answer: object, where: str) -> bool:
+    """Whether yes is right; raises ``ValueError`` that begins with ``where`` for anything but yes and no."""
+    value = str(answer).strip().lower()
+    if value not in ("yes", "no"):
+        raise ValueError(f"{where} {answer!r}, expected yes or no")
+    return value == "yes"
+
+
 @dataclass(frozen=True)
 class Confusion:
     """Counts of predictions of yes (positive) and no against labels."""
@@ -61,33 +69,20 @@ class Confusion:
         return cls(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))))
 
     @property
-    def accuracy(self) -> float:
-        """Share of right predictions."""
-        return share(self.tp + self.tn, self.tp + self.fp + self.tn + self.fn)
+    def counts(self) -> dict[str, int]:
+        """The counts by their usual names."""
+        return {"TP": self.tp, "FP": self.fp, "TN": self.tn, "FN": self.fn}
 
     @property
-    def precision(self) -> float:
-        """Share of yes among the predictions of yes; 0 without any, where the scripts divide by zero."""
-        return share(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float:
-        """Share of the labels yes that were predicted; 0 without any."""
-        return share(self.tp, self.tp + self.fn)
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 if both are."""
-        return share(2 * self.precision * self.recall, self.precision + self.recall)
+    def figures(self) -> dict[str, float]:
+        """Accuracy, precision, recall and F1; 0 where the scripts divide by zero."""
+        accuracy = share(self.tp + self.tn, self.tp + self.fp + self.tn + self.fn)
+        precision, recall = share(self.tp, self.tp + self.fp), share(self.tp, self.tp + self.fn)
+        f1 = share(2 * precision * recall, precision + recall)
+        return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
 
     @property
     def undefined(self) -> list[str]:
         """Figures whose denominator is zero, on which the scripts fail."""
-        names = []
-        if not self.tp + self.fp:
-            names.append("precision")
-        if not self.tp + self.fn:
-            names.append("recall")
-        if not self.tp:
-            names.append("f1")
-        return names
+        denominators = {"precision": self.tp + self.fp, "recall": self.tp + self.fn, "f1": self.tp}
+        return [name for name, count in denominators.items() if not count]
