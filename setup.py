@@ -21,6 +21,7 @@ INSTALL = [
     "peft==0.21.2",
     "safetensors",
     "accelerate",
+    "jinja2",
     "tqdm",
     "protobuf",  # reads tokenizer.model, which is all that Vicuna's folder has of a tokenizer
     "setuptools<81",  # mmengine still imports pkg_resources
@@ -51,7 +52,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mg_llava", "mg_llava.*"]),
-    package_data={"mg_llava": ["py.typed", "detection/names/*.txt", "inspection/doctor/*.tsv"]},
+    package_data={
+        "mg_llava": ["py.typed", "detection/names/*.txt", "evaluation/*.jinja", "inspection/doctor/*.tsv"]
+    },
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL,
     extras_require=EXTRAS,

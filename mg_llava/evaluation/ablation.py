@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.evaluation.box_source import is_box_file, parse_box_spec
+from mg_llava.evaluation.overview import points, text_table
 from mg_llava.evaluation.results import metric_of
 from mg_llava.evaluation.scoring.joining import ScoreResult
 from mg_llava.evaluation.statistics import Interval, paired_bootstrap, scores_of
-
-SettingScores = Mapping[str, ScoreResult]
-"""SettingScores by benchmark."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +35,13 @@ class Setting:
         return f"boxes-{plain}" + ("" if self.fusion else "_fusion-off")
 
 
-def parse_settings(boxes: str | Sequence[str], fusion: str = "on") -> list[Setting]:
-    """All combinations of ``--boxes`` and ``--fusion``, the baseline first.
-
-    Args:
-        boxes: Specs, or one text with commas between them.
-        fusion: ``on``, ``off``, or ``on,off``.
+def parse_settings(boxes: str, fusion: str = "on") -> list[Setting]:
+    """All combinations of ``--boxes`` and ``--fusion``, each with commas between several, the baseline first.
 
     Raises:
         ValueError: A spec is malformed or comes twice.
     """
-    specs = [part.strip() for part in (boxes.split(",") if isinstance(boxes, str) else boxes)]
+    specs = [part.strip() for part in boxes.split(",")]
     switches = [part.strip() for part in fusion.split(",")]
     wrong = sorted(set(switches) - {"on", "off"})
     if wrong:
@@ -121,18 +115,16 @@ class Difference:
 
 
 def compare(
-    results: Mapping[str, SettingScores],
+    results: Mapping[str, Mapping[str, ScoreResult]],
     headlines: Mapping[str, tuple[str, str]] | None = None,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
-    seed: int = 0,
 ) -> list[Difference]:
     """Differences of all settings to the first, benchmark by benchmark.
 
     Args:
-        results: SettingScores by setting and benchmark, the baseline first.
+        results: Scores by setting and benchmark, the baseline first.
         headlines: Rule and metric to compare by, for each benchmark; the first rule by default.
         groups: For each benchmark what is drawn together, by question id; see ``statistics.paired_bootstrap``.
-        seed: Of the bootstrap.
 
     Raises:
         ValueError: Settings were scored on different questions.
@@ -141,34 +133,23 @@ def compare(
     rows = []
     for benchmark, reference in baseline.items():
         rule, metric = (headlines or {}).get(benchmark, ("", ""))
-        if rule not in reference["rules"]:
-            rule = next(iter(reference["rules"]), "")
         if not reference["rules"]:
             continue  # a split without answers
+        if rule not in reference["rules"]:
+            rule = next(iter(reference["rules"]))
         first = scores_of(reference["rules"][rule]["per_sample"])
-        together = _groups(first, (groups or {}).get(benchmark))
+        known = (groups or {}).get(benchmark)
+        together = None if known is None else {name: known.get(name, name) for name in first}
         for setting, result in others:
-            found = result[benchmark]
-            scores = scores_of(found["rules"][rule]["per_sample"])
-            rows.append(
-                Difference(
-                    benchmark,
-                    setting,
-                    rule,
-                    sum(scores.values()) / max(len(scores), 1),
-                    sum(first.values()) / max(len(first), 1),
-                    paired_bootstrap(scores, first, together, seed=seed),
-                    metric,
-                    _number(found, rule, metric),
-                    _number(reference, rule, metric),
-                )
-            )
+            scores = scores_of(result[benchmark]["rules"][rule]["per_sample"])
+            interval = paired_bootstrap(scores, first, together)
+            ours, base = (sum(some.values()) / max(len(some), 1) for some in (scores, first))
+            values = (_number(metric_of(one["rules"], rule, metric)) for one in (result[benchmark], reference))
+            rows.append(Difference(benchmark, setting, rule, ours, base, interval, metric, *values))
     return rows
 
 
-def _number(result: ScoreResult, rule: str, metric: str) -> float | None:
-    """A metric of a rule; None where there is no such number."""
-    value = metric_of(result.get("rules", {}), rule, metric)
+def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
@@ -182,16 +163,9 @@ def format_differences(rows: Sequence[Difference], baseline: str) -> str:
         if row.benchmark != last:
             cells.append([row.benchmark, baseline, row.rule, f"{100 * row.baseline:.1f}", "", "", ""])
             last = row.benchmark
-        ends = f"{100 * row.interval.low:+.1f} to {100 * row.interval.high:+.1f}"
+        ends = f"{points(row.interval.low)} to {points(row.interval.high)}"
         mark = "*" if row.interval.excludes_zero else ""
-        difference = f"{100 * row.interval.mean:+.1f}"
-        cells.append(["", row.setting, row.rule, f"{100 * row.score:.1f}", difference, ends, mark])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+        numbers = [f"{100 * row.score:.1f}", points(row.interval.mean), ends, mark]
+        cells.append(["", row.setting, row.rule, *numbers])
     note = "paired bootstrap over questions; * the interval excludes zero"
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], note])
-
-
-def _groups(scores: Mapping[str, float], groups: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Groups of the questions scored; those without one stand alone."""
-    return None if groups is None else {name: groups.get(name, name) for name in scores}
+    return f"{text_table(cells, left=range(7))}\n{note}"

@@ -9,16 +9,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
 
 from mg_llava.data.boxes.augment import BoxAugmentation
-from mg_llava.data.boxes.policy import Picture
 from mg_llava.data.boxes.store import BoxStore, open_box_store
 from mg_llava.data.inputs import make_boxes
 from mg_llava.data.pictures.files import to_rgb
@@ -28,6 +28,18 @@ from mg_llava.evaluation.benchmark import Question
 from mg_llava.registry import PROPOSERS
 
 BoxKind = Literal["none", "detected", "oracle", "shuffled", "jitter", "top"]
+ToFrame = Callable[[Image.Image], Image.Image]
+"""Brings a picture into the frame that boxes are in, as the picture processor does."""
+
+_FORMS: dict[BoxKind, str] = {
+    **{kind: kind for kind in ("none", "detected", "oracle", "shuffled")},  # type: ignore[misc]
+    "jitter": "jitter=0.1",
+    "top": "top=10",
+}
+"""How each kind is written."""
+_BOX_FILES = (".json", ".jsonl", ".safetensors")
+_MAX_JITTER = 0.5
+_DRAWS = 32
 
 
 class FoundBoxes(NamedTuple):
@@ -43,19 +55,16 @@ class FoundBoxes(NamedTuple):
     counts: dict[str, int]
 
 
-HELP = (
-    "none: no boxes. detected: the box file's, or the detector's for pictures that are not in it. oracle: those of "
-    "the oracle box file. shuffled: those of another picture. jitter=SHARE: each edge moved by up to this share of "
-    "the box. top=N: the N best. A path of a box file means detected, with that file."
-)
-_BOX_FILES = (".json", ".jsonl", ".safetensors")
-_MAX_JITTER = 0.5
-_DRAWS = 32
-
-
 @dataclass(frozen=True)
 class BoxSpec:
-    """What ``--boxes`` says: a kind, and a number where the kind has one."""
+    """What ``--boxes`` says.
+
+    Attributes:
+        kind: ``none``: no boxes. ``detected``: the box file's, or the detector's for pictures that are not in it.
+            ``oracle``: those of the oracle box file. ``shuffled``: those of another picture. ``jitter``: each edge
+            moved by up to a share of the box. ``top``: the best ones.
+        value: Share of ``jitter``, number of ``top``.
+    """
 
     kind: BoxKind
     value: float | None = None
@@ -70,25 +79,25 @@ def parse_box_spec(text: str) -> BoxSpec:
     Raises:
         ValueError: The text is none of them, or its number is out of range.
     """
-    kind, equals, number = text.strip().partition("=")
-    kinds = get_args(BoxKind)
-    if kind not in kinds:
-        near = difflib.get_close_matches(kind, kinds, 1)
+    name, equals, number = text.strip().partition("=")
+    kind = next((kind for kind in _FORMS if kind == name), None)
+    if kind is None:
+        near = difflib.get_close_matches(name, _FORMS, 1)
         hint = f"; is {near[0]!r} meant?" if near else ""
-        raise ValueError(f"boxes={text!r} is unknown{hint} Known: {', '.join(_forms())}, or a box file")
+        raise ValueError(f"boxes={text!r} is unknown{hint} Known: {', '.join(_FORMS.values())}, or a box file")
     if kind not in ("jitter", "top"):
         if equals:
             raise ValueError(f"boxes={text!r}: {kind!r} takes no value")
-        return BoxSpec(kind)  # type: ignore[arg-type]
+        return BoxSpec(kind)
     try:
         value = float(number) if kind == "jitter" else int(number)
     except ValueError as error:
-        raise ValueError(f"boxes={text!r}: {kind!r} takes a number, as in {_example(kind)!r}") from error
+        raise ValueError(f"boxes={text!r}: {kind!r} takes a number, as in {_FORMS[kind]!r}") from error
     if kind == "jitter" and not 0 <= value < _MAX_JITTER:
         raise ValueError(f"boxes={text!r}: a jitter is at least 0 and below {_MAX_JITTER}, in sides of the box")
     if kind == "top" and value < 1:
         raise ValueError(f"boxes={text!r}: top keeps at least 1 box; use 'none' for no boxes")
-    return BoxSpec(kind, value)  # type: ignore[arg-type]
+    return BoxSpec(kind, value)
 
 
 def is_box_file(spec: str) -> bool:
@@ -97,13 +106,13 @@ def is_box_file(spec: str) -> bool:
 
 
 def build_box_source(
-    spec: str | BoxSpec,
+    spec: str,
     store: BoxStore | str | Path | None = None,
     detector: Any = None,
     *,
     oracle: BoxStore | str | Path | None = None,
     seed: int = 0,
-    to_frame: Callable[[Image.Image], Image.Image] = to_rgb,
+    to_frame: ToFrame = to_rgb,
 ) -> "BoxSource":
     """A source of boxes.
 
@@ -115,26 +124,27 @@ def build_box_source(
             ``propose``, the config of a transform, or of a ``BoxPipeline``. None lets such pictures go without boxes.
         oracle: Boxes of the annotations, or their file.
         seed: For ``shuffled`` and ``jitter``.
-        to_frame: Brings a picture into the frame that boxes are in, as the picture processor does.
+        to_frame: Brings a picture into the frame that boxes are in.
 
     Raises:
         FileNotFoundError: A box file does not exist.
         ValueError: The spec is malformed, or it needs a box file that was not given.
     """
-    if isinstance(spec, str):
-        if is_box_file(spec):
-            spec, store = "detected", spec
-        spec = parse_box_spec(spec)
-    if spec.kind == "oracle" and oracle is None:
+    if is_box_file(spec):
+        spec, store = "detected", spec
+    parsed = parse_box_spec(spec)
+    if parsed.kind == "oracle" and oracle is None:
         raise ValueError("boxes='oracle' needs the box file of the annotations (--oracle-boxes)")
-    if spec.kind == "shuffled" and store is None:
+    if parsed.kind == "shuffled" and store is None:
         raise ValueError("boxes='shuffled' takes the boxes of other pictures, for which it needs a box file")
-    if spec.kind in ("detected", "jitter", "top") and store is None and detector is None:
-        message = f"boxes='{spec}' without box file and detector: all questions go without boxes"
+    if parsed.kind in ("detected", "jitter", "top") and store is None and detector is None:
+        message = f"boxes='{parsed}' without box file and detector: all questions go without boxes"
         print_log(message, logger="current", level=logging.WARNING)
-    used = {"none": None, "oracle": oracle}.get(spec.kind, store)
-    finds = None if spec.kind in ("none", "oracle") else detector
-    return BoxSource(spec, _open(used), _proposer(finds), seed, to_frame)
+    used = {"none": None, "oracle": oracle}.get(parsed.kind, store)
+    if isinstance(used, str | Path):
+        used = open_box_store(used, missing="empty")
+    finds = None if parsed.kind in ("none", "oracle") else _proposer(detector)
+    return BoxSource(parsed, used, finds, seed, to_frame)
 
 
 class BoxSource:
@@ -149,8 +159,8 @@ class BoxSource:
         spec: BoxSpec,
         store: BoxStore | None,
         propose: Callable[[Image.Image], Any] | None,
-        seed: int = 0,
-        to_frame: Callable[[Image.Image], Image.Image] = to_rgb,
+        seed: int,
+        to_frame: ToFrame,
     ) -> None:
         self.spec = spec
         self._store = store
@@ -163,17 +173,17 @@ class BoxSource:
         self._found: dict[str, BoxRecord] = {}
         self._detecting = Lock()
 
-    def look_up(self, question: Question, images: Sequence[Picture | None] = ()) -> FoundBoxes:
+    def look_up(self, question: Question, images: Sequence[Image.Image] = ()) -> FoundBoxes:
         """The boxes of a question's picture, and what they count as; safe to call from several threads.
 
         Args:
             question: The question.
-            images: Its picture, or a function that opens it; of a video its frames. Used where boxes are looked up by
-                content, found by the detector or moved; without them boxes are not clipped to the picture.
+            images: Its picture; of a video its frames. Used where boxes are looked up by content, found by the
+                detector or moved; without them boxes are not clipped to the picture.
         """
         key = question.id if question.box_key is None else question.box_key
         name = question.picture_key or str(key)
-        shown = list(images) or [None] * (question.frames or 1)
+        shown: list[Image.Image | None] = [*images] or [None] * (question.frames or 1)
         if question.frames is None:
             found = [self._one(str(key), name, shown[0])]
         else:
@@ -193,100 +203,64 @@ class BoxSource:
             known = {name: self._store.metadata.get(name) for name in ("detector", "settings")}
             described |= {name: value for name, value in known.items() if value}
         if self._propose is not None:
-            described["generated_by"] = _name_of(self._propose)
+            owner = getattr(self._propose, "__self__", self._propose)
+            described["generated_by"] = getattr(owner, "__qualname__", None) or type(owner).__name__
         return described
 
-    def _one(self, key: str, picture_key: str, image: Picture | None) -> tuple[BoxRecord | None, str]:
-        opened = _Opened(image, self._to_frame)
-        record, source = self._record(key, picture_key, opened)
-        if record is not None:
-            record = self._change(record, picture_key, opened)
-        return record, source
-
-    def _record(self, key: str, picture_key: str, image: "_Opened") -> tuple[BoxRecord | None, str]:
-        """The boxes of a picture before any change, and what they count as."""
-        record = self._store.find(key, image.raw) if self._store is not None else None
-        if self.spec.kind == "shuffled":
-            if record is None and self._propose is None:
+    def _one(self, key: str, picture_key: str, image: Image.Image | None) -> tuple[BoxRecord | None, str]:
+        """The boxes of a picture, and what they count as."""
+        frame = None if image is None else cache(partial(self._to_frame, image))
+        own = self._store.find(key, image) if self._store is not None else None
+        rng = np.random.default_rng([self._seed, _digest(picture_key)])
+        kind, value = self.spec.kind, self.spec.value or 0
+        if kind == "shuffled" and (own is not None or self._propose is not None):
+            return self._partner(own, picture_key, rng, frame and frame().size), "with"
+        source = "with"
+        if own is None:
+            if self._propose is None or frame is None:
                 return None, "without"
-            return self._partner(record, picture_key, image), "with"
-        if record is not None:
-            return record, "with"
-        if self._propose is None or image.raw is None:
-            return None, "without"
+            own, source = self._detect(picture_key, frame), "generated"
+        if kind == "top":
+            own = BoxAugmentation(cap_probability=1.0, cap_range=(int(value), int(value)))(own, (0, 0), rng)
+        if kind == "jitter":
+            size: Any = frame().size if frame else (np.inf, np.inf)
+            own = BoxAugmentation(jitter=value)(own, size, rng)
+        return own, source
+
+    def _detect(self, picture_key: str, frame: Callable[[], Image.Image]) -> BoxRecord:
+        assert self._propose is not None
         with self._detecting:
             if picture_key not in self._found:
-                self._found[picture_key] = make_boxes(
-                    self._propose(image.framed()), f"picture {picture_key!r}, detected boxes"
-                )
-            return self._found[picture_key], "generated"
+                owner = f"picture {picture_key!r}, detected boxes"
+                self._found[picture_key] = make_boxes(self._propose(frame()), owner)
+            return self._found[picture_key]
 
-    def _partner(self, own: BoxRecord | None, picture_key: str, image: "_Opened") -> BoxRecord:
+    def _partner(
+        self, own: BoxRecord | None, picture_key: str, rng: np.random.Generator, size: tuple[int, int] | None
+    ) -> BoxRecord:
         """The boxes of another picture, scaled to this one where both sizes are known, clipped to it."""
         assert self._store is not None
-        rng = self._rng(picture_key)
         for _ in range(_DRAWS):
             key = self._keys[int(rng.integers(len(self._keys)))]
             record = self._store.find(key)
             assert record is not None
             if own is None or not np.array_equal(own.boxes, record.boxes):
-                return _fit(record, self._store.image_size(key), image.size())
+                return record if size is None else _fit(record, self._store.image_size(key), size)
         raise ValueError(f"{self._store.source}: no other boxes than those of {picture_key!r} found to shuffle with")
 
-    def _change(self, record: BoxRecord, picture_key: str, image: "_Opened") -> BoxRecord:
-        kind, value = self.spec.kind, self.spec.value
-        if kind == "top":
-            change = BoxAugmentation(cap_probability=1.0, cap_range=(int(value or 0), int(value or 0)))
-            return change(record, (0, 0), self._rng(picture_key))
-        if kind == "jitter":
-            size = image.size() or (np.inf, np.inf)
-            return BoxAugmentation(jitter=value or 0.0)(record, size, self._rng(picture_key))  # type: ignore[arg-type]
-        return record
 
-    def _rng(self, picture_key: str) -> np.random.Generator:
-        digest = hashlib.blake2b(picture_key.encode(), digest_size=8).digest()
-        return np.random.default_rng([self._seed, int.from_bytes(digest, "little")])
+def _digest(picture_key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(picture_key.encode(), digest_size=8).digest(), "little")
 
 
-class _Opened:
-    """A picture that is opened and converted when it is needed, once."""
-
-    def __init__(self, image: Picture | None, to_frame: Callable[[Image.Image], Image.Image]) -> None:
-        self._image, self._to_frame = image, to_frame
-        self._framed: Image.Image | None = None
-        self.raw = None if image is None else self.open
-
-    def open(self) -> Image.Image:
-        if not isinstance(self._image, Image.Image):
-            assert self._image is not None
-            self._image = self._image()
-        return self._image
-
-    def framed(self) -> Image.Image:
-        if self._framed is None:
-            self._framed = self._to_frame(self.open())
-        return self._framed
-
-    def size(self) -> tuple[int, int] | None:
-        """Width and height in the frame of the boxes; None where there is no picture."""
-        return None if self._image is None else self.framed().size
-
-
-def _fit(record: BoxRecord, old: tuple[int, int] | None, new: tuple[int, int] | None) -> BoxRecord:
+def _fit(record: BoxRecord, old: tuple[int, int] | None, new: tuple[int, int]) -> BoxRecord:
     """Boxes of a picture of size ``old`` on one of size ``new``; those outside of it are dropped."""
-    if new is None:
-        return record
-    boxes = record.boxes
-    if old is not None:
-        boxes = boxes * np.tile(np.array(new) / np.array(old), 2)
-    boxes = np.clip(boxes, 0, np.tile(np.array(new, dtype=np.float64), 2))
+    sides = np.tile(np.array(new, dtype=np.float64), 2)
+    boxes = record.boxes if old is None else record.boxes * np.tile(np.array(new) / np.array(old), 2)
+    boxes = np.clip(boxes, 0, sides)
     kept = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     labels = tuple(record.labels[i] for i in kept.tolist())
     return replace(record, boxes=boxes[kept], scores=record.scores[kept], labels=labels)
-
-
-def _open(store: BoxStore | str | Path | None) -> BoxStore | None:
-    return store if store is None or isinstance(store, BoxStore) else open_box_store(store, missing="empty")
 
 
 def _proposer(detector: Any) -> Callable[[Image.Image], Any] | None:
@@ -296,19 +270,4 @@ def _proposer(detector: Any) -> Callable[[Image.Image], Any] | None:
         from mg_llava.detection.pipeline import build_pipeline
 
         detector = build_pipeline(detector)
-    if detector is None or hasattr(detector, "propose"):
-        return getattr(detector, "propose", None)
-    return detector
-
-
-def _name_of(propose: Any) -> str:
-    owner = getattr(propose, "__self__", propose)
-    return getattr(owner, "__qualname__", None) or type(owner).__name__
-
-
-def _forms() -> list[str]:
-    return [_example(kind) for kind in get_args(BoxKind)]
-
-
-def _example(kind: str) -> str:
-    return {"jitter": "jitter=0.1", "top": "top=10"}.get(kind, kind)
+    return getattr(detector, "propose", detector)

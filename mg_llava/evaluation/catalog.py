@@ -43,14 +43,10 @@ def benchmark_config(name: str, root: str | Path = DEFAULT_ROOT) -> dict[str, An
     return {"type": kind, "data": data, "image_folder": images, "name": name, **release.settings}
 
 
-def default_boxes(name: str, root: str | Path = DEFAULT_ROOT) -> Path | None:
+def default_boxes(name: str, root: str | Path = DEFAULT_ROOT, folders: Sequence[str] = ("boxes",)) -> Path | None:
     """The box file of a benchmark, ``boxes/NAME.safetensors`` or ``.json`` under ``root``, if it is there."""
-    return box_file_in(Path(root) / "boxes", name)
-
-
-def box_file_in(folder: Path, name: str) -> Path | None:
-    """The box file of a benchmark in a folder, if it is there."""
-    return next((file for suffix in BOX_SUFFIXES if (file := folder / f"{name}{suffix}").is_file()), None)
+    files = (Path(root) / folder / f"{name}{suffix}" for folder in folders for suffix in BOX_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def missing_files(name: str, root: str | Path = DEFAULT_ROOT) -> list[Path]:

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on where this one ended\n")
+        sys.stderr.write("stopped; the same command continues where this one ended\n")
         return 130
     if table:
         sys.stdout.write(f"{table}\n\nwrote {out / 'results.json'} and {out / 'report.html'}\n")
@@ -73,11 +73,12 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str:
+    from mg_llava.evaluation.ablation import parse_settings
     from mg_llava.evaluation.runner import Asking
-    from mg_llava.evaluation.suite import Model, Suite, build_benchmarks, choose_settings, find_box_files, read_config
+    from mg_llava.evaluation.suite import Model, Suite, build_benchmarks, find_box_files, read_config
     from mg_llava.work.processes import Processes
 
-    config = read_config(arguments.config, {"apply_exif": True} if arguments.apply_exif else None)
+    config = read_config(arguments.config, arguments.apply_exif)
     benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)
     processes = Processes()
@@ -87,12 +88,13 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
         from mg_llava.detection.pipeline import build_pipeline
 
         detector = build_pipeline(arguments.detector, arguments.tagger)
+    boxes = arguments.boxes or ("detected" if any([*box_files.values(), detector]) else "none")
     suite = Suite(
         model=model,
         benchmarks=benchmarks,
         out=out,
         processes=processes,
-        settings=choose_settings(arguments.boxes, arguments.fusion, any([*box_files.values(), detector])),
+        settings=parse_settings(boxes, arguments.fusion),
         box_files=box_files,
         oracle=arguments.oracle_boxes,
         detector=detector,

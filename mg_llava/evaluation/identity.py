@@ -1,8 +1,8 @@
-"""What replies depend on, as hashes and plain values: runs go on where earlier ones ended only if all is the same."""
+"""All that replies depend on, as hashes and plain values: an earlier run is continued only if all is the same."""
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mg_llava.inference import Predictor
 
 PACKAGES = ("mg_llava", "torch", "transformers", "xtuner", "mmengine", "timm", "open_clip_torch")
+_PLAIN = (str, int, float, bool, type(None))
 _TEXT_FILES = (".json", ".jsonl", ".tsv", ".csv", ".txt")
 
 
@@ -33,9 +34,9 @@ def run_identity(
         benchmark: The benchmark.
         questions: All of its questions.
         predictor: The model with template and generation settings.
-        boxes: What the box source says of itself.
-        generation: What overrides the predictor's generation settings.
-        model: What tells the model from others; None for a checksum of its weights.
+        boxes: Description of the box source.
+        generation: Settings in place of the predictor's.
+        model: Tells the model from others; None for a checksum of its weights.
     """
     digest = hashlib.sha256()
     for question in questions:
@@ -47,16 +48,12 @@ def run_identity(
         "data": {path.name: _data_hash(path) for path in benchmark.data},
         "model": dict(model) if model is not None else {"weights": _weights_hash(predictor.model)},
         "generation": {
-            **{key: value if _is_plain(value) else repr(value) for key, value in sorted(settings.items())},
+            **{key: value if isinstance(value, _PLAIN) else repr(value) for key, value in sorted(settings.items())},
             "system": predictor.front_end.system,
             "dtype": str(next(predictor.model.llm.parameters()).dtype).removeprefix("torch."),
         },
         "boxes": {key: value for key, value in boxes.items() if key != "file"},
     }
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _data_hash(path: Path) -> str:
@@ -94,13 +91,9 @@ def hash_checkpoint(path: str | Path) -> str:
     if not path.is_dir():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     digest = hashlib.sha256()
-    for part in _files(path):
+    for part in (file for file in sorted(path.rglob("*")) if file.is_file()):
         digest.update(f"{part.relative_to(path)} {fingerprint(part)}".encode())
     return digest.hexdigest()[:32]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def package_versions() -> dict[str, str]:

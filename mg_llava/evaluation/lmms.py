@@ -1,4 +1,4 @@
-"""A model of lmms-eval's over the predictor, so that its tasks run on our checkpoints (extra ``lmms``).
+"""An lmms-eval model over the predictor, so that its tasks run on MG-LLaVA's checkpoints (extra ``lmms``).
 
 lmms-eval finds it by the entry point ``lmms_eval.models``: ``python -m lmms_eval --model mg_llava --model_args
 config=CONFIG.py,checkpoint=iter_1000.pth --tasks mmstar --batch_size 8``.
@@ -30,14 +30,14 @@ _PASSED_ON = ("do_sample", "temperature", "top_p", "num_beams", "max_new_tokens"
 
 
 def manifest() -> Any:
-    """What the entry point gives lmms-eval: the model's name and class."""
+    """The model's name and class, for lmms-eval's entry point."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(NAME, simple_class_path=f"{__name__}.{MGLLaVAModel.__name__}")
 
 
 class MGLLaVAModel(lmms):
-    """A checkpoint of ours as a model of lmms-eval.
+    """A checkpoint as a model of lmms-eval.
 
     Args:
         config: Training config.
@@ -166,7 +166,7 @@ def _picture(visual: Any, owner: str) -> Image.Image:
 
 
 def _settings(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of our ``generate`` from lmms-eval's."""
+    """Arguments of ``generate`` from lmms-eval's."""
     settings = {key: asked[key] for key in _PASSED_ON if asked.get(key) is not None}
     if not settings.get("temperature"):
         settings["do_sample"] = False

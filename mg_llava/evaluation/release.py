@@ -74,13 +74,5 @@ class Release:
 
 
 def published_table(name: str, file: str, column: str | None = None, caution: str = "", get: str = "") -> Release:
-    """A table that holds its pictures, as VLMEvalKit publishes it or in the same form.
-
-    Args:
-        name: As of ``Release``.
-        file: Its name without ``.tsv``.
-        column: As of ``Release``.
-        caution: As of ``Release``.
-        get: Where to get it, if not from VLMEvalKit.
-    """
+    """The release of a table ``file`` with its pictures in it, as VLMEvalKit publishes it or in the same form."""
     return Release(name, (f"LMUData/{file}.tsv",), None, get or f"{_TABLES}{file}.tsv", column, caution)

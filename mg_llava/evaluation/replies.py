@@ -1,4 +1,4 @@
-"""Replies on disk: appended batch by batch, by each process to a file of its own, and read back to go on after a kill.
+"""Replies on disk: appended batch by batch, by each process to a file of its own, and read back by the next run.
 
 A folder holds ``run.json`` (what the replies depend on), ``replies.part0.journal``, ``replies.part1.journal``, ... (a
 line for each reply or failure) and, when all is answered, ``predictions.jsonl`` (the benchmark's own form).
@@ -17,7 +17,7 @@ from mg_llava.work.atomic import write_json, write_text
 from mg_llava.work.journal import Journal, read_journal
 
 Line = dict[str, Any]
-"""``n`` (number of the question), ``id`` and either ``error`` or what :func:`line_of` tells of an answer."""
+"""``n`` (number of the question), ``id`` and either ``error`` or the facts of an answer; see :func:`line_of`."""
 
 RUN_FILE = "run.json"
 FINAL_FILE = "predictions.jsonl"
@@ -69,7 +69,9 @@ class Replies:
                 old.unlink(missing_ok=True)
         wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
         if path.is_file():
-            self._compare({key: value for key, value in self._run().items() if key != _ABOUT}, wanted)
+            found = self._run()
+            found.pop(_ABOUT, None)
+            self._compare(_flat(found), _flat(wanted))
         elif self._parts():
             raise ResumeError(
                 f"{self.folder} holds replies but no {RUN_FILE} that says of which run; use another folder, or "
@@ -94,8 +96,7 @@ class Replies:
         except ValueError as error:
             raise ResumeError(f"{path} is damaged ({error}); use another folder (--out), or --fresh") from error
 
-    def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        before, now = _flat(found), _flat(wanted)
+    def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if other:
             changes = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in other)
@@ -160,17 +161,12 @@ class Replies:
 
 
 def line_of(n: int, question: Question, answer: Any, source: Mapping[str, int] | None = None) -> Line:
-    """What is kept of an answer of the predictor, or of the error that it gave instead.
-
-    Args:
-        n: Number of the question.
-        question: The question.
-        answer: An ``Answer``, or an exception.
-        source: What the boxes of its pictures count as.
+    """The facts to keep of an ``Answer`` to question number ``n``, or of the exception in its place.
 
     Returns:
-        ``n``, ``id``, and ``error`` or ``text`` and ``truncated``; ``source``; of the box tokens of its pictures their
-        number ``boxes``, mean ``confidence`` and mean ``size`` (square root of the share of the picture).
+        ``n``, ``id``, and ``error`` or ``text`` and ``truncated``; ``source``, counts of its boxes; of the box tokens
+        of its pictures their number ``boxes``, mean ``confidence`` and mean ``size`` (square root of the share of the
+        picture).
     """
     if isinstance(answer, Exception):
         return {"n": n, "id": question.id, "error": str(answer)}

@@ -1,4 +1,4 @@
-"""Scores of the replies in a folder, and what is told of the run; needs no model, so that scoring again does not."""
+"""Scores of the replies in a folder, and the facts of the run; without a model, so that scoring again needs none."""
 
 import logging
 from collections import Counter, defaultdict
@@ -10,7 +10,7 @@ from typing import Any
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.identity import package_versions
 from mg_llava.evaluation.replies import FINAL_FILE, Line, Replies
-from mg_llava.evaluation.scoring.joining import ScoreResult, name_ids
+from mg_llava.evaluation.scoring.joining import ScoreResult, mean_score, name_ids
 from mg_llava.work.atomic import write_json
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _SHOWN = 20
 
 @dataclass
 class RunResult:
-    """What a run of a benchmark gave.
+    """The result of a run of a benchmark.
 
     Attributes:
         benchmark: Name of the benchmark.
@@ -53,21 +53,16 @@ class RunResult:
     samples: list[Line] = field(repr=False, default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without what is told of each question."""
-        rules = {
-            name: {key: value for key, value in rule.items() if key != "per_sample"}
-            for name, rule in self.score.get("rules", {}).items()
+        """Plain values for JSON, without the facts of each question."""
+        shown = ("benchmark", "prompt", "headline", "counts", "failures", "score", "boxes", "generation", "identity")
+        rules = {name: {"metrics": rule["metrics"]} for name, rule in self.score.get("rules", {}).items()}
+        values = {
+            **vars(self),
+            "score": {**self.score, "rules": rules},
+            "generation": self.identity.get("generation", {}),
         }
         return {
-            "benchmark": self.benchmark,
-            "prompt": self.prompt,
-            "headline": self.headline,
-            "counts": self.counts,
-            "failures": self.failures,
-            "score": {**self.score, "rules": rules},
-            "boxes": self.boxes,
-            "generation": self.identity.get("generation", {}),
-            "identity": self.identity,
+            **{name: values[name] for name in shown},
             "seconds": round(self.seconds, 2),
             "predictions": str(self.folder / FINAL_FILE),
             "packages": package_versions(),
@@ -79,11 +74,7 @@ def score(
 ) -> RunResult:
     """Score the replies in a folder, and write ``predictions.jsonl``, ``scores.json`` and ``results.json`` there.
 
-    Args:
-        benchmark: The benchmark.
-        replies: Its replies; questions without one count as missing.
-        limit: Only the first so many questions.
-        options: Options of the scorer.
+    Questions without a reply count as missing; with a ``limit`` only the first so many are scored.
 
     Raises:
         ValueError: A data file is malformed, or the replies are to other questions.
@@ -132,31 +123,22 @@ def _restrict(found: ScoreResult, asked: Sequence[Question], total: int, answere
         return found
     rules = {}
     for name, rule in found.get("rules", {}).items():
-        kept = [_row_score(entry) for entry in _asked_entries(rule["per_sample"], asked, total)]
-        mean = sum(entry["score"] for entry in kept) / len(kept) if kept else None
-        rules[name] = {"metrics": {"mean_score": mean}, "per_sample": kept}
+        # A row with copies, which may not have been asked, has the score of its own.
+        entries = _asked_entries(rule["per_sample"], asked, total)
+        kept = [{**entry, "score": float(entry["vanilla" if "vanilla" in entry else "score"])} for entry in entries]
+        rules[name] = {"metrics": {"mean_score": mean_score(kept) if kept else None}, "per_sample": kept}
     note = f"limited to the first {len(asked)} of {total} questions: mean score of these, not the benchmark's metrics"
     warnings = [warning for warning in found.get("warnings", []) if "have no prediction" not in warning]
-    return {
-        **found,
-        "n": len(asked),
-        "n_missing": len(asked) - answered,
-        "warnings": [*warnings, note],
-        "rules": rules,
-    }
+    counts = {"n": len(asked), "n_missing": len(asked) - answered}
+    return {**found, **counts, "warnings": [*warnings, note], "rules": rules}
 
 
-def _asked_entries(entries: Sequence[Line], asked: Sequence[Question], total: int) -> list[Line]:
+def _asked_entries(entries: Sequence[Line], asked: Sequence[Question], total: int) -> Sequence[Line]:
     """Entries of the questions that were asked: by id, or by place where several questions have one id."""
     if len(entries) == total and len({str(entry["id"]) for entry in entries}) < total:
-        return list(entries[: len(asked)])
+        return entries[: len(asked)]
     ids = {str(question.id) for question in asked}
     return [entry for entry in entries if str(entry["id"]) in ids]
-
-
-def _row_score(entry: Line) -> Line:
-    """An entry with the score of its own row, where it has copies that may not have been asked."""
-    return {**entry, "score": float(entry["vanilla"] if "vanilla" in entry else entry["score"])}
 
 
 def _headline(benchmark: Benchmark, found: ScoreResult) -> dict[str, Any]:

@@ -61,15 +61,7 @@ def run_benchmark(
 ) -> RunResult | None:
     """Answer the questions of a benchmark and score the replies: :func:`answer`, then ``results.score``.
 
-    Args:
-        benchmark: The benchmark.
-        predictor: The model with all it needs.
-        out_dir: Folder of results; the benchmark's own folder in it has its name.
-        boxes: As of :func:`answer`.
-        asking: As of :func:`answer`.
-        processes: As of :func:`answer`.
-        score_options: Options of the scorer.
-        **more: Further arguments of :func:`answer`.
+    Arguments are those of :func:`answer`, and ``score_options`` of the scorer.
 
     Returns:
         The result, in the main process; None in the others.
@@ -131,75 +123,66 @@ def answer(
     replies.resumed = len(known)
     begin = time.monotonic()
     share = _share(asked, known, processes)
-    lookups: dict[int, _Lookup] = {}
-    requests = (_request(benchmark.name, n, asked[n], source, lookups) for n in share)
+    found: dict[int, FoundBoxes] = {}
+    requests = (_request(benchmark.name, n, asked[n], source, found) for n in share)
     stream = predictor.stream(requests, asking.batch_size, asking.workers, asking.cache_mb, **generation)
-    _write(stream, share, asked, lookups, replies, asking.bad_samples, progress)
+    try:
+        _write(stream, share, asked, found, replies, asking.bad_samples, progress)
+    finally:
+        replies.close()
     replies.seconds = time.monotonic() - begin
     processes.gather()
     processes.on_main(lambda: _check_complete(replies, asked))
     return replies
 
 
-class _Lookup:
-    """Looks the boxes of a question up when its pictures are open; ``found`` has them afterwards."""
-
-    def __init__(self, source: BoxSource, question: Question) -> None:
-        self.source, self.question = source, question
-        self.found: FoundBoxes | None = None
-
-    def __call__(self, images: Sequence[Image.Image]) -> list[BoxRecord]:
-        self.found = self.source.look_up(self.question, images)
-        return list(self.found.boxes)
-
-
 def _share(asked: Sequence[Question], known: Mapping[int, Line], processes: Processes) -> list[int]:
-    """Numbers of the questions that this process answers: every so-manieth picture of what is left."""
+    """Numbers of the questions that this process answers: those about every n-th picture, of n processes."""
     pictures: dict[Hashable, list[int]] = {}
     for n, question in enumerate(asked):
         if n not in known:
-            key = n if question.picture_key is None else question.picture_key
-            pictures.setdefault(key, []).append(n)
+            pictures.setdefault(n if question.picture_key is None else question.picture_key, []).append(n)
     return [n for group in list(pictures.values())[processes.rank :: processes.size] for n in group]
 
 
-def _request(name: str, n: int, question: Question, source: BoxSource, lookups: dict[int, _Lookup]) -> Request:
+def _request(name: str, n: int, question: Question, source: BoxSource, found: dict[int, FoundBoxes]) -> Request:
+    """A request whose boxes are looked up when its pictures are open, and kept in ``found``."""
     owner = f"{name} {question.id}"
     if question.picture is None:
         return Request(question.text, id=owner)
-    lookups[n] = _Lookup(source, question)
-    return Request(
-        question.text, question.picture, lookups[n], owner, key=question.picture_key, pictures=question.frames or 1
-    )
+
+    def look_up(images: Sequence[Image.Image]) -> list[BoxRecord]:
+        found[n] = source.look_up(question, images)
+        return list(found[n].boxes)
+
+    frames = question.frames or 1
+    return Request(question.text, question.picture, look_up, owner, key=question.picture_key, pictures=frames)
 
 
 def _write(
     stream: Iterable[Answered],
     share: Sequence[int],
     asked: Sequence[Question],
-    lookups: dict[int, _Lookup],
+    found: dict[int, FoundBoxes],
     replies: Replies,
     bad_samples: BadSamples,
     progress: Progress | None,
 ) -> None:
     """Write each batch of answers, and of errors in their place, before the next is asked for."""
     answered = 0
-    try:
-        for batch in stream:
-            lines = []
-            for place, given in batch:
-                lookup = lookups.pop(share[place], None)
-                source = None if lookup is None or lookup.found is None else lookup.found.counts
-                lines.append(line_of(share[place], asked[share[place]], given, source))
-            replies.append(lines)
-            errors = [given for _, given in batch if isinstance(given, Exception)]
-            if errors and bad_samples == "raise":
-                raise errors[0]
-            answered += len(batch)
-            if progress is not None:
-                progress(answered, len(share))
-    finally:
-        replies.close()
+    for batch in stream:
+        lines = []
+        for place, given in batch:
+            n = share[place]
+            boxes = found.pop(n, None)
+            lines.append(line_of(n, asked[n], given, None if boxes is None else boxes.counts))
+        replies.append(lines)
+        errors = [given for _, given in batch if isinstance(given, Exception)]
+        if errors and bad_samples == "raise":
+            raise errors[0]
+        answered += len(batch)
+        if progress is not None:
+            progress(answered, len(share))
 
 
 def _check_complete(replies: Replies, asked: Sequence[Question]) -> None:

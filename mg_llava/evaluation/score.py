@@ -11,9 +11,6 @@ from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.judging.protocol import JudgeProtocol
 from mg_llava.evaluation.scoring.joining import Lines, ScoreResult
 
-_FALLBACK = "multiple_choice"
-_TABLE_SUFFIXES = {".tsv", ".csv"}
-
 
 def find_scorer(benchmark: str, data: Sequence[Path] = ()) -> type[Benchmark]:
     """The benchmark of a name as people type it: ``MMBench_DEV_EN`` and ``mmbench`` are the same.
@@ -34,11 +31,11 @@ def find_scorer(benchmark: str, data: Sequence[Path] = ()) -> type[Benchmark]:
     prefixes = [known for known in scorers if squeezed.startswith(known.replace("_", ""))]
     if prefixes:
         return scorers[max(prefixes, key=len)]
-    if len(data) == 1 and Path(data[0]).suffix.lower() in _TABLE_SUFFIXES:
+    if len(data) == 1 and Path(data[0]).suffix.lower() in (".tsv", ".csv"):
         from mg_llava.data.records.tables import read_header
 
         if {"A", "B"} <= set(read_header(data[0])):
-            return scorers[_FALLBACK]
+            return scorers["multiple_choice"]
     nearest = difflib.get_close_matches(name, scorers, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     raise ValueError(f"no scorer for benchmark {benchmark!r}{hint} Known are {', '.join(sorted(scorers))}")
@@ -57,13 +54,7 @@ def find_protocol(benchmark: str) -> JudgeProtocol:
 
 
 def score_predictions(benchmark: str, data: Sequence[str | Path], predictions: Lines, **options: Any) -> ScoreResult:
-    """Score predictions by every rule that applies to a benchmark.
-
-    Args:
-        benchmark: Name of the scorer.
-        data: The benchmark's files or folders.
-        predictions: Prediction lines.
-        options: Further settings of the scorer, such as ``box_format`` of refcoco.
+    """Score predictions by every rule that applies to a benchmark; options are the scorer's, such as ``box_format``.
 
     Returns:
         ``benchmark``, ``n`` (questions), ``n_missing`` (questions without a prediction), ``n_unknown`` (predictions of

@@ -51,20 +51,14 @@ def scores_of(per_sample: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
-    groups: Sequence[Any] | None = None,
-    samples: int = SAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    values: Sequence[float] | np.ndarray, groups: Sequence[Any] | None = None, samples: int = SAMPLES
 ) -> Interval:
-    """Percentile bootstrap interval of a mean.
+    """Percentile bootstrap interval of a mean, always the same for the same values.
 
     Args:
         values: n numbers.
         groups: n labels; values of one label are drawn together. None draws each value on its own.
         samples: Number of bootstrap samples.
-        confidence: Share of the samples' means inside of the interval.
-        seed: The same seed gives the same interval.
 
     Raises:
         ValueError: There are no values, or ``groups`` are of another number.
@@ -74,34 +68,24 @@ def bootstrap_mean(
         raise ValueError("there are no scores to take the mean of")
     sums, sizes = _by_group(numbers, groups)
     count = len(sums)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = np.empty(samples)
     block = max(1, _CELLS // count)
     for start in range(0, samples, block):
         # how often each group was drawn: (block, groups)
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(block, samples - start))
         means[start : start + len(drawn)] = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(numbers.mean()), float(low), float(high), len(numbers))
 
 
-def paired_bootstrap(
-    scores: Scores,
-    baseline: Scores,
-    groups: Mapping[str, Any] | None = None,
-    samples: int = SAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
+def paired_bootstrap(scores: Scores, baseline: Scores, groups: Mapping[str, Any] | None = None) -> Interval:
     """Mean difference ``scores - baseline`` over the same questions, with its bootstrap interval.
 
     Args:
         scores: Scores of one setting.
         baseline: Scores of the other, for the same questions.
         groups: What is drawn together, by question id, such as the question's picture; None for each question alone.
-        samples: As for :func:`bootstrap_mean`.
-        confidence: As for :func:`bootstrap_mean`.
-        seed: As for :func:`bootstrap_mean`.
 
     Raises:
         ValueError: The settings were scored on different questions, or on none.
@@ -115,7 +99,7 @@ def paired_bootstrap(
     ids = sorted(scores)
     differences = np.array([scores[name] - baseline[name] for name in ids])
     labels = None if groups is None else [groups[name] for name in ids]
-    return bootstrap_mean(differences, labels, samples, confidence, seed)
+    return bootstrap_mean(differences, labels)
 
 
 def _by_group(values: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +120,6 @@ Facts = Mapping[str, Mapping[str, float]]
 
 Buckets = Sequence[tuple[str, float]]
 """Names and upper ends (not included), in rising order; the last end is infinite."""
-
 _SIZES: Buckets = (("small (< 6 %)", 0.06), ("medium (6-17 %)", 0.17), ("large (> 17 %)", np.inf))
 """By the side of a square of the same area, relative to that of the picture: COCO's 32 and 96 px at 640 x 480."""
 _COUNTS: Buckets = (("0", 1), ("1-10", 11), ("11-20", 21), ("21-30", 31), ("31-50", 51), ("> 50", np.inf))
@@ -164,10 +147,6 @@ def facts_of(samples: Iterable[Mapping[str, Any]], object_sizes: Scores | None =
 
 def break_down(scores: Scores, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     """Mean score by object size, boxes per picture and detector confidence, as far as facts are known.
-
-    Args:
-        scores: Scores by question id.
-        facts: Facts by question id.
 
     Returns:
         For each breakdown with facts its buckets that have questions: ``name``, ``n``, ``mean``, ``low``, ``high``.

@@ -11,10 +11,10 @@ from typing import Any
 from mmengine.config import Config
 
 from mg_llava.data.pictures.files import to_rgb
-from mg_llava.evaluation.ablation import Difference, Setting, compare, format_differences, fusion_off, parse_settings
+from mg_llava.evaluation.ablation import Difference, Setting, compare, format_differences, fusion_off
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.box_source import BoxSource, build_box_source
-from mg_llava.evaluation.catalog import benchmark_config, box_file_in, default_boxes, find_release
+from mg_llava.evaluation.catalog import benchmark_config, default_boxes, find_release
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.evaluation.overview import PAGE_FILE, format_table, make_entry, merge_results, write_page
 from mg_llava.evaluation.results import RunResult
@@ -34,16 +34,9 @@ class Model:
     """Finds missing boxes: what the config's ``detector`` says."""
 
     @classmethod
-    def load(
-        cls, config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto", **settings: Any
-    ) -> "Model":
-        """Build the model of a config and load a checkpoint; arguments as for ``Predictor.from_pretrained``.
-
-        Raises:
-            FileNotFoundError: If the checkpoint does not exist.
-            ValueError: If they do not go together.
-        """
-        predictor = Predictor.from_pretrained(config, checkpoint, str(pick_device(device)), **settings)
+    def load(cls, config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto") -> "Model":
+        """Build the model of a config and load a checkpoint; raises as ``Predictor.from_pretrained`` does."""
+        predictor = Predictor.from_pretrained(config, checkpoint, str(pick_device(device)))
         hashes: dict[str, Any] = {}
         if processes.is_main:  # reading a large checkpoint once more is enough
             hashes = {
@@ -55,12 +48,12 @@ class Model:
         return cls(predictor, processes.gather(hashes)[0], config.get("detector"))
 
 
-def read_config(path: str | Path, pictures: Mapping[str, Any] | None = None) -> Config:
+def read_config(path: str | Path, apply_exif: bool = False) -> Config:
     """A training config; the modules that it names under ``custom_imports`` may register benchmarks.
 
     Args:
         path: The file.
-        pictures: Settings of the picture processor to use in place of the config's.
+        apply_exif: Whether to turn pictures as their EXIF orientation says, whatever the config has.
 
     Raises:
         FileNotFoundError: It does not exist.
@@ -68,7 +61,7 @@ def read_config(path: str | Path, pictures: Mapping[str, Any] | None = None) -> 
     if not Path(path).is_file():
         raise FileNotFoundError(f"config {path} does not exist; give the .py file the model was trained with")
     config = Config.fromfile(str(path))
-    config.merge_from_dict({"picture_processor": dict(pictures)} if pictures else {})
+    config.merge_from_dict({"picture_processor": {"apply_exif": True}} if apply_exif else {})
     return config
 
 
@@ -85,7 +78,6 @@ class Suite:
         box_files: Box file of each benchmark, by name.
         oracle: Box file of the annotations.
         detector: Finds missing boxes; see ``build_box_source``.
-        quiet: No progress bars.
         asking: How questions are asked.
         generation: Overrides arguments of ``generate``.
     """
@@ -98,7 +90,6 @@ class Suite:
     box_files: Mapping[str, Path | None] = field(default_factory=dict)
     oracle: Path | None = None
     detector: Any = None
-    quiet: bool = False
     asking: Asking = field(default_factory=Asking)
     generation: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,7 +126,7 @@ class Suite:
         """Run all benchmarks under a setting; results in the main process only."""
         runs = []
         for benchmark in self.benchmarks:
-            with _progress(benchmark.name, self.quiet or not self.processes.is_main) as progress:
+            with _progress(benchmark.name, not self.processes.is_main) as progress:
                 run = run_benchmark(
                     benchmark,
                     self.model.predictor,
@@ -195,16 +186,7 @@ def find_box_files(names: Sequence[str], root: str | Path, given: Path | None) -
         raise FileNotFoundError(f"box file {given} does not exist")
     if given is None or given.is_file():
         return {name: given or default_boxes(name, root) for name in names}
-    return {name: default_boxes(name, given) or box_file_in(given, name) for name in names}
-
-
-def choose_settings(boxes: str | None, fusion: str, has_boxes: bool) -> list[Setting]:
-    """Settings of the command line; without ``--boxes`` detected boxes where there can be any, else none.
-
-    Raises:
-        ValueError: A spec is malformed or comes twice.
-    """
-    return parse_settings(boxes or ("detected" if has_boxes else "none"), fusion)
+    return {name: default_boxes(name, given, ("boxes", "")) for name in names}
 
 
 @contextmanager

@@ -87,11 +87,9 @@ class _Refused(Exception):
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"HTTP {status} ({text[:300]})")
-        self.status, self.text = status, text
-
-    @property
-    def is_about_question(self) -> bool:
-        return self.status in _ABOUT_A_REQUEST or _FILTERED.search(self.text) is not None
+        self.status = status
+        self.text = text
+        self.is_filtered = _FILTERED.search(text) is not None
 
 
 @dataclass
@@ -127,9 +125,9 @@ class EndpointJudge:
             try:
                 content = self._post(used.body(self.name, messages, max_tokens, temperature))
             except _Refused as error:
-                if not _FILTERED.search(error.text) and self._adapt(used, used.without_refused(error.text), error):
+                if not error.is_filtered and self._adapt(used, used.without_refused(error.text), error):
                     continue
-                if error.is_about_question:
+                if error.is_filtered or error.status in _ABOUT_A_REQUEST:
                     raise JudgeRefusal(f"{self.name} refuses the question: {error}") from error
                 advice = _ADVICE.get(error.status, "the endpoint takes no such request")
                 raise JudgeError(f"{self.url}: {error}; {advice.format(key=self.key_variable)}") from error

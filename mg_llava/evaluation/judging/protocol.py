@@ -30,11 +30,7 @@ class JudgeRefusal(RuntimeError):
 
 
 class Judge(Protocol):
-    """Replies to messages.
-
-    Attributes:
-        name: Written into the results, since scores of different judges are not comparable.
-    """
+    """Replies to messages; the name is written into the results, since scores of two judges are not comparable."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""The run of a judge over predictions: each reply is written at once, and a run that was stopped goes on where it was.
+"""The run of a judge over predictions: each reply is written at once, so that a stopped run can be continued.
 
 Questions that the judge refused, or about which no reply could be used, are open work: the next run asks them again.
 """
@@ -10,10 +10,12 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mg_llava.evaluation.judging.protocol import Judge, JudgeError, JudgeProtocol, JudgeRefusal, JudgeRequest, Message
+from mg_llava.evaluation.scoring.files import parse_lines
 from mg_llava.work.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -24,21 +26,16 @@ _REFUSED_IN_A_ROW = 10
 """So many refused questions with no reply between them are a fault of the set-up, and end the run."""
 
 
+@dataclass
 class CallableJudge:
-    """A local model as a judge.
+    """A local model as a judge: a function of messages (``{"role", "content"}``), with a name for the results."""
 
-    Args:
-        name: Name in the results.
-        function: Messages (``{"role", "content"}``) to a reply.
-    """
-
-    def __init__(self, name: str, function: Callable[[Sequence[Message]], str]) -> None:
-        self.name = name
-        self._function = function
+    name: str
+    function: Callable[[Sequence[Message]], str]
 
     def __call__(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> str:
         """What the function makes of the messages."""
-        return self._function(messages)
+        return self.function(messages)
 
 
 def load_local_judge(folder: str | Path, device: str = "cpu") -> CallableJudge:
@@ -71,10 +68,10 @@ def run_judge(
     """Ask a judge about all requests and write each reply at once.
 
     Args:
-        requests: What to ask; lines that need no judge come with their reply.
+        requests: Questions; lines that need no judge come with their reply.
         judge: The judge.
         protocol: Which replies are accepted, and where they go.
-        out: JSON Lines; what is there of the same question, prompt and judge is not asked again.
+        out: JSON Lines; no question of the same prompt and judge that is there is asked again.
         workers: Number of questions under way at once; more than one for endpoints only.
         progress: Wraps the work, given its length (as ``tqdm`` does).
 
@@ -96,7 +93,7 @@ def run_judge(
     with open(out, "a", encoding="utf-8") as file:
         judged = _ask_all(open_ones, judge, protocol, workers)
         for line in judged if progress is None else progress(judged, len(open_ones)):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(_to_text(line))
             file.flush()
             done[line[_KEY]] = line
             refused = refused + 1 if "judge_error" in line else 0
@@ -153,23 +150,15 @@ def _usable_lines(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     text = path.read_bytes().decode("utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    lines = {}
-    kept = []
-    for number, raw in enumerate(whole.split("\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            line = json.loads(raw)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}: line {number} is not JSON ({error.msg}); remove it or give another file"
-            ) from error
-        if not isinstance(line, dict) or _KEY not in line:
+    lines = parse_lines(path, text[: text.rfind("\n") + 1])
+    for number, line in enumerate(lines, start=1):
+        if _KEY not in line:
             raise ValueError(f"{path}: line {number} is not of a judge; give another file for the judge's replies")
-        if line.get(_ACCEPTED, True):
-            lines[line[_KEY]] = line
-            kept.append(raw + "\n")
-    if "".join(kept) != text:
-        write_text(path, "".join(kept))
-    return lines
+    kept = {line[_KEY]: line for line in lines if line.get(_ACCEPTED, True)}
+    if len(kept) < len(lines) or not text.endswith("\n"):
+        write_text(path, "".join(map(_to_text, kept.values())))
+    return kept
+
+
+def _to_text(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

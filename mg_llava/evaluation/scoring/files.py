@@ -77,7 +77,7 @@ def read_json_lines(path: str | Path) -> Records:
     Raises:
         ValueError: If a line is no JSON object; the message names file and line.
     """
-    return _parse_lines(path, _read_text(path))
+    return parse_lines(path, _read_text(path))
 
 
 def read_records(path: Path) -> Any:
@@ -93,7 +93,8 @@ def _read_text(path: str | Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from error
 
 
-def _parse_lines(path: str | Path, text: str) -> Records:
+def parse_lines(path: str | Path, text: str) -> Records:
+    """Objects of a text in JSON Lines; ``path`` is for messages."""
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand in a JSON string
         if not line.strip():
@@ -170,7 +171,7 @@ def _read_json(path: Path) -> Records:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         if not text.lstrip().startswith("["):
-            return _parse_lines(path, text)
+            return parse_lines(path, text)
         message = f"{path}: line {error.lineno}: broken JSON list ({error.msg}); is the file cut off?"
         raise ValueError(message) from error
     if isinstance(content, dict):
