@@ -2,7 +2,7 @@
 
 from mmengine.dataset import DefaultSampler
 
-from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkLoop, BenchmarkMetric, collate_questions
+from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkLoop, BenchmarkMetric
 
 
 def evaluate_on(
@@ -42,7 +42,6 @@ def evaluate_on(
             dataset=dataset,
             # every question once, whatever the number of processes
             sampler=dict(type=DefaultSampler, shuffle=False, round_up=False),
-            collate_fn=dict(type=collate_questions),
         ),
         test_evaluator=dict(type=BenchmarkMetric),
         test_cfg=dict(type=BenchmarkLoop, **(generation or {})),

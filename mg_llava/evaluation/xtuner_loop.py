@@ -1,7 +1,6 @@
 """``xtuner test CONFIG --checkpoint ...``: benchmarks as data set, loop and metric of mmengine.
 
-The loop answers with the ``Predictor`` that chat and ``tools/evaluate.py`` use, so that replies are theirs. They are
-gathered by question: neither their order nor the number of processes matters.
+The loop answers and scores as ``tools/evaluate.py`` does, so that replies and files are the same.
 """
 
 import logging
@@ -9,41 +8,31 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import TestLoop
-from PIL import Image
 from torch.utils.data import Dataset
 
-from mg_llava.data.pictures.files import PictureError, to_rgb
+from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.box_source import build_box_source
 from mg_llava.evaluation.catalog import DEFAULT_ROOT, benchmark_config, default_boxes
-from mg_llava.evaluation.identity import run_identity
 from mg_llava.evaluation.overview import flat_metrics
-from mg_llava.evaluation.replies import Line, Replies, line_of
+from mg_llava.evaluation.replies import Replies
 from mg_llava.evaluation.results import score
-from mg_llava.evaluation.runner import BadSamples
-from mg_llava.inference import Predictor, Request
+from mg_llava.evaluation.runner import Asking, BadSamples, answer
+from mg_llava.inference import Predictor
 from mg_llava.registry import DATASETS, METRICS, TRANSFORMS
-
-
-class _Item(NamedTuple):
-    """A question, its place in its benchmark, and the number of this."""
-
-    benchmark: int
-    place: int
-    question: Question
+from mg_llava.work.processes import Processes
 
 
 @DATASETS.register_module()
 class BenchmarkDataset(Dataset):
-    """Questions of one or several benchmarks, with decoded pictures and their boxes.
+    """Questions of one or several benchmarks, and the source of their boxes.
 
     Args:
         benchmarks: Benchmarks, their configs, or names of the catalog. A config may have ``box_path`` and
@@ -62,6 +51,9 @@ class BenchmarkDataset(Dataset):
         FileNotFoundError: A data file does not exist.
         ValueError: A data file is malformed, a setting is wrong, or two benchmarks have one name.
     """
+
+    metainfo: Mapping[str, Any] = {}
+    """Nothing; mmengine wants it."""
 
     def __init__(
         self,
@@ -82,59 +74,32 @@ class BenchmarkDataset(Dataset):
         """Arguments of the ``Predictor``."""
         self.benchmarks: list[Benchmark] = []
         self.sources = []
-        self.items: list[_Item] = []
         self.limit = limit
         to_frame = partial(to_rgb, mode=processor.mode, apply_exif=processor.apply_exif)
-        for number, item in enumerate(benchmarks):
+        for item in benchmarks:
             benchmark, store, oracle = _build_benchmark(item, data_root)
             source = build_box_source(boxes, store, detector, oracle=oracle, seed=seed, to_frame=to_frame)
             self.benchmarks.append(benchmark)
             self.sources.append(source)
-            asked = list(benchmark.questions())[:limit]
-            self.items += [_Item(number, place, question) for place, question in enumerate(asked)]
+        self._questions = [one for benchmark in self.benchmarks for one in list(benchmark.questions())[:limit]]
         names = Counter(benchmark.name for benchmark in self.benchmarks)
         if len(names) < len(self.benchmarks):
             twice = names.most_common(1)[0][0]
             raise ValueError(f"two benchmarks have the name {twice!r}; give one of them another with name=...")
 
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """The benchmarks, and how many questions of each are asked."""
-        return {"benchmarks": self.benchmarks, "limit": self.limit}
-
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self._questions)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """A question: ``id`` (its place), ``request`` and ``source``, what its boxes count as.
-
-        In place of the request is the error where the picture cannot be read.
-        """
-        number, question = self.items[index].benchmark, self.items[index].question
-        owner = f"{self.benchmarks[number].name}, question {question.id!r}"
-        if question.picture is None:
-            return {"id": index, "request": Request(question.text, id=owner), "source": None}
-        try:
-            opened = question.picture()
-        except PictureError as error:
-            return {"id": index, "request": error, "source": None}
-        pictures = [opened] if isinstance(opened, Image.Image) else opened
-        found = self.sources[number].look_up(question, pictures)
-        boxes = found.boxes if len(found.boxes) > 1 else found.boxes[0]
-        return {"id": index, "request": Request(question.text, opened, boxes, owner), "source": found.counts}
-
-
-def collate_questions(instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A batch of ``BenchmarkDataset``: a list; the predictor makes the model's input of it."""
-    return list(instances)
+    def __getitem__(self, index: int) -> Question:
+        return self._questions[index]
 
 
 class BenchmarkLoop(TestLoop):
-    """A test loop that lets the model answer a ``BenchmarkDataset``, and gives the metric what it is to keep.
+    """A test loop that lets the model answer a ``BenchmarkDataset`` and scores the replies.
 
     Args:
         runner: The runner.
-        dataloader: Dataloader of a ``BenchmarkDataset``, or its config.
+        dataloader: Dataloader of a ``BenchmarkDataset``, or its config; its workers are threads that decode pictures.
         evaluator: With a ``BenchmarkMetric``, or its config.
         bad_samples: As of ``runner.Asking``.
         **generation: Arguments of the LLM's ``generate``; greedy, and each benchmark's own ``max_new_tokens``, by
@@ -145,48 +110,40 @@ class BenchmarkLoop(TestLoop):
         self, runner: Any, dataloader: Any, evaluator: Any, bad_samples: BadSamples = "report", **generation: Any
     ) -> None:
         super().__init__(runner, dataloader, evaluator)
-        self.dataset: BenchmarkDataset = self.dataloader.dataset
-        self.bad_samples = bad_samples
-        self.predictor = Predictor(getattr(runner.model, "module", runner.model), **self.dataset.parts)
-        self.settings = [{"max_new_tokens": one.max_new_tokens, **generation} for one in self.dataset.benchmarks]
-        self.evaluator.dataset_meta = {
-            **self.dataset.metainfo,
-            "out_dir": Path(runner.work_dir) / "test",
-            "runs": [self._describe(number) for number in range(len(self.dataset.benchmarks))],
-        }
-
-    def _describe(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Identity of the run of a benchmark, and what is told of it besides."""
-        benchmark, described = self.dataset.benchmarks[number], self.dataset.sources[number].describe()
-        asked = [item.question for item in self.dataset.items if item.benchmark == number]
-        identity = run_identity(benchmark, asked, self.predictor, described, self.settings[number], None)
-        return identity, {"boxes": described}
+        dataset, workers = self.dataloader.dataset, max(1, self.dataloader.num_workers)
+        self.dataset: BenchmarkDataset = dataset
+        self.asking = Asking(self.dataloader.batch_size, dataset.limit, bad_samples, fresh=True, workers=workers)
+        self.predictor = Predictor(getattr(runner.model, "module", runner.model), **dataset.parts)
+        self.generation = generation
+        self._batches = 0
 
     @torch.no_grad()
-    def run_iter(self, idx: int, data_batch: list[dict[str, Any]]) -> None:  # type: ignore[override]
-        """Answer one batch of questions."""
-        self.runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
-        groups: dict[int, list[dict[str, Any]]] = {}
-        for sample in data_batch:
-            groups.setdefault(self.dataset.items[sample["id"]].benchmark, []).append(sample)
-        outputs = [(number, line) for number, group in groups.items() for line in self._answer(number, group)]
-        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
-        self.runner.call_hook("after_test_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+    def run(self) -> dict[str, float]:
+        """Answer and score all benchmarks.
 
-    def _answer(self, number: int, samples: list[dict[str, Any]]) -> list[Line]:
-        """Lines of questions of one benchmark."""
-        answers: dict[int, Any] = {s["id"]: s["request"] for s in samples if isinstance(s["request"], Exception)}
-        asked = [sample for sample in samples if sample["id"] not in answers]
-        stream = self.predictor.stream([s["request"] for s in asked], max(1, len(asked)), **self.settings[number])
-        answers |= {asked[place]["id"]: answer for batch in stream for place, answer in batch}
-        errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
-        if errors and self.bad_samples == "raise":
-            raise errors[0]
-        items = [self.dataset.items[sample["id"]] for sample in samples]
-        return [
-            line_of(item.place, item.question, answers[sample["id"]], sample["source"])
-            for item, sample in zip(items, samples, strict=True)
-        ]
+        Returns:
+            ``test/benchmark/rule/metric`` for every metric that is a number.
+        """
+        for hook in ("before_test", "before_test_epoch"):
+            self.runner.call_hook(hook)
+        self.runner.model.eval()
+        processes = Processes()
+        metrics: dict[str, float] = {}
+        (metric,) = self.evaluator.metrics
+        out = Path(metric.out_dir or Path(self.runner.work_dir) / "test")
+        for benchmark, source in zip(self.dataset.benchmarks, self.dataset.sources, strict=True):
+            settings = {"processes": processes, "progress": self._tell, **self.generation}
+            replies = answer(benchmark, self.predictor, out, source, self.asking, **settings)
+            metrics |= processes.on_main(partial(metric.score, benchmark, replies, self.asking.limit))
+        self.runner.call_hook("after_test_epoch", metrics=metrics)
+        self.runner.call_hook("after_test")
+        return metrics
+
+    def _tell(self, answered: int, total: int) -> None:
+        """Let the hooks log a batch that was answered."""
+        self.runner.call_hook("before_test_iter", batch_idx=self._batches, data_batch=None)
+        self.runner.call_hook("after_test_iter", batch_idx=self._batches, data_batch=None, outputs=None)
+        self._batches += 1
 
 
 class DistributedModel(MMDistributedDataParallel):
@@ -204,55 +161,26 @@ class DistributedModel(MMDistributedDataParallel):
 
 
 @METRICS.register_module()
-class BenchmarkMetric(BaseMetric):
-    """Scores the replies of a ``BenchmarkDataset`` by every rule that applies, and keeps them.
-
-    Writes the files of ``tools/evaluate.py`` to ``<out_dir>/<benchmark>``.
+class BenchmarkMetric:
+    """Scores the replies to a benchmark by every rule that applies; files are those of ``tools/evaluate.py``.
 
     Args:
-        out_dir: Folder for files; ``test`` in the work directory by default.
+        out_dir: Folder for files, a folder in it for each benchmark; ``test`` in the work directory by default.
         options: Settings of scorers by benchmark name, such as ``{"refcoco_val": dict(box_format="padded")}``.
-        collect_device: As in mmengine.
-        collect_dir: As in mmengine.
     """
 
-    default_prefix = "test"
-
-    def __init__(
-        self,
-        out_dir: str | None = None,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        collect_device: str = "cpu",
-        collect_dir: str | None = None,
-    ) -> None:
-        super().__init__(collect_device=collect_device, collect_dir=collect_dir)
+    def __init__(self, out_dir: str | None = None, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.out_dir = out_dir
         self.options = dict(options or {})
 
-    def process(self, data_batch: Any, data_samples: Sequence[tuple[int, Line]]) -> None:  # type: ignore[override]
-        """Keep the lines of a batch, each with the number of its benchmark."""
-        self.results.extend(data_samples)
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        """Write and score all replies, in the main process.
-
-        Returns:
-            ``benchmark/rule/metric`` for every metric that is a number.
-        """
-        meta = self.dataset_meta or {}
-        metrics: dict[str, float] = {}
-        for number, benchmark in enumerate(meta["benchmarks"]):
-            replies = Replies(Path(self.out_dir or meta["out_dir"]) / benchmark.name)
-            identity, about = meta["runs"][number]
-            replies.prepare(identity, fresh=True, about=about)
-            replies.append(line for of, line in results if of == number)
-            replies.close()
-            result = score(benchmark, replies, meta["limit"], self.options.get(benchmark.name))
-            for warning in result.score["warnings"]:
-                print_log(f"{benchmark.name}: {warning}", logger="current", level=logging.WARNING)
-            for rule, scored in result.score["rules"].items():
-                metrics |= {f"{benchmark.name}/{rule}/{name}": v for name, v in flat_metrics(scored["metrics"])}
-        return metrics
+    def score(self, benchmark: Benchmark, replies: Replies, limit: int | None = None) -> dict[str, float]:
+        """Score replies and log warnings; ``test/benchmark/rule/metric`` for every metric that is a number."""
+        name = benchmark.name
+        result = score(benchmark, replies, limit, self.options.get(name))
+        for warning in result.score["warnings"]:
+            print_log(f"{name}: {warning}", logger="current", level=logging.WARNING)
+        rules = {rule: flat_metrics(scored["metrics"]) for rule, scored in result.score["rules"].items()}
+        return {f"test/{name}/{rule}/{key}": value for rule, figures in rules.items() for key, value in figures}
 
 
 def _build_benchmark(item: Any, root: str) -> tuple[Benchmark, Any, Any]:

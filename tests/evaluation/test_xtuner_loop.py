@@ -13,11 +13,10 @@ from mmengine.config import Config
 from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
-from mg_llava.data.pictures.files import PictureError
 from mg_llava.evaluation.families.multiple_choice import MMBench
 from mg_llava.evaluation.replies import Replies
 from mg_llava.evaluation.results import score
-from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkMetric, collate_questions
+from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkMetric
 from mg_llava.inference import Predictor
 from mg_llava.registry import MODELS
 from tests import toy
@@ -54,15 +53,14 @@ def dataset_of(table: Path, llm: str, **settings: object) -> BenchmarkDataset:
     return BenchmarkDataset([config_of(table)], llm, "vicuna", PROCESSOR, **settings)  # type: ignore[arg-type]
 
 
-def test_questions_become_requests_with_boxes(toy_paths: dict[str, str], tmp_path: Path) -> None:
-    dataset = dataset_of(write_table(tmp_path, broken=1), toy_paths["llm"])
-    first, broken, *_, last = (dataset[index] for index in range(7))
-    assert first["request"].question.startswith("what is there 0?\nA. one\nB. two")
-    assert first["request"].boxes.boxes.tolist() == [[2, 2, 20, 30]] and first["source"] == {"with": 1}
-    assert isinstance(broken["request"], PictureError) and broken["source"] is None
-    assert len(last["request"].boxes) == 0 and last["source"] == {"without": 1}
+def test_questions_have_boxes(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    dataset = dataset_of(write_table(tmp_path), toy_paths["llm"])
+    assert dataset[0].text.startswith("what is there 0?\nA. one\nB. two") and len(dataset) == 7
+    (source,) = dataset.sources
+    first, last = (source.look_up(dataset[n]) for n in (0, 6))
+    assert first.boxes[0].boxes.tolist() == [[2, 2, 20, 30]] and first.counts == {"with": 1}
+    assert len(last.boxes[0]) == 0 and last.counts == {"without": 1}
     assert len(dataset_of(write_table(tmp_path), toy_paths["llm"], limit=3)) == 3
-    assert collate_questions([first, broken]) == [first, broken]
 
 
 def test_two_benchmarks_of_one_name_are_refused(toy_paths: dict[str, str], tmp_path: Path) -> None:
@@ -71,31 +69,27 @@ def test_two_benchmarks_of_one_name_are_refused(toy_paths: dict[str, str], tmp_p
         BenchmarkDataset([config, config], toy_paths["llm"], "vicuna", PROCESSOR)
 
 
-def test_metric_joins_by_question_and_counts_what_is_missing(toy_paths: dict[str, str], tmp_path: Path) -> None:
-    dataset = dataset_of(write_table(tmp_path), toy_paths["llm"])
-    metric = BenchmarkMetric(out_dir=str(tmp_path / "out"))
-    metric.dataset_meta = {**dataset.metainfo, "runs": [({"model": "toy"}, {"boxes": {"spec": "detected"}})]}
-    # answers are A B A B A B A; two replies are missing, one comes twice as padding of a process does
-    replies = {5: "B", 0: "A", 3: "A", 4: "A", 1: None, 2: "A"}
-    samples = [
-        (
-            0,
-            {"n": i, "id": i, "error": "broken"}
-            if text is None
-            else {"n": i, "id": i, "text": text, "truncated": False, "boxes": 1, "source": {"with": 1}},
-        )
-        for i, text in replies.items()
+def test_metric_joins_by_question_and_counts_what_is_missing(tmp_path: Path) -> None:
+    benchmark, folder = MMBench(write_table(tmp_path), name="toy_choice"), tmp_path / "out" / "toy_choice"
+    # answers are A B A B A B A; two replies are missing, one comes twice
+    lines = [
+        {"n": i, "id": i, "error": "broken"}
+        if text is None
+        else {"n": i, "id": i, "text": text, "truncated": False, "boxes": 1, "source": {"with": 1}}
+        for i, text in {5: "B", 0: "A", 3: "A", 4: "A", 1: None, 2: "A"}.items()
     ]
-    metric.process(None, [*samples, samples[0]])
-    metrics = metric.evaluate(len(dataset))
-    (name,) = [key for key in metrics if key.startswith("test/toy_choice/reference/") and key.endswith("verage")]
-    assert metrics[name] == pytest.approx(4 / 7)
-    result = json.loads((tmp_path / "out" / "toy_choice" / "results.json").read_text())
+    replies = Replies(folder)
+    replies.prepare({"model": "toy"}, about={"boxes": {"spec": "detected"}})
+    replies.append([*lines, lines[0]])
+    replies.close()
+    metrics = BenchmarkMetric().score(benchmark, replies)
+    assert metrics["test/toy_choice/reference/Average"] == pytest.approx(4 / 7)
+    result = json.loads((folder / "results.json").read_text())
     assert (result["score"]["n"], result["score"]["n_missing"]) == (7, 2)
     assert result["boxes"]["counts"] == {"with": 5} and result["counts"]["failed"] == 1
     assert result["failures"] == [{"id": 1, "error": "broken"}]
-    again = score(dataset.benchmarks[0], Replies(tmp_path / "out" / "toy_choice"))
-    assert again.to_dict() == result, "the folder is that of the runner, and can be scored again"
+    again = score(benchmark, Replies(folder))
+    assert again.to_dict() == result, "the folder can be scored again"
 
 
 @pytest.mark.slow
