@@ -30,16 +30,12 @@ class ResumeError(ValueError):
 
 
 class Replies:
-    """The replies of one benchmark in one folder.
+    """The replies of one benchmark in one folder; a process appends to the part of its number alone.
 
     Attributes:
         folder: The folder.
         resumed: Number of questions that an earlier run had answered.
         seconds: Of this run's inference.
-
-    Args:
-        folder: Made where it does not exist.
-        process: Number of this process; it appends to the part of this number alone.
     """
 
     def __init__(self, folder: str | Path, process: int = 0) -> None:

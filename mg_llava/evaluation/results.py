@@ -10,7 +10,8 @@ from typing import Any
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.identity import package_versions
 from mg_llava.evaluation.replies import FINAL_FILE, Line, Replies
-from mg_llava.evaluation.scoring.joining import ScoreResult, mean_score, name_ids
+from mg_llava.evaluation.scoring.figures import mean_score
+from mg_llava.evaluation.scoring.joining import ScoreResult, name_ids
 from mg_llava.work.atomic import write_json
 
 logger = logging.getLogger(__name__)

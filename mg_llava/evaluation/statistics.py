@@ -1,4 +1,4 @@
-"""What scores of single questions tell: intervals, paired differences between settings, accuracy by kind of boxes.
+"""Statistics of the scores of single questions: intervals, paired differences of settings, accuracy by kind of boxes.
 
 Scores are joined by question id, never by order. Questions that share a picture are not independent; give their
 ``groups`` to draw whole pictures.
@@ -21,14 +21,7 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval.
-
-    Attributes:
-        mean: Of the values themselves.
-        low: Lower end.
-        high: Upper end.
-        n: Number of questions.
-    """
+    """The mean of ``n`` values with the ends of its bootstrap interval."""
 
     mean: float
     low: float
@@ -82,10 +75,7 @@ def bootstrap_mean(
 def paired_bootstrap(scores: Scores, baseline: Scores, groups: Mapping[str, Any] | None = None) -> Interval:
     """Mean difference ``scores - baseline`` over the same questions, with its bootstrap interval.
 
-    Args:
-        scores: Scores of one setting.
-        baseline: Scores of the other, for the same questions.
-        groups: What is drawn together, by question id, such as the question's picture; None for each question alone.
+    ``groups`` tells by question id what is drawn together, such as the picture; None draws each question alone.
 
     Raises:
         ValueError: The settings were scored on different questions, or on none.

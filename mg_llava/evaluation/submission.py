@@ -15,10 +15,6 @@ _LONGEST_CELL = 32_767
 def write_submission(path: str | Path, lines: Sequence[Mapping[str, Any]] | None) -> None:
     """Write the lines of a result's ``submission``: a table for ``.xlsx`` and ``.tsv``, else a JSON list.
 
-    Args:
-        path: The file.
-        lines: The lines; None where the benchmark was scored here.
-
     Raises:
         ValueError: If there is nothing to submit, or a spreadsheet cannot be written.
     """

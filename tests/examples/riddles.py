@@ -3,7 +3,8 @@
 import json
 
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.scoring.joining import join_predictions, mean_score
+from mg_llava.evaluation.scoring.figures import mean_score
+from mg_llava.evaluation.scoring.joining import join_predictions
 
 
 def load(paths):

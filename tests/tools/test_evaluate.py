@@ -161,7 +161,8 @@ OUTSIDE = """
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.files import read_json_lines
-from mg_llava.evaluation.scoring.joining import join_predictions, mean_score
+from mg_llava.evaluation.scoring.joining import join_predictions
+from mg_llava.evaluation.scoring.figures import mean_score
 
 
 def load_colors(paths):

@@ -13,8 +13,9 @@ from mg_llava.evaluation.asking import ask_shortly
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.answers import round_as_printed
-from mg_llava.evaluation.scoring.files import find_files, names, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, group_by, join_predictions, mean, mean_score
+from mg_llava.evaluation.scoring.figures import group_by, mean, mean_score
+from mg_llava.evaluation.scoring.files import find_files, listing, read_json, read_json_lines, take
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions
 
 _NO_ANSWERS = "the questions have no answers (a test split): submit the predictions to the GQA server"
 _FREE_STEPS = ("exist", "query: name", "choose name")
@@ -43,9 +44,9 @@ def load_gqa(paths: Sequence[Path]) -> GQAAnnotations:
             raise ValueError(f"{path}: expected an object with a question for each id, found {type(content).__name__}")
         (choices if "choices" in path.name else questions).update(content)
     for name, question in questions.items():
-        take(question, "question", f"{names(paths)}: question {name}")
+        take(question, "question", f"{listing(paths)}: question {name}")
     if not questions:
-        raise ValueError(f"{names(paths)}: no GQA questions there (looked for *.json)")
+        raise ValueError(f"{listing(paths)}: no GQA questions there (looked for *.json)")
     return GQAAnnotations(questions, choices)
 
 

@@ -16,8 +16,9 @@ from mg_llava.data.records.tables import Row, cell_or_none, has_picture, id_key,
 from mg_llava.evaluation.asking import YES_NO_REQUEST, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import published_table
+from mg_llava.evaluation.scoring.figures import group_by, mean, mean_score
 from mg_llava.evaluation.scoring.files import only_path, read_rows
-from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, group_by, join_predictions, mean, mean_score
+from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, join_predictions
 from mg_llava.evaluation.scoring.yes_no import reference_yes_no
 
 _PARTS = 6

@@ -9,39 +9,24 @@ from typing import Any
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.judging import verdicts
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
-from mg_llava.evaluation.judging.verdicts import (
-    REPLY_FIELDS,
-    JudgedQuestion,
-    find_judge_reply,
-    judge_names,
-    needs_judge,
-    unreadable,
-)
+from mg_llava.evaluation.judging.verdicts import JudgedQuestion
 from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
-from mg_llava.evaluation.scoring.files import (
-    Records,
-    check_unique,
-    find_file,
-    find_files,
-    names,
-    read_json,
-    read_json_lines,
-    take,
-)
+from mg_llava.evaluation.scoring import files
 from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids, reply_text
 
 
 def load_llava_bench(paths: Sequence[Path]) -> list[JudgedQuestion]:
     """Questions of ``questions.jsonl``, with ``context.jsonl`` and ``answers_gpt4.jsonl`` where they are given."""
     is_one_file = len(paths) == 1 and not paths[0].is_dir()
-    path = paths[0] if is_one_file else find_file(paths, "question file", "*questions*.jsonl")
+    path = paths[0] if is_one_file else files.find_file(paths, "question file", "*questions*.jsonl")
     contexts = {line.get("image"): line.get("caption") for line in _optional(paths, "*context*.jsonl")}
     answers = {id_key(line.get("question_id")): line.get("text", "") for line in _optional(paths, "*gpt4*.jsonl")}
-    rules: dict[str, Any] = next((read_json(file) for file in find_files(paths, "rule*.json")), {})
+    rules: dict[str, Any] = next((files.read_json(file) for file in files.find_files(paths, "rule*.json")), {})
     questions = []
-    for number, line in enumerate(read_json_lines(path), start=1):
-        name = take(line, "question_id", f"{path}: line {number}")
+    for number, line in enumerate(files.read_json_lines(path), start=1):
+        name = files.take(line, "question_id", f"{path}: line {number}")
         category = f"llava_bench_{line['category']}" if "category" in line else ""
         context, rule = contexts.get(line.get("image")) or "", rules.get(category, {})
         questions.append(
@@ -56,7 +41,7 @@ def load_llava_bench(paths: Sequence[Path]) -> list[JudgedQuestion]:
                 str(rule.get("role", "Assistant")),
             )
         )
-    check_unique((question.id for question in questions), path)
+    files.check_unique((question.id for question in questions), path)
     return questions
 
 
@@ -65,7 +50,7 @@ def score_llava_bench(annotations: Sequence[JudgedQuestion], predictions: Lines,
 
     Only reviews that are there count. A review without two scores counts as -1 and -1, as in the official script.
     """
-    ids, texts = [question.id for question in annotations], ("tuple", *REPLY_FIELDS, "text", "prediction")
+    ids, texts = [question.id for question in annotations], ("tuple", *verdicts.REPLY_FIELDS, "text", "prediction")
     joined = join_predictions(ids, predictions, ("question_id", "id"), texts)
     pairs: dict[str, list[Sequence[float]]] = defaultdict(list)
     samples = []
@@ -78,16 +63,16 @@ def score_llava_bench(annotations: Sequence[JudgedQuestion], predictions: Lines,
         ratio = pair[1] / pair[0] if pair and pair[0] > 0 else 0.0
         samples.append({"id": question.id, "score": ratio, "pair": pair, "category": group})
     if not pairs:
-        return joined.result({}, [needs_judge("llava_bench")])
+        return joined.result({}, [verdicts.needs_judge("llava_bench")])
     broken = [sample["id"] for sample in samples if list(sample["pair"] or ()) == [-1, -1]]
     if len(broken) == len(pairs["all"]):  # -1 over -1 would be 100 %
-        return joined.result({}, [unreadable("llava_bench", broken)])
+        return joined.result({}, [verdicts.unreadable("llava_bench", broken)])
     warnings = [
         *name_ids(broken, "reviews have not two scores: -1"),
         *name_ids((s["id"] for s in samples if s["pair"] is None), "questions have no review and are left out"),
     ]
     rules = {"official": (_llava_bench_metrics(pairs), samples)}
-    return joined.result(rules, warnings, judge=judge_names(joined.lines))
+    return joined.result(rules, warnings, judge=verdicts.judge_names(joined.lines))
 
 
 def parse_score_pair(review: str) -> tuple[float, float]:
@@ -105,7 +90,7 @@ def _score_pair(line: Line | None) -> Sequence[float] | None:
         return None
     if isinstance(line.get("tuple"), list) and len(line["tuple"]) == 2:
         return line["tuple"]
-    reply = find_judge_reply(line)
+    reply = verdicts.find_judge_reply(line)
     return None if reply is None else parse_score_pair(reply_text(reply))
 
 
@@ -124,8 +109,8 @@ def _llava_bench_metrics(pairs: Mapping[str, Sequence[Sequence[float]]]) -> dict
     return {**metrics, "rounded": rounded}
 
 
-def _optional(paths: Sequence[Path], pattern: str) -> Records:
-    return [line for file in find_files(paths, pattern)[:1] for line in read_json_lines(file)]
+def _optional(paths: Sequence[Path], pattern: str) -> files.Records:
+    return [line for file in files.find_files(paths, pattern)[:1] for line in files.read_json_lines(file)]
 
 
 _INSTRUCTION = (
@@ -150,7 +135,7 @@ def _load_for_judge(paths: Sequence[Path]) -> list[JudgedQuestion]:
         lacking, "questions have no description of their picture in context.jsonl; download it again"
     )
     for problem in (*unanswered, *undescribed):
-        raise ValueError(f"{names(paths)}: {problem}")
+        raise ValueError(f"{files.listing(paths)}: {problem}")
     return questions
 
 

@@ -12,18 +12,9 @@ from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
 from mg_llava.evaluation.release import HUGGING_FACE, JUDGED, Release
 from mg_llava.evaluation.scoring.answers import edit_distance, round_as_printed
+from mg_llava.evaluation.scoring.figures import group_by, mean, share
 from mg_llava.evaluation.scoring.files import find_file, read_records, take
-from mg_llava.evaluation.scoring.joining import (
-    Line,
-    Lines,
-    ScoreResult,
-    group_by,
-    join_predictions,
-    mean,
-    name_ids,
-    reply_text,
-    share,
-)
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids, reply_text
 
 _ID_FIELDS = ("pid", "question_id", "id", "index")
 _REPLY_FIELDS = ("response", "prediction", "text")
@@ -59,12 +50,9 @@ def score_mathvista(
 ) -> ScoreResult:
     """Accuracies of the official script, over the problems that are in the predictions.
 
-    Args:
-        annotations: Problems by id.
-        predictions: Lines with ``extraction``, or with ``response``, of which the answer is taken by the rules of
-            the script's first stage where they apply, else as it is.
-        quick_extract: Whether ``The answer is "..."`` counts as a rule of the first stage; "true" on command lines.
-        options: Ignored.
+    Lines have an ``extraction``, or a ``response`` of which the answer is taken by the rules of the script's first
+    stage where they apply, else as it is. With ``quick_extract`` ("true" on command lines) ``The answer is "..."``
+    counts as a rule of the first stage.
     """
     joined = join_predictions(list(annotations), predictions, _ID_FIELDS, ("extraction", *_REPLY_FIELDS))
     if not any("answer" in problem for problem in annotations.values()):

@@ -8,28 +8,14 @@ from typing import Any
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.judging import verdicts
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
-from mg_llava.evaluation.judging.verdicts import (
-    REPLY_FIELDS,
-    JudgedQuestion,
-    find_judge_reply,
-    judge_names,
-    needs_judge,
-    unreadable,
-)
+from mg_llava.evaluation.judging.verdicts import JudgedQuestion
 from mg_llava.evaluation.release import JUDGED, Release
 from mg_llava.evaluation.scoring.answers import round_as_numpy
+from mg_llava.evaluation.scoring.figures import group_by, mean
 from mg_llava.evaluation.scoring.files import find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import (
-    Line,
-    Lines,
-    ScoreResult,
-    group_by,
-    join_predictions,
-    mean,
-    name_ids,
-    reply_text,
-)
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids, reply_text
 
 
 def load_mm_vet(paths: Sequence[Path]) -> list[JudgedQuestion]:
@@ -47,21 +33,18 @@ def load_mm_vet(paths: Sequence[Path]) -> list[JudgedQuestion]:
 def score_mm_vet(annotations: Sequence[JudgedQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Mean grade, in all and for each capability and combination of them; several runs of the judge are averaged.
 
-    Args:
-        annotations: Questions.
-        predictions: The official grade file (``{"v1_0": {"score": [...]}}``), or lines with ``score`` or a judge's
-            reply; lines that differ in ``run`` only are runs.
-        options: Ignored.
+    Predictions are the official grade file (``{"v1_0": {"score": [...]}}``), or lines with ``score`` or a judge's
+    reply; lines that differ in ``run`` only are runs.
     """
     ids = [question.id for question in annotations]
-    texts = (*REPLY_FIELDS, "score", "text", "prediction")
+    texts = (*verdicts.REPLY_FIELDS, "score", "text", "prediction")
     joined = join_predictions(ids, _merged_runs(predictions), text_field=texts, key=_id_of)
     read = [_grades(line) for line in joined.lines]
     if not any(read):
-        return joined.result({}, [needs_judge("mm_vet")])
+        return joined.result({}, [verdicts.needs_judge("mm_vet")])
     broken = [name for name, some in zip(ids, read, strict=True) if None in some]
     if all(grade is None for some in read for grade in some):
-        return joined.result({}, [unreadable("mm_vet", broken)])
+        return joined.result({}, [verdicts.unreadable("mm_vet", broken)])
     runs = max(map(len, read))
     short = [name for name, some, line in zip(ids, read, joined.lines, strict=True) if line and len(some) < runs]
     warnings = [
@@ -75,7 +58,7 @@ def score_mm_vet(annotations: Sequence[JudgedQuestion], predictions: Lines, **op
         score = sum(filled[-1]) / runs
         samples.append({"id": question.id, "score": score, "grades": grades, "category": list(question.groups)})
     metrics = _mm_vet_metrics(annotations, filled, runs)
-    return joined.result({"official": (metrics, samples)}, warnings, judge=judge_names(joined.lines))
+    return joined.result({"official": (metrics, samples)}, warnings, judge=verdicts.judge_names(joined.lines))
 
 
 def parse_grade(reply: str) -> float | None:
@@ -105,7 +88,7 @@ def _merged_runs(lines: Iterable[Line]) -> list[Line]:
     for some in group_by(runs, lambda line: id_key(line.get("question_id", line.get("id")))).values():
         last = {line["run"]: line for line in some}
         ordered = [last[run] for run in sorted(last, key=id_key)]
-        merged.append({**ordered[-1], "judge": [find_judge_reply(line) for line in ordered]})
+        merged.append({**ordered[-1], "judge": [verdicts.find_judge_reply(line) for line in ordered]})
     return merged
 
 
@@ -116,7 +99,7 @@ def _grades(line: Line | None) -> list[float | None]:
     if line.get("score") is not None:
         values = line["score"] if isinstance(line["score"], list) else [line["score"]]
         return [float(value) for value in values]
-    reply = find_judge_reply(line)
+    reply = verdicts.find_judge_reply(line)
     replies = reply if isinstance(reply, list) else [reply]
     return [parse_grade(reply_text(one)) for one in replies if one is not None]
 

@@ -21,17 +21,9 @@ from mg_llava.data.records.tables import Row, TablePictures, cell_or_none, id_ke
 from mg_llava.evaluation.asking import SHORT_ANSWER_REQUEST, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question, open_in_folder
 from mg_llava.evaluation.release import published_table
+from mg_llava.evaluation.scoring.figures import group_by, mean, mean_score
 from mg_llava.evaluation.scoring.files import only_path, read_rows
-from mg_llava.evaluation.scoring.joining import (
-    Joined,
-    Line,
-    Lines,
-    ScoreResult,
-    group_by,
-    join_predictions,
-    mean,
-    mean_score,
-)
+from mg_llava.evaluation.scoring.joining import Joined, Line, Lines, ScoreResult, join_predictions
 from mg_llava.evaluation.scoring.yes_no import Confusion, mme_yes_no, read_label, reference_yes_no
 
 PERCEPTION = (

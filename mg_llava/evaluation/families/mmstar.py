@@ -8,7 +8,8 @@ from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.families.multiple_choice import FIELDS, MultipleChoice, score_multiple_choice
 from mg_llava.evaluation.release import published_table
 from mg_llava.evaluation.scoring.choice_table import ChoiceTable
-from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, group_by, join_predictions, mean_score
+from mg_llava.evaluation.scoring.figures import group_by, mean_score
+from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, join_predictions
 
 _CATEGORY_SIZE = 250
 _SIZE = 1500

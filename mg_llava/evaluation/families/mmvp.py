@@ -20,8 +20,9 @@ from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
 from mg_llava.evaluation.judging.verdicts import REPLY_FIELDS, unreadable
 from mg_llava.evaluation.release import HUGGING_FACE, Release
+from mg_llava.evaluation.scoring.figures import mean, mean_score
 from mg_llava.evaluation.scoring.files import find_file
-from mg_llava.evaluation.scoring.joining import Lines, Rule, ScoreResult, join_predictions, mean, mean_score, name_ids
+from mg_llava.evaluation.scoring.joining import Lines, Rule, ScoreResult, join_predictions, name_ids
 
 JUDGE_FIELDS = (*REPLY_FIELDS, "gpt_grade", "grade", "gpt_answer", "verdict", "judgement", "judgment")
 QUESTIONS = "Questions.csv"
@@ -44,13 +45,7 @@ _PATTERNS = tuple(
 
 @dataclass(frozen=True)
 class MmvpQuestion:
-    """A question; consecutive ones, from the first, are a pair.
-
-    Attributes:
-        id: Its position, from 1, by which its picture is named.
-        text: Question and options as MG-LLaVA asks them.
-        answer: ``a`` or ``b``.
-    """
+    """Question number ``id``, from 1, with its options; the answer is ``a`` or ``b``. Consecutive ones are a pair."""
 
     id: int
     text: str
@@ -152,13 +147,8 @@ class MMVP(Benchmark):
 
     def questions(self) -> Sequence[Question]:
         """The questions in order; consecutive ones are a pair."""
-        return [
-            self.ask(
-                one.id,
-                one.text,
-                f"{one.id}.jpg",
-                "MMVP Images",
-                fields={"prompt": one.text, "answer": f"({one.answer})"},
-            )
-            for one in load_mmvp(self.data)
-        ]
+        return [self._question(one) for one in load_mmvp(self.data)]
+
+    def _question(self, one: MmvpQuestion) -> Question:
+        fields = {"prompt": one.text, "answer": f"({one.answer})"}
+        return self.ask(one.id, one.text, f"{one.id}.jpg", "MMVP Images", fields=fields)

@@ -25,8 +25,9 @@ from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import HUGGING_FACE, published_table
 from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, options_of
 from mg_llava.evaluation.scoring.choices import LETTERS, infer_choice, reference_letter
+from mg_llava.evaluation.scoring.figures import mean
 from mg_llava.evaluation.scoring.files import read_rows
-from mg_llava.evaluation.scoring.joining import Joined, Lines, Rule, ScoreResult, join_predictions, mean
+from mg_llava.evaluation.scoring.joining import Joined, Lines, Rule, ScoreResult, join_predictions
 
 CHINESE_LETTER_REQUEST = "请直接回答选项字母。"
 _CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -64,11 +65,7 @@ def vlmevalkit_prompt(row: Row) -> str:
 
 
 def load_multiple_choice(paths: Sequence[Path]) -> ChoiceTable:
-    """Read a table.
-
-    Raises:
-        ValueError: If there is more than one path, or the table is malformed; the message names file and row.
-    """
+    """Read a table; raises ``ValueError`` as ``load_table`` does."""
     return load_table(paths, "MMMU" in paths[0].name)
 
 

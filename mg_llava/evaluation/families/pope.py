@@ -9,7 +9,7 @@ without a prefix (``f1`` of ``official`` is the figure of the LLaVA-1.5 paper; a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from mg_llava.data.records.tables import Row, cell_or_none, id_key, plain_id
 from mg_llava.evaluation.asking import SHORT_ANSWER_REQUEST, YES_NO_REQUEST, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO_VAL, Release
-from mg_llava.evaluation.scoring.files import names, read_json_lines, read_rows
-from mg_llava.evaluation.scoring.joining import Joined, Line, Lines, Rule, ScoreResult, join_predictions, mean
+from mg_llava.evaluation.scoring.figures import mean
+from mg_llava.evaluation.scoring.files import listing, read_json_lines, read_rows
+from mg_llava.evaluation.scoring.joining import Joined, Line, Lines, Rule, ScoreResult, join_predictions
 from mg_llava.evaluation.scoring.yes_no import Confusion, pope_yes_no, read_label, reference_yes_no
 
 ID_STEP = 10_000_000
@@ -32,21 +33,13 @@ _FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 @dataclass(frozen=True)
 class PopeQuestion:
-    """A question.
-
-    Attributes:
-        key: What predictions are joined by.
-        id: Its id in the data file.
-        label: Whether yes is right.
-        splits: Its splits; a table has a question once for all of them.
-        cells: The line of the file.
-    """
+    """A question, of which a table has one line for all splits; predictions are joined by ``key``."""
 
     key: str
     id: int | str
     label: bool
     splits: tuple[str, ...]
-    cells: Mapping[str, Any]
+    cells: Line
 
     @property
     def unique_id(self) -> int | str:
@@ -67,16 +60,12 @@ class PopeData:
 
 
 def load_pope(paths: Sequence[Path]) -> PopeData:
-    """Read label files (or the folder with them), or a table.
-
-    Raises:
-        ValueError: If there are none, or one is malformed; the message names file and line.
-    """
+    """Read label files (or the folder with them), or a table; raises ``ValueError`` that names file and line."""
     if len(paths) == 1 and paths[0].suffix.lower() in (".tsv", ".csv"):
         return _load_table(paths[0])
     files = [file for path in paths for file in (_label_files(path) if path.is_dir() else [path])]
     if not files:
-        raise ValueError(f"{names(paths)}: no coco_pope_*.json there")
+        raise ValueError(f"{listing(paths)}: no coco_pope_*.json there")
     questions: dict[str, PopeQuestion] = {}
     warnings = []
     for file in files:

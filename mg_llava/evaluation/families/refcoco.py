@@ -14,34 +14,17 @@ from typing import Any, Literal, get_args
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, Release
-from mg_llava.evaluation.scoring.box_replies import (
-    Box,
-    is_in_brackets,
-    overlap,
-    overlap_single_precision,
-    parse_llava_hr,
-    parse_lmms_eval,
-    parse_xtuner,
-)
-from mg_llava.evaluation.scoring.files import find_files, names, read_records, take
-from mg_llava.evaluation.scoring.joining import (
-    Line,
-    Lines,
-    Rule,
-    ScoreResult,
-    join_repeated,
-    mean,
-    mean_score,
-    number_repeated,
-    reply_text,
-)
+from mg_llava.evaluation.scoring import box_replies, joining
+from mg_llava.evaluation.scoring.figures import mean, mean_score
+from mg_llava.evaluation.scoring.files import find_files, listing, read_records, take
+from mg_llava.evaluation.scoring.joining import Line, Lines, Rule, ScoreResult
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 BoxFormat = Literal["original", "padded"]
 
 _ID_FIELDS = ("id", "question_id", "img_id", "index")
 _LMMS_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
+_NOWHERE: box_replies.Box = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,11 +46,11 @@ class Referred:
     names: tuple[str, ...]
     sentence: str
     picture: str
-    xywh: Box | None
+    xywh: box_replies.Box | None
     size: tuple[int, int] | None
-    fractions: Box | None
+    fractions: box_replies.Box | None
 
-    def box(self, box_format: BoxFormat) -> Box:
+    def box(self, box_format: BoxFormat) -> box_replies.Box:
         """The box xyxy as fractions of the original or of the padded picture."""
         if self.fractions is not None:
             return self.fractions
@@ -93,8 +76,8 @@ def load_refcoco(paths: Sequence[Path]) -> list[Referred]:
             raise ValueError(f"{path}: expected a list of sentences with boxes, found {type(lines).__name__}")
         records += [_referred(line, f"{path}: entry {number}", number) for number, line in enumerate(lines, start=1)]
     if not records:
-        raise ValueError(f"{names(paths)}: no sentences with boxes there (looked for *.json, *.jsonl)")
-    ids = number_repeated([record.id for record in records])
+        raise ValueError(f"{listing(paths)}: no sentences with boxes there (looked for *.json, *.jsonl)")
+    ids = joining.number_repeated([record.id for record in records])
     return [replace(one, id=name, names=(one.id, name, *one.names)) for one, name in zip(records, ids, strict=True)]
 
 
@@ -103,20 +86,13 @@ def score_refcoco(
 ) -> ScoreResult:
     """Accuracy at an overlap of one half by the rules for the form of the replies.
 
-    Args:
-        annotations: Sentences with boxes.
-        predictions: Lines with ``id`` and ``ans`` (XTuner's form) or ``pred_text`` (LLaVA's); under another name the
-            reply's own form decides.
-        box_format: Whether fractions are of the original or of the padded picture.
-        options: Ignored.
-
-    Raises:
-        ValueError: If ``box_format`` is unknown.
+    Lines have an ``id`` and ``ans`` (XTuner's form) or ``pred_text`` (LLaVA's); under another name the reply's own
+    form decides. Fractions are of the original or, by ``box_format``, of the padded picture.
     """
     if box_format not in get_args(BoxFormat):
         raise ValueError(f"box_format is {box_format!r}; allowed: {', '.join(get_args(BoxFormat))}")
     lines = [_with_form(line) for line in predictions]
-    joined = join_repeated(_names(annotations, lines), lines, _line_name, ("ans", "pred_text"))
+    joined = joining.join_repeated(_names(annotations, lines), lines, _line_name, ("ans", "pred_text"))
     forms = [field for field in ("ans", "pred_text") if any(field in line for line in lines)] or ["ans"]
     rules = {
         rule: _score(annotations, joined.lines, field, rule, box_format) for field in forms for rule in _RULES[field]
@@ -135,7 +111,7 @@ def _names(annotations: Sequence[Referred], lines: Lines) -> list[str]:
     return list(max(ways, key=lambda names: len(found.intersection(names)), default=()))
 
 
-def xtuner_target(record: Referred) -> Box:
+def xtuner_target(record: Referred) -> box_replies.Box:
     """The true box in percent, truncated."""
     x1, y1, x2, y2 = (int(value * 100) for value in record.box("original"))
     return x1, y1, x2, y2
@@ -143,21 +119,21 @@ def xtuner_target(record: Referred) -> Box:
 
 def _score_xtuner(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
     """XTuner: percent of the original picture, whole numbers."""
-    box, target = parse_xtuner(text), xtuner_target(record)
-    iou = 0.0 if box is None else overlap(box, target, border=1)
+    box, target = box_replies.parse_xtuner(text), xtuner_target(record)
+    iou = 0.0 if box is None else box_replies.overlap(box, target, border=1)
     return {"score": float(iou > 0.5), "iou": iou, "parsed": box, "answer": target}
 
 
 def _score_llava_hr(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
-    box, target = parse_llava_hr(text), record.box(box_format)
-    iou = overlap_single_precision(box or _NOWHERE, target)
+    box, target = box_replies.parse_llava_hr(text), record.box(box_format)
+    iou = box_replies.overlap_single_precision(box or _NOWHERE, target)
     return {"score": float(iou > 0.5), "iou": iou, "parsed": box, "answer": target}
 
 
 def _score_lmms_eval(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
-    box, target = parse_lmms_eval(text), record.box(box_format)
+    box, target = box_replies.parse_lmms_eval(text), record.box(box_format)
     found = box or _NOWHERE
-    iou = overlap(target, found)
+    iou = box_replies.overlap(target, found)
     center = ((found[0] + found[2]) / 2, (found[1] + found[3]) / 2)
     inside = target[0] <= center[0] <= target[2] and target[1] <= center[1] <= target[3]
     return {"score": float(iou >= 0.5), "iou": iou, "center_inside": inside, "parsed": box, "answer": target}
@@ -175,7 +151,7 @@ def _score(
 ) -> Rule:
     samples = []
     for record, line in zip(annotations, lines, strict=True):
-        sample = _RULES[field][rule](reply_text((line or {}).get(field)), record, box_format)
+        sample = _RULES[field][rule](joining.reply_text((line or {}).get(field)), record, box_format)
         if line is None:
             sample |= {name: type(sample[name])() for name in ("score", "iou", "center_inside") if name in sample}
         samples.append({"id": record.id, **sample})
@@ -216,9 +192,9 @@ def _size(line: Line) -> tuple[int, int] | None:
     return (int(width), int(height)) if width and height else None
 
 
-def _four(value: Any, where: str) -> Box:
+def _four(value: Any, where: str) -> box_replies.Box:
     if isinstance(value, str):
-        value = parse_lmms_eval(value)
+        value = box_replies.parse_lmms_eval(value)
     try:
         x1, y1, x2, y2 = map(float, value)
     except (TypeError, ValueError) as error:
@@ -229,8 +205,8 @@ def _four(value: Any, where: str) -> Box:
 def _with_form(line: Line) -> Line:
     if "ans" in line or "pred_text" in line:
         return line
-    text = reply_text(next((line[name] for name in ("text", "prediction", "response") if name in line), None))
-    return {**line, "pred_text" if is_in_brackets(text) else "ans": text}
+    text = joining.reply_text(next((line[name] for name in ("text", "prediction", "response") if name in line), None))
+    return {**line, "pred_text" if box_replies.is_in_brackets(text) else "ans": text}
 
 
 _PROMPTS = {

@@ -17,8 +17,9 @@ from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.asking import LETTER_REQUEST
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import EVAL_ZIP, Release
-from mg_llava.evaluation.scoring.files import find_file, find_files, names, read_json, take
-from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, mean_score
+from mg_llava.evaluation.scoring.figures import mean_score
+from mg_llava.evaluation.scoring.files import find_file, find_files, listing, read_json, take
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 OPTIONS = "ABCDE"
@@ -30,14 +31,7 @@ _ANSWER_IS = re.compile("The answer is ([A-Z]).")
 
 @dataclass(frozen=True)
 class ScienceProblem:
-    """A question of the split.
-
-    Attributes:
-        id: Its id.
-        answer: Number of the right choice.
-        choices: Number of choices.
-        has_picture: Whether it is asked about a picture.
-    """
+    """A question of the split: the number of its right choice, how many it has, and whether it has a picture."""
 
     id: str
     answer: int
@@ -46,17 +40,14 @@ class ScienceProblem:
 
 
 def load_scienceqa(paths: Sequence[Path]) -> dict[str, list[ScienceProblem]]:
-    """Read the folder with ``problems.json``, ``pid_splits.json`` and, if it is there, ``llava_test_CQM-A.json``.
-
-    Returns:
-        The problems of each split.
+    """The problems of each split of ``problems.json`` and ``pid_splits.json``; LLaVA's question file may be there too.
 
     Raises:
         ValueError: If a file is missing or malformed; the message names it.
     """
     for name in (PROBLEMS, SPLITS):
         if not find_files(paths, name):
-            raise ValueError(f"{names(paths)}: no {name} there")
+            raise ValueError(f"{listing(paths)}: no {name} there")
     path = find_files(paths, PROBLEMS)[0]
     problems, splits = read_json(path), read_json(find_files(paths, SPLITS)[0])
     asked = {
@@ -88,17 +79,10 @@ def read_letter(reply: str) -> str:
 def score_scienceqa(
     splits: Mapping[str, Sequence[ScienceProblem]], predictions: Lines, split: str = "test", **options: Any
 ) -> ScoreResult:
-    """Score by the rule ``official`` (LLaVA's script).
+    """Score a split by the rule ``official`` (LLaVA's script).
 
-    Args:
-        splits: Of ``load_scienceqa``.
-        predictions: Lines with ``question_id``, ``text`` and, as LLaVA writes it, ``prompt``; where no line has a
-            prompt, the data tells which questions have a picture.
-        split: Split to score.
-        options: None.
-
-    Raises:
-        ValueError: If there is no such split.
+    Lines have ``question_id``, ``text`` and, as LLaVA writes it, ``prompt``; where no line has a prompt, the data
+    tells which questions have a picture.
     """
     if split not in splits:
         raise ValueError(f"scienceqa has no split {split!r}; it has {', '.join(splits)}")

@@ -16,8 +16,9 @@ from mg_llava.data.records.tables import id_key, plain_id
 from mg_llava.evaluation.asking import LETTER_REQUEST
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import HUGGING_FACE, Release
+from mg_llava.evaluation.scoring.figures import mean
 from mg_llava.evaluation.scoring.files import find_file, read_json, take
-from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, mean
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,7 @@ class SeedData:
 
 
 def load_seed(paths: Sequence[Path]) -> SeedData:
-    """Read ``SEED-Bench.json`` (or the folder with it).
-
-    Raises:
-        ValueError: If it is malformed; the message names file and question.
-    """
+    """Read ``SEED-Bench.json`` (or the folder with it); raises ``ValueError`` that names file and question."""
     path = find_file(paths, "SEED-Bench file", "*.json")
     content = read_json(path)
     kinds = {number: name for name, number in content.get("question_type", {}).items()}

@@ -13,8 +13,9 @@ from mg_llava.evaluation.asking import ask_shortly, table_questions
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import published_table
 from mg_llava.evaluation.scoring.answers import anls, answer_list, relaxed_match
-from mg_llava.evaluation.scoring.files import TABLES, check_unique, find_file, find_files, names, read_json, take
-from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, group_by, join_predictions, mean, mean_score
+from mg_llava.evaluation.scoring.figures import group_by, mean, mean_score
+from mg_llava.evaluation.scoring.files import TABLES, check_unique, find_file, find_files, listing, read_json, take
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions
 
 ID_FIELDS = ("index", "questionId", "question_id", "id")
 TEXT_FIELDS = ("prediction", "text", "answer")
@@ -103,7 +104,7 @@ def load_chartqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
             answers = [str(answer) for answer in (label if isinstance(label, list) else [label])]
             records.append(AnsweredQuestion(f"{path.stem}/{number}", answers, {"split": [path.stem]}))
     if not records:
-        raise ValueError(f"{names(paths)}: no questions there (looked for *.tsv and *.json)")
+        raise ValueError(f"{listing(paths)}: no questions there (looked for *.tsv and *.json)")
     return records
 
 

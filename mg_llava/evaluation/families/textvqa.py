@@ -12,18 +12,13 @@ from typing import Any
 from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.asking import ask_shortly
 from mg_llava.evaluation.benchmark import BENCHMARKS, Question
-from mg_llava.evaluation.families.short_answers import (
-    ID_FIELDS,
-    NO_ANSWERS,
-    TEXT_FIELDS,
-    AnsweredQuestion,
-    ShortAnswers,
-    load_table,
-)
+from mg_llava.evaluation.families import short_answers
+from mg_llava.evaluation.families.short_answers import NO_ANSWERS, AnsweredQuestion, ShortAnswers, load_table
 from mg_llava.evaluation.release import EVAL_ZIP, Release
 from mg_llava.evaluation.scoring.answers import normalize_evalai, round_as_printed, soft_accuracy
+from mg_llava.evaluation.scoring.figures import mean
 from mg_llava.evaluation.scoring.files import TABLES, Records, find_file, find_files, read_json, read_json_lines, take
-from mg_llava.evaluation.scoring.joining import Joined, Line, Lines, ScoreResult, join_predictions, join_repeated, mean
+from mg_llava.evaluation.scoring.joining import Joined, Line, Lines, ScoreResult, join_predictions, join_repeated
 
 _ANNOTATORS = 10
 
@@ -108,13 +103,15 @@ def _key_of(line: Line) -> str:
 
 def _join(annotations: Sequence[AnsweredQuestion], predictions: Lines) -> Joined:
     if annotations and not annotations[0].key:
-        return join_predictions([record.id for record in annotations], predictions, ID_FIELDS, TEXT_FIELDS)
+        return join_predictions(
+            [record.id for record in annotations], predictions, short_answers.ID_FIELDS, short_answers.TEXT_FIELDS
+        )
     aliases = {id_key(record.id): record.key for record in annotations}
 
     def key(line: Line) -> str:
         if line.get("prompt"):
             return _key_of(line)
-        name = id_key(next((line[name] for name in ID_FIELDS if name in line), None))
+        name = id_key(next((line[name] for name in short_answers.ID_FIELDS if name in line), None))
         return aliases.get(name, name)
 
     return join_repeated([record.key for record in annotations], predictions, key, ("text", "prediction"))

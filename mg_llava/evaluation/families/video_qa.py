@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.judging import verdicts
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
-from mg_llava.evaluation.judging.verdicts import (
-    REPLY_FIELDS,
-    JudgedQuestion,
-    find_judge_reply,
-    judge_names,
-    needs_judge,
-    unreadable,
-)
+from mg_llava.evaluation.judging.verdicts import JudgedQuestion
 from mg_llava.evaluation.release import JUDGED, Release
+from mg_llava.evaluation.scoring.figures import share
 from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids, share
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids
 from mg_llava.tokens import VIDEO_PLACEHOLDER
 
 _MISSING = object()
@@ -50,21 +45,21 @@ def load_video_qa(paths: Sequence[Path]) -> list[JudgedQuestion]:
 
 
 def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **options: Any) -> ScoreResult:
-    """Accuracy (yes of yes and no) and mean score 0 to 5 of the Video-ChatGPT protocol, over what has been judged.
+    """Accuracy (yes of yes and no) and mean score 0 to 5 of the Video-ChatGPT protocol, over the replies judged.
 
-    Args:
-        annotations: Questions.
-        predictions: The judge's combined file (``{id: [verdict, ...]}``), or lines with the judge's reply.
-        options: Ignored.
+    Predictions are the judge's combined file (``{id: [verdict, ...]}``), or lines with the judge's reply.
     """
-    ids, texts = [question.id for question in annotations], (*REPLY_FIELDS, "score", "pred", "prediction", "text")
+    ids, texts = (
+        [question.id for question in annotations],
+        (*verdicts.REPLY_FIELDS, "score", "pred", "prediction", "text"),
+    )
     joined = join_predictions(ids, predictions, ("id", "question_id"), texts)
     counts = {"yes": 0, "no": 0}
     samples, replied, unread, unclear = [], [], [], []
     for name, _, line in joined.beside(ids):
         verdict = _verdict(line)
         score, answer = _read_verdict(verdict)
-        replied += [] if find_judge_reply(line) is None else [name]
+        replied += [] if verdicts.find_judge_reply(line) is None else [name]
         if verdict is _MISSING:
             unread += [] if line is None else [name]
         elif answer is None:
@@ -75,7 +70,7 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
     judged = len(ids) - len(unread) - joined.n_missing
     if not judged:
         about = "msvd_qa or msrvtt_qa"
-        return joined.result({}, [unreadable(about, replied) if replied else needs_judge(about)])
+        return joined.result({}, [verdicts.unreadable(about, replied) if replied else verdicts.needs_judge(about)])
     warnings = [
         *name_ids(unread, "predictions have no readable verdict and are left out"),
         *name_ids(unclear, "verdicts are neither yes nor no, or have no score; they are left out of the accuracy"),
@@ -91,7 +86,7 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
         "n_judged": judged,
         **counts,
     }
-    return joined.result({"official": (metrics, samples)}, warnings, judge=judge_names(joined.lines))
+    return joined.result({"official": (metrics, samples)}, warnings, judge=verdicts.judge_names(joined.lines))
 
 
 def _find(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
@@ -113,7 +108,7 @@ def parse_verdict(reply: str) -> Any:
 def _verdict(line: Line | None) -> Any:
     if line is None:
         return _MISSING
-    reply = find_judge_reply(line)
+    reply = verdicts.find_judge_reply(line)
     if reply is None and isinstance(line.get("prediction"), list) and line["prediction"]:
         reply = line["prediction"][0]  # a value of the official combined file: [verdict, question and answer]
     if reply is None and "score" in line and "pred" in line:

@@ -10,44 +10,26 @@ from typing import Any
 from mg_llava.evaluation.asking import ask_shortly
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, COCO_VAL, EVAL_ZIP, Release
+from mg_llava.evaluation.scoring import files
 from mg_llava.evaluation.scoring.answers import normalize_evalai, normalize_vqa, one_line
-from mg_llava.evaluation.scoring.files import (
-    Records,
-    check_unique,
-    find_file,
-    find_files,
-    names,
-    read_json,
-    read_json_lines,
-    read_records,
-    take,
-)
-from mg_llava.evaluation.scoring.joining import (
-    Joined,
-    Line,
-    Lines,
-    Rule,
-    ScoreResult,
-    group_by,
-    join_predictions,
-    mean,
-    mean_score,
-    share,
-)
+from mg_llava.evaluation.scoring.figures import group_by, mean, mean_score, share
+from mg_llava.evaluation.scoring.joining import Joined, Line, Lines, Rule, ScoreResult, join_predictions
 
 _NO_ANSWERS = "the data has no annotations: nothing can be scored; write the test server's file with vqav2_submission"
 
 
-def load_vqav2(paths: Sequence[Path]) -> Records:
+def load_vqav2(paths: Sequence[Path]) -> files.Records:
     """Annotations in the order of the annotation file; without one, the questions."""
-    questions: Records = []
-    for path in find_files(paths, "*.json", "*.jsonl"):
-        content = read_records(path)
+    questions: files.Records = []
+    for path in files.find_files(paths, "*.json", "*.jsonl"):
+        content = files.read_records(path)
         if isinstance(content, dict) and "annotations" in content:
             return _checked(content["annotations"], path)
-        questions = _checked(content if isinstance(content, list) else take(content, "questions", str(path)), path)
+        questions = _checked(
+            content if isinstance(content, list) else files.take(content, "questions", str(path)), path
+        )
     if not questions:
-        raise ValueError(f"{names(paths)}: neither VQAv2 questions nor annotations there (.json, .jsonl)")
+        raise ValueError(f"{files.listing(paths)}: neither VQAv2 questions nor annotations there (.json, .jsonl)")
     return questions
 
 
@@ -61,11 +43,11 @@ def score_vqav2(annotations: Lines, predictions: Lines, **options: Any) -> Score
     return joined.result({name: _rule(annotations, texts, joined.lines) for name, texts in rules.items()})
 
 
-def load_submission(paths: Sequence[Path]) -> Records:
+def load_submission(paths: Sequence[Path]) -> files.Records:
     """All questions of the test split, from ``llava_vqav2_mscoco_test2015.jsonl`` or the official question JSON."""
-    path = find_file(paths, "file with all questions of the test split", "*.jsonl", "*.json")
-    content = read_records(path)
-    return _checked(content if path.suffix == ".jsonl" else take(content, "questions", str(path)), path)
+    path = files.find_file(paths, "file with all questions of the test split", "*.jsonl", "*.json")
+    content = files.read_records(path)
+    return _checked(content if path.suffix == ".jsonl" else files.take(content, "questions", str(path)), path)
 
 
 def score_submission(annotations: Lines, predictions: Lines, **options: Any) -> ScoreResult:
@@ -83,8 +65,10 @@ def _join(annotations: Lines, predictions: Lines) -> Joined:
     return join_predictions(ids, predictions, "question_id", ("text", "answer", "prediction"))
 
 
-def _checked(records: Any, path: Path) -> Records:
-    check_unique((take(one, "question_id", f"{path}: entry {n}") for n, one in enumerate(records, start=1)), path)
+def _checked(records: Any, path: Path) -> files.Records:
+    files.check_unique(
+        (files.take(one, "question_id", f"{path}: entry {n}") for n, one in enumerate(records, start=1)), path
+    )
     return records
 
 
@@ -165,17 +149,17 @@ class VQAv2(Benchmark):
 
     def questions(self) -> Sequence[Question]:
         """All questions of the jsonl, or else of the question JSON."""
-        for path in find_files(self.data, "*.jsonl"):
-            return [self.ask(line["question_id"], line["text"], line["image"]) for line in read_json_lines(path)]
-        for path in find_files(self.data, "*.json"):
-            content = read_json(path)
+        for path in files.find_files(self.data, "*.jsonl"):
+            return [self.ask(line["question_id"], line["text"], line["image"]) for line in files.read_json_lines(path)]
+        for path in files.find_files(self.data, "*.json"):
+            content = files.read_json(path)
             if isinstance(content, dict) and "questions" in content:
                 picture = f"COCO_{content.get('data_subtype', 'val2014')}_{{:012d}}.jpg"
                 return [
                     self.ask(one["question_id"], ask_shortly(one["question"]), picture.format(int(one["image_id"])))
                     for one in content["questions"]
                 ]
-        raise ValueError(f"{self.name}: no questions among {names(self.data)}")
+        raise ValueError(f"{self.name}: no questions among {files.listing(self.data)}")
 
     def score(self, predictions: Lines, **options: Any) -> ScoreResult:
         """As of ``Benchmark``; the list for the test server where ``submission`` is given."""

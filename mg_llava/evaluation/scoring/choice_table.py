@@ -10,8 +10,9 @@ from typing import Any
 
 from mg_llava.data.records.tables import Row, cell_or_none, id_key, is_missing, plain_id
 from mg_llava.evaluation.scoring.choices import LETTERS
+from mg_llava.evaluation.scoring.figures import group_by, mean
 from mg_llava.evaluation.scoring.files import only_path, read_rows
-from mg_llava.evaluation.scoring.joining import group_by, mean, name_ids
+from mg_llava.evaluation.scoring.joining import name_ids
 
 CIRCULAR_STEP = 1_000_000
 """Circular copies of a row have its index and multiples of this."""
@@ -54,14 +55,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class ChoiceTable:
-    """A table.
-
-    Attributes:
-        path: Its file.
-        rows: Its rows.
-        open_questions: Whether rows without options are open questions, as in MMMU.
-        warnings: What is wrong with it.
-    """
+    """A table, whose rows without options may be open questions, as in MMMU; and what is wrong with it."""
 
     path: Path
     rows: Sequence[Choice]
@@ -92,11 +86,7 @@ def _is_option(row: Row, letter: str) -> bool:
 
 
 def load_table(paths: Sequence[Path], open_questions: bool = False) -> ChoiceTable:
-    """Read a table.
-
-    Args:
-        paths: Its file alone.
-        open_questions: Whether rows without options are open questions.
+    """Read a table, the only one of the paths.
 
     Raises:
         ValueError: If there is more than one path, or the table is malformed; the message names file and row.

@@ -32,20 +32,20 @@ def find_file(paths: Sequence[str | Path], what: str, *patterns: str) -> Path:
     found = find_files(paths, *patterns)
     if len(found) == 1:
         return found[0]
-    given = names(paths)
+    given = listing(paths)
     if not found:
         raise ValueError(f"{given}: no {what} there (looked for {', '.join(patterns)}); give the file itself")
-    raise ValueError(f"{given}: several files may be the {what}: {names(found)}; give one of them")
+    raise ValueError(f"{given}: several files may be the {what}: {listing(found)}; give one of them")
 
 
 def only_path(paths: Sequence[Path], what: str) -> Path:
     """The only path of a benchmark that takes one; raises ``ValueError`` for several."""
     if len(paths) != 1:
-        raise ValueError(f"{what}, got {len(paths)}: {names(paths)}")
+        raise ValueError(f"{what}, got {len(paths)}: {listing(paths)}")
     return paths[0]
 
 
-def names(paths: Iterable[str | Path]) -> str:
+def listing(paths: Iterable[str | Path]) -> str:
     """Paths for a message."""
     return ", ".join(map(str, paths))
 

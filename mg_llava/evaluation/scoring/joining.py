@@ -175,30 +175,6 @@ def name_ids(ids: Iterable[Any], text: str) -> list[str]:
     return [f"{len(names)} {text} ({shown})"]
 
 
-def share(right: float, count: float) -> float:
-    """``right / count``; 0 where there is nothing to count, which the caller warns of."""
-    return right / count if count else 0.0
-
-
-def mean(values: Iterable[float]) -> float:
-    """Mean; 0 of nothing."""
-    numbers = list(values)
-    return share(sum(numbers), len(numbers))
-
-
-def mean_score(samples: Iterable[Line]) -> float:
-    """Mean score of samples; 0 of nothing."""
-    return mean(sample["score"] for sample in samples)
-
-
-def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    """Items by their key, in the order of the first ones."""
-    groups: dict[Any, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
 def _field(line: Line, names: Sequence[str], what: str, number: int) -> str:
     for name in names:
         if name in line:

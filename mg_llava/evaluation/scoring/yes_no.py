@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mg_llava.evaluation.scoring.answers import strip_punctuation
-from mg_llava.evaluation.scoring.joining import share
+from mg_llava.evaluation.scoring.figures import share
 
 UNKNOWN = "Unknown"
 _NEGATIONS = ("No", "not", "no")

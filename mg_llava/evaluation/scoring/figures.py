@@ -1,0 +1,32 @@
+"""Means and groups of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def share(right: float, count: float) -> float:
+    """``right / count``; 0 where there is nothing to count, which the caller warns of."""
+    return right / count if count else 0.0
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean; 0 of nothing."""
+    numbers = list(values)
+    return share(sum(numbers), len(numbers))
+
+
+def mean_score(samples: Iterable[Mapping[str, Any]]) -> float:
+    """Mean score of samples; 0 of nothing."""
+    return mean(sample["score"] for sample in samples)
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Items by their key, in the order of the first ones."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
