@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on any set of benchmarks: scores by every rule, a table, results.json, an HTML report.
 
-Interrupted runs go on where they were. Several GPUs (or CPU processes) share the work with torchrun. Several values of
+Interrupted runs are continued. Several GPUs (or CPU processes) share the work with torchrun. Several values of
 --boxes or --fusion make an ablation: differences to the first one, with paired bootstrap intervals.
 
 Examples:

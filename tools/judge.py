@@ -9,9 +9,9 @@ A local model of Transformers:
 Then:
     python tools/score.py mm_vet --data mm-vet.json --predictions judged.jsonl --out result.json
 
-A run that was stopped goes on where it was, and asks again about replies that the judge refused or that could not be
-used. Exit status: 0 done, 1 some replies have no usable verdict, 2 wrong arguments or files, 3 the judge could not be
-reached.
+A run that was stopped is continued by the same command, which asks again about replies that the judge refused or that
+could not be used. Exit status: 0 done, 1 some replies have no usable verdict, 2 wrong arguments or files, 3 the judge
+could not be reached.
 """
 
 import argparse
@@ -83,4 +83,4 @@ def main() -> int:
 if __name__ == "__main__":
     from mg_llava.work.interrupts import run_main
 
-    sys.exit(run_main(main, "what was done is kept, the same command goes on"))
+    sys.exit(run_main(main, "finished work is kept, the same command continues"))

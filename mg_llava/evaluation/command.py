@@ -75,22 +75,23 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
 def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str:
     from mg_llava.evaluation.ablation import parse_settings
     from mg_llava.evaluation.runner import Asking
-    from mg_llava.evaluation.suite import Model, Suite, build_benchmarks, find_box_files, read_config
+    from mg_llava.evaluation.suite import Suite, build_benchmarks, find_box_files, load_model, read_config
     from mg_llava.work.processes import Processes
 
     config = read_config(arguments.config, arguments.apply_exif)
     benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)
     processes = Processes()
-    model = Model.load(config, arguments.checkpoint, processes, arguments.device)
-    detector = model.detector
+    predictor, identity = load_model(config, arguments.checkpoint, processes, arguments.device)
+    detector = config.get("detector")
     if arguments.detector:
         from mg_llava.detection.pipeline import build_pipeline
 
         detector = build_pipeline(arguments.detector, arguments.tagger)
     boxes = arguments.boxes or ("detected" if any([*box_files.values(), detector]) else "none")
     suite = Suite(
-        model=model,
+        predictor=predictor,
+        identity=identity,
         benchmarks=benchmarks,
         out=out,
         processes=processes,

@@ -53,7 +53,7 @@ class Replies:
         Args:
             identity: All that replies depend on; plain values.
             fresh: Throw away what is there.
-            about: What is told of the run besides, such as names of files.
+            about: Further facts of the run, such as names of files.
 
         Raises:
             ResumeError: The replies in the folder depend on something else; the message says on what.
@@ -82,7 +82,7 @@ class Replies:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What is told of the run besides."""
+        """Further facts of the run."""
         return self._run().get(_ABOUT, {})
 
     def _run(self) -> dict[str, Any]:

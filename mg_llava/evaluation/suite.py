@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,28 +24,20 @@ from mg_llava.work.devices import pick_device
 from mg_llava.work.processes import Processes
 
 
-@dataclass(frozen=True)
-class Model:
-    """A loaded model and what tells it from others."""
-
-    predictor: Predictor
-    identity: dict[str, Any]
-    detector: Any = None
-    """Finds missing boxes: what the config's ``detector`` says."""
-
-    @classmethod
-    def load(cls, config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto") -> "Model":
-        """Build the model of a config and load a checkpoint; raises as ``Predictor.from_pretrained`` does."""
-        predictor = Predictor.from_pretrained(config, checkpoint, str(pick_device(device)))
-        hashes: dict[str, Any] = {}
-        if processes.is_main:  # reading a large checkpoint once more is enough
-            hashes = {
-                "config": Path(str(config.filename)).name,
-                "config_hash": hash_config(config),
-                "checkpoint": Path(checkpoint).name,
-                "checkpoint_hash": hash_checkpoint(checkpoint),
-            }
-        return cls(predictor, processes.gather(hashes)[0], config.get("detector"))
+def load_model(
+    config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto"
+) -> tuple[Predictor, dict[str, Any]]:
+    """The model of a config with a checkpoint, and its identity; raises as ``Predictor.from_pretrained`` does."""
+    predictor = Predictor.from_pretrained(config, checkpoint, str(pick_device(device)))
+    hashes: dict[str, Any] = {}
+    if processes.is_main:  # reading a large checkpoint once more is enough
+        hashes = {
+            "config": Path(str(config.filename)).name,
+            "config_hash": hash_config(config),
+            "checkpoint": Path(checkpoint).name,
+            "checkpoint_hash": hash_checkpoint(checkpoint),
+        }
+    return predictor, processes.gather(hashes)[0]
 
 
 def read_config(path: str | Path, apply_exif: bool = False) -> Config:
@@ -69,8 +61,9 @@ def read_config(path: str | Path, apply_exif: bool = False) -> Config:
 class Suite:
     """A set of benchmarks and how they are run.
 
-    Args:
-        model: The model.
+    Attributes:
+        predictor: The model.
+        identity: Tells the model from others.
         benchmarks: The benchmarks.
         out: Folder of results.
         processes: The processes that share the work.
@@ -79,19 +72,20 @@ class Suite:
         oracle: Box file of the annotations.
         detector: Finds missing boxes; see ``build_box_source``.
         asking: How questions are asked.
-        generation: Overrides arguments of ``generate``.
+        generation: Arguments of ``generate`` in place of the defaults.
     """
 
-    model: Model
+    predictor: Predictor
+    identity: Mapping[str, Any]
     benchmarks: Sequence[Benchmark]
     out: Path
-    processes: Processes = field(default_factory=Processes)
-    settings: Sequence[Setting] = (Setting("none"),)
-    box_files: Mapping[str, Path | None] = field(default_factory=dict)
-    oracle: Path | None = None
-    detector: Any = None
-    asking: Asking = field(default_factory=Asking)
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    processes: Processes
+    settings: Sequence[Setting]
+    box_files: Mapping[str, Path | None]
+    oracle: Path | None
+    detector: Any
+    asking: Asking
+    generation: Mapping[str, Any]
 
     def run(self) -> str:
         """Run all, write ``results.json`` and the HTML report.
@@ -102,7 +96,7 @@ class Suite:
         runs: dict[str, list[RunResult]] = {}
         for setting in self.settings:
             out = self.out if len(self.settings) == 1 else self.out / setting.folder
-            with nullcontext() if setting.fusion else fusion_off(self.model.predictor.model):
+            with nullcontext() if setting.fusion else fusion_off(self.predictor.model):
                 runs[setting.name] = self._run_benchmarks(setting, out)
         if not self.processes.is_main:
             return ""
@@ -129,11 +123,11 @@ class Suite:
             with _progress(benchmark.name, not self.processes.is_main) as progress:
                 run = run_benchmark(
                     benchmark,
-                    self.model.predictor,
+                    self.predictor,
                     out,
                     self._boxes(benchmark, setting),
                     self.asking,
-                    model_identity={**self.model.identity, "fusion": "on" if setting.fusion else "off"},
+                    model_identity={**self.identity, "fusion": "on" if setting.fusion else "off"},
                     processes=self.processes,
                     progress=progress,
                     **self.generation,
@@ -142,7 +136,7 @@ class Suite:
         return runs
 
     def _boxes(self, benchmark: Benchmark, setting: Setting) -> BoxSource:
-        processor = self.model.predictor.front_end.picture_processor
+        processor = self.predictor.front_end.picture_processor
         return build_box_source(
             setting.boxes,
             self.box_files.get(benchmark.name),

@@ -9,6 +9,6 @@ To add a benchmark, write one file here, and one test:
 3. Import torch, Pillow and the model inside of functions only: scoring does without.
 
 Everything else reads the registry: ``tools/evaluate.py --list``, the help of ``tools/score.py``, ``tools/judge.py``,
-``xtuner test``. A table of multiple-choice questions needs a class of four lines, see ``multiple_choice.CCBench``. A
+``xtuner test``. A table of multiple-choice questions needs a few lines at the end of ``multiple_choice`` alone. A
 module outside of the package does as well, if the config names it under ``custom_imports``.
 """

@@ -22,7 +22,7 @@ from typing import Any
 from mg_llava.data.records.tables import Row, TablePictures, cell_or_none
 from mg_llava.evaluation.asking import LETTER_REQUEST, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
-from mg_llava.evaluation.release import HUGGING_FACE, published_table
+from mg_llava.evaluation.release import HUGGING_FACE, Release, published_table
 from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, options_of
 from mg_llava.evaluation.scoring.choices import LETTERS, infer_choice, reference_letter
 from mg_llava.evaluation.scoring.figures import mean
@@ -179,91 +179,51 @@ class MMBench(MultipleChoice):
     )
 
 
-@BENCHMARKS.register
-class CCBench(MultipleChoice):
-    """CCBench: Chinese culture."""
-
-    scorer = "ccbench"
-    releases = (published_table("ccbench", "CCBench", caution="circular"),)
+def _table(name: str, scorer: str, about: str, *releases: Release, **settings: Any) -> None:
+    """Register a class of tables that has its data sets alone, and perhaps another way to load them, of its own."""
+    own = {"__doc__": about, "__module__": __name__, "scorer": scorer, "releases": releases, **settings}
+    BENCHMARKS.register(type(name, (MultipleChoice,), own))
 
 
-@BENCHMARKS.register
-class SEEDImage(MultipleChoice):
-    """The picture questions of SEED-Bench as a table."""
-
-    scorer = "seed_image"
-    releases = (published_table("seed_image", "SEEDBench_IMG", "SEED-I", "14,233 questions"),)
-
-
-@BENCHMARKS.register
-class ScienceQAImage(MultipleChoice):
-    """The questions of ScienceQA that have a picture, as a table."""
-
-    scorer = "scienceqa_image"
-    releases = (published_table("scienceqa_image", "ScienceQA_TEST", "SQA-I", "the 2017 questions with a picture"),)
-
-
-@BENCHMARKS.register
-class AI2D(MultipleChoice):
-    """AI2D: diagrams, whose options are often their labels."""
-
-    scorer = "ai2d"
-    releases = (
-        published_table("ai2d", "AI2D_TEST", "AI2D", "labels in the picture are masked; AI2D_TEST_NO_MASK is easier"),
-        published_table("ai2d_no_mask", "AI2D_TEST_NO_MASK", caution="another set than ai2d"),
-    )
-
-
-@BENCHMARKS.register
-class MMMU(MultipleChoice):
-    """MMMU: several pictures, options beyond D, and open questions."""
-
-    scorer = "mmmu"
-    load = staticmethod(load_mmmu)
-    releases = (published_table("mmmu_val", "MMMU_DEV_VAL", caution="several pictures; more than four options"),)
-
-
-@BENCHMARKS.register
-class VStar(MultipleChoice):
-    """V*: small objects in large pictures."""
-
-    scorer = "vstar"
-    _get = f"{HUGGING_FACE}xjtupanda/VStar_Bench/resolve/main/VStarBench.tsv"
-    releases = (published_table("vstar", "VStarBench", get=_get),)
-
-
-@BENCHMARKS.register
-class HRBench(MultipleChoice):
-    """HR-Bench: pictures of 4K and 8K, each question in four rotations of its options."""
-
-    scorer = "hrbench"
-    _get = f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_%s.tsv as HRBench%s.tsv"
-    releases = (
-        published_table("hrbench_4k", "HRBench4K", get=_get % ("4k", "4K")),
-        published_table("hrbench_8k", "HRBench8K", get=_get % ("8k", "8K")),
-    )
-
-
-@BENCHMARKS.register
-class CVBench(MultipleChoice):
-    """CV-Bench, 2D and 3D."""
-
-    scorer = "cv_bench"
-    releases = (published_table("cv_bench_2d", "CV-Bench-2D"), published_table("cv_bench_3d", "CV-Bench-3D"))
-
-
-@BENCHMARKS.register
-class MMERealWorld(MultipleChoice):
-    """MME-RealWorld: five options, large pictures."""
-
-    scorer = "mme_realworld"
-    _get = f"{HUGGING_FACE}yifanzhang114/MME-RealWorld-Base64: 33 GB"
-    releases = (published_table("mme_realworld", "MME-RealWorld", get=_get),)
-
-
-@BENCHMARKS.register
-class BLINK(MultipleChoice):
-    """BLINK: several pictures a question."""
-
-    scorer = "blink"
-    releases = (published_table("blink", "BLINK", caution="several pictures a question"),)
+_table("CCBench", "ccbench", "CCBench: Chinese culture.", published_table("ccbench", "CCBench", caution="circular"))
+_table(
+    *("SEEDImage", "seed_image", "The picture questions of SEED-Bench as a table."),
+    published_table("seed_image", "SEEDBench_IMG", "SEED-I", "14,233 questions"),
+)
+_table(
+    *("ScienceQAImage", "scienceqa_image", "The questions of ScienceQA that have a picture, as a table."),
+    published_table("scienceqa_image", "ScienceQA_TEST", "SQA-I", "the 2017 questions with a picture"),
+)
+_table(
+    *("AI2D", "ai2d", "AI2D: diagrams, whose options are often their labels."),
+    published_table("ai2d", "AI2D_TEST", "AI2D", "labels in the picture are masked; AI2D_TEST_NO_MASK is easier"),
+    published_table("ai2d_no_mask", "AI2D_TEST_NO_MASK", caution="another set than ai2d"),
+)
+_table(
+    *("MMMU", "mmmu", "MMMU: several pictures, options beyond D, and open questions."),
+    published_table("mmmu_val", "MMMU_DEV_VAL", caution="several pictures; more than four options"),
+    load=staticmethod(load_mmmu),
+)
+_table(
+    *("VStar", "vstar", "V*: small objects in large pictures."),
+    published_table("vstar", "VStarBench", get=f"{HUGGING_FACE}xjtupanda/VStar_Bench/resolve/main/VStarBench.tsv"),
+)
+_HR = f"{HUGGING_FACE}DreamMr/HR-Bench: hr_bench_%s.tsv as HRBench%s.tsv"
+_table(
+    *("HRBench", "hrbench", "HR-Bench: pictures of 4K and 8K, each question in four rotations of its options."),
+    published_table("hrbench_4k", "HRBench4K", get=_HR % ("4k", "4K")),
+    published_table("hrbench_8k", "HRBench8K", get=_HR % ("8k", "8K")),
+)
+_table(
+    *("CVBench", "cv_bench", "CV-Bench, 2D and 3D."),
+    published_table("cv_bench_2d", "CV-Bench-2D"),
+    published_table("cv_bench_3d", "CV-Bench-3D"),
+)
+_table(
+    *("MMERealWorld", "mme_realworld", "MME-RealWorld: five options, large pictures."),
+    published_table("mme_realworld", "MME-RealWorld", get=f"{HUGGING_FACE}yifanzhang114/MME-RealWorld-Base64: 33 GB"),
+)
+_table(
+    *("BLINK", "blink", "BLINK: several pictures a question."),
+    published_table("blink", "BLINK", caution="several pictures a question"),
+)

@@ -24,8 +24,8 @@ class JudgedQuestion:
         groups: Capabilities or category.
         image: File name of the picture, or name of the video.
         context: Description of the picture that the judge gets.
-        instruction: What the judge is told to do, where the benchmark's files say it.
-        role: What the judge is to call the answers' authors.
+        instruction: The judge's task, where the benchmark's files have it.
+        role: The judge's name for the answers' authors.
     """
 
     id: Any

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Sequence
 
 Box = tuple[float, float, float, float]
@@ -69,18 +68,12 @@ def overlap(first: Sequence[float], second: Sequence[float], border: float = 0) 
 
 def overlap_single_precision(first: Box, second: Box) -> float:
     """``overlap`` of boxes times 1000 in float32, as the script has it: decides replies right at the threshold."""
-    one = [_single(_single(value) * _SCALE) for value in first]
-    two = [_single(_single(value) * _SCALE) for value in second]
-    width = max(0.0, _single(min(one[2], two[2]) - max(one[0], two[0])))
-    height = max(0.0, _single(min(one[3], two[3]) - max(one[1], two[1])))
-    intersection = _single(width * height)
-    areas = [_single(_single(box[2] - box[0]) * _single(box[3] - box[1])) for box in (one, two)]
-    union = _single(_single(areas[0] + areas[1]) - intersection)
-    return _single(intersection / union) if union and union == union else 0.0
+    import numpy as np  # other benchmarks are scored without it
 
-
-def _single(value: float) -> float:
-    try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
+    with np.errstate(all="ignore"):
+        one, two = (np.array(box).astype(np.float32) * np.float32(_SCALE) for box in (first, second))
+        sides = np.fmax(np.minimum(one[2:], two[2:]) - np.maximum(one[:2], two[:2]), 0)
+        intersection = sides[0] * sides[1]
+        areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, two)]
+        union = areas[0] + areas[1] - intersection
+        return float(intersection / union) if union and union == union else 0.0
