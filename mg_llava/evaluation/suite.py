@@ -1,14 +1,15 @@
 """One checkpoint on a set of benchmarks, under one or several settings of boxes and fusion."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from tqdm import tqdm
 
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.evaluation.ablation import Difference, Setting, compare, format_differences, fusion_off
@@ -118,20 +119,15 @@ class Suite:
 
     def _run_benchmarks(self, setting: Setting, out: Path) -> list[RunResult]:
         """Run all benchmarks under a setting; results in the main process only."""
+        identity = {**self.identity, "fusion": "on" if setting.fusion else "off"}
+        settings = {"model_identity": identity, "processes": self.processes, **self.generation}
+        style: dict[str, Any] = {"unit": " questions", "file": sys.stderr, "smoothing": 0.05}
         runs = []
         for benchmark in self.benchmarks:
-            with _progress(benchmark.name, not self.processes.is_main) as progress:
-                run = run_benchmark(
-                    benchmark,
-                    self.predictor,
-                    out,
-                    self._boxes(benchmark, setting),
-                    self.asking,
-                    model_identity={**self.identity, "fusion": "on" if setting.fusion else "off"},
-                    processes=self.processes,
-                    progress=progress,
-                    **self.generation,
-                )
+            boxes = self._boxes(benchmark, setting)
+            with tqdm(desc=benchmark.name, disable=not self.processes.is_main, **style) as bar:
+                settings["progress"] = partial(_show, bar)
+                run = run_benchmark(benchmark, self.predictor, out, boxes, self.asking, **settings)
             runs += [run] if run is not None else []
         return runs
 
@@ -183,18 +179,6 @@ def find_box_files(names: Sequence[str], root: str | Path, given: Path | None) -
     return {name: default_boxes(name, given, ("boxes", "")) for name in names}
 
 
-@contextmanager
-def _progress(name: str, hidden: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr."""
-    if hidden:
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit=" questions", file=sys.stderr, smoothing=0.05) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
+def _show(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
