@@ -56,7 +56,10 @@ class RunResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the facts of each question."""
         shown = ("benchmark", "prompt", "headline", "counts", "failures", "score", "boxes", "generation", "identity")
-        rules = {name: {"metrics": rule["metrics"]} for name, rule in self.score.get("rules", {}).items()}
+        rules = {
+            name: {key: value for key, value in rule.items() if key != "per_sample"}
+            for name, rule in self.score.get("rules", {}).items()
+        }
         values = {
             **vars(self),
             "score": {**self.score, "rules": rules},
