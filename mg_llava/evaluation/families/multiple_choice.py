@@ -23,8 +23,16 @@ from mg_llava.data.records.tables import Row, TablePictures, cell_or_none
 from mg_llava.evaluation.asking import LETTER_REQUEST, picture_question
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import HUGGING_FACE, Release, published_table
-from mg_llava.evaluation.scoring.choice_table import Choice, ChoiceTable, choice_metrics, load_table, options_of
-from mg_llava.evaluation.scoring.choices import LETTERS, infer_choice, reference_letter
+from mg_llava.evaluation.scoring.choice_table import (
+    LETTERS,
+    Choice,
+    ChoiceTable,
+    choice_metrics,
+    infer_choice,
+    load_table,
+    options_of,
+    reference_letter,
+)
 from mg_llava.evaluation.scoring.figures import mean
 from mg_llava.evaluation.scoring.files import read_rows
 from mg_llava.evaluation.scoring.joining import Joined, Lines, Rule, ScoreResult, join_predictions

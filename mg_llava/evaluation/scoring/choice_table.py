@@ -1,19 +1,32 @@
-"""Tables of multiple-choice questions: reading them; means over circular copies, categories, splits and sources."""
+"""Multiple choice: tables of questions, letters in replies as the published scripts read them, and means by group."""
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mg_llava.data.records.tables import Row, cell_or_none, id_key, is_missing, plain_id
-from mg_llava.evaluation.scoring.choices import LETTERS
 from mg_llava.evaluation.scoring.figures import group_by, mean
 from mg_llava.evaluation.scoring.files import only_path, read_rows
 from mg_llava.evaluation.scoring.joining import name_ids
 
+_REFERENCE_RUN = re.compile("[A-D]+")
+_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_FAILED = "Failed to obtain answer via API"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+NO_OPTION = "Z"
+"""What VLMEvalKit reads a refusal as."""
+
+LETTERS = string.ascii_uppercase
 CIRCULAR_STEP = 1_000_000
 """Circular copies of a row have its index and multiples of this."""
 Metrics = dict[str, float]
@@ -214,3 +227,46 @@ def _sources(rows: Sequence[Choice], scores: RowScores) -> Metrics:
     if "2D" in metrics and "3D" in metrics:
         metrics["CV-Bench"] = (metrics["2D"] + metrics["3D"]) / 2
     return metrics
+
+
+def reference_letter(reply: str) -> str:
+    """MG-LLaVA's reading: the first run of the capitals A to D, wherever it stands; ``""`` without one.
+
+    So ``Answer: C`` is A, ``BD`` is BD (which no answer equals), ``b`` is nothing, and E can never be read.
+    """
+    found = _REFERENCE_RUN.search(reply)
+    return found.group() if found else ""
+
+
+def infer_choice(reply: str, options: Mapping[str, str]) -> str:
+    """VLMEvalKit's reading by exact matching, June 2024: by letter, else by text; ``""`` where neither is unique.
+
+    Args:
+        reply: The reply.
+        options: Text of each option by letter.
+    """
+    return _infer_letter(reply, options) or _infer_text(reply, options)
+
+
+def _infer_letter(reply: str, options: Mapping[str, str]) -> str:
+    """The only letter of an option among the words, or Z for a refusal; case matters.
+
+    VLMEvalKit leaves a reply with the word ``A`` and more than three words open, in case A is an article, but only
+    where its log is verbose. That is off by default, and so it is here.
+    """
+    if _FAILED in reply:
+        return ""
+    if any(refusal in reply for refusal in _REFUSALS):
+        return NO_OPTION
+    words = reply.translate(_PUNCTUATION).split()
+    found = [letter for letter in options if letter in words]
+    if len(found) == 1:
+        return found[0]
+    return NO_OPTION if not found and NO_OPTION in words else ""
+
+
+def _infer_text(reply: str, options: Mapping[str, str]) -> str:
+    """The only option whose text occurs in the reply, without regard to case."""
+    lowered = reply.lower()
+    found = [letter for letter, text in options.items() if text.lower() in lowered]
+    return found[0] if len(found) == 1 else ""

@@ -10,8 +10,7 @@ from mg_llava.data.records.tables import read_table
 from mg_llava.evaluation.families.mmstar import mmstar_right
 from mg_llava.evaluation.families.multiple_choice import MultipleChoice
 from mg_llava.evaluation.score import find_scorer, score_predictions
-from mg_llava.evaluation.scoring.choice_table import options_of
-from mg_llava.evaluation.scoring.choices import infer_choice, reference_letter
+from mg_llava.evaluation.scoring.choice_table import infer_choice, options_of, reference_letter
 from tests.evaluation.benchmark_files import write_table
 
 ANIMALS = {"A": "cat", "B": "Dog", "C": "red car", "D": "猫"}
