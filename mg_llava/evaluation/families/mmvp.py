@@ -18,7 +18,7 @@ from typing import Any
 from mg_llava.data.records.tables import Row, read_table, require_columns
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_user
-from mg_llava.evaluation.judging.verdicts import REPLY_FIELDS, unreadable
+from mg_llava.evaluation.judging.verdicts import REPLY_FIELDS, find_judge_reply, unreadable
 from mg_llava.evaluation.release import HUGGING_FACE, Release
 from mg_llava.evaluation.scoring.figures import mean, mean_score
 from mg_llava.evaluation.scoring.files import find_file
@@ -74,9 +74,8 @@ def score_mmvp(questions: Sequence[MmvpQuestion], predictions: Lines, **options:
     joined = join_predictions([question.id for question in questions], predictions, _IDS, _TEXTS)
     judged, lettered, silent, unclear = [], [], [], []
     for question, text, line in joined.beside(questions):
-        verdict = (
-            next((str(line[name]) for name in JUDGE_FIELDS if line.get(name) is not None), None) if line else None
-        )
+        found = find_judge_reply(line, JUDGE_FIELDS)
+        verdict = None if found is None else str(found)
         judged.append({"id": question.id, "score": float((verdict or "").lower() == "yes"), "parsed": verdict})
         parsed, answer = read_option(text), question.answer
         lettered.append({"id": question.id, "score": float(parsed == answer), "parsed": parsed, "answer": answer})

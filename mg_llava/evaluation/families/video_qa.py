@@ -35,9 +35,8 @@ def load_video_qa(paths: Sequence[Path]) -> list[JudgedQuestion]:
         )
     loaded = []
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
-        name, text = (
-            take(question, field, f"{question_path}: entry {number}") for field in ("question_id", "question")
-        )
+        where = f"{question_path}: entry {number}"
+        name, text = take(question, "question_id", where), take(question, "question", where)
         video = str(question.get("video_name", ""))
         loaded.append(JudgedQuestion(name, str(text), str(answer.get("answer", "")), image=video))
     check_unique((question.id for question in loaded), question_path)
@@ -49,10 +48,8 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
 
     Predictions are the judge's combined file (``{id: [verdict, ...]}``), or lines with the judge's reply.
     """
-    ids, texts = (
-        [question.id for question in annotations],
-        (*verdicts.REPLY_FIELDS, "score", "pred", "prediction", "text"),
-    )
+    ids = [question.id for question in annotations]
+    texts = (*verdicts.REPLY_FIELDS, "score", "pred", "prediction", "text")
     joined = join_predictions(ids, predictions, ("id", "question_id"), texts)
     counts = {"yes": 0, "no": 0}
     samples, replied, unread, unclear = [], [], [], []

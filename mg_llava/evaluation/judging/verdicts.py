@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,9 @@ class JudgedQuestion:
     role: str = "Assistant"
 
 
-def find_judge_reply(line: Line | None) -> Any:
+def find_judge_reply(line: Line | None, fields: Sequence[str] = REPLY_FIELDS) -> Any:
     """The judge's reply on a prediction line: a text, a verdict, or a list of one for each run; None without one."""
-    return None if line is None else next((line[name] for name in REPLY_FIELDS if line.get(name) is not None), None)
+    return None if line is None else next((line[name] for name in fields if line.get(name) is not None), None)
 
 
 def judge_names(lines: Iterable[Line | None]) -> str:
