@@ -29,18 +29,11 @@ def load_llava_bench(paths: Sequence[Path]) -> list[JudgedQuestion]:
         name = files.take(line, "question_id", f"{path}: line {number}")
         category = f"llava_bench_{line['category']}" if "category" in line else ""
         context, rule = contexts.get(line.get("image")) or "", rules.get(category, {})
-        questions.append(
-            JudgedQuestion(
-                name,
-                str(line.get("text", "")),
-                str(answers.get(id_key(name), "")),
-                (category,) if category else (),
-                str(line.get("image", "")),
-                "\n".join(context) if isinstance(context, list) else str(context),
-                str(rule.get("prompt", "")),
-                str(rule.get("role", "Assistant")),
-            )
-        )
+        context = "\n".join(context) if isinstance(context, list) else str(context)
+        groups, answer = (category,) if category else (), str(answers.get(id_key(name), ""))
+        text, image = (str(line.get(field, "")) for field in ("text", "image"))
+        task = str(rule.get("prompt", "")), str(rule.get("role", "Assistant"))
+        questions.append(JudgedQuestion(name, text, answer, groups, image, context, *task))
     files.check_unique((question.id for question in questions), path)
     return questions
 

@@ -131,16 +131,9 @@ class MMVP(Benchmark):
     form = 'Questions.csv; lines {"question_id", "response"}, and "judge" for judged scoring'
     load, rate = staticmethod(load_mmvp), staticmethod(score_mmvp)
     judge = JudgeProtocol("mmvp-1", load_mmvp, _ask, lambda reply: reply.strip().lower() in _CLEAR, max_tokens=10)
-    releases = (
-        Release(
-            "mmvp",
-            ("mmvp/Questions.csv",),
-            "mmvp/MMVP Images",
-            f"{HUGGING_FACE}MMVP/MMVP",
-            "MMVP",
-            "the paper's number is GPT-judged pair accuracy; the letter rule needs no judge",
-        ),
-    )
+    _get = f"{HUGGING_FACE}MMVP/MMVP"
+    _note = "the paper's number is GPT-judged pair accuracy; the letter rule needs no judge"
+    releases = (Release("mmvp", ("mmvp/Questions.csv",), "mmvp/MMVP Images", _get, "MMVP", _note),)
     id_field, text_field = "question_id", "response"
     headline = ("lmms_eval", "pair_accuracy")
 

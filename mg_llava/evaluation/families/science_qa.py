@@ -120,17 +120,12 @@ class ScienceQA(Benchmark):
     scorer = "scienceqa"
     form = 'folder with problems.json, pid_splits.json, llava_test_CQM-A.json; lines {"question_id", "text"}'
     load, rate = staticmethod(load_scienceqa), staticmethod(score_scienceqa)
-    releases = (
-        Release(
-            "scienceqa",
-            ("scienceqa",),
-            "scienceqa/images/test",
-            "problems.json, pid_splits.json and images of https://github.com/lupantech/ScienceQA; "
-            f"llava_test_CQM-A.json of {EVAL_ZIP}",
-            "SQA-I",
-            "all 4241 questions; the paper's number is of the 2017 with a picture: quote IMG-Accuracy",
-        ),
+    _get = (
+        "problems.json, pid_splits.json and images of https://github.com/lupantech/ScienceQA; "
+        f"llava_test_CQM-A.json of {EVAL_ZIP}"
     )
+    _note = "all 4241 questions; the paper's number is of the 2017 with a picture: quote IMG-Accuracy"
+    releases = (Release("scienceqa", ("scienceqa",), "scienceqa/images/test", _get, "SQA-I", _note),)
     id_field, text_field = "question_id", "text"
     headline = ("official", "IMG-Accuracy")
 

@@ -90,16 +90,10 @@ class SEED(Benchmark):
     scorer = "seed"
     form = 'SEED-Bench.json; lines {"question_id", "text"}'
     load, rate = staticmethod(load_seed), staticmethod(score_seed)
-    releases = (
-        Release(
-            "seed",
-            ("seed_bench/SEED-Bench.json",),
-            "seed_bench/SEED-Bench-image",
-            f"{HUGGING_FACE}AILab-CVC/SEED-Bench: SEED-Bench.json and SEED-Bench-image.zip",
-            "SEED-I",
-            "the picture questions only, quote image; videos need their middle frames as pictures",
-        ),
-    )
+    _get = f"{HUGGING_FACE}AILab-CVC/SEED-Bench: SEED-Bench.json and SEED-Bench-image.zip"
+    _note = "the picture questions only, quote image; videos need their middle frames as pictures"
+    _files = ("seed_bench/SEED-Bench.json",), "seed_bench/SEED-Bench-image"
+    releases = (Release("seed", *_files, _get, "SEED-I", _note),)
     id_field, text_field = "question_id", "text"
     headline = ("official", "image")
 

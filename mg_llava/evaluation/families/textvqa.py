@@ -128,17 +128,13 @@ class TextVQA(ShortAnswers):
     scorer = "textvqa"
     form = 'TextVQA_0.5.1_val.json and the question jsonl, or the TSV; lines {"question_id", "prompt", "text"}'
     load, rate = staticmethod(load_textvqa), staticmethod(score_textvqa)
-    releases = (
-        Release(
-            "textvqa",
-            ("textvqa/TextVQA_0.5.1_val.json", "textvqa/llava_textvqa_val_v051_ocr.jsonl"),
-            "textvqa/train_images",
-            "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json and .../textvqa/images/"
-            f"train_val_images.zip; the jsonl is in {EVAL_ZIP}",
-            "TextVQA",
-            "the prompts hold OCR tokens, as the paper's do; toolkits that leave them out give 10 points less",
-        ),
+    _files = ("textvqa/TextVQA_0.5.1_val.json", "textvqa/llava_textvqa_val_v051_ocr.jsonl")
+    _get = (
+        "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json and .../textvqa/images/"
+        f"train_val_images.zip; the jsonl is in {EVAL_ZIP}"
     )
+    _note = "the prompts hold OCR tokens, as the paper's do; toolkits that leave them out give 10 points less"
+    releases = (Release("textvqa", _files, "textvqa/train_images", _get, "TextVQA", _note),)
     prompts = ("reference", "no_ocr")
     text_field = "text"
 

@@ -122,23 +122,14 @@ class VQAv2(Benchmark):
     scorer = "vqav2"
     form = 'question and annotation JSON; lines {"question_id", "text"}'
     load, rate = staticmethod(load_vqav2), staticmethod(score_vqav2)
+    _val = ("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", "vqav2/v2_mscoco_val2014_annotations.json")
+    _get_val = f"questions and annotations of https://visualqa.org/download.html; {COCO_VAL}"
+    _test = ("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl",)
+    _get_test = f"the jsonl is in {EVAL_ZIP}; pictures {COCO}test2015.zip"
+    _note = "no answers: tools/score.py vqav2_submission writes the file for the test server"
     releases = (
-        Release(
-            "vqav2_val",
-            ("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", "vqav2/v2_mscoco_val2014_annotations.json"),
-            "coco/val2014",
-            f"questions and annotations of https://visualqa.org/download.html; {COCO_VAL}",
-            None,
-            "not the paper's split (test-dev)",
-        ),
-        Release(
-            "vqav2_test_dev",
-            ("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl",),
-            "vqav2/test2015",
-            f"the jsonl is in {EVAL_ZIP}; pictures {COCO}test2015.zip",
-            "VQAv2",
-            "no answers: tools/score.py vqav2_submission writes the file for the test server",
-        ),
+        Release("vqav2_val", _val, "coco/val2014", _get_val, None, "not the paper's split (test-dev)"),
+        Release("vqav2_test_dev", _test, "vqav2/test2015", _get_test, "VQAv2", _note),
     )
     id_field, text_field = "question_id", "text"
     headline = ("official_processed", "accuracy")
