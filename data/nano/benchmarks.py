@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from mg_llava.evaluation.asking import file_opener
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.families.multiple_choice import MMBench
 from mg_llava.evaluation.families.pope import POPE
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.choice_table import CIRCULAR_STEP, options_of
-from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions, make_result, share
+from mg_llava.evaluation.scoring.figures import group_by, mean_score
+from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions
 from mg_llava.work.atomic import replacing
 
 GENERATED = Path(__file__).resolve().parent / "generated"
@@ -56,15 +56,12 @@ def score_kinds(lines: Sequence[Line], predictions: Sequence[Mapping[str, Any]],
             "answer": line["answer"],
             "category": line["kind"],
         }
-        for line, text in zip(lines, joined.texts, strict=True)
+        for line, text, _ in joined.beside(lines)
     ]
-    kinds: dict[str, list[Any]] = {}
-    for sample in samples:
-        kinds.setdefault(str(sample["category"]), []).append(sample["score"])
-    accuracy = {kind: share(sum(scores), len(scores)) for kind, scores in kinds.items()}
-    right = [sample["score"] for sample in samples]
-    metrics = {"accuracy": share(sum(right), len(right)), "kinds": accuracy}  # type: ignore[arg-type]
-    return make_result(joined, {"exact": {"metrics": metrics, "per_sample": samples}})
+    result = joined.result({"exact": ({"accuracy": mean_score(samples)}, samples)})
+    kinds = group_by(samples, lambda sample: sample["category"])
+    result["rules"]["exact"]["metrics"]["kinds"] = {kind: mean_score(some) for kind, some in kinds.items()}
+    return result
 
 
 @BENCHMARKS.register
@@ -73,8 +70,7 @@ class NanoKinds(Benchmark):
 
     scorer = "nano"
     form = 'heldout.jsonl; lines {"id", "prediction"}'
-    load = staticmethod(load_lines)
-    rate = staticmethod(score_kinds)
+    load, rate = staticmethod(load_lines), staticmethod(score_kinds)
     releases = (Release("nano", ("heldout.jsonl",), "images", MAKE),)
     prompts = ("nano",)
     id_field = "id"
@@ -86,9 +82,7 @@ class NanoKinds(Benchmark):
         return [self._question(line) for line in load_lines(self.data)]
 
     def _question(self, line: Line) -> Question:
-        path = self.picture_file(line["image"], "images")
-        opener = file_opener(path, f"question {line['id']}")
-        return Question(line["id"], line["question"], opener, str(path), line["picture"])
+        return self.ask(line["id"], line["question"], line["image"], "images", box_key=line["picture"])
 
 
 @BENCHMARKS.register
