@@ -6,6 +6,7 @@ before the next one starts; processes share what is left, picture by picture.
 
 import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,7 @@ def answer(
     processes: Processes | None = None,
     **generation: Any,
 ) -> Replies:
-    """Answer the questions of a benchmark that have no reply yet.
+    """Answer the questions of a benchmark that have no reply yet; gives the replies of all processes.
 
     Args:
         benchmark: The benchmark.
@@ -96,9 +97,6 @@ def answer(
         progress: Called after each batch, for the questions of this process.
         processes: The processes that share the work; those of ``torchrun`` by default.
         **generation: Overrides arguments of ``generate``; ``max_new_tokens`` is the benchmark's by default.
-
-    Returns:
-        The replies of all processes.
 
     Raises:
         ResumeError: The folder holds replies of another model, prompt, generation, box source or data file.
@@ -126,10 +124,8 @@ def answer(
     found: dict[int, FoundBoxes] = {}
     requests = (_request(benchmark.name, n, asked[n], source, found) for n in share)
     stream = predictor.stream(requests, asking.batch_size, asking.workers, asking.cache_mb, **generation)
-    try:
+    with closing(replies):
         _write(stream, share, asked, found, replies, asking.bad_samples, progress)
-    finally:
-        replies.close()
     replies.seconds = time.monotonic() - begin
     processes.gather()
     processes.on_main(lambda: _check_complete(replies, asked))
