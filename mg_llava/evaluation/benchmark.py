@@ -143,7 +143,7 @@ def open_in_folder(folder: Path, name: str, owner: str) -> Image.Image:
     """Open a picture; the ``PictureError`` of one that is bad or outside of the folder names it and its owner."""
     from mg_llava.data.pictures.files import open_picture, picture_path
 
-    return open_picture(picture_path(str(folder), name, owner), owner)
+    return open_picture(picture_path(str(folder), name, owner, advice="give a folder that holds it"), owner)
 
 
 Class = TypeVar("Class", bound=type[Benchmark])
