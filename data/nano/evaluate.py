@@ -50,8 +50,9 @@ def format_benchmarks(columns: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _kinds(result: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracy by kind and of all; of all alone where only a part of the questions was asked."""
     metrics = result["nano"]["score"]["rules"]["exact"]["metrics"]
-    return {**metrics["kinds"], "all": metrics["accuracy"]}
+    return {**metrics.get("kinds", {}), "all": metrics["accuracy"]}
 
 
 def _align(rows: Sequence[Sequence[str]], left: int, last: bool = False) -> str:

@@ -23,7 +23,7 @@ def test_grid_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.name for row in grid.rows] == ["low_only", "objects", "convgate", "full"]
     assert list(grid.metrics) == [*grid.reference["chance"]], "chance is known for what is shown"
     quick = grid.as_quick()
-    assert quick.seeds == (0,) and quick.results is quick.report is None and "--limit" in quick.evaluate
+    assert quick.seeds == (0,) and quick.results is quick.report is None and quick.evaluate == grid.evaluate
     assert all("train_cfg.max_iters=12" in row.options for row in quick.rows)
     assert [row.name for row in grid.only(["full"], [7]).rows] == ["full"] and grid.only([], [7]).seeds == (7,)
 
