@@ -8,7 +8,7 @@ canvas in pixels, n_i boxes of canvas i, M placeholders, L merged length, K labe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
@@ -28,15 +28,22 @@ class TokenCount:
         per_canvas: Tokens of each canvas of the placeholder: 576 for a picture of the published model.
         per_box: Tokens of each box.
         per_media: Tokens of the placeholder itself, such as the queries of a Q-Former.
+        per_frame: Tokens of a canvas that is a frame of a video; None for as many as of any other.
     """
 
     per_canvas: int
     per_box: int = 1
     per_media: int = 0
+    per_frame: int | None = None
 
     def __call__(self, canvases: int, boxes: int) -> int:
         """Tokens of a placeholder with this many canvases, and boxes on all of them together."""
         return self.per_media + self.per_canvas * canvases + self.per_box * boxes
+
+    @property
+    def of_frames(self) -> "TokenCount":
+        """The count where every canvas is a frame of a video."""
+        return self if self.per_frame is None else replace(self, per_canvas=self.per_frame)
 
 
 class Layout(NamedTuple):
@@ -84,6 +91,8 @@ class Batch(TypedDict, total=False):
     media: list[int]
     """For each of the N canvases the placeholder (0 to M - 1) that it belongs to; frames of a video share one. Absent
     where every canvas has a placeholder of its own. Numbers, not a tensor, so that they stay on the host."""
+    frames: list[bool]
+    """For each of the N canvases whether it is a frame of a video; absent where none is."""
     cached: list[bool]
     """For each of the N canvases whether it is in ``features`` and not in ``canvas``; absent where all are in one."""
     layout: Layout

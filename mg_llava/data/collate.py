@@ -19,7 +19,8 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Args:
         instances: Samples of ``LLaVADataset``. ``labels`` may be absent in all of them (prompts). With ``tokens``, the
             tokens of each placeholder, in all of them, the layout is planned. ``media`` says for each canvas which of
-            the sample's placeholders it belongs to; without it each has its own.
+            the sample's placeholders it belongs to; without it each has its own. With ``is_video`` the pictures of a
+            sample are frames of a video.
 
     Returns:
         ``data``, a :class:`mg_llava.batch.Batch`, right-padded; without pictures there are neither ``canvas`` nor
@@ -50,6 +51,8 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         data["cached"] = [bool(own) for pair in counts for own in [False] * pair[0] + [True] * pair[1]]
     if images or features:
         data["boxes"] = [boxes.to(torch.float32) for instance in instances for boxes in instance.get("boxes") or ()]
+    if any(instance.get("is_video") for instance in instances):
+        data["frames"] = [bool(one.get("is_video")) for one in instances for _ in one.get("boxes") or ()]
     if any(instance.get("media") is not None for instance in instances):
         data["media"] = _number_media(instances)
     if all(instance.get("tokens") is not None for instance in instances):

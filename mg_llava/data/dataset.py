@@ -11,12 +11,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mg_llava.batch import TokenCount
-from mg_llava.data.boxes.store import BoxStore
+from mg_llava.data.boxes.store import BoxStore, check_frames
 from mg_llava.data.config import build_transform, open_boxes, resolve_paths
 from mg_llava.data.faults import FAULTS, SkippedSamples, StrayBoxes
 from mg_llava.data.features.cache import FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource
-from mg_llava.data.lengths import count_boxes, find_lengths
+from mg_llava.data.lengths import check_budget, count_boxes, find_lengths
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.loading import LoadedPicture, OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
@@ -61,8 +61,8 @@ class LLaVADataset(Dataset):
 
     Args:
         data_path: File of records ``{"id", "image" (optional), "conversations"}``: ``.json`` (a list), ``.jsonl`` or
-            ``.parquet``. ``image`` is a path or a list of paths, one per placeholder.
-        image_folder: Folder the paths of ``image`` are relative to; None for text alone.
+            ``.parquet``. ``image`` is a path or a list of paths, one per ``<image>``, or there is ``video``, a path.
+        image_folder: Folder the paths of ``image`` and ``video`` are relative to; None for text alone.
         tokenizer: The LLM's tokenizer, its folder, or a dict to build it from.
         template: Name of an XTuner prompt template, or such a template.
         picture_processor: A ``PictureProcessor``, or a dict to build it from; None for text alone.
@@ -122,7 +122,8 @@ class LLaVADataset(Dataset):
         self.budget: TokenBudget = build_group("budget", budget).counting(build_tokens(tokens))
         self._is_counted = tokens is not None
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
-        self._samples = Samples(self.data_path, *drawn, self.caches.token_cache)
+        frames = 1 if self.picture_processor is None else self.picture_processor.video.frames
+        self._samples = Samples(self.data_path, *drawn, self.caches.token_cache, frames)
         policies = {fault: getattr(self.faults, fault) for fault in FAULTS}
         count, limit = len(self._samples.index.rows), self.faults.max_bad_samples
         self._skipped = SkippedSamples(count, policies, limit, self.data_path)
@@ -130,9 +131,11 @@ class LLaVADataset(Dataset):
         self.token_cache = self._open_token_cache()
         box_faults = self.faults.missing_box, self.faults.bad_box_record
         self.box_store = open_boxes(paths["box_path"], *box_faults, self.boxes.proposer, self.picture_processor)
-        has_boxes = self.box_store is not None
-        self._strays = StrayBoxes(self._samples.positions, str(paths["box_path"])) if has_boxes else None
-        self.missing_boxes = self.box_store.check(self._samples.index.box_keys()) if self.box_store is not None else 0
+        self._strays = StrayBoxes(self._samples.positions, str(paths["box_path"]))
+        self.missing_boxes = 0
+        if self.box_store is not None:
+            check_frames(self.box_store, self._samples.index.video_ids(), frames)
+            self.missing_boxes = self.box_store.check(self._samples.index.box_keys())
         self.loader = self._make_loader()
         self.features = self._open_features()
         self._lengths: np.ndarray | None = None
@@ -147,7 +150,8 @@ class LLaVADataset(Dataset):
             ``id``; ``input_ids`` and ``labels``, lists of ints; ``images``, a list of (3, S, S) uint8 tensors;
             ``boxes``, as many (n, 4) float32 tensors in canvas pixels; and, where ``tokens`` was given, ``tokens``,
             what each placeholder stands for in the LLM. From a feature cache in place of the images: ``features``,
-            the arrays of each picture (see ``mg_llava.features``), and ``feature_cache``, its name.
+            the arrays of each picture (see ``mg_llava.features``), and ``feature_cache``, its name. ``is_video`` where
+            the pictures are frames of one.
 
         Raises:
             PictureError: A picture cannot be read, and ``bad_image`` is ``error``.
@@ -168,10 +172,14 @@ class LLaVADataset(Dataset):
         """Sample ``index`` itself, whatever the policies say; errors as from ``__getitem__`` with policy ``error``."""
         loaded = (None if self.features is None else self._load(index, self.features)) or self.open(index)
         encoded, pictures = loaded.encoded, loaded.pictures
-        sample = {"id": loaded.record.id, "input_ids": encoded.input_ids, "labels": encoded.labels, "images": []}
+        sample: dict[str, Any] = {"id": loaded.record.id, "images": []}
+        sample |= {"input_ids": encoded.input_ids, "labels": encoded.labels}
         sample["boxes"] = [picture.boxes for picture in pictures]
         if self._is_counted:
-            sample["tokens"] = [self.budget.tokens(1, len(picture.boxes)) for picture in pictures]
+            count = self.budget.of(loaded.record.video).tokens
+            sample["tokens"] = [count(1, len(picture.boxes)) for picture in pictures]
+        if loaded.record.video is not None:
+            sample["is_video"] = True
         if pictures and pictures[0].features is not None:
             assert self.features is not None
             features = [picture.features for picture in pictures]
@@ -235,7 +243,6 @@ class LLaVADataset(Dataset):
 
     def report(self) -> dict[str, Any]:
         """What there is, and what all workers of this process skipped so far, with the first few ids of each kind."""
-        strays = [] if self._strays is None else self._strays.first(_NAMED)
         return {
             "name": self.name,
             "data_path": self.data_path,
@@ -245,8 +252,8 @@ class LLaVADataset(Dataset):
             "encoded_anew": 0 if self.features is None else self.features.encoded_anew,
             "skipped": self._skipped.counts(),
             "skipped_ids": [self._samples.at(position).id for position in self._skipped.first(_NAMED)],
-            "stray_boxes": 0 if self._strays is None else self._strays.boxes,
-            "stray_ids": [self._samples.at(position).id for position in strays],
+            "stray_boxes": self._strays.boxes,
+            "stray_ids": [self._samples.at(position).id for position in self._strays.first(_NAMED)],
         }
 
     def _candidates(self, index: int) -> Iterator[int]:
@@ -306,7 +313,7 @@ class LLaVADataset(Dataset):
         if encoded is not None:
             return encoded
         try:
-            limit = self.budget.text_limit(len(record.images))
+            limit = self.budget.of(record.video).text_limit(len(record.images))
             objects = [NO_BOXES if picture.boxes is None else picture.boxes for picture in opened]
             turns = apply_parts(self.prompt, record.turns, objects, [picture.frame for picture in opened])
             encoded = encode_conversation(turns, self.tokenizer, self.template, limit)
@@ -327,20 +334,14 @@ class LLaVADataset(Dataset):
         for error in picture_problems(self.image_folder, self.picture_processor, self.budget):
             raise type(error)(f"{self.data_path}: {error}")
         if self.faults.over_budget == "error":
-            worst = int(pictures.argmax())
-            try:
-                self.budget.text_limit(int(pictures[worst]))
-            except BudgetError as error:
-                raise BudgetError(f"{self._owner(self._samples.at(worst))}: {error}") from error
+            check_budget(self._samples, self.budget, self._owner)
 
     def _open_token_cache(self) -> TokenCache | None:
-        folder = self.caches.token_cache
-        if folder is None:
+        if self.caches.token_cache is None:
             return None
-        assert self._samples.fingerprint is not None
-        data = self._samples.fingerprint + describe_parts(self.boxes.prompt)
+        data = self._samples.describe() + describe_parts(self.boxes.prompt)
         key = cache_key(self.tokenizer, self.template, self.budget, data)
-        return TokenCache(folder, key, self._samples.file_rows)
+        return TokenCache(self.caches.token_cache, key, self._samples.file_rows)
 
 
 SETTINGS = tuple(name for name in inspect.signature(LLaVADataset).parameters if name != "unknown")

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError, open_picture
+from mg_llava.data.pictures.video import is_video
 from mg_llava.data.records.schema import BoxRecord, RecordError, Turn, make_box_record
-from mg_llava.data.text.prompt import expand_video
-from mg_llava.tokens import IMAGE_PLACEHOLDER
+from mg_llava.data.records.turns import expand_video
+from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 PictureLike: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 """A picture, the path or the bytes of a file, or ``(H, W, 3)`` or ``(H, W)`` uint8 values."""
@@ -111,14 +112,36 @@ def make_boxes(boxes: BoxesLike, owner: str = "boxes") -> BoxRecord:
     return make_box_record(array.reshape(-1, 4), scores, labels, owner)
 
 
-def make_turns(question: str | Sequence[Any], pictures: int, owner: str) -> list[Turn]:
+def list_video(pictures: Sequence[PictureLike]) -> str | None:
+    """The path of the video where that is all that was given."""
+    only = pictures[0] if len(pictures) == 1 else None
+    return os.fspath(only) if isinstance(only, str | os.PathLike) and is_video(only) else None
+
+
+def asks_about_video(question: str | Sequence[Any], owner: str = "question") -> bool:
+    """Whether ``<video>`` stands in a question, for pictures that are its frames."""
+    turns = [turn.text for turn in _list_turns(question, owner) if turn.role == "human"]
+    return any(VIDEO_PLACEHOLDER in text for text in turns) and not any(IMAGE_PLACEHOLDER in text for text in turns)
+
+
+def make_turns(question: str | Sequence[Any], pictures: int, owner: str, is_video: bool = False) -> list[Turn]:
     """The turns of a request, with one placeholder per picture; ``<video>`` in a question stands for all of them.
+
+    Args:
+        question: The question, or the turns.
+        pictures: Number of pictures.
+        owner: Whose they are, for messages.
+        is_video: Whether pictures without a placeholder are the frames of one video.
 
     Raises:
         ValueError: The question is empty, a turn is malformed, the last one is not a question, or the placeholders
             do not match the pictures.
     """
-    turns = [Turn("human", question)] if isinstance(question, str) else [_make_turn(turn, owner) for turn in question]
+    turns = _list_turns(question, owner)
+    if is_video and not any(VIDEO_PLACEHOLDER in turn.text or IMAGE_PLACEHOLDER in turn.text for turn in turns):
+        first = next((place for place, turn in enumerate(turns) if turn.role == "human"), None)
+        if first is not None and turns[first].text.strip():
+            turns[first] = Turn("human", f"{VIDEO_PLACEHOLDER}\n{turns[first].text}")
     if pictures and not any(IMAGE_PLACEHOLDER in turn.text for turn in turns if turn.role == "human"):
         turns = expand_video(turns, pictures)
     if not turns or turns[-1].role != "human" or not turns[-1].text.replace(IMAGE_PLACEHOLDER, "").strip():
@@ -130,6 +153,10 @@ def make_turns(question: str | Sequence[Any], pictures: int, owner: str) -> list
     elif found != pictures:
         raise ValueError(f"{owner}: {found} {IMAGE_PLACEHOLDER} in the questions, {pictures} pictures; one each")
     return turns
+
+
+def _list_turns(question: str | Sequence[Any], owner: str) -> list[Turn]:
+    return [Turn("human", question)] if isinstance(question, str) else [_make_turn(turn, owner) for turn in question]
 
 
 def _make_turn(turn: Any, owner: str) -> Turn:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from mg_llava.data.boxes.filter import filter_boxes
-from mg_llava.data.boxes.store import BoxStore, picture_keys
+from mg_llava.data.boxes.store import BoxStore
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.index import Samples
 from mg_llava.data.records.schema import LLaVARecord
-from mg_llava.data.text.budget import TokenBudget
+from mg_llava.data.text.budget import BudgetError, TokenBudget
 from mg_llava.data.text.conversation import Template, encode_conversation
 
 _CALIBRATION = 64
@@ -43,7 +43,7 @@ def find_lengths(
         ratio = tokens / max(1, int(characters[few].sum()))
         texts = np.maximum(1, np.ceil(characters * ratio)).astype(np.int64)
     counts = np.zeros(count, dtype=np.int64) if boxes is None else boxes(samples, records)
-    return _signed_lengths(texts, pictures, counts, budget)
+    return _signed_lengths(texts, pictures, counts, budget, samples.index.videos)
 
 
 def count_boxes(
@@ -55,7 +55,7 @@ def count_boxes(
     if store is None:
         return pictures.astype(np.int64) * blank
     counts = store.counts(keys)
-    found = [store.find(key) for record in few for key in picture_keys(record.id, len(record.images))]
+    found = [store.find(key) for record in few for key in record.box_keys]
     boxed = [record for record in found if record is not None and len(record)]
     rules = processor.rules  # the filter does not need the picture
     left = (filter_boxes(record.boxes, record.scores, record.labels, rules).kept for record in boxed)
@@ -67,16 +67,34 @@ def count_boxes(
     return sums[ends] - sums[ends - pictures]
 
 
-def _signed_lengths(texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, budget: TokenBudget) -> np.ndarray:
+def check_budget(samples: Samples, budget: TokenBudget, owner: Callable[[LLaVARecord], str]) -> None:
+    """Refuse records whose pictures, or frames of a video, leave no room for an answer; ``owner`` names a record.
+
+    Raises:
+        BudgetError: There is one.
+    """
+    pictures, videos = samples.index.sizes[:, 1], samples.index.videos
+    for own, limits in ((pictures * ~videos, budget), (pictures * videos, budget.of_frames)):
+        worst = int(own.argmax())
+        try:
+            limits.text_limit(int(own[worst]))
+        except BudgetError as error:
+            raise BudgetError(f"{owner(samples.at(worst))}: {error}") from error
+
+
+def _signed_lengths(
+    texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, budget: TokenBudget, videos: np.ndarray
+) -> np.ndarray:
     """Lengths of N samples within the budget: positive with pictures, negative without; (N,) int32."""
+    visual = np.where(videos, budget.of_frames.tokens(1, 0), budget.tokens(1, 0))  # tokens of a canvas
     limits = np.full(len(texts), np.iinfo(np.int32).max, dtype=np.int64)
     if budget.max_length is not None:
         limits[:] = budget.max_length
     if budget.context_length is not None:
-        left = budget.context_length - pictures * (budget.tokens(1, 0) - 1)
+        left = budget.context_length - pictures * (visual - 1)
         limits = np.maximum(1, np.minimum(limits, left))
     texts = np.minimum(texts, limits)
-    lengths = texts + budget.tokens(1, 0) * pictures + budget.tokens.per_box * boxes
+    lengths = texts + visual * pictures + budget.tokens.per_box * boxes
     if budget.context_length is not None:
         lengths = np.minimum(lengths, budget.context_length)
     return np.where(pictures > 0, lengths, -lengths).astype(np.int32)

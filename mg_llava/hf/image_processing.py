@@ -63,12 +63,15 @@ class MGLLaVAImageProcessor(BaseImageProcessor):
         seen = self.see(pictures, [None] * len(pictures) if boxes is None else boxes, _OWNER, **kwargs)
         return BatchFeature(picture_features(seen))
 
-    def see(self, pictures: Sequence[Any], boxes: Sequence[Any], owner: str, **kwargs: Any) -> list[ProcessedPicture]:
+    def see(
+        self, pictures: Sequence[Any], boxes: Sequence[Any], owner: str, are_frames: bool = False, **kwargs: Any
+    ) -> list[ProcessedPicture]:
         """Pictures on their canvas with the boxes that are left; ``owner``, with a ``{}``, names them in messages."""
         unknown = sorted(set(kwargs) - set(_settings()))
         if unknown:
             raise TypeError(f"unknown settings {', '.join(unknown)}; known: {', '.join(_settings())}")
         process = PictureProcessor(**{**self.picture_processor.to_dict(), **kwargs})
+        process = process.of_frames if are_frames else process
         return [
             process(
                 load_picture(picture, owner.format(number)),

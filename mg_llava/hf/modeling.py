@@ -144,6 +144,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
+        frames: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
@@ -163,6 +164,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: ``(B, T)`` int64 with ``config.image_token_index`` where a picture goes.
             pixel_values: ``(N, 3, S, S)`` uint8 pictures on their canvas, in the order of the placeholders.
             boxes: For each picture ``(n_i, 4)`` float32 xyxy in canvas pixels; n_i may be 0.
+            frames: ``(N,)`` bool, which pictures are frames of a video; None for none.
             attention_mask: ``(B, T)``, 0 on padding, left or right.
             position_ids: ``(B, L)`` with ``inputs_embeds`` or in a step with a cache; else they are counted.
             past_key_values: Cache of a step before; pictures are in it already.
@@ -188,7 +190,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             nullcontext()
         )  # ``generate`` has opened it for the steps after the first
         if input_ids is not None and not _is_filled(past_key_values):
-            merged = self._merge(input_ids, pixel_values, boxes, attention_mask, labels)
+            merged = self._merge(input_ids, pixel_values, boxes, frames, attention_mask, labels)
             input_ids, inputs_embeds = None, merged.inputs_embeds
             labels = None if labels is None else merged.labels
             attention_mask, position_ids = merged.attention_mask.long(), merged.position_ids
@@ -227,6 +229,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         pixel_values: Tensor | None,
         boxes: Sequence[Tensor] | None,
+        frames: Tensor | None,
         attention_mask: Tensor | None,
         labels: Tensor | None = None,
         padding_side: str | None = None,
@@ -237,6 +240,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             data["attention_mask"] = attention_mask.bool()
         if pixel_values is not None:
             data["canvas"] = pixel_values.to(input_ids.device)
+            data["frames"] = None if frames is None else frames.tolist()
             if self.model.part_of(ObjectReader) is not None:
                 data["boxes"] = self._checked_boxes(boxes, len(pixel_values))
         if padding_side is None:
@@ -266,6 +270,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *args: Any,
         pixel_values: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
+        frames: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue every row of a batch.
@@ -275,6 +280,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             *args: As for transformers' ``generate``.
             pixel_values: As for :meth:`forward`.
             boxes: As for :meth:`forward`.
+            frames: As for :meth:`forward`.
             **kwargs: As for transformers' ``generate``, ``attention_mask`` included.
 
         Returns:
@@ -290,7 +296,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if _is_filled(kwargs.get("past_key_values")):
             raise ValueError("generate cannot continue from a filled cache; give all ids with all pictures")
         mask = kwargs.pop("attention_mask", None)
-        merged = self._merge(input_ids, pixel_values, boxes, mask, padding_side="left")
+        merged = self._merge(input_ids, pixel_values, boxes, frames, mask, padding_side="left")
         with self.model.condition(merged.rows):
             output = super().generate(
                 None,

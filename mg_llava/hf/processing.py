@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, StoppingCriteriaList
 from transformers.processing_utils import ProcessorMixin
 
-from mg_llava.data.inputs import PictureLike, list_boxes, list_pictures, make_turns
+from mg_llava.data.inputs import PictureLike, asks_about_video, list_boxes, list_pictures, list_video, make_turns
+from mg_llava.data.pictures.video import read_frames
 from mg_llava.data.records.schema import Turn
 from mg_llava.data.text.conversation import encode_conversation, encode_prompt
 from mg_llava.data.text.stopping import Stops
@@ -17,7 +18,14 @@ from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import picture_features, require_torch
 from mg_llava.hf.prompts import chat_template as write_chat_template
 from mg_llava.hf.prompts import encode_text, template_of, template_to_dict, to_turns
-from mg_llava.tokens import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX, PAD_TOKEN_ID, tokens_without_embeddings
+from mg_llava.tokens import (
+    IGNORE_INDEX,
+    IMAGE_PLACEHOLDER,
+    IMAGE_TOKEN_INDEX,
+    PAD_TOKEN_ID,
+    VIDEO_PLACEHOLDER,
+    tokens_without_embeddings,
+)
 
 
 class MGLLaVAProcessor(ProcessorMixin):
@@ -74,7 +82,7 @@ class MGLLaVAProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Keys of a batch."""
-        return ["input_ids", "attention_mask", "pixel_values", "boxes"]
+        return ["input_ids", "attention_mask", "pixel_values", "boxes", "frames"]
 
     def __call__(
         self,
@@ -94,7 +102,8 @@ class MGLLaVAProcessor(ProcessorMixin):
         Args:
             text: A prompt that is written out, with ``<image>`` where a picture goes (``apply_chat_template`` writes
                 it), or a list of them.
-            images: Pictures (PIL, or paths) of the row: one, or a list. Of several rows: a list with what each row
+            images: Pictures (PIL, or paths) of the row: one, or a list; or the path of a video. With ``<video>`` in
+                the text they are the frames of one. Of several rows: a list with what each row
                 has (a picture, a list, None), or one flat list in the order of the placeholders.
             boxes: Boxes of the row's picture, xyxy in original pixels: ``(n, 4)`` numbers, or a dict with ``boxes``,
                 ``scores``, ``labels``; of several pictures a list. Of several rows: a list with what each row has.
@@ -111,8 +120,8 @@ class MGLLaVAProcessor(ProcessorMixin):
 
         Returns:
             ``input_ids`` (B, T) int64 with a negative id for each picture, ``attention_mask`` (B, T) int64, where
-            N > 0 ``pixel_values`` (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels; with
-            ``return_labels`` also ``labels`` (B, T).
+            N > 0 ``pixel_values`` (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels; of
+            videos ``frames`` (N,) bool, which pictures are frames; with ``return_labels`` also ``labels`` (B, T).
 
         Raises:
             PictureError: A picture cannot be read.
@@ -125,16 +134,21 @@ class MGLLaVAProcessor(ProcessorMixin):
             raise ValueError("labels need conversation: only there it is known which text is an answer")
         kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
         rows, is_batch = _list_rows(text, conversation)
-        pictures = _share_pictures(images, rows, is_batch)
+        shared = _share_pictures(images, rows, is_batch)
+        pictures = [self._frames(own, f"row {number}") for number, own in enumerate(shared)]
+        videos = [
+            bool(own) and (own is not given or asks_about_video(row if isinstance(row, str) else to_turns(row)[0]))
+            for row, own, given in zip(rows, pictures, shared, strict=True)
+        ]
         found = _share_boxes(boxes, pictures, is_batch)
         encoded = [
-            self._encode(row, len(own), f"row {number}", return_labels, max_length)
-            for number, (row, own) in enumerate(zip(rows, pictures, strict=True))
+            self._encode(row, len(own), f"row {number}", return_labels, max_length, video)
+            for number, (row, own, video) in enumerate(zip(rows, pictures, videos, strict=True))
         ]
         seen = [
             picture
-            for number, (own, records) in enumerate(zip(pictures, found, strict=True))
-            for picture in self.image_processor.see(own, records, f"row {number}, picture {{}}", **kwargs)
+            for number, (own, records, video) in enumerate(zip(pictures, found, videos, strict=True))
+            for picture in self.image_processor.see(own, records, f"row {number}, picture {{}}", video, **kwargs)
         ]
         pad = self.tokenizer.pad_token_id
         data = _pad(
@@ -143,14 +157,25 @@ class MGLLaVAProcessor(ProcessorMixin):
         if return_labels:
             labels = [labels for _, labels in encoded]
             data["labels"] = _pad(labels, padding, padding_side, max_length, IGNORE_INDEX)["input_ids"]
+        if any(videos):
+            flags = [video for own, video in zip(pictures, videos, strict=True) for _ in own]
+            data["frames"] = torch.tensor(flags)
         return BatchFeature({**data, **picture_features(seen)})
 
+    def _frames(self, pictures: list[PictureLike], owner: str) -> list[PictureLike]:
+        """The frames of a video where its path is given; pictures as they are."""
+        path = list_video(pictures)
+        if path is None:
+            return pictures
+        return [*read_frames(path, self.image_processor.picture_processor.video.frames, owner)]
+
     def _encode(
-        self, row: Any, pictures: int, owner: str, with_labels: bool, max_length: int | None
+        self, row: Any, pictures: int, owner: str, with_labels: bool, max_length: int | None, video: bool
     ) -> tuple[list[int], list[int]]:
         """Ids and labels of one row; no labels for a prompt."""
         template = template_of(self.template)
         if isinstance(row, str):
+            row = row.replace(VIDEO_PLACEHOLDER, IMAGE_PLACEHOLDER * pictures) if video else row
             placeholders = row.count(IMAGE_PLACEHOLDER)
             if placeholders != pictures:
                 raise ValueError(
@@ -159,10 +184,10 @@ class MGLLaVAProcessor(ProcessorMixin):
             return encode_text(row, self.tokenizer, template), []
         turns, system = to_turns(row, owner)
         if not with_labels:
-            return encode_prompt(make_turns(turns, pictures, owner), self.tokenizer, template, system), []
+            return encode_prompt(make_turns(turns, pictures, owner, video), self.tokenizer, template, system), []
         if not turns or turns[-1].role != "gpt":
             raise ValueError(f"{owner}: labels are made of answers; the last message has to be the assistant's")
-        asked = [*make_turns(turns[:-1], pictures, owner), turns[-1]]
+        asked = [*make_turns(turns[:-1], pictures, owner, video), turns[-1]]
         encoded = encode_conversation(asked, self.tokenizer, template, max_length, system)
         return encoded.input_ids, encoded.labels
 

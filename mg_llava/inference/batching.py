@@ -13,9 +13,19 @@ from typing import Any
 
 from PIL import Image
 
-from mg_llava.data.inputs import BoxesLike, list_boxes, list_pictures, load_picture, make_boxes, make_turns
+from mg_llava.data.inputs import (
+    BoxesLike,
+    asks_about_video,
+    list_boxes,
+    list_pictures,
+    list_video,
+    load_picture,
+    make_boxes,
+    make_turns,
+)
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import ProcessedPicture
+from mg_llava.data.pictures.video import read_frames
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.requests import Request
@@ -38,9 +48,15 @@ class PreparedRequest:
         picture, self.boxes = request.picture, request.boxes
         self.listed = [] if callable(picture) else list_pictures(picture, self.owner)
         self.count = request.pictures if callable(picture) else len(self.listed)
+        self.video = list_video(self.listed)
+        if self.video is not None:
+            self.count = front_end.picture_processor.video.frames
+        self.is_video = self.video is not None or (self.count > 0 and asks_about_video(request.question, self.owner))
         if not callable(self.boxes):
             self.boxes = list_boxes(self.boxes, self.count, self.owner)
-        self.ids = front_end.encode(make_turns(request.question, self.count, self.owner), request.system)
+        self.ids = front_end.encode(
+            make_turns(request.question, self.count, self.owner, self.is_video), request.system
+        )
 
     @property
     def key(self) -> Hashable:
@@ -56,6 +72,8 @@ class PreparedRequest:
             PictureError: One cannot be read, or there are more or fewer than were promised.
         """
         picture = self.request.picture
+        if self.video is not None:
+            return read_frames(self.video, self.count, self.owner)
         if not callable(picture):
             return [load_picture(item, self.owner) for item in self.listed]
         opened = picture()
@@ -113,10 +131,12 @@ class PictureGroup:
         for request in self.requests:
             chosen = decoded.chosen[request.number] = []
             for place, (image, record) in enumerate(zip(images, request.boxes_in(images), strict=True)):
-                content = (place, *_content(record))
+                content = (request.is_video, place, *_content(record))
                 if content not in known:
                     known[content] = len(decoded.pictures)
-                    decoded.pictures.append(request.front_end.picture_processor(image, record))
+                    processor = request.front_end.picture_processor
+                    processor = processor.of_frames if request.is_video else processor
+                    decoded.pictures.append(processor(image, record))
                 chosen.append(known[content])
         return decoded
 

@@ -95,7 +95,7 @@ class RequestEncoder:
                 if not self.keeps_pixels:
                     seen = [replace(picture, pixels=_NO_PIXELS) for picture in seen]
                 alone = not chosen or (len(groups) == 1 and len(decoded.pictures) == len(chosen))
-                one = EncodedRequest(request, [seeing[place] for place in places], seen, alone)
+                one = EncodedRequest(request, self._of(request, [seeing[place] for place in places]), seen, alone)
                 if chosen and one.rest:
                     one.prefix = (id(group), tuple(chosen), tuple(request.ids[: one.cut]))
                 ready.append(one)
@@ -106,7 +106,11 @@ class RequestEncoder:
         """A request with its pictures encoded as for it alone, which rounds differently."""
         if one.alone:
             return one
-        return replace(one, seeing=self._run(one.pictures), alone=True)
+        return replace(one, seeing=self._of(one.prepared, self._run(one.pictures)), alone=True)
+
+    def _of(self, request: PreparedRequest, seeing: Seeing) -> Seeing:
+        """The segments of a request's pictures, which may be frames of a video."""
+        return [self.model.as_frame(own) for own in seeing] if request.is_video else seeing
 
     @torch.no_grad()
     def _run(self, pictures: Sequence[ProcessedPicture]) -> Seeing:

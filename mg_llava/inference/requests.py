@@ -24,8 +24,9 @@ class Request:
 
     Attributes:
         question: The question, or the turns of a conversation that ends with one; ``<image>`` in it places a picture.
-            Without any, the pictures come first.
-        picture: No, one or several pictures, or a function that opens them when they are due.
+            Without any, the pictures come first. With ``<video>`` in it the pictures are the frames of a video.
+        picture: No, one or several pictures, a video file, of whose frames as many are taken as in training, or a
+            function that opens pictures when they are due.
         boxes: Boxes of the picture in original pixels; of several pictures a sequence as long as theirs; or a function
             that gives them for the opened pictures. None where the predictor's proposer, if it has one, shall find
             them; ``[]`` for no boxes.

@@ -178,6 +178,18 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
 
+class FramePooler(nn.Module):
+    """Makes fewer visual tokens of a frame of a video."""
+
+    def out_tokens(self, tokens: int) -> int:
+        """Tokens of a frame after it."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(P, D)`` to ``(out_tokens(P), D)``."""
+        raise NotImplementedError
+
+
 class ObjectReader(nn.Module):
     """One token per box: pooling without parameters, then a projection.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mg_llava.batch import Layout, PaddingSide, TokenCount
 from mg_llava.models.assembly import Assembly
 from mg_llava.models.generation import Decoding, Prompt, collect, evaluating, generate
-from mg_llava.models.interfaces import LLMInputs, Looked, Seeing
+from mg_llava.models.interfaces import LLMInputs, Looked, Seeing, Segment
 from mg_llava.models.packing import Packed, pack, pair_cost, training_arguments
 from mg_llava.models.splice import Spliced, layout_of, splice
 from mg_llava.models.vision import is_split
@@ -68,6 +68,10 @@ class System(Assembly):
         """The segments of each canvas; arguments as for :meth:`look`."""
         return self.connect(self.look(canvas, boxes), [len(item) for item in boxes])
 
+    def as_frame(self, segments: list[Segment]) -> list[Segment]:
+        """The segments of a canvas that is a frame of a video; as of any other by default."""
+        return segments
+
     def see(self, batch: Mapping[str, Any], question: Tensor | None = None) -> Seeing:
         """The segments of each placeholder of a batch, in order.
 
@@ -83,6 +87,8 @@ class System(Assembly):
             canvases = self.encode(batch["canvas"], batch.get("boxes") or ())
         else:
             return []
+        if batch.get("frames") is not None:
+            canvases = [self.as_frame(own) if one else own for own, one in zip(canvases, batch["frames"], strict=True)]
         media = batch.get("media")
         if media is None:
             return canvases

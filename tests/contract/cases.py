@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mg_llava.models.adapters.prompts import GatedPrompts
-from mg_llava.models.interfaces import Encoder, Fusion, Loss, Merger, ObjectReader
+from mg_llava.models.interfaces import Encoder, FramePooler, Fusion, Loss, Merger, ObjectReader
 from mg_llava.models.parts import kind_of
 from mg_llava.models.queries.branches import PromptBranch, SharedQueries
 from mg_llava.models.system import System
@@ -97,6 +97,7 @@ ROLES: dict[str, type] = {
     "fusion": Fusion,
     "objects": ObjectReader,
     "merger": Merger,
+    "frames": FramePooler,
     "loss": Loss,
     "prompts": GatedPrompts,
     "branch": PromptBranch,
@@ -181,6 +182,7 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
         "fusion": "fusion",
         "objects": "box_projector",
         "merger": "merger",
+        "frames": "frame_pooler",
         "projector": "projector",
         "llm": "llm",
         "prompts": "prompts",

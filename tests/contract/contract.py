@@ -84,7 +84,11 @@ class Contract:
         with torch.no_grad():
             seeing = self.system.see({"canvas": canvas, "boxes": boxes})
             video = self.system.see({"canvas": canvas, "boxes": boxes, "media": [0, 0, 0]})
+            frames = self.system.see({"canvas": canvas, "boxes": boxes, "frames": [True, False, True]})
         found = [sum(segment.length for segment in segments) for segments in (*seeing, *video)]
+        of_frames, of_pictures = self.system.token_count.of_frames, self.system.token_count
+        expected = [count(1, n) for count, n in zip((of_frames, of_pictures, of_frames), BOXES, strict=True)]
+        assert [sum(segment.length for segment in segments) for segments in frames] == expected
         assert found[:3] == [self.system.tokens_of(1, count) for count in BOXES]
         assert found[3:] == [self.system.tokens_of(3, sum(BOXES))], "frames of a video share their placeholder"
         assert count_tokens(self.config["model"]) == self.system.token_count

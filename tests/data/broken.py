@@ -219,7 +219,7 @@ def _add_texts(writer: _Writer) -> None:
 def _add_refused(writer: _Writer) -> None:
     writer.text_record("too_few", "placeholder_count", image="good_0.png")
     writer.text_record("too_many", "placeholder_count", texts=("<image> or <image>?", "two"), image="good_0.png")
-    writer.text_record("film_record", "bad_record", video="a.mp4")
+    writer.text_record("film_record", "bad_record", videos="a.mp4")
     writer.text_record("misspelled", "bad_record", converstions=[])
     writer.records[-1].pop("conversations")
     writer.text_record("strange_turn", "bad_record")

@@ -179,7 +179,7 @@ def test_faults_of_a_mixture(root, tokenizer):
         with pytest.raises(IndexError, match="not among the 2 samples"):
             mixture[index]
     records = json.loads((root / "a.json").read_text())
-    (root / "odd.json").write_text(json.dumps([*records, {"id": "strange", "video": "a.mp4", "conversations": []}]))
+    (root / "odd.json").write_text(json.dumps([*records, {"id": "strange", "videos": "a.mp4", "conversations": []}]))
     with pytest.raises(RecordError, match=r"odd\.json, record 2 \(id 'strange'\): unknown kind"):
         mix(root, tokenizer, [source, {**source, "data_path": "odd.json"}])
 

@@ -18,6 +18,7 @@ def mg_llava(
     box_projector=RoIAlignBoxProjector,
     projector=MLPProjector,
     merger=None,
+    frame_pooler=None,
     picture=None,
     **options,
 ):
@@ -43,6 +44,7 @@ def mg_llava(
             projector=part(projector),
             box_projector=part(box_projector),
             merger=part(merger),
+            frame_pooler=part(frame_pooler),
             **options,
         ),
     )

@@ -6,6 +6,7 @@ to a store, a file that opens at once and is shared by all workers (see ``boxes.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mg_llava.data.choices import wrong_choice
 from mg_llava.data.pictures import files as pictures
 from mg_llava.data.records.schema import BoxRecord, RecordError
 
-__all__ = ["BadRecord", "BoxStore", "MissingBox", "open_box_store", "picture_keys"]
+__all__ = ["BadRecord", "BoxStore", "MissingBox", "check_frames", "frame_keys", "open_box_store", "picture_keys"]
 
 _SHOWN = 5
 _LARGE = 100 << 20
@@ -160,6 +161,34 @@ def open_box_store(
 def picture_keys(record_id: str, count: int) -> list[str]:
     """Box ids of a record's pictures: the record's id, or ``id#0``, ``id#1``... where it has several pictures."""
     return [record_id] if count == 1 else [f"{record_id}#{number}" for number in range(count)]
+
+
+def frame_keys(record_id: str, frames: int) -> list[str]:
+    """Box ids of the frames of a record's video: ``id#0``, ``id#1``..."""
+    return [f"{record_id}#{number}" for number in range(frames)]
+
+
+def check_frames(store: BoxStore, ids: Iterable[str], frames: int) -> None:
+    """Refuse boxes of videos that were found on another number of frames.
+
+    Args:
+        store: The boxes.
+        ids: Of records about videos; those without any boxes are left to the policy.
+        frames: Frames that are taken of each.
+
+    Raises:
+        RecordError: A video has boxes for another number of frames; names both.
+    """
+    for record_id in ids:
+        keys = (f"{record_id}#{number}" for number in (0, frames - 1, frames))
+        first, last, more = (store.find(key) is not None for key in keys)
+        if first and (more or not last):
+            found = next(n for n in count() if store.find(f"{record_id}#{n}") is None)
+            raise RecordError(
+                f"{store.source} has boxes for {found} frames of video {record_id!r}, and {frames} frames are taken; "
+                f"make boxes with tools/generate_boxes.py --frames {frames}, or set frames={found} in the picture "
+                "processor's video"
+            )
 
 
 def _read_json(path: str | Path, bad: BadRecord) -> BoxTable:

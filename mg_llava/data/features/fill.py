@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureError, match_boxes, unique_boxes
 from mg_llava.data.features.file import FeatureWriter, Stamp, describe_cache, describe_pictures, stamp_of
@@ -95,6 +94,8 @@ def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1
     for number, source in enumerate(sources):
         for position in source.picture_positions():
             record = source.record_at(position)
+            if record.video is not None:
+                continue
             folder = os.path.abspath(str(source.image_folder))
             for place, name in enumerate(record.images):
                 jobs.setdefault((folder, name), Job(folder, name, [])).uses.append((number, position, place))
@@ -150,7 +151,7 @@ class Pictures:
         for number, position, place in job.uses:
             source = self._sources[number]
             record = source.record_at(position)
-            key = picture_keys(record.id, len(record.images))[place]
+            key = record.box_keys[place]
             opener = partial(open_picture, path, max_pixels=source.faults.max_pixels)
             assert source.loader is not None
             found.append(source.loader.possible_boxes(key, frame, opener))

@@ -15,12 +15,13 @@ from PIL import Image
 from mg_llava.data.boxes.augment import Augmentation
 from mg_llava.data.boxes.filter import Limits
 from mg_llava.data.boxes.policy import Picture
-from mg_llava.data.boxes.store import BoxStore, picture_keys
+from mg_llava.data.boxes.store import BoxStore
 from mg_llava.data.faults import StrayBoxes
-from mg_llava.data.features.cache import CachedPicture, FeatureCache, unique_boxes
+from mg_llava.data.features.cache import CachedPicture, FeatureCache, FeatureError, unique_boxes
 from mg_llava.data.pictures.files import exif_orientation, open_picture, picture_path
 from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.pictures.processor import BoxFate, PictureProcessor
+from mg_llava.data.pictures.video import read_frames
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, LLaVARecord
 from mg_llava.data.text.budget import TokenBudget, share_room
 
@@ -33,12 +34,13 @@ class OpenedPicture:
     """A picture before it is placed.
 
     ``frame`` is its width and height, in the frame of its ``boxes`` in original pixels (None where there is no box
-    file); ``source`` the picture, or its entry in a feature cache.
+    file); ``source`` the picture, or its entry in a feature cache; ``is_frame`` whether it is a frame of a video.
     """
 
     frame: tuple[int, int]
     boxes: BoxRecord | None
     source: Image.Image | CachedPicture
+    is_frame: bool = False
 
     @property
     def record(self) -> BoxRecord:
@@ -72,6 +74,7 @@ class LoadedPicture:
 
     def fates(self, processor: PictureProcessor) -> list[BoxFate]:
         """Fate of each box of the box file, in its order."""
+        processor = processor.of_frames if self.opened.is_frame else processor
         tokens = {box: token for token, box in enumerate(self.order.tolist())}
         fates = processor.explain(self.opened.frame, self.opened.record, self.limits)
         return [fate if fate.token is None else replace(fate, token=tokens[fate.token]) for fate in fates]
@@ -120,6 +123,8 @@ class PictureLoader:
             PictureError: A picture cannot be read.
             FeatureError: Features are absent or stale.
         """
+        if record.video is not None:
+            return self._open_video(record, index, owner, cache)
         paths = [picture_path(self.folder, name, owner, self.allow_outside) for name in record.images]
         sources: list[Image.Image | CachedPicture]
         pictures: list[Picture]
@@ -132,6 +137,18 @@ class PictureLoader:
             pictures = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
         boxes = self._read_boxes(record, frames, pictures, index)
         return [OpenedPicture(*parts) for parts in zip(frames, boxes, sources, strict=True)]
+
+    def _open_video(
+        self, record: LLaVARecord, index: int, owner: str, cache: FeatureCache | None
+    ) -> list[OpenedPicture]:
+        assert record.video is not None
+        if cache is not None:
+            raise FeatureError("a feature cache holds no videos; set missing_features='picture'")
+        path = picture_path(self.folder, record.video, owner, self.allow_outside)
+        images = read_frames(path, len(record.images), owner)
+        sizes = [image.size for image in images]
+        boxes = self._read_boxes(record, sizes, images, index)
+        return [OpenedPicture(*parts, is_frame=True) for parts in zip(sizes, boxes, images, strict=True)]
 
     def finish(
         self, opened: Sequence[OpenedPicture], index: int, ids: int, cache: FeatureCache | None = None
@@ -150,8 +167,9 @@ class PictureLoader:
     def _finish(
         self, opened: OpenedPicture, limits: Limits, seed: Sequence[int], cache: FeatureCache | None
     ) -> LoadedPicture:
-        canvas = self.processor.canvas_of(opened.frame)
-        boxes, index = self.processor.token_boxes(opened.record, canvas, limits)
+        processor = self.processor_of(opened)
+        canvas = processor.canvas_of(opened.frame)
+        boxes, index = processor.token_boxes(opened.record, canvas, limits)
         order = np.arange(len(boxes))
         if self.shuffle:
             epoch = int(self.epoch)
@@ -160,7 +178,7 @@ class PictureLoader:
             boxes = boxes[torch.from_numpy(order)]
         pixels, features = None, None
         if isinstance(opened.source, Image.Image):
-            pixels = self.processor.draw(opened.source, canvas)
+            pixels = processor.draw(opened.source, canvas)
         else:
             assert cache is not None
             features = cache.read(opened.source, boxes)
@@ -179,6 +197,10 @@ class PictureLoader:
         ]
         return unique_boxes(torch.cat([placed, *blank]))
 
+    def processor_of(self, opened: OpenedPicture) -> PictureProcessor:
+        """Of pictures, or of the frames of videos."""
+        return self.processor.of_frames if opened.is_frame else self.processor
+
     def frame_of(self, image: Image.Image) -> tuple[int, int]:
         """Width and height of an opened picture, in the frame that its boxes are in."""
         is_turned = self.processor.apply_exif and exif_orientation(image) >= _TURNED
@@ -190,7 +212,7 @@ class PictureLoader:
         """Boxes of the pictures of sample ``index``, in original pixels; pictures, or functions that open them."""
         if self.store is None:
             return [None] * len(frames)
-        keys = picture_keys(record.id, len(frames))
+        keys = record.box_keys
         found = [self.store.get(key, picture=picture) for key, picture in zip(keys, pictures, strict=True)]
         if self.strays is not None:
             self.strays.note(index, keys, found, frames)
@@ -204,8 +226,8 @@ class PictureLoader:
 
     def _limits(self, opened: Sequence[OpenedPicture], ids: int) -> list[Limits]:
         """What a text of ``ids`` ids leaves for the boxes of each picture."""
-        is_long = self.budget.is_long(ids, len(opened))
-        room = self.budget.box_room(ids, len(opened))
+        budget = self.budget.of_frames if opened and opened[0].is_frame else self.budget
+        is_long, room = budget.is_long(ids, len(opened)), budget.box_room(ids, len(opened))
         records = [picture.record for picture in opened]
         # Before the filter; a picture without boxes may get a stand-in.
         if room is None or sum(max(1, len(record)) for record in records) <= room:
@@ -214,6 +236,7 @@ class PictureLoader:
             return [Limits(is_long, room)]
         counts = []
         for picture, record in zip(opened, records, strict=True):
-            placed, _ = self.processor.place(record, self.processor.canvas_of(picture.frame), Limits(is_long))
-            counts.append(len(placed) or self.processor.stand_in_tokens(record))
+            processor = self.processor_of(picture)
+            placed, _ = processor.place(record, processor.canvas_of(picture.frame), Limits(is_long))
+            counts.append(len(placed) or processor.stand_in_tokens(record))
         return [Limits(is_long, share) for share in share_room(counts, room)]

@@ -1,6 +1,7 @@
 """One picture and its boxes, from the file's pixels to the model's input: for training, evaluation and chat alike."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from mg_llava.data.choices import wrong_choices
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.frames import Canvas, Resize
 from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, picture_to_canvas, place_boxes
+from mg_llava.data.pictures.video import FrameUse
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.registry import TRANSFORMS
 
@@ -76,6 +78,7 @@ class PictureProcessor:
         min_box_area: Smallest area of a box in ``exact`` mode, square canvas pixels.
         apply_exif: Rotate pictures as their EXIF orientation says; boxes must be in that frame.
         pad_color: 8-bit RGB of the padding.
+        video: What is different for videos (see ``video.FrameUse``), or a dict of it.
 
     Raises:
         ValueError: An argument is out of range; all wrong arguments are named in one message.
@@ -92,8 +95,11 @@ class PictureProcessor:
     min_box_area: float = 1.0
     apply_exif: bool = False
     pad_color: tuple[int, int, int] = PAD_COLOR
+    video: FrameUse = field(default_factory=FrameUse)
 
     def __post_init__(self) -> None:
+        if isinstance(self.video, Mapping):
+            object.__setattr__(self, "video", FrameUse(**self.video))
         object.__setattr__(self, "pad_color", tuple(self.pad_color))
         wrong = wrong_choices(self)
         if self.image_size < 1:
@@ -217,4 +223,14 @@ class PictureProcessor:
 
     def to_dict(self) -> dict:
         """The arguments this processor was built with, for files that keep them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"video": asdict(self.video)}
+
+    @property
+    def of_frames(self) -> "PictureProcessor":
+        """The processor of the frames of videos."""
+        pad, limit = self.video.pad_to_square, self.video.max_boxes
+        return replace(
+            self,
+            pad_to_square=self.pad_to_square if pad is None else pad,
+            max_boxes=self.max_boxes if limit is None else limit,
+        )

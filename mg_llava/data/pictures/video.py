@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,30 @@ VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".m
 """How names of video files end."""
 
 
-def is_video(path: str | Path) -> bool:
+@dataclass(frozen=True)
+class FrameUse:
+    """How a video becomes pictures.
+
+    Args:
+        frames: Number of frames, sampled uniformly.
+        pad_to_square: Pad frames, or crop their centers as the reference does; None for what pictures get.
+        max_boxes: Limit of boxes of a frame; None for that of pictures.
+
+    Raises:
+        ValueError: A number is below one.
+    """
+
+    frames: int = 8
+    pad_to_square: bool | None = None
+    max_boxes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "max_boxes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} of videos is {getattr(self, name)}, must be at least 1")
+
+
+def is_video(path: str | os.PathLike) -> bool:
     """Whether a path names a video, by its ending."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
@@ -33,7 +57,7 @@ def sample_positions(count: int, frames: int) -> np.ndarray:
     return np.linspace(0, count - 1, frames).astype(np.int64)
 
 
-def read_frames(path: str | Path, frames: int, owner: str = "") -> list[Image.Image]:
+def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[Image.Image]:
     """Decode uniformly sampled frames of a video file.
 
     Args:
@@ -64,6 +88,8 @@ def read_frames(path: str | Path, frames: int, owner: str = "") -> list[Image.Im
 
 
 def _sample(container: Any, frames: int) -> list[Image.Image]:
+    if not container.streams.video:
+        raise ValueError("it has no pictures, only sound or data")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size)
@@ -72,7 +98,7 @@ def _sample(container: Any, frames: int) -> list[Image.Image]:
     wanted = [times[position] for position in sample_positions(len(times), frames).tolist()]
     found: dict[int, Image.Image] = {}
     for time in dict.fromkeys(wanted):
-        found[time] = _frame_at(container, stream, time).to_image()
+        found[time] = _upright(_frame_at(container, stream, time))
     return [found[time] for time in wanted]
 
 
@@ -88,6 +114,11 @@ def _frame_at(container: Any, stream: Any, time: int) -> Any:
         raise ValueError("a frame cannot be decoded")
     print_log(f"{container.name}: no frame at {time}, the last one is taken", logger="current", level=logging.WARNING)
     return last
+
+
+def _upright(frame: Any) -> Image.Image:
+    """A frame as players show it: turned as the file says; its boxes are in this frame."""
+    return frame.to_image().rotate(frame.rotation, expand=True) if frame.rotation else frame.to_image()
 
 
 def _import_av() -> Any:

@@ -4,14 +4,14 @@ import hashlib
 import logging
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
 
-from mg_llava.data.boxes.store import picture_keys
+from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.records.open import fingerprint, open_records
 from mg_llava.data.records.schema import SCHEMA_VERSION, LLaVARecord, RecordError, measure_record, parse_record
 from mg_llava.work.arrays import load_arrays, save_arrays
@@ -27,13 +27,21 @@ class RecordIndex:
     """N records that can be used, in flat arrays.
 
     ``rows`` are their (N,) int64 places in the record file, ascending; ``sizes`` (N, 2) int32 the characters of the
-    turns that are encoded, and the pictures; ``id_text`` the ids in UTF-8, which end at (N,) int64 ``id_ends``.
+    turns that are encoded, and the pictures; ``id_text`` the ids in UTF-8, which end at (N,) int64 ``id_ends``;
+    ``videos`` (N,) bool those about a video, once :meth:`with_frames` has put its frames in place of -1 pictures.
     """
 
     rows: np.ndarray
     sizes: np.ndarray
     id_text: np.ndarray
     id_ends: np.ndarray
+    videos: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    def with_frames(self, frames: int) -> "RecordIndex":
+        """The index with so many pictures for each video."""
+        videos = self.sizes[:, 1] < 0
+        sizes = np.where(videos[:, None] * [False, True], frames, self.sizes).astype(self.sizes.dtype)
+        return replace(self, sizes=sizes, videos=videos)
 
     def ids(self) -> Iterator[str]:
         """All ids, in the order of the records."""
@@ -44,9 +52,17 @@ class RecordIndex:
 
     def box_keys(self) -> Iterator[str]:
         """Ids of the boxes of all pictures, in the order of the records and their pictures."""
-        for record_id, count in zip(self.ids(), self.sizes[:, 1].tolist(), strict=True):
-            if count:
+        frames = dict.fromkeys(np.flatnonzero(self.videos).tolist())
+        for place, (record_id, count) in enumerate(zip(self.ids(), self.sizes[:, 1].tolist(), strict=True)):
+            if place in frames:
+                yield from frame_keys(record_id, count)
+            elif count:
                 yield from picture_keys(record_id, count)
+
+    def video_ids(self) -> Iterator[str]:
+        """Ids of the records about videos."""
+        if self.videos.any():
+            yield from (one for one, is_video in zip(self.ids(), self.videos.tolist(), strict=True) if is_video)
 
 
 def index_records(records: Sequence[Any], source: str, limit: int | None = None, seed: int = 0) -> RecordIndex:
@@ -108,6 +124,7 @@ class Samples:
         repeat: Times that each record comes; the fraction of a time is drawn with ``seed``.
         seed: For both.
         cache: Folder that keeps what was learned of the file, under its fingerprint; None for none.
+        frames: Frames of a video.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -122,8 +139,10 @@ class Samples:
         repeat: float = 1.0,
         seed: int = 0,
         cache: str | Path | None = None,
+        frames: int = 1,
     ) -> None:
         self.path = str(path)
+        self.frames = frames
         self.fingerprint = None
         self._records = open_records(path)
         if cache is None:
@@ -131,6 +150,7 @@ class Samples:
         else:
             self.fingerprint = fingerprint(path)
             self.index = self._known_index(Path(cache), limit, seed)
+        self.index = self.index.with_frames(frames)
         self.positions = _repeated(len(self.index.rows), repeat, seed, self.path)
         """(M,) int64: which of the N records each sample is."""
 
@@ -142,6 +162,11 @@ class Samples:
     def file_rows(self) -> int:
         """Number of records in the file, unused ones included."""
         return len(self._records)
+
+    def describe(self) -> str:
+        """Text that differs where the file or the frames of its videos differ, with a ``cache`` alone."""
+        assert self.fingerprint is not None
+        return self.fingerprint + (f" {self.frames} frames " if self.index.videos.any() else "")
 
     def picture_positions(self) -> np.ndarray:
         """Which of the N records have pictures and come in an epoch; int64, ascending."""
@@ -159,13 +184,13 @@ class Samples:
     def at(self, position: int) -> LLaVARecord:
         """Record ``position`` of the N."""
         row = int(self.index.rows[position])
-        return parse_record(self._records[row], self.path, row)
+        return parse_record(self._records[row], self.path, row).with_frames(self.frames)
 
     def _known_index(self, cache: Path, limit: int | None, seed: int) -> RecordIndex:
         """The index of a former start, else a new one for the next."""
         about = repr((_VERSION, SCHEMA_VERSION, self.fingerprint, limit, None if limit is None else seed))
         path = cache / f"{hashlib.blake2b(about.encode(), digest_size=16).hexdigest()}.survey.npz"
-        known, names = load_arrays(path), [field.name for field in fields(RecordIndex)]
+        known, names = load_arrays(path), [one.name for one in fields(RecordIndex)]
         if known is not None and known.keys() >= set(names):
             if "places" in known:
                 self._records.places = known["places"]  # type: ignore[attr-defined]

@@ -3,26 +3,25 @@
 import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mg_llava.tokens import IMAGE_PLACEHOLDER
+from mg_llava.data.records.turns import Turn, answered_turns, expand_video
+from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
-Role = Literal["human", "gpt"]
-
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when a record stands for something else than before, or another one is refused: it voids caches."""
 
 _ROLES = ("human", "gpt")
-_OWN_KEYS = ("id", "image", "conversations")
+_OWN_KEYS = ("id", "image", "video", "conversations")
 _OTHER_TEXTS = ("system", "system_prompt", "instruction", "history", "messages", "tools")
 """Keys of other formats whose text would belong to the conversation."""
 
 _SHOWN = 80
-_OTHER_MEDIA = ("video", "videos", "audio", "audios", "frames", "images", "pictures", "point_cloud", "pcd")
+_OTHER_MEDIA = ("videos", "audio", "audios", "frames", "images", "pictures", "point_cloud", "pcd")
 
 
 class RecordError(ValueError):
@@ -38,23 +37,29 @@ class PlaceholderError(RecordError):
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Role
-    text: str
-
-
-@dataclass(frozen=True)
 class LLaVARecord:
-    """One sample: a conversation about no, one or several pictures.
+    """One sample: a conversation about no, one or several pictures, or about a video.
 
-    ``images`` holds paths relative to the image folder, in the order of the placeholders.
+    ``images`` holds paths relative to the image folder, in the order of the placeholders. ``video`` is such a path; of
+    a record about a video ``images`` is empty until :meth:`with_frames` has its frames.
     """
 
     id: str
     images: tuple[str, ...]
     turns: tuple[Turn, ...]
+    video: str | None = None
+
+    def with_frames(self, frames: int) -> "LLaVARecord":
+        """A record about a video as one about so many pictures, whose placeholders stand side by side."""
+        if self.video is None:
+            return self
+        return replace(self, images=(self.video,) * frames, turns=tuple(expand_video(self.turns, frames)))
+
+    @property
+    def box_keys(self) -> list[str]:
+        """Ids of the boxes of each picture: the record's id, or ``id#0``, ``id#1``... of several and of frames."""
+        is_alone = len(self.images) == 1 and self.video is None
+        return [self.id] if is_alone else [f"{self.id}#{number}" for number in range(len(self.images))]
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     """Check one record in LLaVA format.
 
     Args:
-        raw: ``{"id": str | int, "image": str | list (optional), "conversations": [{"from", "value"}, ...]}``. Other
+        raw: ``{"id": str | int, "image": str | list (optional), "conversations": [{"from", "value"}, ...]}``, with
+            ``video``, a path, in place of ``image`` for a conversation about a video. Other
             keys are metadata and ignored, unless they name other media or look like a misspelled key.
         source: The file, for messages.
         index: Place of the record in the file, for messages.
@@ -133,8 +139,9 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     record_id = str(raw["id"])
     where = f"{where} (id {show(record_id)})"
     _check_kind(raw, where)
-    record = LLaVARecord(record_id, _parse_images(raw.get("image"), where), _parse_turns(raw["conversations"], where))
-    if not _is_unicode([record.id, *record.images, *(turn.text for turn in record.turns)]):
+    images, video = _parse_images(raw.get("image"), where), _parse_video(raw.get("video"), where)
+    record = LLaVARecord(record_id, images, _parse_turns(raw["conversations"], where), video)
+    if not _is_unicode([record.id, *record.images, video or "", *(turn.text for turn in record.turns)]):
         raise RecordError(f"{where}: half of a surrogate pair stands in the text, which is no Unicode; mend the text")
     _check_placeholders(record, where)
     return record
@@ -153,6 +160,7 @@ class Measure(NamedTuple):
     characters: int
     """Of the turns that are encoded, plus one; 0 where no question has an answer."""
     pictures: int
+    """-1 for a video, whose frames are as many as the data set takes."""
     is_silent: bool
     """Whether an answer is empty."""
 
@@ -169,15 +177,9 @@ def measure_record(raw: Any, source: str = "record", index: int = 0) -> Measure:
         turns = answered_turns(record.turns)
         characters = sum(len(turn.text) for turn in turns) + 1 if turns else 0
         is_silent = any(turn.role == "gpt" and not turn.text.strip() for turn in turns)
-        measure = Measure(record.id, characters, len(record.images), is_silent)
+        pictures = len(record.images) if record.video is None else -1
+        measure = Measure(record.id, characters, pictures, is_silent)
     return measure
-
-
-def answered_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns that are encoded: from the first human turn to the last answer."""
-    start = next((i for i, turn in enumerate(turns) if turn.role == "human"), len(turns))
-    end = next((i for i in range(len(turns), 0, -1) if turns[i - 1].role == "gpt"), 0)
-    return list(turns[start:end])
 
 
 def _measure_plain(raw: Any) -> Measure | None:
@@ -185,6 +187,8 @@ def _measure_plain(raw: Any) -> Measure | None:
     if type(raw) is not dict or not _are_plain(tuple(raw)):
         return None
     record_id, image, turns = raw["id"], raw.get("image"), raw["conversations"]
+    if raw.get("video"):
+        return None
     if type(record_id) not in (str, int) or not (image is None or type(image) is str) or type(turns) is not list:
         return None
     # Turns up to the last answer count; those after it wait for the next answer.
@@ -197,6 +201,8 @@ def _measure_plain(raw: Any) -> Measure | None:
         if type(text) is not str:
             return None
         if role == "human":
+            if VIDEO_PLACEHOLDER in text:
+                return None
             asked = True
             waiting += len(text)
             waiting_placeholders += text.count(IMAGE_PLACEHOLDER)
@@ -266,6 +272,14 @@ def _parse_images(value: Any, where: str) -> tuple[str, ...]:
     return tuple(images)
 
 
+def _parse_video(value: Any, where: str) -> str | None:
+    if value in (None, ""):
+        return None
+    if not isinstance(value, str) or "\0" in value:
+        raise RecordError(f"{where}: video is {show(value)}; it must be the path of one video")
+    return value
+
+
 def _holds_bytes(value: Any) -> bool:
     """Whether this is a picture as tables of the datasets library have it: bytes, or bytes beside a path."""
     if isinstance(value, list):
@@ -296,10 +310,19 @@ def _parse_turns(value: Any, where: str) -> tuple[Turn, ...]:
 
 
 def _check_placeholders(record: LLaVARecord, where: str) -> None:
-    turns = answered_turns(record.turns)
-    found = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
-    if found != len(record.images) and turns:
+    questions = [turn.text for turn in answered_turns(record.turns) if turn.role == "human"]
+    if not questions:
+        return
+    found, videos = (sum(text.count(mark) for text in questions) for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER))
+    if record.images and record.video is not None:
+        raise RecordError(f"{where}: there are 'image' and 'video'; a record is about one of them")
+    if found != len(record.images):
         raise PlaceholderError(
             f"{where}: {found} {IMAGE_PLACEHOLDER} in the questions, {len(record.images)} pictures; write one "
             f"{IMAGE_PLACEHOLDER} per picture into the human turns that have an answer"
+        )
+    if videos != (record.video is not None):
+        raise PlaceholderError(
+            f"{where}: {videos} {VIDEO_PLACEHOLDER} in the questions, {int(record.video is not None)} videos; write "
+            f"one {VIDEO_PLACEHOLDER} where there is a video into a human turn that has an answer"
         )

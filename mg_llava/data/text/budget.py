@@ -62,6 +62,15 @@ class TokenBudget:
             )
         return replace(counted, max_length=left if self.max_length is None else min(left, self.max_length))
 
+    @property
+    def of_frames(self) -> "TokenBudget":
+        """The budget where every picture is a frame of a video."""
+        return replace(self, tokens=self.tokens.of_frames)
+
+    def of(self, video: str | None) -> "TokenBudget":
+        """The budget of a record about pictures, or about a video."""
+        return self if video is None else self.of_frames
+
     def expanded(self, ids: int, pictures: int, boxes: int = 0) -> int:
         """Length of the sequence that the LLM sees, for ``ids`` ids of text with their placeholders."""
         return ids + pictures * (self.tokens(1, 0) - 1) + self.tokens.per_box * boxes

@@ -60,15 +60,6 @@ def describe_parts(specs: Sequence[PromptPart | Mapping[str, Any]]) -> str:
     return repr([dict(spec) if isinstance(spec, Mapping) else _name(spec) for spec in specs])
 
 
-def expand_video(turns: Sequence[Turn], frames: int) -> list[Turn]:
-    """Turns about one video in which its placeholder is those of its frames, with nothing between them."""
-    pictures = IMAGE_PLACEHOLDER * frames
-    return [
-        replace(turn, text=turn.text.replace(VIDEO_PLACEHOLDER, pictures)) if turn.role == "human" else turn
-        for turn in turns
-    ]
-
-
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
 class BoxesAsText:

@@ -111,8 +111,18 @@ def cache_key(tokenizer: Any, template: Template, budget: TokenBudget, data: str
     The tokenizer's vocabulary, rules and special tokens count; the budget decides about truncation.
     """
     digest = hashlib.blake2b(digest_size=16)
-    limits = budget.context_length, budget.max_length, budget.tokens(1, 0)
-    for part in (_VERSION, SCHEMA_VERSION, ENCODING_VERSION, tokenizer_fingerprint(tokenizer), template, limits, data):
+    limits = [budget.context_length, budget.max_length, budget.tokens(1, 0)]
+    if budget.of_frames != budget:
+        limits.append(budget.of_frames.tokens(1, 0))
+    for part in (
+        _VERSION,
+        SCHEMA_VERSION,
+        ENCODING_VERSION,
+        tokenizer_fingerprint(tokenizer),
+        template,
+        tuple(limits),
+        data,
+    ):
         digest.update(repr(part).encode() + b"\0")
     return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from mg_llava.data.boxes.store import picture_keys
+from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.pictures.files import open_picture, picture_path, to_rgb
 from mg_llava.data.pictures.video import is_video, read_frames
 from mg_llava.data.records.open import open_records
@@ -137,7 +137,7 @@ def default_folder(inputs: Sequence[str | Path]) -> Path:
 
 def _file_entry(key: str, name: str, frames: int, is_film: bool = False) -> Entry:
     if is_film or is_video(name):
-        return Entry([f"{key}#{number}" for number in range(frames)], Source("video", name, key, frames))
+        return Entry(frame_keys(key, frames), Source("video", name, key, frames))
     return Entry([key], Source("picture", name, key))
 
 

@@ -119,7 +119,7 @@ def view_sample(
     if processor is not None:
         named = zip(loaded.record.images, loaded.pictures, strict=True)
         pictures = [_view_picture(path, picture, processor) for path, picture in named]
-    visual = source.budget.tokens(1, 0)
+    visual = source.budget.of(loaded.record.video).tokens(1, 0)
     counts = [(visual, len(picture.boxes) * has_box_tokens) for picture in pictures]
     tokens = tuple(_list_tokens(encoded.input_ids, encoded.labels, source.tokenizer, counts))
     if encoded.truncated:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_llava.data.boxes.filter import Limits
-from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.inspection.doctor.coordinates import Mapped, map_and_return
 from mg_llava.inspection.doctor.findings import Found
@@ -82,9 +81,9 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
     source = check.sources[number]
     result = LinkResult()
     for used in source.used[start:stop]:
-        drawn, pictures = 0, len(used.images)
-        limits = Limits(bool(used.length) and source.budget.is_long(used.length, pictures))
-        for name, key in zip(used.images, picture_keys(used.id, pictures), strict=True):
+        drawn, pictures, budget = 0, len(used.images), source.budget_of(used.is_video)
+        limits = Limits(bool(used.length) and budget.is_long(used.length, pictures))
+        for name, key in zip(used.images, used.box_keys, strict=True):
             if source.has_folder and source.is_outside(name):
                 result.found.append(Found("outside_picture", used.id, used.row, name))
                 result.skipped.add(used.row)
@@ -95,11 +94,11 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
                     result.skipped.add(used.row)
             drawn += _check_boxes(source, facts, key, used, limits, result)
         # Without a text there is no sequence.
-        room = source.budget.box_room(used.length, pictures) if used.length else None
+        room = budget.box_room(used.length, pictures) if used.length else None
         if room is not None and drawn > room:
             result.found.append(Found("boxes_cut", used.id, used.row, f"room for {room} of {drawn} boxes"))
             drawn = room
-        result.lengths.append(source.budget.expanded(used.length, pictures, drawn) if used.length else 0)
+        result.lengths.append(budget.expanded(used.length, pictures, drawn) if used.length else 0)
         result.pictures += pictures
         result.box_tokens += drawn
     return result
@@ -204,7 +203,8 @@ def _check_boxes(
             result.statistics.append(measure_boxes(record.boxes, size, {kind for kind, _ in odd}))
     if not hasattr(source.processor, "place"):
         return 0
-    mapped = map_and_return(source.processor, record, size, limits)
+    processor = source.processor.of_frames if used.is_video else source.processor
+    mapped = map_and_return(processor, record, size, limits)
     if mapped.compared:
         result.mapped.append(mapped)
     return mapped.tokens

@@ -10,7 +10,6 @@ from typing import Any
 from tqdm import tqdm
 
 from mg_llava.batch import TokenCount
-from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.config import ConfigError, find_dataset
 from mg_llava.data.settings import picture_problems
 from mg_llava.inspection.doctor.boxes import LinkCheck, LinkResult, check_links
@@ -196,7 +195,7 @@ def _find_unused_boxes(sources: Sequence[Source]) -> None:
         by_file[str(source.arguments["box_path"])].append(source)
     for group in by_file.values():
         records = (record for source in group for record in source.used)
-        keys = {key for record in records for key in picture_keys(record.id, len(record.images))}
+        keys = {key for record in records for key in record.box_keys}
         if group[0].table is not None and keys and len(group[0].records):
             unused = [key for key in group[0].table.keys() if key not in keys]
             if unused:

@@ -16,6 +16,7 @@ from mg_llava.data.pictures.files import (
     probe_picture,
     verify_picture,
 )
+from mg_llava.data.pictures.video import is_video, read_frames
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Found
 from mg_llava.work.journal import Journal, read_journal
 
@@ -79,8 +80,11 @@ def check_pictures(check: PictureCheck, job: tuple[int, int]) -> list[tuple[bool
 
 
 def examine_picture(path: str, max_pixels: int | None = None, needs_content: bool = False) -> PictureFacts:
-    """Read a picture file to its end; hashing its content takes decoding at full size."""
+    """Read a picture file to its end, of a video the first frame; hashing its content takes decoding at full size."""
     try:
+        if is_video(path):
+            width, height = read_frames(path, 1)[0].size
+            return PictureFacts(width, height, "RGB", "video")
         if not needs_content:
             return PictureFacts(**vars(verify_picture(path, max_pixels=max_pixels)))
         probe = probe_picture(path, max_pixels=max_pixels)

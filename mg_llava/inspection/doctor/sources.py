@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mg_llava.data.boxes._table import BoxTable
+from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.pictures.files import PictureError, picture_path
 from mg_llava.data.settings import Draw, FaultPolicy
 from mg_llava.data.text.budget import TokenBudget
@@ -27,6 +28,12 @@ class UsedRecord(NamedTuple):
     full_length: int
     """Before truncation."""
     has_labels: bool
+    is_video: bool = False
+
+    @property
+    def box_keys(self) -> list[str]:
+        """Ids of the boxes of its pictures, or of the frames of its video."""
+        return (frame_keys if self.is_video else picture_keys)(self.id, len(self.images))
 
 
 @dataclass
@@ -68,6 +75,15 @@ class Source:
         """True if the image folder exists."""
         folder = self.arguments["image_folder"]
         return folder is not None and os.path.isdir(folder)
+
+    @property
+    def frames(self) -> int:
+        """Frames of a video."""
+        return 1 if self.processor is None else self.processor.video.frames
+
+    def budget_of(self, is_video: bool) -> TokenBudget:
+        """The limits of a record about pictures or about a video."""
+        return self.budget.of_frames if is_video else self.budget
 
     @property
     def apply_exif(self) -> bool:

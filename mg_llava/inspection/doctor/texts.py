@@ -46,7 +46,7 @@ def check_texts(sources: Sequence[Source], job: tuple[int, int, int]) -> TextRes
         raw: Any = None
         try:
             raw = source.records[row]
-            record = parse_record(raw, source.data_path, row)
+            record = parse_record(raw, source.data_path, row).with_frames(source.frames)
         except RecordError as error:
             kind = "placeholder_count" if isinstance(error, PlaceholderError) else "bad_record"
             record_id = raw.get("id") if isinstance(raw, Mapping) else None
@@ -142,12 +142,13 @@ def _odd_turns(turns: Sequence[Turn]) -> Iterator[str]:
 
 def _measure(source: Source, record: LLaVARecord, row: int, found: list[Found]) -> UsedRecord:
     """Lengths, and whether labels are left."""
-    used = UsedRecord(row, record.id, record.images, 0, 0, True)
+    is_video = record.video is not None
+    used = UsedRecord(row, record.id, record.images, 0, 0, True, is_video)
     if source.tokenizer is None or source.template is None:
         return used
     full = 0
     try:
-        limit = source.budget.text_limit(len(record.images))
+        limit = source.budget_of(is_video).text_limit(len(record.images))
         encoded = encode_conversation(record.turns, source.tokenizer, source.template)
         full = len(encoded.input_ids)
         if limit is not None and full > limit:

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from mg_llava.batch import TokenCount
 from mg_llava.models.assembly import PROMPTS
-from mg_llava.models.interfaces import Fusion, Looked, Merger, ObjectReader, Part, Seeing, Seen, Segment, Spec
+from mg_llava.models.interfaces import (
+    FramePooler,
+    Fusion,
+    Looked,
+    Merger,
+    ObjectReader,
+    Part,
+    Seeing,
+    Seen,
+    Segment,
+    Spec,
+)
 from mg_llava.models.parts import PartOrConfig, build_part, check_part, kind_of, raise_together, spec_of, taken
 from mg_llava.models.system import System
 from mg_llava.models.vision import run_encoders
@@ -37,6 +48,7 @@ class MGLLaVA(System):
         fusion: Merges what the high-resolution encoder sees into the low-resolution tokens.
         box_projector: Gives one token for each box.
         merger: Lets visual tokens and features of boxes read each other.
+        frame_pooler: Makes fewer tokens of a frame of a video; None for as many as of a picture.
         prompts: Prompts inside the layers of the LLM.
         **options: As for :class:`System`.
 
@@ -52,6 +64,7 @@ class MGLLaVA(System):
         Part("projector", "projector", "connector"),
         Part("bbox_projector", "box_projector", "connector"),
         Part("box_fuse_module", "merger", "connector"),
+        Part("frame_pooler", "frame_pooler", "connector"),
         PROMPTS,
     )
 
@@ -64,6 +77,7 @@ class MGLLaVA(System):
         fusion: PartOrConfig | None = None,
         box_projector: PartOrConfig | None = None,
         merger: PartOrConfig | None = None,
+        frame_pooler: PartOrConfig | None = None,
         prompts: PartOrConfig | None = None,
         **options: Any,
     ) -> None:
@@ -76,12 +90,14 @@ class MGLLaVA(System):
             "fusion": (fusion, Fusion, fusion_sizes),
             "box_projector": (box_projector, ObjectReader, {"stage_channels": stages}),
         }
-        raise_together(_faults(low, high, readers, merger) or _token_faults(low, fusion, fusion_sizes, projector))
+        problems = _faults(low, high, readers, merger) + check_part("frame_pooler", frame_pooler, FramePooler, {})
+        raise_together(problems or _token_faults(low, fusion, fusion_sizes, projector))
         self.add("low_res_encoder", low_res_encoder)
         self.add("high_res_encoder", high_res_encoder)
         self.add("fusion", fusion, **fusion_sizes)
         hidden = self.add_llm(llm, prompts)
         self._add_projectors(low, hidden, projector, box_projector, merger, stages)
+        self.add("frame_pooler", frame_pooler)
         self.complete()
 
     def _add_projectors(
@@ -113,7 +129,8 @@ class MGLLaVA(System):
         tokens = self.visual_encoder.spec.tokens
         for part in (self.fuse_module, self.projector):
             tokens = part.out_tokens(tokens) if hasattr(part, "out_tokens") else tokens
-        return TokenCount(per_canvas=tokens, per_box=int(self._has_objects))
+        per_frame = None if self.frame_pooler is None else self.frame_pooler.out_tokens(tokens)
+        return TokenCount(per_canvas=tokens, per_box=int(self._has_objects), per_frame=per_frame)
 
     @property
     def _has_objects(self) -> bool:
@@ -152,6 +169,13 @@ class MGLLaVA(System):
         self.observe("box", projected)
         objects = projected.split(list(counts))
         return [[item, Segment("object", own)] for item, own in zip(visual, objects, strict=True)]
+
+    def as_frame(self, segments: list[Segment]) -> list[Segment]:
+        """See :meth:`System.as_frame`."""
+        if self.frame_pooler is None:
+            return segments
+        pool = self.frame_pooler
+        return [Segment(kind, pool(tokens) if kind == "visual" else tokens) for kind, tokens in segments]
 
     def blank_looked(self) -> Looked:
         """See :meth:`System.blank_looked`."""

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ImageStat
 
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.pictures.video import is_video, read_frames, sample_positions
+from mg_llava.data.pictures.video import FrameUse, is_video, read_frames, sample_positions
+from tests.videos import STEP, turn_clockwise, write_sound, write_video
 
 
 @given(st.integers(1, 5000), st.integers(1, 64))
@@ -22,19 +23,6 @@ def test_names():
     assert is_video("a/b.MP4") and not is_video("a.jpg")
     with pytest.raises(ValueError, match="at least 1"):
         sample_positions(0, 8)
-
-
-def write_video(path, frames=50, size=(64, 48)):
-    """A video whose frames get brighter from the first to the last."""
-    av = pytest.importorskip("av", reason="reading videos needs PyAV")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        stream.codec_context.gop_size, stream.bit_rate = 12, 20_000_000
-        for number in range(frames):
-            image = Image.new("RGB", size, (number * 4,) * 3)
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
-        container.mux(stream.encode())
 
 
 def brightness(frames):
@@ -60,6 +48,77 @@ def test_broken_videos(tmp_path):
         with pytest.raises(PictureError, match=f"{name} of id 1 ") as caught:
             read_frames(tmp_path / name, 8, "id 1")
         assert caught.value.fault == fault
+
+
+def test_frames_of_a_variable_rate_are_found_by_their_times(tmp_path):
+    times = [0, 40, 50, 700, 710, 2000, 2010, 5000, 5040, 9000]
+    write_video(tmp_path / "variable.mkv", frames=10, times=times)
+    frames = read_frames(tmp_path / "variable.mkv", 4)
+    np.testing.assert_allclose(brightness(frames), STEP * sample_positions(10, 4), atol=1.9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_fewer_frames_than_asked(count, tmp_path):
+    write_video(tmp_path / "short.mp4", frames=count)
+    frames = read_frames(tmp_path / "short.mp4", 8)
+    np.testing.assert_allclose(brightness(frames), STEP * sample_positions(count, 8), atol=1.9)
+
+
+def test_turned_frames_stand_upright(tmp_path):
+    write_video(tmp_path / "turned.mp4", frames=3)
+    (plain,) = read_frames(tmp_path / "turned.mp4", 1)
+    (turned,) = read_frames(turn_clockwise(tmp_path / "turned.mp4"), 1)
+    assert plain.size == (64, 48) and turned.size == (48, 64)
+
+
+def test_turned_frames_are_turned_clockwise(tmp_path):
+    av = pytest.importorskip("av", reason="reading videos needs PyAV")
+    picture = np.zeros((48, 64, 3), dtype=np.uint8)
+    picture[:, 32:] = 255  # the right half
+    with av.open(str(tmp_path / "half.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    (turned,) = read_frames(turn_clockwise(tmp_path / "half.mp4"), 1)
+    top, bottom = (ImageStat.Stat(turned.crop((0, y, 48, y + 20)).convert("L")).mean[0] for y in (0, 44))
+    assert top < 30 and bottom > 220
+
+
+def test_sound_alone_is_named(tmp_path):
+    with pytest.raises(PictureError, match=r"sound.mp4 of id 1 cannot be read .*no pictures, only sound"):
+        read_frames(write_sound(tmp_path / "sound.mp4"), 8, "id 1")
+
+
+def test_truncated_videos(tmp_path):
+    write_video(tmp_path / "whole.mp4", frames=50)
+    content = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])  # the table of frames stands at the end
+    with pytest.raises(PictureError, match=r"cut.mp4 of id 1 cannot be read"):
+        read_frames(tmp_path / "cut.mp4", 8, "id 1")
+    write_video(tmp_path / "whole.mkv", frames=50)
+    content = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    frames = brightness(read_frames(tmp_path / "cut.mkv", 4))
+    assert len(frames) == 4 and frames == sorted(frames) and frames[-1] < STEP * 40, "of what is there"
+
+
+def test_a_long_video_takes_no_more_memory_than_its_frames(tmp_path):
+    import tracemalloc
+
+    write_video(tmp_path / "long.mp4", frames=10_000, size=(32, 32), gray=[n % 200 for n in range(10_000)])
+    tracemalloc.start()
+    frames = read_frames(tmp_path / "long.mp4", 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = [int(position) % 200 for position in sample_positions(10_000, 8)]
+    np.testing.assert_allclose(brightness(frames), expected, atol=3)
+    assert peak < 3_000_000  # times of 10,000 frames, not the 30 MB of their pixels
+
+
+def test_settings_of_frames():
+    with pytest.raises(ValueError, match="frames of videos is 0, must be at least 1"):
+        FrameUse(frames=0)
 
 
 def test_boxes_of_videos(tmp_path):

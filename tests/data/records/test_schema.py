@@ -24,7 +24,7 @@ def test_kinds_of_records():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"id": "x", "video": "a.mp4", "conversations": TALK}, "unknown kind of record, with key 'video'"),
+        ({"id": "x", "videos": "a.mp4", "conversations": TALK}, "unknown kind of record, with key 'videos'"),
         ({"id": "x", "images": ["a"], "conversations": TALK}, "'image' may be a list"),
         ({"id": "x", "Image": "a.jpg", "conversations": TALK}, "unknown key 'Image'; is 'image' meant"),
         ({"id": "x", "conversation": TALK}, "is 'conversations' meant"),
@@ -108,7 +108,7 @@ def test_measuring_checks_the_same_as_parsing(raw):
     turns = answered_turns(record.turns)
     characters = sum(len(turn.text) for turn in turns) + 1 if turns else 0
     silent = any(turn.role == "gpt" and not turn.text.strip() for turn in turns)
-    assert measure_record(raw) == Measure(record.id, characters, len(record.images), silent)
+    assert measure_record(raw) == Measure(record.id, characters, -1 if record.video else len(record.images), silent)
 
 
 LONG = "a" * 300_000
