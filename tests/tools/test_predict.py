@@ -40,7 +40,7 @@ def test_stdout_holds_the_answer_alone(files: dict[str, str]) -> None:
     command += ["--image", files["image"], "--question", "what?", "--max-new-tokens", "4", "--json"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert json.loads(run.stdout)["question"] == "what?"
-    assert "tensors loaded" in run.stderr
+    assert "projector: 4 tensors" in run.stderr
 
 
 def test_answer_is_drawn_with_the_boxes_of_a_file(ask, tmp_path: Path) -> None:
