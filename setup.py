@@ -56,5 +56,8 @@ setup(
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL,
     extras_require=EXTRAS,
-    entry_points={"lmms_eval.models": ["mg_llava = mg_llava.evaluation.lmms:manifest"]},
+    entry_points={
+        "console_scripts": ["mg-llava = mg_llava.commands:main"],
+        "lmms_eval.models": ["mg_llava = mg_llava.evaluation.lmms:manifest"],
+    },
 )

@@ -1,61 +1,11 @@
-"""Measure a part of the project beside the plain way; prints a table and, as the last line, one JSON object.
+"""The command ``mg-llava benchmark``: mg_llava/commands/benchmark.py."""
 
-The benchmarks are the modules of mg_llava/profiling. The JSON has the keys benchmark, speedup, memory_ratio and error
-where they apply, and more.
-
-Examples:
-    python tools/benchmark.py --help
-    python tools/benchmark.py boxes
-    python tools/benchmark.py train --boxes 100 10                        # encoders of the paper on a CPU
-    python tools/benchmark.py train --llm vicuna7b --device cuda --batch-size 16 --steps 10 --warmup 3 --alone
-    python tools/benchmark.py packing                                     # wasted positions, packed and padded
-    python tools/benchmark.py scaling --llm phi3-mini --vision paper --device cuda
-    python tools/benchmark.py data --help
-
-Exit status: 0 measured, 1 a measurement failed, 2 wrong arguments.
-"""
-
-import argparse
-import ast
-import importlib
-import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-
-def read_help(file: Path) -> str:
-    """The text of ``HELP`` in a module, without importing it."""
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "HELP":
-            return ast.literal_eval(node.value)
-    raise ValueError(f"{file} has no HELP")
-
-
-def main() -> int:
-    """Run one benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    modules = {}
-    for file in sorted((ROOT / "mg_llava" / "profiling").glob("[!_]*.py")):
-        name, words = file.stem.replace("_", "-"), read_help(file)
-        command = commands.add_parser(name, help=words, description=words)
-        if name in sys.argv[1:2]:  # only this one is imported: others may need packages that are not there
-            modules[name] = importlib.import_module(f"mg_llava.profiling.{file.stem}")
-            modules[name].add_arguments(command)
-    arguments = parser.parse_args()
-    try:
-        result = modules[arguments.benchmark].run(arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps({"benchmark": arguments.benchmark, **result}))
-    return 0
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mg_llava.commands.benchmark import main
+from mg_llava.work.interrupts import run_main
 
 if __name__ == "__main__":
-    from mg_llava.work.interrupts import run_main
-
     sys.exit(run_main(main))

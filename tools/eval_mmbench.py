@@ -1,50 +1,11 @@
-"""Evaluate a checkpoint on an MMBench table (dev or test, English or Chinese, circular or not).
+"""The command ``mg-llava evaluate-mmbench``: mg_llava/commands/evaluate_mmbench.py."""
 
-Everything else is as in tools/evaluate.py, of which this is the short form for one file.
-
-Examples:
-    python tools/eval_mmbench.py CONFIG.py --checkpoint iter_1000.pth --data MMBench_DEV_EN.tsv
-    python tools/eval_mmbench.py CONFIG.py --checkpoint iter_1000.pth --data MMBench_DEV_EN.tsv --boxes boxes.json
-    torchrun --nproc_per_node 8 tools/eval_mmbench.py CONFIG.py --checkpoint ... --data MMBench_TEST_EN.tsv
-
-Exit status: as of tools/evaluate.py.
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from mg_llava.evaluation import command  # noqa: E402
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config of the training")
-    parser.add_argument("--data", type=Path, required=True, help="the TSV")
-    command.add_arguments(parser)
-    arguments = parser.parse_args()
-    if not arguments.checkpoint:
-        parser.error("--checkpoint is needed")
-    return arguments
-
-
-def main() -> int:
-    """Evaluate one table."""
-    arguments = parse_arguments()
-    from mg_llava.evaluation.benchmark import BENCHMARKS
-
-    stem = arguments.data.stem.lower()
-    name = stem if stem.startswith("mmbench") and stem in BENCHMARKS.releases else "mmbench_dev_en"
-    names = [f"{name}={arguments.data}"]
-    arguments.data = arguments.data.parent
-    return command.run(arguments, names)
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mg_llava.commands.evaluate_mmbench import main
+from mg_llava.work.interrupts import run_main
 
 if __name__ == "__main__":
-    from mg_llava.work.interrupts import run_main
-
     sys.exit(run_main(main))

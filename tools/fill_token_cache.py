@@ -1,68 +1,11 @@
-"""Tokenize the texts of a training set before the run, which then groups samples by their exact lengths.
+"""The command ``mg-llava fill-tokens``: mg_llava/commands/fill_tokens.py."""
 
-Training needs no such step: without it texts are tokenized when they are used, and lengths are estimated. Interrupted
-work goes on where it was stopped. Use the same folder in the config:
-dataset=dict(caches=dict(token_cache="FOLDER")).
-
-Examples:
-    python tools/fill_token_cache.py configs/mg_llava_vicuna7b_instruct.py --folder work_dirs/tokens --workers 16
-    python tools/fill_token_cache.py CONFIG --cfg-options train_dataloader.dataset.data_root=/data
-
-Exit status: 0 done, 1 the data cannot be used (the message says why), 2 wrong arguments.
-"""
-
-import argparse
-import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-
-def main() -> int:
-    """Fill the caches of all sources; the last line printed is a JSON object."""
-    from mmengine.config import Config, DictAction
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config of a training")
-    parser.add_argument("--folder", help="where token caches lie (default: token_cache of the config)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that tokenize (default: this one alone)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config")
-    arguments = parser.parse_args()
-
-    config = Config.fromfile(arguments.config)
-    config.merge_from_dict(arguments.cfg_options or {})
-    settings = config.train_dataloader.dataset
-    folder = arguments.folder or (settings.get("caches") or {}).get("token_cache")
-    settings.caches = {**(settings.get("caches") or {}), "token_cache": folder}
-    if not folder:
-        parser.error("the config has no token_cache; give --folder")
-    try:
-        counts = fill(settings, arguments.workers)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps({"folder": folder, "records": counts}))
-    return 0
-
-
-def fill(settings: dict, workers: int) -> dict[str, int]:
-    """Fill the caches of a data set; the number of records of each source."""
-    from tqdm import tqdm
-
-    from mg_llava.data.mixture import sources_of
-    from mg_llava.data.text.token_fill import fill_token_cache
-    from mg_llava.registry import DATASETS
-
-    counts = {}
-    for source in sources_of(DATASETS.build(settings)):
-        with tqdm(total=len(source), desc=source.name, unit=" texts") as bar:
-            counts[source.name] = fill_token_cache(source, workers, bar.update)
-    return counts
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mg_llava.commands.fill_tokens import AFTER, main
+from mg_llava.work.interrupts import run_main
 
 if __name__ == "__main__":
-    from mg_llava.work.interrupts import run_main
-
-    sys.exit(run_main(main, "what was done is kept, the same command goes on"))
+    sys.exit(run_main(main, AFTER))

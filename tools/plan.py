@@ -1,87 +1,11 @@
-"""Plan a training run without starting it: no weights, data or GPU are needed.
+"""The command ``mg-llava plan``: mg_llava/commands/plan.py."""
 
-Prints trained parameters of each part, FLOPs of a sample, memory on one GPU for every DeepSpeed setting, steps, hours,
-size and break-even of a feature cache, missing files, and options that cannot work together.
-
-Examples:
-    python tools/plan.py configs/mg_llava_vicuna7b_instruct.py --gpus 8 --gpu A100-80G
-    python tools/plan.py configs/mg_llava_yi34b_instruct.py --gpus 32 --deepspeed deepspeed_zero3 --mfu 0.35
-    python tools/plan.py CONFIG --gpus 8 --gpu A100-80G --ignore-missing --json plan.json   # in CI
-    python tools/plan.py CONFIG --cfg-options train_dataloader.batch_size=8
-
-Exit status: 0 it can run, 1 it cannot (options, memory), 2 wrong arguments or config, 3 files are missing.
-"""
-
-import argparse
-import contextlib
-import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Arguments of the command line."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--gpus", type=int, default=8, help="how many GPUs (8)")
-    parser.add_argument("--gpu", default="A100-80G", help="kind of GPU (A100-80G); a wrong one lists all")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPUs' throughput that is used (0.4)")
-    parser.add_argument("--deepspeed", help="the setting that must fit, such as deepspeed_zero2, or none")
-    parser.add_argument("--text-tokens", type=int, help="text of a typical sample")
-    parser.add_argument("--boxes", type=int, default=5, help="box tokens of a typical sample (5)")
-    parser.add_argument("--samples", type=int, help="samples of an epoch, where the data is not here")
-    parser.add_argument("--disk", type=float, default=2.0, help="GB/s at which all GPUs read a feature cache (2)")
-    parser.add_argument("--architectures", type=Path, help="folder with sizes of unpublished models, in NAME.json")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config, KEY=VALUE")
-    parser.add_argument("--ignore-missing", action="store_true", help="missing files do not change the exit status")
-    parser.add_argument("--json", metavar="FILE", help="write the plan as JSON; - prints it in place of the text")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Make and show the plan."""
-    arguments = parse_arguments()
-    with contextlib.redirect_stdout(sys.stderr):  # the log, whose handler keeps the stream that it finds first
-        from mmengine.config import Config
-
-        from mg_llava.planning import make_plan
-        from mg_llava.planning.gpus import find_gpu
-        from mg_llava.planning.plan import MISSING, OK
-        from mg_llava.planning.report import describe
-
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            config = Config.fromfile(arguments.config)
-            config.merge_from_dict(arguments.cfg_options or {})
-            plan = make_plan(
-                config,
-                find_gpu(arguments.gpu),
-                arguments.gpus,
-                arguments.mfu,
-                arguments.deepspeed,
-                arguments.text_tokens,
-                arguments.boxes,
-                arguments.samples,
-                arguments.architectures,
-                arguments.disk * 1e9,
-            )
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        print(f"error: {arguments.config}: {error}", file=sys.stderr)
-        return 2
-    if arguments.json != "-":
-        print(describe(plan))
-    if arguments.json:
-        content = json.dumps(plan.to_dict(), indent=None if arguments.json == "-" else 1)
-        print(content) if arguments.json == "-" else Path(arguments.json).write_text(content + "\n")
-    return OK if plan.status == MISSING and arguments.ignore_missing else plan.status
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mg_llava.commands.plan import main
+from mg_llava.work.interrupts import run_main
 
 if __name__ == "__main__":
-    from mg_llava.work.interrupts import run_main
-
     sys.exit(run_main(main))

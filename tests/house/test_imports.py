@@ -14,7 +14,7 @@ UPPER = {
     *("conversion", "detection", "engine", "evaluation", "experiments"),
     *("hf", "inference", "inspection", "planning", "profiling"),
 }
-ENTRANCES = {"cpu_launch"}
+ENTRANCES = {"__main__", "commands", "cpu_launch"}
 """Modules of the package that only configs and the command line import."""
 LEVELS = {
     **dict.fromkeys(GROUND, 0),

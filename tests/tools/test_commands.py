@@ -1,0 +1,103 @@
+"""One command with sub-commands: from the checkout, and from a wheel that was installed elsewhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mg_llava import commands
+from mg_llava.commands import train
+from tests.house.source import ROOT
+
+TOOLS = {file.stem: file.read_text() for file in (ROOT / "tools").glob("*.py") if file.stem != "demo"}
+
+
+def test_every_tool_is_the_door_of_a_command() -> None:
+    doors = {text.split("mg_llava.commands.")[1].split(" ")[0].replace("_", "-") for text in TOOLS.values()}
+    assert doors == set(commands.list_commands()) - {"train", "chat"}
+    for text in TOOLS.values():
+        assert len(text.splitlines()) <= 12
+
+
+def test_every_command_says_what_it_is_for() -> None:
+    for name, text in commands.list_commands().items():
+        assert text.endswith((".", ":")) and len(text) > 20, name
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "said"),
+    [([], 2, "COMMAND"), (["--help"], 0, "  predict "), (["predicct"], 2, "did you mean predict?")],
+)
+def test_without_a_command_the_list_is_shown(given, status, said, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["mg-llava", *given])
+    assert commands.main() == status
+    out, err = capsys.readouterr()
+    assert said in (err if status else out)
+
+
+def test_a_command_reads_its_arguments(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["mg-llava", "predict", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == 0 and "usage: mg-llava predict" in capsys.readouterr().out
+
+
+def test_training_is_xtuners(monkeypatch) -> None:
+    for name in ("NNODES", "NPROC_PER_NODE", "PORT", "ADDR", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    alone = train.command("train", ["c.py", "--seed", "1"])
+    assert alone[0] == sys.executable and alone[1].endswith("xtuner/tools/train.py")
+    assert alone[2:] == ["c.py", "--seed", "1"]
+    monkeypatch.setenv("NPROC_PER_NODE", "8")
+    several = train.command("train", ["c.py"])
+    assert several[1:4] == ["-m", "torch.distributed.run", "--nnodes=1"] and "--nproc_per_node=8" in several
+    assert several[-4:] == [alone[1], "c.py", "--launcher", "pytorch"]
+    assert train.command("train", ["c.py", "--launcher", "slurm"])[1:] == [alone[1], "c.py", "--launcher", "slurm"]
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.setenv("ADDR", "10.0.0.1")
+    assert {"--master_addr=10.0.0.1", "--master_port=29500", "--nnodes=2"} <= set(train.command("train", []))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package from a wheel of this checkout, alone in a folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    source = folder / "source"
+    source.mkdir()
+    for name in ("mg_llava", "setup.py", "pyproject.toml", "README.md"):
+        (source / name).symlink_to(ROOT / name)
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", folder, source], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *options, "--target", folder / "site", wheel], check=True, capture_output=True)
+    return folder / "site"
+
+
+def run_installed(site: Path, cwd: Path, *arguments: str, status: int = 0) -> str:
+    variables = {**os.environ, "PYTHONPATH": str(site)}
+    code = "import sys, mg_llava.commands as c; sys.exit(c.main())"
+    command = [sys.executable, "-c", code, *arguments]
+    run = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+    assert run.returncode == status, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_has_every_command(installed: Path, tmp_path: Path, files: dict[str, str]) -> None:
+    assert "mg-llava = mg_llava.commands:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
+    found = run_installed(installed, tmp_path, "--help")
+    for name in commands.list_commands():
+        assert f"  {name} " in found
+        if name != "train":  # XTuner's own
+            assert f"usage: mg-llava {name}" in run_installed(installed, tmp_path, name, "--help")
+    asked = [files["config"], "--checkpoint", files["checkpoint"], "--question", "what?", "--max-new-tokens", "2"]
+    assert '"text"' in run_installed(installed, tmp_path, "predict", *asked, "--image", files["image"], "--json")
+    assert run_installed(installed, tmp_path, "chat", *asked).strip()
+    assert "pope" in run_installed(installed, tmp_path, "evaluate", "--list")
+    (tmp_path / "boxes.json").write_text('[{"id": "a", "boxes": [[1, 2, 3, 4]]}]')
+    run_installed(installed, tmp_path, "convert-boxes", "boxes.json", "--out", "boxes.safetensors")
+    assert (tmp_path / "boxes.safetensors").is_file()
+    run_installed(installed, tmp_path, "convert", files["checkpoint"], "--inspect")
