@@ -190,6 +190,12 @@ def test_a_slow_client_is_let_go(predictor: Predictor) -> None:
         assert answer.startswith(b"HTTP/1.1 408") and b"request_timeout" in answer
 
 
+def test_a_head_that_does_not_come_whole_ends_the_connection(predictor: Predictor) -> None:
+    with serving(predictor, limits=Limits(patience=0.2)) as server:
+        assert talk(server, b"") == b"" == talk(server, POST + b"Authorization: Bear")
+        assert b"200 OK" in talk(server, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+
+
 @pytest.mark.parametrize("length", [b"99999999999999999999", b"67108865"])
 def test_a_large_body_is_refused_before_it_comes(server: ChatServer, length: bytes) -> None:
     answer = talk(server, POST + b"Authorization: Bearer secret\r\nContent-Length: " + length + b"\r\n\r\n")

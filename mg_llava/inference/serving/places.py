@@ -59,7 +59,8 @@ class Stream(EventSourceResponse):
     """A streamed answer, which holds its place to its end, however it ends."""
 
     def __init__(self, chunks: AsyncIterator[dict[str, str]], place: Place) -> None:
-        super().__init__(chunks, sep="\n", headers={"X-Accel-Buffering": "no"})
+        headers, patience = {"X-Accel-Buffering": "no"}, place.limits.patience
+        super().__init__(chunks, sep="\n", headers=headers, send_timeout=patience)
         self._place = place
 
     async def __call__(self, *given: Any) -> None:

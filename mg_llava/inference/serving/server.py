@@ -1,9 +1,11 @@
 """The server as a process has it: a socket, an engine, and uvicorn between them."""
 
+import asyncio
 import socket
 from dataclasses import replace
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mg_llava.inference.engine import Engine
 from mg_llava.inference.predictor import Predictor
@@ -11,6 +13,31 @@ from mg_llava.inference.serving.app import ChatApp, Settings
 
 _GRACE = 5
 """Seconds that answers have to end after the server was told to."""
+
+
+class _Connection(H11Protocol):
+    """A connection, closed where no request has begun within its patience: heads, too, have to come in time."""
+
+    patience = 60.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End waiting."""
+        self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._waiting = self.loop.call_later(self.patience, self._look)
+
+    def _look(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self._wait()
 
 
 class ChatServer:
@@ -45,7 +72,7 @@ class ChatServer:
         self._socket = socket.create_server((host, port), backlog=1024, family=_family(host))
         config = uvicorn.Config(
             self.app.build(),
-            http="h11",
+            http=type("Connection", (_Connection,), {"patience": settings.limits.patience}),
             ws="none",
             lifespan="on",
             log_config=None,
