@@ -91,3 +91,20 @@ llava15_stage2 = dict(data_root=data_root, published_samples=665_000, **stage2["
 # with boxes that tools/generate_boxes.py finds by the names of COCO's 80 classes in place of tags: --tagger coco80
 llava15_stage1_coco80 = dict(llava15_stage1, box_path="boxes/llava15_stage1_coco80.safetensors")
 llava15_stage2_coco80 = dict(llava15_stage2, box_path="boxes/llava15_stage2_coco80.safetensors")
+
+# the paper's video model: Video-LLaVA's records of pictures and videos (558K and 703K, then 665K and 100K); boxes of
+# 8 frames of each video come from tools/generate_boxes.py --frames 8
+video_stage1 = dict(
+    data_root=data_root,
+    published_samples=1_261_000,
+    data_path="train_json/valley_llavaimage.json",
+    image_folder="videos",
+    box_path="boxes/video_stage1.safetensors",
+)
+video_stage2 = dict(
+    data_root=data_root,
+    published_samples=765_000,
+    data_path="train_json/videochatgpt_llavaimage_tune.json",
+    image_folder="videos",
+    box_path="boxes/video_stage2.safetensors",
+)
