@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from tests.house.source import ROOT
+from tests.inference.serving_toys import a_picture, image, text, user
 from tests.run import environment
 
 COPIED = ("mg_llava", "configs", "tools", "tests", "data/nano")
@@ -38,12 +41,12 @@ class Copy:
 
     def follow(self, section: str) -> None:
         """Write the files that a section shows, and copy those that it names."""
-        for language, text in BLOCKS.findall(section):
+        for language, shown in BLOCKS.findall(section):
             if language == "python":
-                place = self.folder / text.splitlines()[0].removeprefix("# ")
+                place = self.folder / shown.splitlines()[0].removeprefix("# ")
                 assert not place.exists(), f"{place} is there already"
-                place.write_text(text)
-            for line in text.splitlines():
+                place.write_text(shown)
+            for line in shown.splitlines():
                 if line.startswith("cp "):
                     subprocess.run(line, shell=True, check=True, cwd=self.folder)
 
@@ -71,13 +74,13 @@ def test_every_kind_has_a_short_section() -> None:
     assert kinds <= {title.split()[-1] for title in sections()}
     for title, section in sections().items():
         assert section.strip().count("\n") < 20, f"{title} is long"
-        for _, text in BLOCKS.findall(section):
-            assert text.count("\n") <= 15, f"the code of {title} is long"
+        for _, shown in BLOCKS.findall(section):
+            assert shown.count("\n") <= 15, f"the code of {title} is long"
 
 
 @pytest.mark.slow
 def test_parts_and_system_pass_the_contract(copy: Copy) -> None:
-    written = "".join(text for section in sections().values() for _, text in BLOCKS.findall(section))
+    written = "".join(shown for section in sections().values() for _, shown in BLOCKS.findall(section))
     classes = {name for name in re.findall(r"register_module\(\)\nclass (\w+)", written)} | {"TwoViews"}
     test = "tests/contract/test_registered.py"
     found = copy.run("-m", "pytest", "-q", "-p", "no:cacheprovider", test, "-k", " or ".join(sorted(classes)))
@@ -103,7 +106,7 @@ def test_a_leaf_for_an_llm_loads(copy: Copy) -> None:
 
 
 @pytest.mark.slow
-def test_a_system_trains_resumes_converts_plans_and_predicts(copy: Copy) -> None:
+def test_a_system_trains_resumes_converts_plans_predicts_and_serves(copy: Copy) -> None:
     leaf, work = "configs/two_views_pretrain.py", "work_dirs/two_views_pretrain"
     copy.run("data/nano/make_data.py", *("--stage1", 32, "--stage2", 8, "--heldout", 4))
     train = ("-m", "xtuner.tools.train", leaf, "--work-dir", work, "--seed", "0")
@@ -117,3 +120,15 @@ def test_a_system_trains_resumes_converts_plans_and_predicts(copy: Copy) -> None
     picture = next((copy.folder / "data/nano/generated").rglob("*.jpg"))
     asked = ("--image", picture, "--question", "What is there?", "--json", "--max-new-tokens", 4)
     assert '"text"' in copy.run("tools/predict.py", leaf, "--checkpoint", f"{work}/iter_2.pth", *asked)
+    command = [sys.executable, "tools/serve.py", leaf, "--checkpoint", f"{work}/iter_2.pth", "--port", "0"]
+    variables = environment(PYTHONPATH=str(copy.folder))
+    with subprocess.Popen(command, cwd=copy.folder, env=variables, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = next(line for line in server.stdout if line.startswith("serving mg-llava at ")).split()[-1]
+            with OpenAI(base_url=url, api_key="none", timeout=60) as client:
+                messages: Any = user(image(a_picture()), text("What is there?"))
+                reply = client.chat.completions.create(model="mg-llava", messages=messages, max_tokens=3)
+            assert reply.usage is not None and 0 <= reply.usage.completion_tokens <= 3
+        finally:
+            server.terminate()
