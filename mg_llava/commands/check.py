@@ -49,17 +49,17 @@ def main() -> int:
     arguments = parse_arguments()
     from mmengine.config import Config
 
-    from mg_llava.inspection.doctor import ConfigError, Options, check_config
+    from mg_llava.inspection.doctor import CheckOptions, ConfigError, check_training_data
 
     out = arguments.out or Path("work_dirs/check_data") / f"{arguments.config.stem}.json"
     cache = out.with_suffix(".pictures.jsonl")
     if arguments.fresh:
         cache.unlink(missing_ok=True)
-    options = Options(arguments.workers, arguments.limit, cache, tuple(arguments.eval), not arguments.quiet)
+    options = CheckOptions(arguments.workers, arguments.limit, cache, tuple(arguments.eval), not arguments.quiet)
     try:
         config = Config.fromfile(arguments.config)
         config.merge_from_dict(arguments.cfg_options or {})
-        report = check_config(config, options)
+        report = check_training_data(config, options)
         out.parent.mkdir(parents=True, exist_ok=True)
         content = {"config": str(arguments.config), **report.to_dict()}
         out.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")

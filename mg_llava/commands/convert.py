@@ -56,12 +56,12 @@ def main() -> int:
     """Inspect or convert."""
     arguments = parse_arguments()
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print when they are imported
-        from mg_llava.conversion import Options, convert, inspect
+        from mg_llava.conversion import ConversionOptions, convert, inspect
     from tqdm import tqdm
 
     names = ("config", "add", "llm", "dtype", "max_shard_size", "merge", "standalone", "overwrite", "verify")
     lora = {"lora_alpha": arguments.lora_alpha} if arguments.lora_alpha is not None else None
-    options = Options(**{name: getattr(arguments, name) for name in names}, lora=lora)
+    options = ConversionOptions(**{name: getattr(arguments, name) for name in names}, lora=lora)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the log
             if arguments.inspect:

@@ -10,15 +10,15 @@ from mg_llava.conversion.convert import TARGETS, convert
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import open_checkpoint
 from mg_llava.conversion.prepare import inspect
-from mg_llava.conversion.types import Checkpoint, Options
+from mg_llava.conversion.types import Checkpoint, ConversionOptions
 from mg_llava.models.weights.report import KeyReport
 
 __all__ = [
     "TARGETS",
     "Checkpoint",
     "ConversionError",
+    "ConversionOptions",
     "KeyReport",
-    "Options",
     "convert",
     "inspect",
     "open_checkpoint",

@@ -18,8 +18,8 @@ from mg_llava.conversion.files import ConversionError, check_room
 from mg_llava.conversion.folder_writing import copy_small_files, finish, main_dtype, stage, without_ties, write_shards
 from mg_llava.conversion.inputs import LLM_FOLDER, PROJECT_KEY, VISION_FILE
 from mg_llava.conversion.prepare import prepare
-from mg_llava.conversion.types import Options, Source
-from mg_llava.conversion.writers import Progress, write_pth, write_safetensors
+from mg_llava.conversion.types import ConversionOptions, SourceCheckpoint
+from mg_llava.conversion.writers import TensorProgress, write_pth, write_safetensors
 from mg_llava.models.parts import kind_of
 from mg_llava.models.weights.folders import read_config
 from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
@@ -41,8 +41,8 @@ def convert(
     source: str | Path,
     target: str | Path,
     to: Target,
-    options: Options | None = None,
-    progress: Progress | None = None,
+    options: ConversionOptions | None = None,
+    progress: TensorProgress | None = None,
 ) -> KeyReport:
     """Convert a checkpoint.
 
@@ -63,7 +63,7 @@ def convert(
         CheckpointError: A source is damaged or of another kind.
         NoRoomError: The disk is full; what was at the target is unchanged.
     """
-    options = options or Options()
+    options = options or ConversionOptions()
     if to not in TARGETS:
         raise ConversionError(f"unknown target {to!r}; known: {', '.join(TARGETS)}")
     name = Path(target).resolve().name
@@ -78,7 +78,13 @@ def convert(
     return prepared.report
 
 
-def write(prepared: Source, target: Path, to: Target, options: Options, progress: Progress | None = None) -> None:
+def write(
+    prepared: SourceCheckpoint,
+    target: Path,
+    to: Target,
+    options: ConversionOptions,
+    progress: TensorProgress | None = None,
+) -> None:
     """Write what is complete and checked; arguments and errors as for :func:`convert`."""
     if to == "parts":
         _write_parts(prepared, target, options, progress)
@@ -88,7 +94,9 @@ def write(prepared: Source, target: Path, to: Target, options: Options, progress
         _write_pth(prepared, target, to, options, progress)
 
 
-def _write_pth(source: Source, target: Path, to: str, options: Options, progress: Progress | None) -> None:
+def _write_pth(
+    source: SourceCheckpoint, target: Path, to: str, options: ConversionOptions, progress: TensorProgress | None
+) -> None:
     if target.is_dir():
         raise ConversionError(f"{target} is a folder; give the name of a .pth file")
     if target.exists() and not options.overwrite:
@@ -107,7 +115,9 @@ def _write_pth(source: Source, target: Path, to: str, options: Options, progress
     write_pth(target, tensors, extra, progress)
 
 
-def _write_parts(source: Source, target: Path, options: Options, progress: Progress | None) -> None:
+def _write_parts(
+    source: SourceCheckpoint, target: Path, options: ConversionOptions, progress: TensorProgress | None
+) -> None:
     assert source.llm_folder is not None
     vision, llm = source.split()
     llm = without_ties(llm, source.tied)
@@ -123,7 +133,9 @@ def _write_parts(source: Source, target: Path, options: Options, progress: Progr
     finish(staged, source, "parts")
 
 
-def _write_hugging_face(source: Source, target: Path, options: Options, progress: Progress | None) -> None:
+def _write_hugging_face(
+    source: SourceCheckpoint, target: Path, options: ConversionOptions, progress: TensorProgress | None
+) -> None:
     from mg_llava.hf.export import folder_files
     from mg_llava.hf.keys import hf_key
 
@@ -157,7 +169,7 @@ def _write_hugging_face(source: Source, target: Path, options: Options, progress
     finish(staged, source, "hf")
 
 
-def _config(source: Source) -> dict[str, Any]:
+def _config(source: SourceCheckpoint) -> dict[str, Any]:
     """The training config, with the LLM's folder that was found."""
     assert source.checkpoint.settings is not None
     config = copy.deepcopy(dict(source.checkpoint.settings.values))

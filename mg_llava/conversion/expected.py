@@ -10,7 +10,7 @@ from torch import nn
 
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.published import published_depths, vote_llm, vote_shapes
-from mg_llava.conversion.settings import Settings
+from mg_llava.conversion.settings import ModelSettings
 from mg_llava.models.counting import build_empty
 from mg_llava.models.interfaces import Part
 from mg_llava.models.parts import kind_of
@@ -31,7 +31,7 @@ def keys_of(parts: Iterable[Part], *roles: str) -> tuple[str, ...]:
     return tuple(part.key for part in parts if part.role in roles)
 
 
-def saved_parts(model: Mapping[str, Any] | None) -> tuple[str, ...]:
+def expected_parts(model: Mapping[str, Any] | None) -> tuple[str, ...]:
     """Keys of the parts that checkpoints of a config hold: the LLM, the connectors, and encoders that it trains."""
     parts = parts_of(model)
     trained = (model or {}).get("trains") or ()
@@ -40,7 +40,7 @@ def saved_parts(model: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def expect(
-    settings: Settings | None, tensors: TensorMap, folder: Path | None, adapters_apart: bool
+    settings: ModelSettings | None, tensors: TensorMap, folder: Path | None, adapters_apart: bool
 ) -> tuple[Expected, dict[str, str]]:
     """Names and shapes that a checkpoint must have: of the config's model, or after a vote where nothing says them.
 
@@ -71,7 +71,7 @@ def expect(
     return Expected(shapes, expected.source, [f"llm.{name}" for name in tied], open_parts), tied
 
 
-def _connectors(settings: Settings | None, tensors: TensorMap, folder: Path | None) -> Expected:
+def _connectors(settings: ModelSettings | None, tensors: TensorMap, folder: Path | None) -> Expected:
     if settings is None:
         return Expected(vote_shapes(tensors), "after the others")
     try:
@@ -91,7 +91,7 @@ def _own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConversionError(f"the config's model cannot be built: {error}") from error
-    saved = saved_parts(model)
+    saved = expected_parts(model)
     return {
         f"{part.key}.{name}": tuple(tensor.shape)
         for part, module in built.named_parts()

@@ -11,8 +11,8 @@ from pathlib import Path
 from mg_llava import __version__
 from mg_llava.conversion.expected import parts_of
 from mg_llava.conversion.files import MANIFEST, ConversionError, StagedFolder, check_room
-from mg_llava.conversion.types import Options, Source
-from mg_llava.conversion.writers import Progress, write_safetensors
+from mg_llava.conversion.types import ConversionOptions, SourceCheckpoint
+from mg_llava.conversion.writers import TensorProgress, write_safetensors
 from mg_llava.models.weights.stored import TensorMap
 from mg_llava.work.atomic import write_json
 
@@ -56,7 +56,11 @@ def plan_shards(tensors: TensorMap, max_bytes: int) -> dict[str, list[str]]:
 
 
 def write_shards(
-    staged: StagedFolder, tensors: TensorMap, options: Options, progress: Progress | None, folder: str = ""
+    staged: StagedFolder,
+    tensors: TensorMap,
+    options: ConversionOptions,
+    progress: TensorProgress | None,
+    folder: str = "",
 ) -> None:
     """Write safetensors files of limited size with their index."""
     shards = plan_shards(tensors, parse_size(options.max_shard_size))
@@ -78,7 +82,9 @@ def without_ties(llm: TensorMap, tied: Mapping[str, str]) -> TensorMap:
     return {name: tensor for name, tensor in llm.items() if not (name in tied and tied[name] in llm)}
 
 
-def stage(source: Source, target: Path, to: str, options: Options, tensors: TensorMap) -> StagedFolder:
+def stage(
+    source: SourceCheckpoint, target: Path, to: str, options: ConversionOptions, tensors: TensorMap
+) -> StagedFolder:
     """Begin a folder that will hold ``tensors``; see :class:`StagedFolder`."""
     plan = {
         "to": to,
@@ -99,7 +105,7 @@ def stage(source: Source, target: Path, to: str, options: Options, tensors: Tens
     return staged
 
 
-def _named_files(source: Source) -> list[Path]:
+def _named_files(source: SourceCheckpoint) -> list[Path]:
     """Files of the folders that a config names, which weights may be taken from."""
     model = source.checkpoint.model or {}
     paths = [(model.get(part.config) or {}).get("path") for part in parts_of(model or None) if part.role == "encoder"]
@@ -107,7 +113,7 @@ def _named_files(source: Source) -> list[Path]:
     return sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file())
 
 
-def finish(staged: StagedFolder, source: Source, layout: str) -> None:
+def finish(staged: StagedFolder, source: SourceCheckpoint, layout: str) -> None:
     """Put a complete folder in its place, with a manifest that says what it was made from."""
     meta = {key: value for key, value in source.checkpoint.meta.items() if key in ("epoch", "iter", "seed")}
     staged.finish(

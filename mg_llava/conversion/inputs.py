@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.conversion.adapters import split_adapters
-from mg_llava.conversion.expected import keys_of, parts_of, saved_parts
+from mg_llava.conversion.expected import expected_parts, keys_of, parts_of
 from mg_llava.conversion.files import ConversionError, check_files, read_manifest
-from mg_llava.conversion.settings import Settings, stored_settings
+from mg_llava.conversion.settings import ModelSettings, stored_settings
 from mg_llava.conversion.types import Checkpoint
 from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_checkpoint
@@ -24,7 +24,7 @@ PROJECT_KEY = "mg_llava"
 
 
 def open_checkpoint(
-    path: str | Path, lora: Mapping[str, Any] | None = None, settings: Settings | None = None
+    path: str | Path, lora: Mapping[str, Any] | None = None, settings: ModelSettings | None = None
 ) -> Checkpoint:
     """Find out what is at ``path`` and open it.
 
@@ -71,7 +71,7 @@ def name_tensors(
     path: Path,
     kind: str,
     tensors: TensorMap,
-    settings: Settings | None,
+    settings: ModelSettings | None,
     lora: Mapping[str, Any] | None = None,
     **rest: Any,
 ) -> Checkpoint:
@@ -90,7 +90,7 @@ def name_tensors(
         ConversionError: Adapters among them cannot be used.
     """
     model = settings.model if settings else None
-    encoders, own = keys_of(parts_of(model), "encoder"), saved_parts(model)
+    encoders, own = keys_of(parts_of(model), "encoder"), expected_parts(model)
     kept: TensorMap = {}
     unknown, ignored = [], []
     for key, tensor in tensors.items():
@@ -115,7 +115,7 @@ def _prefixed(llm: TensorMap) -> TensorMap:
     return {f"llm.{key}": tensor for key, tensor in llm.items()}
 
 
-def _open_adapter(folder: Path, settings: Settings | None) -> Checkpoint:
+def _open_adapter(folder: Path, settings: ModelSettings | None) -> Checkpoint:
     file = folder / "adapter_config.json"
     try:
         lora = json.loads(file.read_text())
@@ -131,7 +131,7 @@ def _open_adapter(folder: Path, settings: Settings | None) -> Checkpoint:
     raise CheckpointError(f"{folder} has adapter_config.json but no adapter_model.safetensors or .bin; copy it again")
 
 
-def _open_whole(folder: Path, settings: Settings | None) -> Checkpoint:
+def _open_whole(folder: Path, settings: ModelSettings | None) -> Checkpoint:
     from mg_llava.hf.keys import own_key
 
     check_files(folder)
@@ -140,7 +140,7 @@ def _open_whole(folder: Path, settings: Settings | None) -> Checkpoint:
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     model = settings.model if settings else None
-    frozen = set(keys_of(parts_of(model), "encoder")) - set(saved_parts(model))
+    frozen = set(keys_of(parts_of(model), "encoder")) - set(expected_parts(model))
     encoders = {key: tensor for key, tensor in tensors.items() if key.split(".", 1)[0] in frozen}
     rest = {key: tensor for key, tensor in tensors.items() if key not in encoders}
     return name_tensors(folder, "Hugging Face folder", rest, settings, llm_folder=folder, encoders=encoders)

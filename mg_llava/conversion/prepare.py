@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 
 from mg_llava.conversion.adapters import merge_adapter
-from mg_llava.conversion.expected import expect, saved_parts
+from mg_llava.conversion.expected import expect, expected_parts
 from mg_llava.conversion.files import ConversionError
 from mg_llava.conversion.inputs import open_checkpoint, verify
 from mg_llava.conversion.published import vote_llm
 from mg_llava.conversion.settings import config_settings
-from mg_llava.conversion.types import Checkpoint, Options, Source
+from mg_llava.conversion.types import Checkpoint, ConversionOptions, SourceCheckpoint
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.models.weights.stored import StoredTensor, TensorMap
 
 
-def inspect(source: str | Path, options: Options | None = None) -> tuple[Checkpoint, KeyReport]:
+def inspect(source: str | Path, options: ConversionOptions | None = None) -> tuple[Checkpoint, KeyReport]:
     """The checkpoint at ``source`` and the report on its keys; arguments as for :func:`prepare`."""
-    options = options or Options()
+    options = options or ConversionOptions()
     checkpoint = _open([source], options)[0]
     adapters = checkpoint.adapter.named() if checkpoint.adapter is not None else {}
     folder = _llm_folder(checkpoint, options, needed=False)
@@ -29,7 +29,7 @@ def inspect(source: str | Path, options: Options | None = None) -> tuple[Checkpo
     return checkpoint, report
 
 
-def _open(paths: Sequence[str | Path], options: Options) -> list[Checkpoint]:
+def _open(paths: Sequence[str | Path], options: ConversionOptions) -> list[Checkpoint]:
     """Open checkpoints; what the first one says of its training counts for all."""
     settings = None if options.config is None else config_settings(options.config)
     opened = [open_checkpoint(paths[0], options.lora, settings)]
@@ -39,7 +39,7 @@ def _open(paths: Sequence[str | Path], options: Options) -> list[Checkpoint]:
     return opened
 
 
-def prepare(source: str | Path, options: Options, whole: bool) -> Source:
+def prepare(source: str | Path, options: ConversionOptions, whole: bool) -> SourceCheckpoint:
     """Open, complete and check a checkpoint.
 
     Args:
@@ -75,7 +75,7 @@ def _join(opened: Sequence[Checkpoint]) -> Checkpoint:
     return first
 
 
-def complete(checkpoint: Checkpoint, options: Options, whole: bool) -> Source:
+def complete(checkpoint: Checkpoint, options: ConversionOptions, whole: bool) -> SourceCheckpoint:
     """Complete and check a checkpoint that is open; arguments and errors as for :func:`prepare`."""
     adapter, tensors, dtype = checkpoint.adapter, checkpoint.tensors, options.torch_dtype
     merging = adapter is not None and (whole or options.merge)
@@ -85,7 +85,7 @@ def complete(checkpoint: Checkpoint, options: Options, whole: bool) -> Source:
     if folder is not None and (merging or (whole and not checkpoint.has_llm)):
         # what was trained beside the adapters wins
         tensors = {f"llm.{key}": tensor for key, tensor in map_folder(folder).items()} | tensors
-    tensors = _in_order(_cast(tensors, dtype), saved_parts(checkpoint.model))
+    tensors = _in_order(_cast(tensors, dtype), expected_parts(checkpoint.model))
     if adapter is not None and merging:
         tensors = merge_adapter(tensors, adapter)
     elif adapter is not None:
@@ -95,10 +95,10 @@ def complete(checkpoint: Checkpoint, options: Options, whole: bool) -> Source:
         hint = ". Without a config the reference's parts are expected; give --config for a model with others"
         problems = "; ".join(report.problems) + (hint if checkpoint.settings is None else "")
         raise ConversionError(f"{checkpoint} cannot be converted: {problems}")
-    return Source(checkpoint, _tie(checkpoint, tensors, tied, folder), folder, report, tied)
+    return SourceCheckpoint(checkpoint, _tie(checkpoint, tensors, tied, folder), folder, report, tied)
 
 
-def _llm_folder(checkpoint: Checkpoint, options: Options, needed: bool) -> Path | None:
+def _llm_folder(checkpoint: Checkpoint, options: ConversionOptions, needed: bool) -> Path | None:
     """Folder with the LLM's configuration, and its weights where the checkpoint has none."""
     settings, adapter = checkpoint.settings, checkpoint.adapter
     path = options.llm or checkpoint.llm_folder or (settings.llm.get("path") if settings else None)

@@ -16,7 +16,7 @@ _KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """The part of a training config that describes the model; types are classes or their names."""
 
     values: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Settings:
         return LORA_DEFAULTS | dict(self.llm.get("lora") or {})
 
 
-def config_settings(path: str | Path) -> Settings:
+def config_settings(path: str | Path) -> ModelSettings:
     """Settings of a config file, which is run, as every config is.
 
     Raises:
@@ -50,7 +50,7 @@ def config_settings(path: str | Path) -> Settings:
     return settings_of(Config.fromfile(path), str(path))
 
 
-def settings_of(config: Any, source: str) -> Settings:
+def settings_of(config: Any, source: str) -> ModelSettings:
     """Settings of a config object.
 
     Raises:
@@ -60,10 +60,10 @@ def settings_of(config: Any, source: str) -> Settings:
         raise ConversionError(
             f"{source} is no training config of this project; its model must be MGLLaVA, or a system"
         )
-    return Settings({key: config.get(key) for key in _KEYS if config.get(key) is not None})
+    return ModelSettings({key: config.get(key) for key in _KEYS if config.get(key) is not None})
 
 
-def stored_settings(text: str, source: str) -> Settings | None:
+def stored_settings(text: str, source: str) -> ModelSettings | None:
     """Settings of the config that mmengine stored in a checkpoint; None for the reference's, and for none.
 
     Args:
@@ -87,7 +87,7 @@ def stored_settings(text: str, source: str) -> Settings | None:
     if not _is_system(values.get("model")):
         return None
     try:
-        return Settings(check_config(values, f"the config stored in {source}", MODELS, TRANSFORMS))
+        return ModelSettings(check_config(values, f"the config stored in {source}", MODELS, TRANSFORMS))
     except UntrustedConfigError as error:
         raise ConversionError(str(error)) from None
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from mg_llava.conversion.adapters import Adapter
-from mg_llava.conversion.settings import Settings
+from mg_llava.conversion.settings import ModelSettings
 from mg_llava.models.weights.loading import resolve_dtype
 from mg_llava.models.weights.report import KeyReport
 from mg_llava.models.weights.stored import TensorMap
 
 
 @dataclass(frozen=True)
-class Options:
+class ConversionOptions:
     """How to convert.
 
     Args:
@@ -73,7 +73,7 @@ class Checkpoint:
     unknown: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
-    settings: Settings | None = None
+    settings: ModelSettings | None = None
     llm_folder: Path | None = None
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceCheckpoint:
     """A checkpoint, completed and checked, as it is going to be written.
 
     Args:

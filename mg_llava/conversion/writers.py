@@ -28,12 +28,12 @@ _RELEASED = 1 << 18
 _PAGEOUT = 21
 """Linux' ``MADV_PAGEOUT``: changes no content, so it is safe whatever a mapping is."""
 
-Progress = Callable[[str, int], None]
+TensorProgress = Callable[[str, int], None]
 """Called with the name and the size in bytes of each tensor that was written."""
 
 
 def write_safetensors(
-    path: Path, tensors: TensorMap, metadata: Mapping[str, str] | None = None, progress: Progress | None = None
+    path: Path, tensors: TensorMap, metadata: Mapping[str, str] | None = None, progress: TensorProgress | None = None
 ) -> None:
     """Write one safetensors file.
 
@@ -90,7 +90,7 @@ def _release_mapped_weights() -> None:
 
 
 def write_pth(
-    path: Path, tensors: TensorMap, extra: Mapping[str, Any] | None = None, progress: Progress | None = None
+    path: Path, tensors: TensorMap, extra: Mapping[str, Any] | None = None, progress: TensorProgress | None = None
 ) -> None:
     """Write ``{"state_dict": tensors, **extra}`` as ``torch.save`` does; ``torch.load`` reads it, ``mmap`` included.
 

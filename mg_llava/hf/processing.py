@@ -17,7 +17,7 @@ from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import picture_features, require_torch
 from mg_llava.hf.prompts import chat_template as write_chat_template
-from mg_llava.hf.prompts import encode_text, template_of, template_to_dict, to_turns
+from mg_llava.hf.prompts import encode_written_prompt, template_of, template_to_dict, to_turns
 from mg_llava.tokens import (
     IGNORE_INDEX,
     IMAGE_PLACEHOLDER,
@@ -181,7 +181,7 @@ class MGLLaVAProcessor(ProcessorMixin):
                 raise ValueError(
                     f"{owner}: {placeholders} {IMAGE_PLACEHOLDER} in the text, {pictures} pictures; one each"
                 )
-            return encode_text(row, self.tokenizer, template), []
+            return encode_written_prompt(row, self.tokenizer, template), []
         turns, system = to_turns(row, owner)
         if not with_labels:
             return encode_prompt(make_turns(turns, pictures, owner, video), self.tokenizer, template, system), []

@@ -85,7 +85,7 @@ def _flat(content: Any, owner: str) -> str:
 # -- from text to ids -------------------------------------------------------------------------------------------------
 
 
-def encode_text(text: str, tokenizer: Any, template: Template) -> list[int]:
+def encode_written_prompt(text: str, tokenizer: Any, template: Template) -> list[int]:
     """Ids of a prompt that is written out, as :func:`chat_template` writes it, with or without the first BOS.
 
     Ids of training come from pieces that are tokenized separately: question, answer, separator. A text that does not

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from mg_llava import __version__
 
-PACKAGE = "mg_llava"
-STUB = f"{PACKAGE}.hf.mmengine_stub"
+_PACKAGE = "mg_llava"
+STUB = f"{_PACKAGE}.hf.mmengine_stub"
 ENTRIES = {
     "AutoConfig": ("configuration", "MGLLaVAConfig"),
     "AutoModel": ("modeling", "MGLLaVAForConditionalGeneration"),
@@ -29,7 +29,7 @@ ENTRIES = {
     "AutoProcessor": ("processing", "MGLLaVAProcessor"),
 }
 """For each Auto class the module of ``mg_llava.hf`` and the class in it."""
-REPLACED = {"mmengine.logging", "mmengine.model", f"{PACKAGE}.registry"}
+REPLACED = {"mmengine.logging", "mmengine.model", f"{_PACKAGE}.registry"}
 """Modules that the stub stands for."""
 NEEDED = {"torch", "torchvision", "transformers", "numpy", "PIL", "timm", "safetensors"}
 """Packages that must be there to use the model."""
@@ -37,7 +37,7 @@ NEEDED = {"torch", "torchvision", "transformers", "numpy", "PIL", "timm", "safet
 
 def auto_map(*names: str) -> dict[str, str]:
     """Where transformers finds the classes of some Auto classes in the folder."""
-    return {name: f"{_file_name(f'{PACKAGE}.hf.{ENTRIES[name][0]}')}.{ENTRIES[name][1]}" for name in names}
+    return {name: f"{_file_name(f'{_PACKAGE}.hf.{ENTRIES[name][0]}')}.{ENTRIES[name][1]}" for name in names}
 
 
 def copy_sources(folder: Path, modules: set[str]) -> list[str]:
@@ -54,10 +54,10 @@ def copy_sources(folder: Path, modules: set[str]) -> list[str]:
         ValueError: A module imports what cannot be there.
     """
     written = []
-    entries = {f"{PACKAGE}.hf.{module}" for module, _ in ENTRIES.values()}
+    entries = {f"{_PACKAGE}.hf.{module}" for module, _ in ENTRIES.values()}
     sources = {name: _Source.read(name) for name in _closure(entries | modules)}
     for name, source in sources.items():
-        brought = modules if name == f"{PACKAGE}.hf.modeling" else set()
+        brought = modules if name == f"{_PACKAGE}.hf.modeling" else set()
         also = sorted(_closure({name} | brought) - {name}) if name in entries else []
         file = folder / f"{_file_name(name)}.py"
         file.write_text(source.rewritten(also))
@@ -78,8 +78,8 @@ def _closure(modules: set[str]) -> set[str]:
 
 def _file_name(module: str) -> str:
     """Name of a module's copy, without ``.py``."""
-    entries = {f"{PACKAGE}.hf.{name}": f"{name}_{PACKAGE}" for name, _ in ENTRIES.values()}
-    return entries.get(module) or module.removeprefix(f"{PACKAGE}.").replace(".", "_")
+    entries = {f"{_PACKAGE}.hf.{name}": f"{name}_{_PACKAGE}" for name, _ in ENTRIES.values()}
+    return entries.get(module) or module.removeprefix(f"{_PACKAGE}.").replace(".", "_")
 
 
 @dataclass
@@ -107,7 +107,7 @@ class _Source:
     def needs(self) -> set[str]:
         """Modules of this package that are imported when this one is."""
         modules = {self._target(node) for node, at_top in self.imports if at_top and isinstance(node, ast.ImportFrom)}
-        return {module for module in modules if module.split(".")[0] == PACKAGE}
+        return {module for module in modules if module.split(".")[0] == _PACKAGE}
 
     def _target(self, node: ast.ImportFrom) -> str:
         """The module that is imported from, absolute, or the one that stands for it."""
@@ -128,7 +128,7 @@ class _Source:
                 lines[node.lineno - 1 : node.end_lineno] = [indent + line for line in new]
         preamble = [f"from .{_file_name(name)} import __name__ as _{_file_name(name)}" for name in also]
         first = min((node.lineno for node, at_top in self.imports if at_top), default=len(lines) + 1)
-        header = f"# Copied from {PACKAGE} {__version__} ({self.name}) with its imports rewritten; not to be edited."
+        header = f"# Copied from {_PACKAGE} {__version__} ({self.name}) with its imports rewritten; not to be edited."
         return "\n".join([header, *lines[: first - 1], *preamble, *lines[first - 1 :]]) + "\n"
 
     def _statement(self, node: ast.stmt, at_top: bool) -> list[str]:
@@ -136,7 +136,7 @@ class _Source:
         assert isinstance(node, ast.Import | ast.ImportFrom)
         if isinstance(node, ast.ImportFrom):
             module = self._target(node)
-            if at_top and module.split(".")[0] == PACKAGE:
+            if at_top and module.split(".")[0] == _PACKAGE:
                 return [f"from .{_file_name(module)} import {', '.join(map(ast.unparse, node.names))}"]
             wanted = [(alias.asname or alias.name, module, f".{alias.name}") for alias in node.names]
         else:

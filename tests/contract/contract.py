@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import Tensor
 
-from mg_llava.conversion import TARGETS, Options, convert
+from mg_llava.conversion import TARGETS, ConversionOptions, convert
 from mg_llava.data.collate import collate
 from mg_llava.inference.predictor import Predictor
 from mg_llava.models.counting import count_tokens
@@ -143,7 +143,7 @@ class Contract:
             back = self.folder / f"from_{target}.pth"
             config = self.folder / "config.py"
             Config(self.config).dump(config)
-            convert(place, back, "mmengine", Options(config=config))
+            convert(place, back, "mmengine", ConversionOptions(config=config))
             assert_same(load_training_checkpoint(str(back), dtype=None), state)
 
     def exports(self) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
+from mg_llava.conversion import ConversionError, ConversionOptions, convert, inspect, open_checkpoint
 from mg_llava.conversion.adapters import Adapter, merge_adapter
 from mg_llava.data.collate import collate
 from mg_llava.models.weights.stored import StoredTensor
@@ -73,7 +73,7 @@ def test_merge_and_reload_gives_equal_logits(
     merged = toy.build_model({**toy_paths, "llm": str(tmp_path / "parts" / "llm")}).eval()
     merged.load_pretrained(str(tmp_path / "parts" / "vision_part.safetensors"), whole=True)
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
-    convert(checkpoint, tmp_path / "merged.pth", "mmengine", Options(merge=True))
+    convert(checkpoint, tmp_path / "merged.pth", "mmengine", ConversionOptions(merge=True))
     tuned = toy.build_model(toy_paths, "full").eval()
     tuned.load_pretrained(str(tmp_path / "merged.pth"), whole=True)
     assert torch.equal(logits(tuned), logits(merged))
@@ -130,13 +130,13 @@ def test_peft_folder_with_the_rest_from_stage_1(
     assert found.kind == "PEFT adapter folder" and found.adapter is not None
     assert found.adapter.scaling("model.layers.0.mlp.up_proj") == 1.5
     with pytest.raises(ConversionError, match="the whole part bbox_projector, fuse_module, projector is absent"):
-        convert(tmp_path / "adapter", tmp_path / "parts", "parts", Options(llm=toy_paths["llm"]))
-    convert(tmp_path / "adapter", tmp_path / "parts", "parts", Options(add=[rest], llm=toy_paths["llm"]))
+        convert(tmp_path / "adapter", tmp_path / "parts", "parts", ConversionOptions(llm=toy_paths["llm"]))
+    convert(tmp_path / "adapter", tmp_path / "parts", "parts", ConversionOptions(add=[rest], llm=toy_paths["llm"]))
     convert(checkpoint, tmp_path / "direct", "parts")
     for name in ("llm/model.safetensors", "vision_part.safetensors"):
         assert_same(load_file(tmp_path / "parts" / name), load_file(tmp_path / "direct" / name))
     with pytest.raises(ConversionError, match=r"stage1.pth .* has no part that .*iter_7.pth lacks"):
-        convert(checkpoint, tmp_path / "more", "parts", Options(add=[rest]))
+        convert(checkpoint, tmp_path / "more", "parts", ConversionOptions(add=[rest]))
 
 
 def test_modules_saved_whole(toy_paths: dict[str, str], tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_modules_saved_whole(toy_paths: dict[str, str], tmp_path: Path) -> None:
     model = build(toy_paths, **extra)
     nn.init.normal_(model.llm.get_output_embeddings().modules_to_save["default"].weight)
     file = write_pth(tmp_path / "iter_1.pth", model.state_dict(), config(toy_paths, **extra))
-    convert(file, tmp_path / "merged.pth", "mmengine", Options(merge=True))
+    convert(file, tmp_path / "merged.pth", "mmengine", ConversionOptions(merge=True))
     tuned = toy.build_model(toy_paths, "full").eval()
     tuned.load_pretrained(str(tmp_path / "merged.pth"), whole=True)
     torch.testing.assert_close(logits(tuned), logits(model), rtol=1e-4, atol=1e-4)
@@ -167,14 +167,14 @@ def test_half_an_adapter(model: Any, toy_paths: dict[str, str], tmp_path: Path) 
 def test_adapters_of_another_llm(checkpoint: Path, toy_paths: dict[str, str], tmp_path: Path) -> None:
     small = toy.write_llm(tmp_path / "small", layers=1)
     with pytest.raises(ConversionError, match=r"the LLM has no model.layers.1\S+ for its adapter; give the LLM"):
-        convert(checkpoint, tmp_path / "parts", "parts", Options(llm=small))
+        convert(checkpoint, tmp_path / "parts", "parts", ConversionOptions(llm=small))
 
 
 def test_settings_of_another_rank(model: Any, toy_paths: dict[str, str], tmp_path: Path) -> None:
     """Otherwise alpha would be a guess."""
     file = write_pth(tmp_path / "iter_1.pth", model.state_dict())
     with pytest.raises(ConversionError, match="has rank 4, but the settings say r=64"):
-        convert(file, tmp_path / "parts", "parts", Options(llm=toy_paths["llm"]))
+        convert(file, tmp_path / "parts", "parts", ConversionOptions(llm=toy_paths["llm"]))
 
 
 @pytest.mark.parametrize(

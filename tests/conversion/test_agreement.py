@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mg_llava.conversion import ConversionError, Options, convert, open_checkpoint
+from mg_llava.conversion import ConversionError, ConversionOptions, convert, open_checkpoint
 from mg_llava.registry import MODELS
 from tests import toy
 from tests.conversion.conftest import assert_same, config_values, write_pth
@@ -69,7 +69,7 @@ def check_agreement(model: Any, paths: dict[str, str], tmp_path: Path, **lora: A
         loaded = build(paths, **lora).eval()
         loaded.load_pretrained(str(tmp_path / name), whole=True)
         assert torch.equal(logits(loaded), expected), name
-    convert(file, tmp_path / "merged.pth", "mmengine", Options(merge=True))
+    convert(file, tmp_path / "merged.pth", "mmengine", ConversionOptions(merge=True))
     convert(file, tmp_path / "parts", "parts")
     convert(file, tmp_path / "hf", "hf")
     parts = {**paths, "llm": str(tmp_path / "parts" / "llm")}
@@ -118,7 +118,7 @@ def test_matrices_that_were_trained_apart_are_not_made_one(
         build(tied_paths, **lora).load_pretrained(str(file))
     with pytest.raises(ConversionError, match=r"lm_head.weight and model.embed_tokens.weight were trained apart"):
         convert(file, tmp_path / "parts", "parts")
-    convert(file, tmp_path / "parts", "parts", Options(llm=toy_paths["llm"]))
+    convert(file, tmp_path / "parts", "parts", ConversionOptions(llm=toy_paths["llm"]))
     parts = toy.build_model({**toy_paths, "llm": str(tmp_path / "parts" / "llm")}).eval()
     parts.load_pretrained(str(tmp_path / "parts" / "vision_part.safetensors"), whole=True)
     torch.testing.assert_close(logits(parts), logits(model), rtol=1e-4, atol=2e-4)

@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mg_llava.conversion import TARGETS, ConversionError, Options, convert, inspect, open_checkpoint
+from mg_llava.conversion import TARGETS, ConversionError, ConversionOptions, convert, inspect, open_checkpoint
 from mg_llava.conversion.convert import Target
 from mg_llava.conversion.published import vote_llm, vote_shapes
 from mg_llava.models.interfaces import Fusion, Seen
@@ -150,7 +150,7 @@ def test_llm_is_checked_against_its_configuration(
     short = {name: tensor for name, tensor in state.items() if "layers.1." not in name}
     assert not inspect(write_pth(tmp_path / "short.pth", short))[1].problems
     with pytest.raises(ConversionError, match=r"9 keys are missing: llm.model.layers.1"):
-        convert(tmp_path / "short.pth", tmp_path / "out.pth", "mmengine", Options(llm=toy_paths["llm"]))
+        convert(tmp_path / "short.pth", tmp_path / "out.pth", "mmengine", ConversionOptions(llm=toy_paths["llm"]))
 
 
 def test_variants_need_their_config(state: State, toy_paths: dict[str, str], tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_variants_need_their_config(state: State, toy_paths: dict[str, str], tmp
     file = write_pth(tmp_path / "iter_1.pth", variant)
     with pytest.raises(ConversionError, match=r"fuse_module is absent.*give --config"):
         convert(file, tmp_path / "out.pth", "mmengine")
-    convert(file, tmp_path / "out.pth", "mmengine", Options(config=config))
+    convert(file, tmp_path / "out.pth", "mmengine", ConversionOptions(config=config))
     assert_same(read(tmp_path / "out.pth"), variant)
 
 
@@ -195,7 +195,7 @@ def test_meta_data_of_the_run_is_kept(stage_2: Path, values: dict[str, Any], tmp
 
 
 def test_loads_in_training(published: Path, state: State, toy_paths: dict[str, str], tmp_path: Path) -> None:
-    convert(published, tmp_path / "a.pth", "mmengine", Options(dtype="float32"))
+    convert(published, tmp_path / "a.pth", "mmengine", ConversionOptions(dtype="float32"))
     model = toy.build_model(toy_paths, "full")
     report = load_parts(model, read(tmp_path / "a.pth"), "a.pth")
     assert not (report.missing or report.unknown or report.misshapen)
@@ -205,7 +205,7 @@ def test_loads_in_training(published: Path, state: State, toy_paths: dict[str, s
 
 def test_parts_and_back(stage_2: Path, state: State, toy_paths: dict[str, str], tmp_path: Path) -> None:
     target = tmp_path / "parts"
-    report = convert(stage_2, target, "parts", Options(max_shard_size="20KB"))
+    report = convert(stage_2, target, "parts", ConversionOptions(max_shard_size="20KB"))
     assert not report.problems
     shards = sorted(file.name for file in (target / "llm").glob("*.safetensors"))
     assert len(shards) > 2 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
@@ -248,7 +248,7 @@ def test_tied_weights_are_stored_once_and_come_back(
 
 
 def test_dtype(stage_2: Path, state: State, tmp_path: Path) -> None:
-    convert(stage_2, tmp_path / "a.pth", "reference", Options(dtype="float16"))
+    convert(stage_2, tmp_path / "a.pth", "reference", ConversionOptions(dtype="float16"))
     assert_same(read(tmp_path / "a.pth"), {name: tensor.half() for name, tensor in state.items()})
 
 
@@ -271,7 +271,7 @@ def test_the_base_llm_is_no_tuned_one(
     with pytest.raises(ConversionError, match=rf"iter_1\.pth .*has no LLM, but .*tuning='{tuning}'.*--add.*--llm"):
         convert(file, tmp_path / "out", to)
     assert not (tmp_path / "out").exists()
-    convert(file, tmp_path / "out", to, Options(llm=toy_paths["llm"]))
+    convert(file, tmp_path / "out", to, ConversionOptions(llm=toy_paths["llm"]))
 
 
 @MODELS.register_module()
@@ -292,7 +292,9 @@ def test_a_part_without_parameters(toy_paths: dict[str, str], tmp_path: Path, to
     changes = {"fusion": {"type": "mg_llava.BareConcat"}}
     model = MODELS.build(toy.model_config(toy_paths, "full", **changes))
     file = write_pth(tmp_path / "iter_1.pth", model.state_dict())
-    options = Options(config=write_config(tmp_path / "config.py", config_values(toy_paths, "full", **changes)))
+    options = ConversionOptions(
+        config=write_config(tmp_path / "config.py", config_values(toy_paths, "full", **changes))
+    )
     convert(file, tmp_path / "out", to, options)
     _, report = inspect(tmp_path / "out", options)
     assert not report.problems and "fuse_module" not in report.parts
@@ -372,7 +374,7 @@ def test_damaged_and_malicious_zero_shards(state: State, tmp_path: Path) -> None
     assert_same(read(tmp_path / "out.pth"), full)
     shard.write_bytes(shard.read_bytes()[:-2000])
     with pytest.raises(CheckpointError, match=r"zero_pp_rank_1_mp_rank_00_optim_states.pt .* cannot be read"):
-        convert(folder, tmp_path / "out.pth", "mmengine", Options(overwrite=True))
+        convert(folder, tmp_path / "out.pth", "mmengine", ConversionOptions(overwrite=True))
     assert_same(read(tmp_path / "out.pth"), full)
     torch.save({"something": 1}, shard)
     with pytest.raises(CheckpointError, match="has no 'optimizer_state_dict', so DeepSpeed did not write it"):

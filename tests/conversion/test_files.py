@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mmengine.config import Config
 from safetensors.torch import load_file, save_file
 
-from mg_llava.conversion import ConversionError, Options, convert, writers
+from mg_llava.conversion import ConversionError, ConversionOptions, convert, writers
 from mg_llava.conversion.files import StagedFolder
 from mg_llava.conversion.folder_writing import parse_size, plan_shards
 from mg_llava.conversion.writers import write_pth, write_safetensors
@@ -171,13 +171,16 @@ def test_existing_targets(stage_2: Path, state: State, tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"out.pth exists; give another name, or --overwrite"):
         convert(stage_2, target, "mmengine")
     assert target.read_bytes() == b"old"
-    convert(stage_2, target, "mmengine", Options(overwrite=True))
-    convert(target, target, "reference", Options(overwrite=True))  # onto itself
+    convert(stage_2, target, "mmengine", ConversionOptions(overwrite=True))
+    convert(target, target, "reference", ConversionOptions(overwrite=True))  # onto itself
     assert_same(read(target), state)
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
-    for options, message in ((Options(), "is not empty"), (Options(overwrite=True), "was not written by this tool")):
+    for options, message in (
+        (ConversionOptions(), "is not empty"),
+        (ConversionOptions(overwrite=True), "was not written by this tool"),
+    ):
         with pytest.raises(ConversionError, match=message):
             convert(stage_2, folder, "parts", options)
     assert names(folder) == {"thesis.txt"}
@@ -202,10 +205,10 @@ def test_failed_overwrite_leaves_the_old_folder(stage_2: Path, state: State, tmp
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="Permission denied"):
-        convert(stage_2, target, "parts", Options(overwrite=True, dtype="float16"))
+        convert(stage_2, target, "parts", ConversionOptions(overwrite=True, dtype="float16"))
     assert {file: file.read_bytes() for file in sorted(target.rglob("*")) if file.is_file()} == before
     monkeypatch.undo()
-    convert(stage_2, target, "parts", Options(overwrite=True, dtype="float16"))
+    convert(stage_2, target, "parts", ConversionOptions(overwrite=True, dtype="float16"))
     assert load_file(target / "llm" / "model.safetensors")["lm_head.weight"].dtype == torch.float16
     assert names(tmp_path) == {"out"}
 
@@ -213,7 +216,7 @@ def test_failed_overwrite_leaves_the_old_folder(stage_2: Path, state: State, tmp
 def test_disk_full_in_the_middle_of_a_folder_and_going_on(
     stage_2: Path, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, options = tmp_path / "out", Options(max_shard_size="20KB")
+    target, options = tmp_path / "out", ConversionOptions(max_shard_size="20KB")
     partial = tmp_path / ".out.partial" / "llm"
     write, calls = writers._write_tensor, []
 
@@ -313,7 +316,7 @@ def test_memory_is_that_of_a_few_tensors(
         write(file, name, StoredTensor(tensor.shape, tensor.dtype, read))
 
     monkeypatch.setattr(writers, "_write_tensor", observe)
-    options = Options(max_shard_size=f"{SHARD_MB}MB", merge=True)
+    options = ConversionOptions(max_shard_size=f"{SHARD_MB}MB", merge=True)
     given = large[source]
     for to in targets:
         convert(stage_2, tmp_path / f"warm_{to}", to)  # imports and caches

@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import DefaultScope
 from safetensors.torch import load_file, save_file
 
-from mg_llava.conversion import ConversionError, Options, convert, inspect, open_checkpoint
+from mg_llava.conversion import ConversionError, ConversionOptions, convert, inspect, open_checkpoint
 from mg_llava.data.collate import collate
 from mg_llava.models.weights.archive import CheckpointError
 from tests import toy
@@ -20,7 +20,7 @@ from tests.conversion.conftest import State, assert_same, config_values, read, w
 def folder(stage_2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder in several shards."""
     target = tmp_path_factory.mktemp("hf") / "model"
-    convert(stage_2, target, "hf", Options(max_shard_size="40KB"))
+    convert(stage_2, target, "hf", ConversionOptions(max_shard_size="40KB"))
     return target
 
 
@@ -54,7 +54,7 @@ def test_what_is_in_the_folder(folder: Path) -> None:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {name for name in names if name.endswith(".safetensors")}
     assert len(set(index["weight_map"].values())) > 2
-    checkpoint, report = inspect(folder, Options(verify=True))
+    checkpoint, report = inspect(folder, ConversionOptions(verify=True))
     assert checkpoint.kind == "Hugging Face folder" and not report.problems
     assert any(name.startswith("visual_encoder_aux.") for name in checkpoint.encoders)
     assert {"llm", "projector", "visual_encoder", "visual_encoder_aux"} <= report.parts.keys()
@@ -68,7 +68,7 @@ def test_loads_where_a_runner_has_set_mmengines_scope(folder: Path) -> None:
 
 
 def test_folder_to_folder(folder: Path, tmp_path: Path) -> None:
-    convert(folder, tmp_path / "half", "hf", Options(dtype="float16"))
+    convert(folder, tmp_path / "half", "hf", ConversionOptions(dtype="float16"))
     state = load_file(tmp_path / "half" / "model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "float16"
@@ -79,14 +79,14 @@ def test_folder_to_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_standalone(stage_2: Path, folder: Path, values: dict[str, Any], tmp_path: Path) -> None:
-    convert(stage_2, tmp_path / "alone", "hf", Options(standalone=True))
+    convert(stage_2, tmp_path / "alone", "hf", ConversionOptions(standalone=True))
     config = json.loads((tmp_path / "alone" / "config.json").read_text())
     for target in config["auto_map"].values():
         assert (tmp_path / "alone" / f"{target.split('.')[0]}.py").is_file()
     with pytest.raises(ConversionError, match=r"does not say what the model is made of; give .* --config"):
-        convert(folder, tmp_path / "again", "hf", Options(standalone=True))
+        convert(folder, tmp_path / "again", "hf", ConversionOptions(standalone=True))
     config_file = write_config(tmp_path / "config.py", values)
-    convert(folder, tmp_path / "again", "hf", Options(standalone=True, config=config_file))
+    convert(folder, tmp_path / "again", "hf", ConversionOptions(standalone=True, config=config_file))
     assert_same(
         load_file(tmp_path / "again" / "model.safetensors"), load_file(tmp_path / "alone" / "model.safetensors")
     )
@@ -96,7 +96,7 @@ def test_published_weights_with_a_config(published: Path, values: dict[str, Any]
     with pytest.raises(ConversionError, match=r"does not say which LLM .* --config"):
         convert(published, tmp_path / "hf", "hf")
     config = write_config(tmp_path / "config.py", values)
-    convert(published, tmp_path / "hf", "hf", Options(config=config))
+    convert(published, tmp_path / "hf", "hf", ConversionOptions(config=config))
     load(tmp_path / "hf")
 
 
@@ -157,7 +157,7 @@ def test_flipped_bit_is_found_by_verify(folder: Path, tmp_path: Path) -> None:
     shard.write_bytes(content)
     open_checkpoint(broken)
     with pytest.raises(ConversionError, match=f"{shard.name} differs from what manifest.json says"):
-        convert(broken, tmp_path / "a.pth", "reference", Options(verify=True))
+        convert(broken, tmp_path / "a.pth", "reference", ConversionOptions(verify=True))
 
 
 # -- xtuner convert pth_to_hf -----------------------------------------------------------------------------------------
@@ -220,5 +220,5 @@ def test_xtuners_converter_takes_encoders_that_were_trained(toy_paths: dict[str,
 @pytest.mark.parametrize("name", ["my-model-1.5", "v0.1", ".hidden"])
 def test_a_standalone_folder_with_a_dot_in_its_name_is_refused_before_anything_is_read(name, tmp_path):
     with pytest.raises(ConversionError, match=rf"dot in its name; write to '{name.replace('.', '_')}'"):
-        convert(tmp_path / "absent.pth", tmp_path / name, "hf", Options(standalone=True))
+        convert(tmp_path / "absent.pth", tmp_path / name, "hf", ConversionOptions(standalone=True))
     assert not (tmp_path / name).exists()

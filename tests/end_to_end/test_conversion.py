@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mg_llava.conversion import Options, convert, inspect
+from mg_llava.conversion import ConversionOptions, convert, inspect
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from tests.end_to_end.conftest import Project, train_split
 from tests.run import read_log, read_losses, run_xtuner
@@ -33,7 +33,7 @@ def test_zero_of_two_processes_equals_one_process(
 ) -> None:
     pytest.importorskip("deepspeed")
     split = train_split(project, stage1, f"deepspeed_zero{stage}")
-    config = Options(config=project.folder / "configs" / "stage2.py")
+    config = ConversionOptions(config=project.folder / "configs" / "stage2.py")
     for name, work_dir in (("split", split), ("alone", stage2)):
         convert(work_dir, tmp_path / name, "hf", config)
         convert(tmp_path / name, tmp_path / f"{name}.pth", "mmengine")
@@ -73,7 +73,7 @@ def test_zero_3_of_two_processes_is_one_process_bit_for_bit(project: Project, tm
             config, "--deepspeed", "deepspeed_zero3", "--cfg-options", *options, processes=times
         )
         assert (folders[name] / "iter_4.pth").exists(), output[-4000:]
-        convert(folders[name], tmp_path / name, "hf", Options(config=config))
+        convert(folders[name], tmp_path / name, "hf", ConversionOptions(config=config))
     once, twice = (stored(folder / "iter_4.pth") for folder in folders.values())
     assert sum(".lora_" in name for name in once) == 28 and same(once, twice)
     before = stored(folders["twice"] / "iter_2.pth")
@@ -138,7 +138,10 @@ def test_lora_checkpoint_merges_to_the_same_answers(project: Project, lora: Path
 
     apart = Predictor.from_pretrained(project.folder / "configs" / "lora.py", lora / "iter_8.pth", device="cpu")
     convert(
-        lora, tmp_path / "merged.pth", "mmengine", Options(merge=True, config=project.folder / "configs" / "lora.py")
+        lora,
+        tmp_path / "merged.pth",
+        "mmengine",
+        ConversionOptions(merge=True, config=project.folder / "configs" / "lora.py"),
     )
     tuned = project.config("merged", "instruct", batch_size=2, seed=0, pretrained_pth=None)
     assert ask(Predictor.from_pretrained(tuned, tmp_path / "merged.pth", device="cpu")) == ask(apart)

@@ -17,7 +17,7 @@ from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import Turn, make_box_record
 from mg_llava.data.text.conversation import Template, encode_conversation, encode_prompt
 from mg_llava.hf import MGLLaVAImageProcessor, MGLLaVAProcessor
-from mg_llava.hf.prompts import chat_template, encode_text, template_of, template_to_dict, to_turns
+from mg_llava.hf.prompts import chat_template, encode_written_prompt, template_of, template_to_dict, to_turns
 from tests import toy
 from tests.hf.conftest import BOXES, Exported, make_picture
 
@@ -61,10 +61,10 @@ def test_written_prompt_has_the_ids_of_training(
         turns += [Turn("gpt", f"{number} digits"), Turn("human", f"and {number}?")]
     text = written(as_messages(turns, system), template, tokenizer)
     wanted = encode_prompt(turns, tokenizer, template, system)
-    assert encode_text(text, tokenizer, template) == wanted
+    assert encode_written_prompt(text, tokenizer, template) == wanted
     bos = tokenizer.bos_token
     assert text.startswith(bos)
-    assert encode_text(text.removeprefix(bos), tokenizer, template) == wanted
+    assert encode_written_prompt(text.removeprefix(bos), tokenizer, template) == wanted
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,7 +74,7 @@ def test_any_words_have_the_ids_of_training(name: str, first: str, answer: str, 
     tokenizer = _TOKENIZER[0]
     turns = [Turn("human", "<image>\n" + first), Turn("gpt", answer), Turn("human", second)]
     text = written(as_messages(turns), template, tokenizer)
-    assert encode_text(text, tokenizer, template) == encode_prompt(turns, tokenizer, template)
+    assert encode_written_prompt(text, tokenizer, template) == encode_prompt(turns, tokenizer, template)
 
 
 _TOKENIZER: list[Any] = []
@@ -100,7 +100,7 @@ def test_sentencepiece_like_tokenizer(tmp_path: Path) -> None:
     turns = [Turn("human", "<image>\nwhat?"), Turn("gpt", "a digit"), Turn("human", "is it?")]
     text = written(as_messages(turns), template, tokenizer)
     wanted = encode_prompt(turns, tokenizer, template)
-    assert encode_text(text, tokenizer, template) == wanted
+    assert encode_written_prompt(text, tokenizer, template) == wanted
     assert tokenizer.encode(text.split("<image>")[1], add_special_tokens=False) != wanted[wanted.index(-200) + 1 :]
 
 
@@ -112,7 +112,7 @@ def test_bos_that_the_template_writes_itself(toy_paths: dict[str, str]) -> None:
     for system in ("", "Be brief."):
         text = written(as_messages(turns, system), template, tokenizer)
         assert "<|im_start|><|im_start|>" not in text and text.startswith("<|im_start|>")
-        assert encode_text(text, tokenizer, template) == encode_prompt(turns, tokenizer, template, system)
+        assert encode_written_prompt(text, tokenizer, template) == encode_prompt(turns, tokenizer, template, system)
 
 
 def test_messages(processor: MGLLaVAProcessor) -> None:

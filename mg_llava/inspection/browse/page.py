@@ -25,7 +25,7 @@ img { max-width: 100%; border: 1px solid #d4d7dd }
 """
 
 
-def write_page(title: str, samples: Sequence[tuple[SampleView, str]], problems: Sequence[str] = ()) -> str:
+def render_page(title: str, samples: Sequence[tuple[SampleView, str]], problems: Sequence[str] = ()) -> str:
     """The page of samples, each with the file name of its drawing, and messages about others."""
     colors = "".join(
         f".{key}{shade} {{ background: {color} }}\n"

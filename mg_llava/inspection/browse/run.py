@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mg_llava.data.config import find_dataset
 from mg_llava.data.mixture import sources_of
 from mg_llava.inspection.browse.drawing import draw_sample
-from mg_llava.inspection.browse.page import write_page
+from mg_llava.inspection.browse.page import render_page
 from mg_llava.inspection.browse.samples import SampleView, view_sample
 from mg_llava.registry import DATASETS
 
@@ -23,7 +23,7 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSample:
     """A sample to look at: its source, its number there and, where known, its number in the whole data set."""
 
     source: Any
@@ -68,18 +68,18 @@ class SampleChooser:
                 raise ValueError(f"{found}; the sources are: {self._names}")
             self.dataset, self.sources, self._names = named[0], named, source
 
-    def by_position(self, positions: Iterable[int]) -> tuple[list[Choice], list[str]]:
+    def by_position(self, positions: Iterable[int]) -> tuple[list[ChosenSample], list[str]]:
         """Samples by their numbers; and a message for each number that does not exist."""
         count, positions = len(self.dataset), list(dict.fromkeys(positions))
-        found = [Choice(*locate(self.dataset, place), place) for place in positions if 0 <= place < count]
+        found = [ChosenSample(*locate(self.dataset, place), place) for place in positions if 0 <= place < count]
         absent = [place for place in positions if not 0 <= place < count]
         return found, [f"sample {place} does not exist; there are samples 0 to {count - 1}" for place in absent]
 
-    def by_id(self, ids: Sequence[str], watch: Watch) -> tuple[list[Choice], list[str]]:
+    def by_id(self, ids: Sequence[str], watch: Watch) -> tuple[list[ChosenSample], list[str]]:
         """The first record with each id, over all sources; and a message for each id that no record has."""
-        found: dict[str, Choice | None] = dict.fromkeys(ids)
+        found: dict[str, ChosenSample | None] = dict.fromkeys(ids)
         waiting = set(ids)
-        choices = (Choice(source, index) for source in self.sources for index in range(len(source)))
+        choices = (ChosenSample(source, index) for source in self.sources for index in range(len(source)))
         for choice in watch(choices, sum(map(len, self.sources)), "records"):
             record_id = choice.source.record(choice.index).id
             if record_id in waiting:
@@ -90,7 +90,7 @@ class SampleChooser:
         problems = [f"no record of {self._names} has the id {name!r}" for name in found if name in waiting]
         return [choice for choice in found.values() if choice is not None], problems
 
-    def at_random(self, count: int, seed: int) -> tuple[list[Choice], list[str]]:
+    def at_random(self, count: int, seed: int) -> tuple[list[ChosenSample], list[str]]:
         """``count`` different samples (all, where there are fewer), in the order of their numbers; no messages."""
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(self.dataset), min(count, len(self.dataset)), replace=False)
@@ -110,7 +110,7 @@ def locate(dataset: Any, position: int) -> tuple[Any, int]:
 
 
 def write_samples(
-    choices: Sequence[Choice],
+    choices: Sequence[ChosenSample],
     out: Path,
     watch: Watch,
     title: str = "samples",
@@ -154,7 +154,7 @@ def write_samples(
         head = f'{{"title": {_to_json(title)},\n"problems": {_to_json(messages)},\n"samples": [\n'
         (out / "samples.json").write_text(f"{head}{samples}\n]}}\n", encoding="utf-8")
         if html:
-            (out / "index.html").write_text(write_page(title, done, messages), encoding="utf-8")
+            (out / "index.html").write_text(render_page(title, done, messages), encoding="utf-8")
     return messages
 
 

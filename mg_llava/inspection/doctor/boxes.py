@@ -14,7 +14,7 @@ from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.inspection.doctor.coordinates import Mapped, map_and_return
 from mg_llava.inspection.doctor.findings import Found
 from mg_llava.inspection.doctor.images import PictureFacts, picture_findings
-from mg_llava.inspection.doctor.sources import Source, UsedRecord
+from mg_llava.inspection.doctor.sources import OpenedSource, UsedRecord
 
 _SHARE_LIMIT = 1.5
 """Largest coordinate of boxes that are shares of the picture: 1, and what detectors add at the edges."""
@@ -70,7 +70,7 @@ class LinkResult:
 class LinkCheck(NamedTuple):
     """The sources, facts of all pictures by path and limit, and evaluation pictures by content."""
 
-    sources: Sequence[Source]
+    sources: Sequence[OpenedSource]
     facts: Mapping[tuple[str, int | None], PictureFacts]
     evaluation: Mapping[str, str]
 
@@ -180,7 +180,7 @@ def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedR
 
 
 def _check_boxes(
-    source: Source, facts: PictureFacts | None, key: str, used: UsedRecord, limits: Limits, result: LinkResult
+    source: OpenedSource, facts: PictureFacts | None, key: str, used: UsedRecord, limits: Limits, result: LinkResult
 ) -> int:
     """Check the boxes of one picture, and their way to the canvas and back; returns the number of box tokens."""
     table, row, record = source.table, None, NO_BOXES

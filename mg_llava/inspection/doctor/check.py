@@ -17,8 +17,8 @@ from mg_llava.inspection.doctor.findings import Found
 from mg_llava.inspection.doctor.images import PictureCheck, PictureFacts, append_cache, check_pictures, read_cache
 from mg_llava.inspection.doctor.leakage import EvalPicture, hash_eval_pictures, list_eval_pictures
 from mg_llava.inspection.doctor.opening import open_sources
-from mg_llava.inspection.doctor.report import Report
-from mg_llava.inspection.doctor.sources import Source, UsedRecord
+from mg_llava.inspection.doctor.report import CheckReport
+from mg_llava.inspection.doctor.sources import OpenedSource, UsedRecord
 from mg_llava.inspection.doctor.summary import conclude
 from mg_llava.inspection.doctor.texts import check_template, check_texts
 from mg_llava.registry import MODELS
@@ -30,7 +30,7 @@ _PICTURES_A_JOB = 32
 
 
 @dataclass(frozen=True)
-class Options:
+class CheckOptions:
     """How to check.
 
     Attributes:
@@ -56,7 +56,7 @@ class LLMSizes:
     embeddings: int | None = None
 
 
-def check_config(config: Any, options: Options) -> Report:
+def check_training_data(config: Any, options: CheckOptions) -> CheckReport:
     """Check the training data of a config.
 
     Raises:
@@ -70,9 +70,9 @@ def check_config(config: Any, options: Options) -> Report:
 
 
 def check_dataset(
-    dataset: Mapping[str, Any], options: Options, llm: LLMSizes | None = None, tokens: TokenCount | None = None
-) -> Report:
-    """Check a training set from its settings as plain values; see ``check_config``.
+    dataset: Mapping[str, Any], options: CheckOptions, llm: LLMSizes | None = None, tokens: TokenCount | None = None
+) -> CheckReport:
+    """Check a training set from its settings as plain values; see ``check_training_data``.
 
     ``llm`` and ``tokens`` of a picture are what is known of the config's model.
     """
@@ -99,10 +99,12 @@ def check_dataset(
     links = _check_links(LinkCheck(sources, facts, names), options)
     for source, result in zip(sources, links, strict=True):
         conclude(source, result, llm.positions, options.limit is not None)
-    return Report(sources, len(names) if options.evaluation else None)
+    return CheckReport(sources, len(names) if options.evaluation else None)
 
 
-def _run(function: Any, jobs: Sequence[Any], shared: Any, title: str, options: Options) -> Iterator[tuple[Any, Any]]:
+def _run(
+    function: Any, jobs: Sequence[Any], shared: Any, title: str, options: CheckOptions
+) -> Iterator[tuple[Any, Any]]:
     """Each job, which ends with a start and a stop, and its result."""
     workers, sizes = options.workers or available_cores(), [job[-1] - job[-2] for job in jobs]
     with tqdm(total=sum(sizes), desc=title, unit="", unit_scale=True, disable=not options.show_progress) as bar:
@@ -116,7 +118,7 @@ def _jobs_of(counts: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(number, *part) for number, count in enumerate(counts) for part in split(count, _RECORDS_A_JOB)]
 
 
-def _check_texts(sources: Sequence[Source], options: Options) -> None:
+def _check_texts(sources: Sequence[OpenedSource], options: CheckOptions) -> None:
     jobs = _jobs_of([len(source.indices) for source in sources])
     for (number, _, _), result in _run(check_texts, jobs, sources, "records", options):
         sources[number].findings.extend(result.found)
@@ -134,7 +136,7 @@ def _check_texts(sources: Sequence[Source], options: Options) -> None:
             source.tell("no_records", detail=f"none of {len(source.indices)} records")
 
 
-def _duplicates(source: Source, used: Sequence[UsedRecord]) -> Iterator[Found]:
+def _duplicates(source: OpenedSource, used: Sequence[UsedRecord]) -> Iterator[Found]:
     first: dict[str, UsedRecord] = {}
     for record in used:
         other = first.setdefault(record.id, record)
@@ -144,7 +146,7 @@ def _duplicates(source: Source, used: Sequence[UsedRecord]) -> Iterator[Found]:
             yield Found(kind, record.id, record.row, f"first in record {other.row}")
 
 
-def _hash_evaluation(evaluation: Sequence[EvalPicture], first: Source, options: Options) -> dict[str, str]:
+def _hash_evaluation(evaluation: Sequence[EvalPicture], first: OpenedSource, options: CheckOptions) -> dict[str, str]:
     names: dict[str, str] = {}
     jobs = split(len(evaluation), _PICTURES_A_JOB)
     for _, (found_names, found) in _run(hash_eval_pictures, jobs, evaluation, "evaluation", options):
@@ -154,7 +156,7 @@ def _hash_evaluation(evaluation: Sequence[EvalPicture], first: Source, options: 
 
 
 def _check_pictures(
-    sources: Sequence[Source], options: Options, has_evaluation: bool
+    sources: Sequence[OpenedSource], options: CheckOptions, has_evaluation: bool
 ) -> dict[tuple[str, int | None], PictureFacts]:
     """Facts of every picture file, by path and limit."""
     wanted = {
@@ -175,7 +177,7 @@ def _check_pictures(
     return facts
 
 
-def _check_links(check: LinkCheck, options: Options) -> list[list[LinkResult]]:
+def _check_links(check: LinkCheck, options: CheckOptions) -> list[list[LinkResult]]:
     sources = check.sources
     links: list[list[LinkResult]] = [[] for _ in sources]
     jobs = _jobs_of([len(source.used) for source in sources])
@@ -188,9 +190,9 @@ def _check_links(check: LinkCheck, options: Options) -> list[list[LinkResult]]:
     return links
 
 
-def _find_unused_boxes(sources: Sequence[Source]) -> None:
+def _find_unused_boxes(sources: Sequence[OpenedSource]) -> None:
     """Several sources may share a box file; it is told of once, with the first of them."""
-    by_file: dict[str, list[Source]] = defaultdict(list)
+    by_file: dict[str, list[OpenedSource]] = defaultdict(list)
     for source in sources:
         by_file[str(source.arguments["box_path"])].append(source)
     for group in by_file.values():

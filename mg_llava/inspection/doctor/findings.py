@@ -17,7 +17,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 _KEPT = 1000
 
 
-class Kind(NamedTuple):
+class FindingKind(NamedTuple):
     """One thing that can be wrong.
 
     Attributes:
@@ -31,13 +31,13 @@ class Kind(NamedTuple):
     level: Level
 
 
-def _read_kinds() -> dict[str, Kind]:
+def _read_kinds() -> dict[str, FindingKind]:
     text = Path(__file__).with_suffix(".tsv").read_text(encoding="utf-8")
     rows: Iterable[dict[str, Any]] = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    return {row.pop("kind"): Kind(**row) for row in rows}
+    return {row.pop("kind"): FindingKind(**row) for row in rows}
 
 
-KINDS: dict[str, Kind] = _read_kinds()
+KINDS: dict[str, FindingKind] = _read_kinds()
 """The table of all findings, in the order of reports."""
 
 PICTURE_FAULTS: dict[PictureFault, str] = {

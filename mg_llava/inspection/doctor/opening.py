@@ -22,7 +22,7 @@ from mg_llava.data.settings import GROUPS, build_group, build_tokens, unknown_se
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import TokenizerError, build_tokenizer
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Found
-from mg_llava.inspection.doctor.sources import Source
+from mg_llava.inspection.doctor.sources import OpenedSource
 from mg_llava.registry import DATASETS
 
 _FEW = 3
@@ -32,7 +32,7 @@ _POLICIES |= {"bad_boxes": "bad_box_record", **dict.fromkeys(PICTURE_FAULTS.valu
 """The policies that say how much a kind of finding weighs."""
 
 
-def open_sources(dataset: Mapping[str, Any], limit: int | None = None) -> list[Source]:
+def open_sources(dataset: Mapping[str, Any], limit: int | None = None) -> list[OpenedSource]:
     """Open every source; what fails is in the findings of its source.
 
     Args:
@@ -50,11 +50,11 @@ def open_sources(dataset: Mapping[str, Any], limit: int | None = None) -> list[S
     return sources
 
 
-def _open(arguments: Mapping[str, Any], number: int, limit: int | None, known: dict[str, Any]) -> Source:
+def _open(arguments: Mapping[str, Any], number: int, limit: int | None, known: dict[str, Any]) -> OpenedSource:
     """A source from its arguments; ``known`` keeps tokenizers and box files, which several sources may share."""
     merged = {**dict.fromkeys(SETTINGS), **arguments}
     path = merged["data_path"]
-    source = Source(str(merged["name"] or (Path(path).stem if path else f"source {number}")), merged)
+    source = OpenedSource(str(merged["name"] or (Path(path).stem if path else f"source {number}")), merged)
     if not path or not _is_known_type(arguments.get("type")):
         detail = f"type {arguments.get('type')}; LLaVADataset and mixtures of it are known"
         source.tell("unknown_dataset", detail=detail)
@@ -77,7 +77,7 @@ def _is_known_type(kind: Any) -> bool:
     return kind is None or (inspect.isclass(found) and issubclass(found, LLaVADataset))
 
 
-def _open_settings(source: Source, arguments: Mapping[str, Any]) -> None:
+def _open_settings(source: OpenedSource, arguments: Mapping[str, Any]) -> None:
     """Build what ``LLaVADataset`` builds of its settings; what it would refuse is a finding."""
     for problem in unknown_settings(set(arguments) - {"type"}, SETTINGS, "LLaVADataset"):
         source.tell("config_setting", detail=problem)
@@ -96,7 +96,7 @@ def _open_settings(source: Source, arguments: Mapping[str, Any]) -> None:
         source.findings.levels[kind] = "error" if getattr(source.faults, name) == "error" else "warning"
 
 
-def _open_records(source: Source, limit: int | None) -> None:
+def _open_records(source: OpenedSource, limit: int | None) -> None:
     with source.telling("records_file", source.data_path, RecordError, OSError, ImportError):
         records = open_records(source.data_path)
         drawn = draw(len(records), source.draw.max_dataset_length, source.draw.seed)  # the length reads the file
@@ -108,7 +108,7 @@ def _open_records(source: Source, limit: int | None) -> None:
             source.indices = source.indices[np.unique(places.astype(np.int64))]
 
 
-def _open_text_parts(source: Source, known: dict[str, Any]) -> None:
+def _open_text_parts(source: OpenedSource, known: dict[str, Any]) -> None:
     spec = source.arguments["tokenizer"]
     name = f"tokenizer {json.dumps(spec, sort_keys=True, default=str)}"
     with source.telling("config_setting", "tokenizer", TokenizerError, TypeError, ImportError):
@@ -119,7 +119,7 @@ def _open_text_parts(source: Source, known: dict[str, Any]) -> None:
         source.template = Template.build(source.arguments["template"])
 
 
-def _open_picture_parts(source: Source) -> None:
+def _open_picture_parts(source: OpenedSource) -> None:
     with source.telling("config_setting", "picture_processor", *_BROKEN_PART):
         source.processor = build_transform(source.arguments["picture_processor"])
     weaker = ["deep_gray", "transparency"] if getattr(source.processor, "mode", None) == "exact" else []
@@ -127,7 +127,7 @@ def _open_picture_parts(source: Source) -> None:
     source.findings.levels |= dict.fromkeys(weaker, "note")
 
 
-def _read_boxes(source: Source, path: str) -> tuple[BoxTable | None, frozenset[str]]:
+def _read_boxes(source: OpenedSource, path: str) -> tuple[BoxTable | None, frozenset[str]]:
     """The good records of a box file, and the ids of the bad ones."""
     with source.telling("box_file", path, RecordError, OSError, what="box_path: "):
         if Path(path).suffix not in (".json", ".jsonl"):

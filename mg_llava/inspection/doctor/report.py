@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mg_llava.inspection.doctor.findings import KINDS, LEVELS, Findings
-from mg_llava.inspection.doctor.sources import Source
+from mg_llava.inspection.doctor.sources import OpenedSource
 
 _BAR = 40
 _SHOWN_CHARACTERS = 160
@@ -13,7 +13,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """The result of a check of all sources of a config.
 
     Attributes:
@@ -22,7 +22,7 @@ class Report:
             for.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[OpenedSource]
     evaluation: int | None = None
 
     @property

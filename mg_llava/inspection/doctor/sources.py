@@ -37,7 +37,7 @@ class UsedRecord(NamedTuple):
 
 
 @dataclass
-class Source:
+class OpenedSource:
     """One source of a training set, as far as it can be opened; what is None could not be, or is not configured.
 
     Attributes:

@@ -9,13 +9,13 @@ from mg_llava.data.faults import FAULTS
 from mg_llava.inspection.doctor.boxes import LinkResult
 from mg_llava.inspection.doctor.coordinates import Mapped, bound_of, draw_and_find, pixel_bound
 from mg_llava.inspection.doctor.findings import Found
-from mg_llava.inspection.doctor.sources import Source, UsedRecord
+from mg_llava.inspection.doctor.sources import OpenedSource, UsedRecord
 from mg_llava.inspection.doctor.verdicts import judge_source
 
 _DRAWN = 16
 
 
-def conclude(source: Source, links: Sequence[LinkResult], positions: int | None, is_part: bool) -> None:
+def conclude(source: OpenedSource, links: Sequence[LinkResult], positions: int | None, is_part: bool) -> None:
     """Judge the whole of a source and sum it up, in its findings and its summary.
 
     Args:
@@ -80,7 +80,7 @@ def _spread(lengths: Sequence[int], more: dict[str, Any]) -> dict[str, Any]:
     return {"median": middle, "percentile_95": high, "longest": max(lengths), **more}
 
 
-def _prove(source: Source, mapped: Sequence[Mapped]) -> dict[str, Any]:
+def _prove(source: OpenedSource, mapped: Sequence[Mapped]) -> dict[str, Any]:
     """Errors of boxes on the way to the canvas and back, and of some that are drawn."""
     if not mapped:
         return {}

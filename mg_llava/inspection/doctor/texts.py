@@ -17,7 +17,7 @@ from mg_llava.data.records.schema import (
 from mg_llava.data.text.budget import BudgetError
 from mg_llava.data.text.conversation import NoLabelError, Template, encode_conversation
 from mg_llava.inspection.doctor.findings import Found
-from mg_llava.inspection.doctor.sources import Source, UsedRecord
+from mg_llava.inspection.doctor.sources import OpenedSource, UsedRecord
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_PLACEHOLDER
 
 _SHOWN = 20
@@ -35,7 +35,7 @@ class TextResult(NamedTuple):
     used: list[UsedRecord]
 
 
-def check_texts(sources: Sequence[Source], job: tuple[int, int, int]) -> TextResult:
+def check_texts(sources: Sequence[OpenedSource], job: tuple[int, int, int]) -> TextResult:
     """Check a range of the records of a source: its number, and start and stop in its ``indices``."""
     number, start, stop = job
     source = sources[number]
@@ -66,7 +66,7 @@ def check_texts(sources: Sequence[Source], job: tuple[int, int, int]) -> TextRes
     return result
 
 
-def check_template(source: Source) -> dict[str, str]:
+def check_template(source: OpenedSource) -> dict[str, str]:
     """Check that template and tokenizer fit together; takes the tokenizer away where nothing can be encoded.
 
     Returns:
@@ -98,7 +98,7 @@ def decode(tokenizer: Any, ids: list[list[int]]) -> list[str]:
     return tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _special_pattern(source: Source) -> re.Pattern[str]:
+def _special_pattern(source: OpenedSource) -> re.Pattern[str]:
     """Strings that the tokenizer, or the template's stop words, take for more than text."""
     if source.tokenizer is None:
         return _NOTHING
@@ -140,7 +140,7 @@ def _odd_turns(turns: Sequence[Turn]) -> Iterator[str]:
         yield "it ends with a question, which is dropped"
 
 
-def _measure(source: Source, record: LLaVARecord, row: int, found: list[Found]) -> UsedRecord:
+def _measure(source: OpenedSource, record: LLaVARecord, row: int, found: list[Found]) -> UsedRecord:
     """Lengths, and whether labels are left."""
     is_video = record.video is not None
     used = UsedRecord(row, record.id, record.images, 0, 0, True, is_video)

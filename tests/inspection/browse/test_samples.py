@@ -17,8 +17,8 @@ from mg_llava.data.mixture import MixtureDataset
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.inspection.browse.drawing import REASON_COLORS, TOKEN_COLORS, draw_sample, visible
-from mg_llava.inspection.browse.page import write_page
-from mg_llava.inspection.browse.run import Choice, SampleChooser, load_dataset, locate, write_samples
+from mg_llava.inspection.browse.page import render_page
+from mg_llava.inspection.browse.run import ChosenSample, SampleChooser, load_dataset, locate, write_samples
 from mg_llava.inspection.browse.samples import SampleView, Token, decode_token, view_sample
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests import toy
@@ -184,7 +184,7 @@ def test_any_boxes_can_be_drawn(data: dict[str, str], width: int, height: int, c
 
 def test_page_has_the_tokens_and_escapes() -> None:
     view = SampleView("s<1>", 3, 3, "a&b", (), (Token("text", "<s>", 1), Token("text", " yes\n", 2, True)), ("so",))
-    page = write_page("a < b", [(view, "x.png")], ["sample 9 is <bad>"])
+    page = render_page("a < b", [(view, "x.png")], ["sample 9 is <bad>"])
     assert '<span class="text0" title="1">&lt;s&gt;</span>' in page
     assert '<span class="supervised1" title="2"> yes\\n</span><br>' in page
     for part in ("a &lt; b", "s&lt;1&gt; [3]", "a&amp;b", 'src="x.png"', "sample 9 is &lt;bad&gt;", "so"):
@@ -195,7 +195,7 @@ def test_page_has_the_tokens_and_escapes() -> None:
 def test_files_are_written_and_bad_samples_named(data: dict[str, str], tmp_path: Path) -> None:
     source = make(data)
     broken = make(data, image_folder=tmp_path, name="broken/one")
-    choices = [Choice(source, 0, 0), Choice(broken, 0), Choice(source, 3, 3)]
+    choices = [ChosenSample(source, 0, 0), ChosenSample(broken, 0), ChosenSample(source, 3, 3)]
     out = tmp_path / "new" / "out"
     problems = write_samples(choices, out, watch, "title", html=True, problems=["sample 99 does not exist"])
     assert problems[0] == "sample 99 does not exist" and len(problems) == 2
@@ -218,7 +218,7 @@ def test_names_of_files_are_safe(data: dict[str, str], tmp_path: Path) -> None:
     rows[0]["id"] = "../a/b:c?" + "x" * 300
     (tmp_path / "one.json").write_text(json.dumps(rows))
     source = make(data, data_path=tmp_path / "one.json", name="é n")
-    assert write_samples([Choice(source, 0)], tmp_path / "out", watch) == []
+    assert write_samples([ChosenSample(source, 0)], tmp_path / "out", watch) == []
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
 
 

@@ -10,14 +10,14 @@ from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.text.conversation import NoLabelError
 from mg_llava.data.text.tokenizer import build_tokenizer
-from mg_llava.inspection.doctor import KINDS, ConfigError, Options, check_dataset
+from mg_llava.inspection.doctor import KINDS, CheckOptions, ConfigError, check_dataset
 from mg_llava.inspection.doctor import check as check_module
 from mg_llava.inspection.doctor import images as images_module
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS
 from mg_llava.registry import DATASETS
 from tests.data.broken import write_broken, write_clean
 
-QUIET = Options(workers=1, show_progress=False)
+QUIET = CheckOptions(workers=1, show_progress=False)
 
 
 def ids_by_kind(report, source=0):
@@ -41,7 +41,7 @@ def clean(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(broken):
-    options = Options(workers=2, evaluation=(broken.evaluation(),), show_progress=False)
+    options = CheckOptions(workers=2, evaluation=(broken.evaluation(),), show_progress=False)
     return check_dataset(broken.arguments(), options)
 
 
@@ -257,7 +257,7 @@ def test_a_data_set_of_another_kind_is_said_to_be_unchecked(clean):
 
 
 def test_limit_takes_records_from_all_over(broken):
-    report = check_dataset(broken.arguments(), Options(workers=1, limit=10, show_progress=False))
+    report = check_dataset(broken.arguments(), CheckOptions(workers=1, limit=10, show_progress=False))
     summary = report.sources[0].summary
     assert summary["checked"] == 10 and summary["records"] == 56
     rows = {found.row for all_ in report.sources[0].findings.examples.values() for found in all_}
@@ -283,7 +283,7 @@ def test_a_killed_check_goes_on_with_the_same_report(broken, tmp_path, monkeypat
     limit = None
     wanted = check_dataset(broken.arguments(), QUIET).to_dict()
     total = len(examined)
-    options = Options(workers=1, cache=tmp_path / "cache.jsonl", show_progress=False)
+    options = CheckOptions(workers=1, cache=tmp_path / "cache.jsonl", show_progress=False)
     examined.clear()
     limit = 18
     with pytest.raises(Killed):
@@ -303,7 +303,7 @@ def test_a_killed_check_goes_on_with_the_same_report(broken, tmp_path, monkeypat
 
 
 def test_a_changed_picture_is_read_again(clean, tmp_path):
-    options = Options(workers=1, cache=tmp_path / "cache.jsonl", show_progress=False)
+    options = CheckOptions(workers=1, cache=tmp_path / "cache.jsonl", show_progress=False)
     data = write_clean(tmp_path / "data", records=2)
     assert check_dataset(data.arguments(), options).warnings == 0
     path = data.folder / "images" / "good_1.png"
@@ -312,7 +312,7 @@ def test_a_changed_picture_is_read_again(clean, tmp_path):
 
 
 def test_hashes_are_made_when_they_are_needed(broken, tmp_path):
-    options = Options(workers=1, cache=tmp_path / "cache.jsonl", show_progress=False)
+    options = CheckOptions(workers=1, cache=tmp_path / "cache.jsonl", show_progress=False)
     assert "eval_leak" not in ids_by_kind(check_dataset(broken.arguments(), options))
     for _ in range(2):
         again = replace(options, evaluation=(broken.evaluation(),))

@@ -19,11 +19,11 @@ from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
 from mg_llava.inspection.doctor import check as check_module
 from mg_llava.inspection.doctor.boxes import judge_boxes, judge_values, measure_boxes
-from mg_llava.inspection.doctor.check import Options, check_dataset
+from mg_llava.inspection.doctor.check import CheckOptions, check_dataset
 from mg_llava.inspection.doctor.coordinates import bound_of, draw_and_find, map_and_return, pixel_bound
 from mg_llava.inspection.doctor.findings import KINDS, LEVELS
 from mg_llava.inspection.doctor.leakage import hash_eval_pictures, list_eval_pictures
-from mg_llava.inspection.doctor.sources import Source
+from mg_llava.inspection.doctor.sources import OpenedSource
 from mg_llava.inspection.doctor.summary import length_summary
 from mg_llava.inspection.doctor.texts import _odd_turns, check_template, check_texts, decode
 from mg_llava.inspection.doctor.verdicts import judge_source
@@ -198,7 +198,9 @@ def test_a_processor_that_forgets_the_padding_is_caught(tmp_path):
     try:
         data = write_clean(tmp_path / "data", records=2)
         processor = {"type": "mg_llava.ForgetfulProcessor", "image_size": 64, "mode": "exact"}
-        report = check_dataset(data.arguments(picture_processor=processor), Options(workers=1, show_progress=False))
+        report = check_dataset(
+            data.arguments(picture_processor=processor), CheckOptions(workers=1, show_progress=False)
+        )
         details = [found.detail for found in report.sources[0].findings.examples["coordinates"]]
         assert len(details) == 2 and "canvas pixels off" in details[0] and "a drawn box is" in details[1]
         assert report.errors == 2
@@ -211,7 +213,7 @@ def source_of(tokenizer, *texts, template="vicuna", **arguments):
     records = [{"id": "r", "conversations": turns_of(*texts)}]
     settings = {"data_path": "a.json", **arguments}
     budget = TokenBudget(**arguments)
-    return Source(
+    return OpenedSource(
         "s",
         settings,
         records=records,

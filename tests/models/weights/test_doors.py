@@ -110,11 +110,11 @@ def convert(folder, spoil):
 
 
 def add_to_conversion(folder, spoil):
-    from mg_llava.conversion import Options, convert
+    from mg_llava.conversion import ConversionOptions, convert
 
     (folder / "adapter_config.json").write_text("{}")
     spoil(folder, "adapter_model.bin")
-    convert(folder, folder.with_name("out"), "parts", Options(add=[folder]))
+    convert(folder, folder.with_name("out"), "parts", ConversionOptions(add=[folder]))
 
 
 DOORS: dict[str, tuple[str, Callable[[Path, Spoil], None]]] = {

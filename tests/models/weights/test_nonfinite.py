@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mg_llava.conversion import Options, inspect
+from mg_llava.conversion import ConversionOptions, inspect
 from mg_llava.conversion.files import ConversionError
 from mg_llava.models.weights.stored import map_weights, nonfinite_names
 from tests import toy
@@ -45,12 +45,12 @@ def test_verify_names_them(stage_1, tmp_path, name, value):
     path = write(stage_1, tmp_path / "bad.pth", name, value)
     inspect(path)  # looks at names and shapes alone
     with pytest.raises(ConversionError, match=rf"bad.pth holds nan or inf in 1 tensors, e\.g\. {name};"):
-        inspect(path, Options(verify=True))
+        inspect(path, ConversionOptions(verify=True))
 
 
 def test_finite_ones_pass(toy_paths, stage_1, tmp_path):
     path = write(stage_1, tmp_path / "good.pth", "projector.model.0.weight", 1e30)
-    assert not inspect(path, Options(verify=True))[1].problems
+    assert not inspect(path, ConversionOptions(verify=True))[1].problems
     model = toy.build_model(toy_paths, "full", pretrained_pth=str(path))
     assert model.projector.model[0].weight.max() == 1e30
 

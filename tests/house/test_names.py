@@ -1,0 +1,99 @@
+"""Public names mean one thing: no two modules of the package define the same one."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+
+from tests.house.source import compare, package_files
+
+SHARED = {"AFTER", "HELP", "CONFIG", "add_arguments", "parse_arguments", "run", "main"}
+"""Names of every command and benchmark: the one who starts them finds these in each of their modules."""
+COMMANDS = ("mg_llava/commands/", "mg_llava/profiling/", "mg_llava/experiments/", "mg_llava/evaluation/command.py")
+STAND_INS = "mg_llava/hf/mmengine_stub.py"
+"""Has the names that it stands in for."""
+AMBIGUOUS: set[str] = {
+    "Engine",
+    "Entry",
+    "FIELDS",
+    "FORMAT",
+    "Facts",
+    "Item",
+    "Job",
+    "Kind",
+    "Limits",
+    "Line",
+    "Load",
+    "Loaded",
+    "MARGIN",
+    "METRICS",
+    "MODELS",
+    "Metrics",
+    "PATIENCE",
+    "PLACEHOLDERS",
+    "Part",
+    "Plan",
+    "Progress",
+    "Question",
+    "ROOT",
+    "Refused",
+    "ResumeError",
+    "Role",
+    "Row",
+    "SCOPE",
+    "Step",
+    "Tally",
+    "UNREADABLE",
+    "VERSION",
+    "Value",
+    "compare",
+    "convert",
+    "count_tokens",
+    "fill",
+    "from_shares",
+    "layout_of",
+    "load_model",
+    "load_table",
+    "logger",
+    "make_plan",
+    "measure",
+    "open_sources",
+    "pack",
+    "parts_of",
+    "prepare",
+    "read_config",
+    "read_table",
+    "show",
+    "write_json",
+}
+"""Names that still mean several things; the list only gets shorter."""
+
+
+def defined_names(tree: ast.Module) -> Iterator[str]:
+    """Public classes, functions, constants and type aliases that a module defines at its top level."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            inner = (part for target in targets for part in ast.walk(target))
+            names = [part.id for part in inner if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+        else:
+            continue
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_top_level_names_are_found() -> None:
+    text = "A, _B = 1, 2\nC: int = 3\nd[E] = f.g = 4\ndef h():\n    I = 5\nclass J:\n    k = 6\n"
+    assert list(defined_names(ast.parse(text))) == ["A", "C", "h", "J"]
+
+
+def test_no_public_name_means_two_things() -> None:
+    places = defaultdict(set)
+    for file in package_files().values():
+        for name in defined_names(file.tree):
+            if file.path != STAND_INS and not (name in SHARED and file.path.startswith(COMMANDS)):
+                places[name].add(file.path)
+    found = {f"{name}: {', '.join(sorted(paths))}" for name, paths in places.items() if len(paths) > 1}
+    still = {line for line in found if line.split(":")[0] in AMBIGUOUS}
+    compare({name for name in found if name not in still}, set(), "A public name is defined in one module")
+    assert {line.split(":")[0] for line in still} == AMBIGUOUS, "No longer so: take these out of the list in this test"
