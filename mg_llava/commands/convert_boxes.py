@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def convert(arguments: argparse.Namespace) -> int:
+def convert_box_files(arguments: argparse.Namespace) -> int:
     """Write a store and its report."""
     from tqdm import tqdm
 
@@ -100,7 +100,7 @@ def main() -> int:
     store = arguments.source[0]
     try:
         if arguments.out is not None:
-            return convert(arguments)
+            return convert_box_files(arguments)
         if arguments.verify:
             faults = verify_store(store)
             print("\n".join(f"{store}: {fault}" for fault in faults) or f"{store}: no fault found")

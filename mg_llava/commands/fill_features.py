@@ -71,8 +71,8 @@ def main() -> int:
             print("error: the config has no feature_cache; give --folder", file=sys.stderr)
             return 2
         processes = Processes()
-        work = check if arguments.check else fill
-        report, complete = work(arguments, config, open_sources(settings), Path(folder), processes)
+        work = check if arguments.check else fill_features
+        report, complete = work(arguments, config, open_feature_sources(settings), Path(folder), processes)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -81,7 +81,7 @@ def main() -> int:
     return 0 if complete else INCOMPLETE
 
 
-def open_sources(settings: Any) -> list[Any]:
+def open_feature_sources(settings: Any) -> list[Any]:
     """The sources of a data set, which reads no features."""
     from mg_llava.data.mixture import sources_of
     from mg_llava.registry import DATASETS
@@ -92,7 +92,7 @@ def open_sources(settings: Any) -> list[Any]:
     return sources_of(DATASETS.build(plain))
 
 
-def fill(arguments: Any, config: Any, sources: list[Any], folder: Path, processes: Any) -> tuple[dict, bool]:
+def fill_features(arguments: Any, config: Any, sources: list[Any], folder: Path, processes: Any) -> tuple[dict, bool]:
     """Add what is not there; the report of all processes, and whether every picture could be read."""
     from tqdm import tqdm
 

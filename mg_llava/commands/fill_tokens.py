@@ -38,7 +38,7 @@ def main() -> int:
     if not folder:
         parser.error("the config has no token_cache; give --folder")
     try:
-        counts = fill(settings, arguments.workers)
+        counts = fill_tokens(settings, arguments.workers)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -46,7 +46,7 @@ def main() -> int:
     return 0
 
 
-def fill(settings: dict, workers: int) -> dict[str, int]:
+def fill_tokens(settings: dict, workers: int) -> dict[str, int]:
     """Fill the caches of a data set; the number of records of each source."""
     from tqdm import tqdm
 

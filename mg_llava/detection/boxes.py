@@ -14,7 +14,7 @@ NO_RULES = BoxRules(nms_iou=None, max_boxes=None, cap="per_image")
 """All boxes stay, best score first."""
 
 
-def from_shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def centers_to_pixels(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(n, 4) center x, center y, width, height as shares of a picture's width and height to float64 xyxy in pixels."""
     centers, halves = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
     return np.concatenate([centers - halves, centers + halves], axis=1) * np.tile(np.array(size, dtype=np.float64), 2)
@@ -26,7 +26,7 @@ def from_padded_square(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Both axes are shares of the longer side; the picture's own width and height would misplace the boxes. They may
     reach into the padding.
     """
-    return from_shares(boxes, (max(size), max(size)))
+    return centers_to_pixels(boxes, (max(size), max(size)))
 
 
 def tidy_boxes(record: BoxRecord, size: tuple[int, int], rules: BoxRules = NO_RULES) -> BoxRecord:

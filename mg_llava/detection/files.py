@@ -15,7 +15,7 @@ from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError, make_box_record
-from mg_llava.detection.boxes import from_shares
+from mg_llava.detection.boxes import centers_to_pixels
 from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.tags import PictureName, Tags, check_missing
 from mg_llava.registry import DETECTORS, PROPOSERS
@@ -196,7 +196,7 @@ class YoloBoxes(NamedBoxes):
             except (ValueError, IndexError) as error:
                 raise RecordError(f"{path}, line {number}: {line[:80]!r} is no YOLO label ({error})") from error
         boxes, scores, labels = zip(*rows, strict=True) if rows else ((), (), ())
-        placed = from_shares(np.array(boxes).reshape(-1, 4), size)
+        placed = centers_to_pixels(np.array(boxes).reshape(-1, 4), size)
         return make_box_record(placed, scores, labels, f"{path} of {name}")
 
     def _parse(self, values: list[float]) -> tuple[list[float], float, str]:

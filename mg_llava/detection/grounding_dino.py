@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.data.records.schema import BoxRecord
-from mg_llava.detection.boxes import from_shares, join_records
+from mg_llava.detection.boxes import centers_to_pixels, join_records
 from mg_llava.detection.detector import Size
 from mg_llava.detection.networks import NetworkDetector
 from mg_llava.detection.tags import PictureName, Tags
@@ -93,7 +93,7 @@ class GroundingDINODetector(NetworkDetector):
                 outputs = self._forward([prepared[i] for i in group], [texts[i][number] for i in group])
                 for index, (boxes, scores, owners) in zip(group, outputs, strict=True):
                     labels = tuple(tags[index][owner] for owner in owners)
-                    found[index].append(BoxRecord(from_shares(boxes, sizes[index]), scores, labels))
+                    found[index].append(BoxRecord(centers_to_pixels(boxes, sizes[index]), scores, labels))
         return [join_records(records) for records in found]
 
     def _resized(self, size: Size) -> Size:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mg_llava.experiments.grid import Grid, read_grid
-from mg_llava.experiments.report import Report, entry_of, load_entries, merge_entries
-from mg_llava.experiments.schedule import Schedule, check_command, prepare
+from mg_llava.experiments.report import GridReport, entry_of, load_entries, merge_entries
+from mg_llava.experiments.schedule import Schedule, check_command, prepare_data
 from mg_llava.experiments.steps import Run, plan_runs
 from mg_llava.work.atomic import write_json
 
@@ -79,20 +79,20 @@ def run_grid(
     for command in (grid.prepare, grid.train, grid.evaluate):
         if command:
             check_command(command)
-    prepare(grid.prepare, folder, say)
+    prepare_data(grid.prepare, folder, say)
     runs = plan_runs(grid, folder)
     say(f"{sum(not run.is_done for run in runs)} of {len(runs)} runs to do; logs in {folder}")
     return runs, Schedule(runs, jobs, threads, say).run(folder)
 
 
-def report(whole: Grid, chosen: Grid, folder: Path, command: str, say: Callable[[str], None]) -> Report:
+def report(whole: Grid, chosen: Grid, folder: Path, command: str, say: Callable[[str], None]) -> GridReport:
     """Store the results of finished runs, and write the table and the plot of all that is stored."""
     path = Path(whole.results) if whole.results else folder / "results.json"
     done = [entry_of(run, whole) for run in plan_runs(chosen, folder) if run.is_done]
     entries = merge_entries(load_entries(path), done, whole)
     write_json(path, entries)
     seeds = sorted({entry["seed"] for entry in entries})
-    found = Report(whole, entries, plan_runs(whole.only((), seeds), folder), command)
+    found = GridReport(whole, entries, plan_runs(whole.only((), seeds), folder), command)
     files = found.write(folder)
     say(f"{found.markdown()}\n\nwrote {path}, {', '.join(map(str, files))}")
     return found

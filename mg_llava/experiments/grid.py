@@ -28,7 +28,7 @@ WHOLE = 64 << 20
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """One line of the table.
 
     Attributes:
@@ -66,7 +66,7 @@ class Grid:
     """
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[GridRow, ...]
     evaluate: tuple[str, ...]
     metrics: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -144,10 +144,10 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
             values[name] = tuple(shlex.split(values[name]) if isinstance(values[name], str) else values[name])
     rows = []
     for row in values["rows"]:
-        if not isinstance(row, Row):
-            _check_keys("row", row, Row)
+        if not isinstance(row, GridRow):
+            _check_keys("row", row, GridRow)
             lists = {name: tuple(row[name]) for name in ("leaves", "options") if name in row}
-            row = Row(**{"title": row["name"], **row, **lists})
+            row = GridRow(**{"title": row["name"], **row, **lists})
         rows.append(row)
     names = [row.name for row in rows]
     if not rows or len(set(names)) < len(names):

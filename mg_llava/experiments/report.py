@@ -10,16 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mg_llava.experiments.grid import Grid, Row
+from mg_llava.experiments.grid import Grid, GridRow
 from mg_llava.experiments.steps import Run
 from mg_llava.work.atomic import write_text
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-Entry = dict[str, Any]
+RunEntry = dict[str, Any]
 """``row``, ``seed``, ``fingerprint``, ``metrics`` (shares by title) and ``seconds`` (by kind of step)."""
 
 
-def entry_of(run: Run, grid: Grid) -> Entry:
+def entry_of(run: Run, grid: Grid) -> RunEntry:
     """The entry of a finished run.
 
     Raises:
@@ -53,19 +53,19 @@ def _metric(found: Mapping[str, Any], spec: str) -> float | None:
     return value
 
 
-def load_entries(path: Path) -> list[Entry]:
+def load_entries(path: Path) -> list[RunEntry]:
     """The entries of a results file; none where there is no file."""
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-def merge_entries(stored: Iterable[Entry], new: Iterable[Entry], grid: Grid) -> list[Entry]:
+def merge_entries(stored: Iterable[RunEntry], new: Iterable[RunEntry], grid: Grid) -> list[RunEntry]:
     """All entries in the order of the grid; a new one takes the place of a stored one of its row and seed."""
     order = [row.name for row in grid.rows]
     merged = {(entry["row"], entry["seed"]): entry for entry in (*stored, *new)}
     return sorted(merged.values(), key=lambda e: (order.index(e["row"]) if e["row"] in order else -1, e["seed"]))
 
 
-class Report:
+class GridReport:
     """Entries of a grid's rows, and which of them are of the present config, data and weights.
 
     Args:
@@ -75,22 +75,22 @@ class Report:
         command: How to measure anew.
     """
 
-    def __init__(self, grid: Grid, entries: Iterable[Entry], runs: Iterable[Run], command: str) -> None:
+    def __init__(self, grid: Grid, entries: Iterable[RunEntry], runs: Iterable[Run], command: str) -> None:
         self.grid, self.command = grid, command
         self.entries = [entry for entry in entries if entry["row"] in {row.name for row in grid.rows}]
         self._present = {run.fingerprint for run in runs}
         self.rows = [row for row in grid.rows if self.of(row)]
         self.titles = list(self.entries[0]["metrics"]) if self.entries else []
 
-    def of(self, row: Row) -> list[Entry]:
+    def of(self, row: GridRow) -> list[RunEntry]:
         """The entries of a row."""
         return [entry for entry in self.entries if entry["row"] == row.name]
 
-    def is_old(self, entry: Entry) -> bool:
+    def is_old(self, entry: RunEntry) -> bool:
         """Tell whether an entry was measured with another config, data or weights than there are now."""
         return entry["fingerprint"] not in self._present
 
-    def values(self, row: Row, title: str) -> list[float]:
+    def values(self, row: GridRow, title: str) -> list[float]:
         """A metric of a row, seed by seed."""
         found = (entry["metrics"].get(title) for entry in self.of(row))
         return [value for value in found if value is not None]
@@ -108,11 +108,13 @@ class Report:
             "|---|" + "---|" * len(self.titles),
         ]
         for name, known in self.grid.reference.items():
-            lines.append(_line(name, [show([known[title]]) if title in known else "-" for title in self.titles]))
+            lines.append(
+                _line(name, [format_spread([known[title]]) if title in known else "-" for title in self.titles])
+            )
         for row in self.rows:
             own = [entry["seed"] for entry in self.of(row)]
             title = row.title if own == seeds else f"{row.title} (seed {', '.join(map(str, own))})"
-            lines.append(_line(title, [show(self.values(row, metric)) for metric in self.titles]))
+            lines.append(_line(title, [format_spread(self.values(row, metric)) for metric in self.titles]))
         lines += ["", *self._differences(), "", *self._runs(), "", *self._old()]
         return "\n".join([*lines, f"Measure with `{self.command}`; this table was written on {_machine()}."])
 
@@ -136,7 +138,7 @@ class Report:
             for entry in self.of(row):
                 seconds = [f"{entry['seconds'].get(kind, 0):.0f}" for kind in kinds]
                 state = "stored, older config" if self.is_old(entry) else "present"
-                cells = [show([entry["metrics"][self.titles[-1]]]), *seconds, state]
+                cells = [format_spread([entry["metrics"][self.titles[-1]]]), *seconds, state]
                 lines.append(_line(f"{row.title}, seed {entry['seed']}", cells))
         return lines
 
@@ -194,7 +196,7 @@ def write_between_marks(path: Path, text: str, title: str) -> None:
     write_text(path, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
 
 
-def show(values: Sequence[float]) -> str:
+def format_spread(values: Sequence[float]) -> str:
     """Mean and spread in percent; larger numbers than shares, such as sums, as they are."""
     if not values:
         return "-"

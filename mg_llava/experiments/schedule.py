@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mg_llava.experiments import _leash
-from mg_llava.experiments.steps import Run, Step, tail
+from mg_llava.experiments.steps import GridStep, Run, tail
 from mg_llava.work.lock import FolderInUseError, folder_lock
 
 Say = Callable[[str], None]
@@ -92,7 +92,7 @@ class Schedule:
                     )
                 self._running[step.folder] = process, time.monotonic()
 
-    def _look_at(self, step: Step) -> None:
+    def _look_at(self, step: GridStep) -> None:
         process, begin = self._running[step.folder]
         if process.poll() is None:
             return
@@ -132,7 +132,7 @@ class Schedule:
         return sum(max(0.0, means.get(s.kind, other) - passed.get(s.folder, 0.0)) for s in todo) / self._jobs
 
 
-def prepare(command: Sequence[str], folder: Path, say: Say) -> None:
+def prepare_data(command: Sequence[str], folder: Path, say: Say) -> None:
     """Run the command that makes the data; its log is in ``folder``.
 
     Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.experiments.grid import Grid, Row, command_fingerprint, stage_fingerprint
+from mg_llava.experiments.grid import Grid, GridRow, command_fingerprint, stage_fingerprint
 from mg_llava.work.atomic import write_json
 
 _TRAINED = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\](?:.*? loss: (\S+))?")
@@ -20,7 +20,7 @@ _COUNTED = re.compile(r"\b(\d+)/(\d+)\b")
 
 
 @dataclass(frozen=True)
-class Step:
+class GridStep:
     """A command and the file that it makes.
 
     Attributes:
@@ -35,7 +35,7 @@ class Step:
     title: str
     folder: Path
     base: tuple[str, ...]
-    before: Step | None = None
+    before: GridStep | None = None
 
     @property
     def log(self) -> Path:
@@ -70,7 +70,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Training(Step):
+class Training(GridStep):
     """Trains a stage; ``xtuner`` hides how the training ended, so the last checkpoint is compared with all steps.
 
     Attributes:
@@ -114,7 +114,7 @@ class Training(Step):
         return checkpoint if checkpoint is not None and checkpoint.exists() else None
 
 
-class Evaluation(Step):
+class Evaluation(GridStep):
     """Evaluates the last stage of a run."""
 
     def command(self) -> list[str]:
@@ -141,10 +141,10 @@ class Run:
         steps: In order; the last one is the evaluation.
     """
 
-    row: Row
+    row: GridRow
     seed: int
     fingerprint: str
-    steps: tuple[Step, ...]
+    steps: tuple[GridStep, ...]
 
     @property
     def is_done(self) -> bool:
@@ -162,10 +162,10 @@ def plan_runs(grid: Grid, folder: Path) -> list[Run]:
     return [_plan_run(grid, row, seed, folder.resolve()) for seed in grid.seeds for row in grid.rows]
 
 
-def _plan_run(grid: Grid, row: Row, seed: int, folder: Path) -> Run:
+def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path) -> Run:
     fingerprint = ""
-    before: Step | None = None
-    steps: list[Step] = []
+    before: GridStep | None = None
+    steps: list[GridStep] = []
     for number, leaf in enumerate(row.leaves, 1):
         fingerprint = stage_fingerprint(leaf, row.options, seed, fingerprint)
         place = folder / f"{Path(leaf).stem}_seed{seed}_{fingerprint}"

@@ -48,7 +48,7 @@ def measure_ways(function: str, ways: Mapping[str, Any], *arguments: Any) -> dic
     return found
 
 
-def compare(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+def compare_costs(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
     """``speedup``, ``speedup_cpu`` and ``memory_ratio`` of our way, and the largest relative differences."""
     found = {
         "speedup": other["seconds"] / ours["seconds"],

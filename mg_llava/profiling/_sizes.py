@@ -1,7 +1,6 @@
 """Models of real sizes with random weights, by name, and batches of random samples for them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +21,10 @@ from mg_llava.models.recompute import Checkpointing, enable_checkpointing
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.planning.flops import TEXT_TOKENS, Sample, count_flops
 from mg_llava.planning.skeleton import Skeleton
+from mg_llava.profiling._measure import ROOT
 from mg_llava.profiling._reference import ChannelsFirstConvNeXt, CheckpointedCLIP, DenseBoxProjector
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
-ROOT = Path(__file__).resolve().parents[2]
 LLMS = {
     "nano": str(ROOT / "data" / "nano" / "llm"),
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -149,7 +149,7 @@ class Stepper:
         self.in_forward = False
 
 
-def measure(settings: dict[str, Any]) -> dict[str, Any]:
+def measure_steps(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure the steps of a case, given as plain values; for ``run_child``.
 
     Returns:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mg_llava.profiling._measure import compare, print_table, rounded, run_child, use
+from mg_llava.profiling._measure import compare_costs, print_table, rounded, run_child, use
 
 HELP = "box features: time, extra memory and error of separable pooling, with upsample-concatenate-RoIAlign beside it"
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print_table([("way", *columns), *((way, *(usage[name] for name in columns)) for way, usage in found.items())])
     print(f"largest relative difference: {error:.1e}")
     ratio = found["dense"]["extra_mb"] / max(found["separable"]["extra_mb"], 1.0)
-    compared = compare(found["separable"], found["dense"]) | {"memory_ratio": round(ratio, 1), "error": error}
+    compared = compare_costs(found["separable"], found["dense"]) | {"memory_ratio": round(ratio, 1), "error": error}
     sizes_of = {name: getattr(args, name) for name in ("boxes", "pictures", "device", "threads")}
     return {**compared, **sizes_of, **rounded(found)}
 

@@ -103,7 +103,7 @@ def write_boxes(path: Path, records: int) -> None:
         file.write("]")
 
 
-def convert(source: str, target: str) -> dict[str, Any]:
+def measure_conversion(source: str, target: str) -> dict[str, Any]:
     """Time and memory of a conversion; for ``run_child``."""
     from mg_llava.data.boxes.convert import convert_boxes
 
@@ -227,7 +227,7 @@ def _make(folder: Path, records: int) -> dict[str, Any]:
     """A box file and its store."""
     source, target = folder / f"{records}.json", folder / f"{records}.safetensors"
     write_boxes(source, records)
-    made = run_child(f"{_HERE}.convert", str(source), str(target))
+    made = run_child(f"{_HERE}.measure_conversion", str(source), str(target))
     sizes = {"json_mb": source.stat().st_size / MB, "store_mb": target.stat().st_size / MB}
     return {**made, **sizes, "json": str(source), "store": str(target), "records": records}
 

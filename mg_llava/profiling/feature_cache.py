@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mg_llava.profiling._measure import compare, print_table, run_child
+from mg_llava.profiling._measure import compare_costs, print_table, run_child
 from mg_llava.profiling.train import add_size_arguments, case_from
 
 HELP = "training steps from a feature cache, by dtype, with the same steps from pictures beside them"
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ways = {}
         for dtype in (None, *args.dtypes):
             print(f"measuring: {dtype or 'pictures'}", file=sys.stderr, flush=True)
-            filled = {} if dtype is None else run_child(f"{_HERE}.fill", folder, case, dtype)
-            ways[dtype or "pictures"] = run_child(f"{_HERE}.measure", folder, case, dtype) | filled
+            filled = {} if dtype is None else run_child(f"{_HERE}.fill_cache", folder, case, dtype)
+            ways[dtype or "pictures"] = run_child(f"{_HERE}.measure_case", folder, case, dtype) | filled
     compared = {dtype: _compare(ways["pictures"], ways[dtype]) for dtype in args.dtypes}
     _print_table(args, ways, compared)
     return {**compared[args.dtypes[0]], "dtype": args.dtypes[0], "by_dtype": compared, "case": case, "ways": ways}
@@ -73,7 +73,7 @@ def write_data(folder: Path, case: dict[str, Any]) -> None:
     (folder / "boxes.json").write_text(json.dumps(boxes))
 
 
-def fill(folder: str, settings: dict[str, Any], dtype: Any) -> dict[str, float]:
+def fill_cache(folder: str, settings: dict[str, Any], dtype: Any) -> dict[str, float]:
     """Fill a cache; for ``run_child``.
 
     Returns:
@@ -101,7 +101,7 @@ def fill(folder: str, settings: dict[str, Any], dtype: Any) -> dict[str, float]:
     return {"fill_seconds": (time.perf_counter() - start) / report["added"], "rounding": report["error"]}
 
 
-def measure(folder: str, settings: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+def measure_case(folder: str, settings: dict[str, Any], dtype: str | None) -> dict[str, Any]:
     """Measure the steps of a case, from pictures or from a cache that was filled; for ``run_child``.
 
     Returns:
@@ -173,7 +173,7 @@ def _bytes(sample: dict[str, Any]) -> int:
 
 def _compare(pictures: dict[str, Any], cache: dict[str, Any]) -> dict[str, float]:
     return {
-        **compare(cache, pictures),
+        **compare_costs(cache, pictures),
         "step_speedup": round(pictures["step_seconds"] / cache["step_seconds"], 3),
         "bytes_ratio": round(cache["bytes"] / pictures["bytes"], 4),
         "rounding": cache["rounding"],

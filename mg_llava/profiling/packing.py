@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mg_llava.profiling._measure import compare, measure_ways, print_table
+from mg_llava.profiling._measure import compare_costs, measure_ways, print_table
 from mg_llava.profiling.train import add_size_arguments, case_from
 
 HELP = (
@@ -99,11 +99,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     _print_waste(args, mixture, found)
     rows = {"padded": None, "packed": args.capacity}
     ways = {name: replace(case, model={**case.model, "packing": capacity}) for name, capacity in rows.items()}
-    measured = measure_ways("mg_llava.profiling._step.measure", ways)
+    measured = measure_ways("mg_llava.profiling._step.measure_steps", ways)
     columns = ("seconds", "cpu_seconds", "peak_mb")
     print()
     print_table([("step", *columns), *((name, *(way[key] for key in columns)) for name, way in measured.items())])
-    compared = compare(measured["packed"], measured["padded"])
+    compared = compare_costs(measured["packed"], measured["padded"])
     print(
         f"losses differ by {compared['error']:.1e}, gradient norms by {compared['gradient_error']:.1e} of themselves"
     )

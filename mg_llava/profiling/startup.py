@@ -21,7 +21,7 @@ HELP = (
 )
 
 CONFIG = ROOT / "configs" / "mg_llava_nano_pretrain.py"
-PACKAGE = "mg_llava"
+_PACKAGE = "mg_llava"
 
 _RECORDS = 32
 _PLAIN = """
@@ -105,7 +105,7 @@ def _nested(block: Sequence[tuple[float, int, str]]) -> dict[str, Import]:
     for seconds, depth, name in reversed(block):  # from the importing to the imported
         if owner is not None and depth <= owner:
             owner = None
-        if owner is None and _top(name) == PACKAGE:
+        if owner is None and _top(name) == _PACKAGE:
             owner = depth
         found.setdefault(name, Import(seconds, owner is not None))
     return found
@@ -113,8 +113,8 @@ def _nested(block: Sequence[tuple[float, int, str]]) -> dict[str, Import]:
 
 def split_imports(ours: dict[str, Import], plain: dict[str, Import]) -> dict[str, Any]:
     """Imports by origin: this package, what it brings from others, what XTuner needs anyway."""
-    own = [item.seconds for name, item in ours.items() if _top(name) == PACKAGE]
-    new = {name: item for name, item in ours.items() if _top(name) != PACKAGE and name not in plain}
+    own = [item.seconds for name, item in ours.items() if _top(name) == _PACKAGE]
+    new = {name: item for name, item in ours.items() if _top(name) != _PACKAGE and name not in plain}
     brought: dict[str, float] = defaultdict(float)
     on_demand: dict[str, float] = defaultdict(float)
     for name, item in new.items():

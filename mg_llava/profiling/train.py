@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import Any
 
-from mg_llava.profiling._measure import compare, difference, measure_ways, print_table, rounded, run_child
+from mg_llava.profiling._measure import compare_costs, difference, measure_ways, print_table, rounded, run_child
 
 HELP = (
     "training step: samples/s, tokens/s, MFU, peak memory and time by part, with the published way beside it "
@@ -110,7 +110,7 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
     if args.alone:
         ways |= _switched(case)
     print(f"{boxes} boxes", file=sys.stderr, flush=True)
-    measured = measure_ways(f"{_HERE}.measure", ways)
+    measured = measure_ways(f"{_HERE}.measure_steps", ways)
     work = run_child("mg_llava.profiling._sizes.count_work", asdict(case))
     peak = device["published"] or device["measured"]
     for found in measured.values():
@@ -119,7 +119,7 @@ def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any])
         found["mfu"] = work["flops"] / found["seconds"] / peak
     _print_table(args, boxes, device, measured, work)
     ours, reference = measured["ours"], measured.get("reference")
-    compared = {} if reference is None else compare(ours, reference)
+    compared = {} if reference is None else compare_costs(ours, reference)
     shown = {name: ours[name] for name in ("mfu", "samples_per_s", "tokens_per_s", "peak_mb")}
     sizes = {"boxes": boxes, "batch_size": args.batch_size}
     gflops = work["flops"] / args.batch_size / 1e9

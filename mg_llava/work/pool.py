@@ -12,8 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 _AHEAD = 2
 """Jobs that wait or are done for each worker; results of more would pile up where their taker is slow."""
@@ -42,7 +42,7 @@ class Pool:
             about = shared, context.Value("i", 0), os.getpid()
             self._pool = ProcessPoolExecutor(workers, context, _start_worker, about)
 
-    def run(self, function: Callable[[Any, Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    def run(self, function: Callable[[Any, _Job], _Result], jobs: Iterable[_Job]) -> Iterator[_Result]:
         """Call ``function(shared, job)``, a function of a module, for every job; results in the order of the jobs.
 
         The next jobs are asked for as workers become free.
@@ -54,7 +54,7 @@ class Pool:
             for job in jobs:
                 yield function(self._shared, job)
             return
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[Future[_Result]] = deque()
         try:
             for job in jobs:
                 waiting.append(self._pool.submit(_call, function, job))
@@ -84,21 +84,21 @@ class Pool:
 
 
 def run_jobs(
-    function: Callable[[Any, Job], Result], jobs: Iterable[Job], shared: Any, workers: int
-) -> Iterator[Result]:
+    function: Callable[[Any, _Job], _Result], jobs: Iterable[_Job], shared: Any, workers: int
+) -> Iterator[_Result]:
     """The results of one function from a :class:`Pool` of its own."""
     with Pool(shared, workers) as pool:
         yield from pool.run(function, jobs)
 
 
 def run_batches(
-    function: Callable[[Any, Sequence[Job]], Result],
+    function: Callable[[Any, Sequence[_Job]], _Result],
     shared: Any,
-    items: Sequence[Job],
+    items: Sequence[_Job],
     size: int,
     workers: int,
     progress: Callable[[int], object] | None = None,
-) -> Iterator[Result]:
+) -> Iterator[_Result]:
     """The results of one function of batches of items; ``progress`` gets the size of each that was taken."""
     batches = [items[start:stop] for start, stop in split(len(items), size)]
     for batch, result in zip(batches, run_jobs(function, batches, shared, workers), strict=True):
@@ -139,5 +139,5 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _call(function: Callable[[Any, Job], Result], job: Job) -> Result:
+def _call(function: Callable[[Any, _Job], _Result], job: _Job) -> _Result:
     return function(_shared, job)

@@ -6,25 +6,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Group = TypeVar("Group")
-Item = TypeVar("Item")
-Loaded = TypeVar("Loaded")
+_Item = TypeVar("_Item")
+_Loaded = TypeVar("_Loaded")
 
 
 def prefetched(
     groups: Iterable[Group],
-    items: Callable[[Group], Sequence[Item]],
-    load: Callable[[Item], Loaded],
+    items: Callable[[Group], Sequence[_Item]],
+    load: Callable[[_Item], _Loaded],
     workers: int,
     ahead: int = 2,
-) -> Generator[tuple[Group, list[Loaded]]]:
+) -> Generator[tuple[Group, list[_Loaded]]]:
     """Groups in their order, each with its items loaded by ``workers`` threads.
 
     Besides the group that is worked on, ``ahead`` groups are loaded or being loaded; the next one is asked for as soon
     as there is room.
     """
-    waiting: deque[tuple[Group, list[Future[Loaded]]]] = deque()
+    waiting: deque[tuple[Group, list[Future[_Loaded]]]] = deque()
 
-    def first() -> tuple[Group, list[Loaded]]:
+    def first() -> tuple[Group, list[_Loaded]]:
         group, futures = waiting.popleft()
         return group, [future.result() for future in futures]
 

@@ -7,10 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-PATIENCE = timedelta(days=7)
+_PATIENCE = timedelta(days=7)
 """How long a process waits for the others: as long as the slowest share of a large benchmark takes."""
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 class Processes:
@@ -33,9 +33,9 @@ class Processes:
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group("gloo", timeout=_PATIENCE)
         # a group of our own: the one that exists may be for a GPU, and less patient
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     @classmethod
     def of_slurm(cls, folder: str | Path) -> "Processes":
@@ -60,7 +60,7 @@ class Processes:
             step, attempt = (os.environ.get(f"SLURM_{name}", "0") for name in ("STEP_ID", "RESTART_COUNT"))
             place = Path(folder).resolve() / f"meeting-{job}-{step}-{attempt}"
             place.parent.mkdir(parents=True, exist_ok=True)
-            dist.init_process_group("gloo", f"file://{place}", PATIENCE, int(size), int(rank))
+            dist.init_process_group("gloo", f"file://{place}", _PATIENCE, int(size), int(rank))
         return cls()
 
     @property
@@ -78,11 +78,11 @@ class Processes:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def on_main(self, work: Callable[[], Value]) -> Value:
+    def on_main(self, work: Callable[[], _Value]) -> _Value:
         """Do something in the main process alone; all processes get its result, or its error."""
         return self.together(work if self.is_main else None)[0]
 
-    def together(self, work: Callable[[], Value] | None) -> list[Any]:
+    def together(self, work: Callable[[], _Value] | None) -> list[Any]:
         """Do something in all processes and wait for all; each gives None where it has nothing to do.
 
         Raises:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mg_llava.detection.run import JobSettings, make_engine
-from mg_llava.detection.run.steps import Step
+from mg_llava.detection.run.steps import BoxStep
 from mg_llava.work.journal import read_journals
 from tests.run import TOOLS
 
@@ -150,14 +150,14 @@ def test_a_killed_worker_ends_a_pool_and_nothing_is_lost(tmp_path, pictures, exp
 
 
 def test_tasks_are_planned_and_what_is_done_is_left_out(tmp_path):
-    step = Step(tmp_path, count=23, per_line=3, lines=2)
+    step = BoxStep(tmp_path, count=23, per_line=3, lines=2)
     assert step.open_tasks() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     with step.journal() as first, step.journal() as second:
         first.append([{"line": 2, "results": ["a", "b", "c"]}])
         second.append([{"line": line, "results": [line] * len(step.items(line))} for line in (0, 1, 7)])
     assert step.open_tasks() == [[3], [4, 5], [6]]
     assert dict(step.results())[7] == "b" and dict(step.results())[22] == 7
-    assert Step(tmp_path / "none", 0, 3).open_tasks() == []
+    assert BoxStep(tmp_path / "none", 0, 3).open_tasks() == []
 
 
 def test_wrong_engines_are_refused(tmp_path, monkeypatch):

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from mg_llava.experiments.grid import read_grid
-from mg_llava.experiments.report import Entry, Report, merge_entries, show, write_between_marks
+from mg_llava.experiments.report import GridReport, RunEntry, format_spread, merge_entries, write_between_marks
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid
 
 
-def entry(row: str, seed: int, value: float, fingerprint: str = "old") -> Entry:
+def entry(row: str, seed: int, value: float, fingerprint: str = "old") -> RunEntry:
     seconds = {"stage 1": 10.0, "evaluation": 5.0}
     metrics = {"a": value / 2, "all": value}
     return {"row": row, "seed": seed, "fingerprint": fingerprint, "metrics": metrics, "seconds": seconds}
@@ -23,7 +23,7 @@ def test_table(tmp_path: Path) -> None:
     stored = [entry("low", 1, 0.4), entry("full", 0, 0.1), entry("low", 0, 0.3), entry("gone", 0, 0.5)]
     entries = merge_entries(stored, new, grid)
     assert [(e["row"], e["seed"]) for e in entries] == [("gone", 0), ("low", 0), ("low", 1), ("full", 0), ("full", 1)]
-    report = Report(grid, entries, runs, "python tools/run_experiments.py toy.json")
+    report = GridReport(grid, entries, runs, "python tools/run_experiments.py toy.json")
     text = report.markdown()
     assert "Right answers in %: mean ± sample standard deviation over the seeds 0, 1." in text
     assert "| | a | all |" in text and "| chance | - | 25.0 |" in text
@@ -34,12 +34,12 @@ def test_table(tmp_path: Path) -> None:
     assert "Stored, older config: 2 of 4 runs" in text
     page, plot = report.write(tmp_path / "out")
     assert text in page.read_text() and plot.read_bytes().startswith(b"\x89PNG")
-    fewer = Report(grid, [e for e in entries if e["row"] == "full" or e["seed"] == 0], runs, "").markdown()
+    fewer = GridReport(grid, [e for e in entries if e["row"] == "full" or e["seed"] == 0], runs, "").markdown()
     assert "| low only (seed 0) | 15.0 | 30.0 |" in fewer
 
 
 def test_nothing_is_measured(tmp_path: Path) -> None:
-    report = Report(read_grid(write_grid(tmp_path)), [], [], "")
+    report = GridReport(read_grid(write_grid(tmp_path)), [], [], "")
     (page,) = report.write(tmp_path)
     assert "Nothing is measured yet." in page.read_text()
 
@@ -57,4 +57,4 @@ def test_marks(tmp_path: Path) -> None:
     ("values", "text"), [([0.5], "50.0"), ([0.4, 0.6], "50.0 ± 14.1"), ([], "-"), ([1520.0, 1530.0], "1525.0 ± 7.1")]
 )
 def test_numbers(values: list[float], text: str) -> None:
-    assert show(values) == text
+    assert format_spread(values) == text

@@ -34,7 +34,7 @@ def steps(request):
     """What steps of each stage gave: our way, the published way, and ours with all levers off."""
     case = replace(TINY, stage=request.param, steps=2)
     ways = {"ours": case, "reference": replace(case, reference=True), "off": replace(case, off=list(LEVERS))}
-    return case, {name: _step.measure(asdict(way)) for name, way in ways.items()}
+    return case, {name: _step.measure_steps(asdict(way)) for name, way in ways.items()}
 
 
 def test_all_ways_take_the_same_steps(steps):
@@ -109,7 +109,7 @@ def test_all_levers_together_change_nothing_in_twenty_steps(stage, autocast, tol
     case = replace(TINY, stage=stage, autocast=autocast, batch_size=4, text=60, warmup=0, steps=20)
     on = replace(case, checkpointing="selective", model={"packing": 512, "loss_chunk": 16})
     off = replace(case, off=list(LEVERS), model={"packing": None, "loss_chunk": None})
-    found, expected = (_step.measure(asdict(way)) for way in (on, off))
+    found, expected = (_step.measure_steps(asdict(way)) for way in (on, off))
     assert len(set(found["losses"])) == 20
     for key, tolerance in zip(("losses", "gradient_norms"), tolerances, strict=True):
         assert found[key] == pytest.approx(expected[key], rel=tolerance)

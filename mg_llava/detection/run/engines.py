@@ -13,24 +13,24 @@ from typing_extensions import Self
 
 from mg_llava.detection.detector import Size
 from mg_llava.detection.run.settings import JobSettings
-from mg_llava.detection.run.worker import Done, Kind, Worker
+from mg_llava.detection.run.worker import Done, Worker, WorkKind
 from mg_llava.work.pool import Pool
 from mg_llava.work.processes import Processes
 
 EngineName = Literal["pool", "torchrun", "slurm", "ray"]
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 _STORE = 200 << 20
 """Bytes of a local cluster's object store; tasks and results are small."""
 
 
-class Engine:
+class DetectionEngine:
     """This process, alone or as one of a launcher's ``processes`` that see one folder; each writes what it finds."""
 
     def __init__(self, settings: JobSettings, processes: Processes | None = None) -> None:
         self.worker, self._processes = Worker(settings), processes
 
-    def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
+    def do(self, kind: WorkKind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
         """The results of tasks, which are lines of a step, some lines at a time."""
         lines = (line for task in tasks for line in task)
         return ([done] for done in self.worker.do(kind, lines))
@@ -43,7 +43,7 @@ class Engine:
         """Those of all tasks that this process has done."""
         return tasks if self._processes is None else tasks[self._processes.rank :: self._processes.size]
 
-    def on_main(self, work: Callable[[], Value]) -> Value:
+    def on_main(self, work: Callable[[], _Value]) -> _Value:
         """Do something once; all processes get its result."""
         return work() if self._processes is None else self._processes.on_main(work)
 
@@ -64,27 +64,27 @@ class Engine:
         self.close()
 
 
-class PoolEngine(Engine):
+class PoolEngine(DetectionEngine):
     """A number of worker processes on this machine; the first process writes what they find."""
 
     def __init__(self, settings: JobSettings, workers: int) -> None:
         super().__init__(settings)
         self._pool = Pool(self.worker, workers)
 
-    def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
-        """See ``Engine``."""
+    def do(self, kind: WorkKind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
+        """See ``DetectionEngine``."""
         return self._pool.run(Worker.do_task, ((kind, task) for task in tasks))
 
     def shapes(self, sizes: Sequence[Size]) -> list[str]:
-        """See ``Engine``."""
+        """See ``DetectionEngine``."""
         return next(self._pool.run(Worker.shapes, [sizes]))
 
     def close(self) -> None:
-        """See ``Engine``."""
+        """See ``DetectionEngine``."""
         self._pool.close()
 
 
-class RayEngine(Engine):
+class RayEngine(DetectionEngine):
     """Workers in a Ray cluster, which see the pictures and the folder; this process writes what they find.
 
     The cluster is the one of ``RAY_ADDRESS`` or of ``ray start`` on this machine; without either one is started here.
@@ -120,23 +120,25 @@ class RayEngine(Engine):
         self._actors: list[Any] = [remote.remote(settings) for _ in range(count)]
         self._pool: Any = ray.util.ActorPool(self._actors)
 
-    def do(self, kind: Kind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
-        """See ``Engine``; in the order in which tasks are done."""
+    def do(self, kind: WorkKind, tasks: Sequence[list[int]]) -> Iterator[list[Done]]:
+        """See ``DetectionEngine``; in the order in which tasks are done."""
         return self._pool.map_unordered(lambda actor, task: actor.do_task.remote((kind, task)), tasks)
 
     def shapes(self, sizes: Sequence[Size]) -> list[str]:
-        """See ``Engine``."""
+        """See ``DetectionEngine``."""
         return self._ray.get(self._actors[0].shapes.remote(sizes))
 
     def close(self) -> None:
-        """See ``Engine``."""
+        """See ``DetectionEngine``."""
         for actor in self._actors:
             self._ray.kill(actor)
         if self._is_started_here:
             self._ray.shutdown()
 
 
-def make_engine(settings: JobSettings, name: EngineName | None = None, processes: int | None = None) -> Engine:
+def make_engine(
+    settings: JobSettings, name: EngineName | None = None, processes: int | None = None
+) -> DetectionEngine:
     """The engine of a run; by default ``torchrun`` where it started this process, else ``pool``.
 
     ``processes`` is the number of workers of ``pool`` (1 by default) and ``ray``; launchers say it themselves.
@@ -152,12 +154,12 @@ def make_engine(settings: JobSettings, name: EngineName | None = None, processes
     if name == "ray":
         return RayEngine(settings, processes)
     if name == "slurm":
-        return Engine(settings, Processes.of_slurm(settings.work))
+        return DetectionEngine(settings, Processes.of_slurm(settings.work))
     if name == "torchrun":
         if "WORLD_SIZE" not in os.environ:
             raise ValueError("torchrun did not start this process; start it with torchrun, or use another engine")
-        return Engine(settings, Processes())
-    return Engine(settings) if processes in (None, 1) else PoolEngine(settings, processes)  # type: ignore[arg-type]
+        return DetectionEngine(settings, Processes())
+    return DetectionEngine(settings) if processes in (None, 1) else PoolEngine(settings, processes)  # type: ignore[arg-type]
 
 
 def _join_cluster(ray: Any, workers: int | None) -> None:

@@ -17,15 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mg_llava.data.records.open import open_records
-from mg_llava.detection.run.engines import Engine
-from mg_llava.detection.run.plan import Plan, make_plan
+from mg_llava.detection.run.engines import DetectionEngine
+from mg_llava.detection.run.plan import BoxPlan, make_box_plan
 from mg_llava.detection.run.settings import JobSettings
-from mg_llava.detection.run.sources import Source, list_entries
-from mg_llava.detection.run.steps import Step
-from mg_llava.detection.run.worker import Kind
+from mg_llava.detection.run.sources import PictureSource, list_entries
+from mg_llava.detection.run.steps import BoxStep
+from mg_llava.detection.run.worker import WorkKind
 from mg_llava.work.atomic import replacing, write_json
 
-Progress = Callable[[str, int, int], object]
+StepProgress = Callable[[str, int, int], object]
 """Called with the name of the step, the number of items that are done as far as this process knows, and of all."""
 
 
@@ -37,10 +37,12 @@ class BoxJob:
         ValueError: The folder holds a run with other settings.
     """
 
-    def __init__(self, settings: JobSettings, progress: Progress | None = None, engine: Engine | None = None) -> None:
+    def __init__(
+        self, settings: JobSettings, progress: StepProgress | None = None, engine: DetectionEngine | None = None
+    ) -> None:
         self.settings = settings
         self.work = settings.work
-        self.engine = engine or Engine(settings)
+        self.engine = engine or DetectionEngine(settings)
         self._progress = progress or (lambda *_: None)
         self.engine.on_main(self._check_run)
 
@@ -53,9 +55,9 @@ class BoxJob:
         reading = self.settings.read_step(len(sources))
         self._do("read", reading)
         engine.on_main(lambda: self._plan(sources, reading))
-        self._do("detect", self.settings.detect_step(len(Plan.load(self.work / "plan.npz"))))
+        self._do("detect", self.settings.detect_step(len(BoxPlan.load(self.work / "plan.npz"))))
 
-    def _do(self, kind: Kind, step: Step) -> None:
+    def _do(self, kind: WorkKind, step: BoxStep) -> None:
         """Do what is open of a step."""
         tasks = self.engine.on_main(step.open_tasks)
 
@@ -103,9 +105,9 @@ class BoxJob:
             if not numbers:
                 raise ValueError(f"{', '.join(map(str, settings.inputs))}: there is no picture")
 
-    def _plan(self, sources: Sequence[Any], reading: Step) -> None:
+    def _plan(self, sources: Sequence[Any], reading: BoxStep) -> None:
         path = self.work / "plan.npz"
         if path.exists():
             return
-        parts = [Source(*raw).parts for raw in sources]
-        make_plan(parts, reading.results(), self.engine.shapes, self.settings.by_content()).save(path)
+        parts = [PictureSource(*raw).parts for raw in sources]
+        make_box_plan(parts, reading.results(), self.engine.shapes, self.settings.by_content()).save(path)

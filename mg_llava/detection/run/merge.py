@@ -15,10 +15,10 @@ from mg_llava.data.boxes._writer import BoxWriter, describe_arrays, index_pictur
 from mg_llava.data.boxes.convert import verify_store
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, make_box_record
-from mg_llava.detection.run.plan import Plan
-from mg_llava.detection.run.report import Tally
+from mg_llava.detection.run.plan import BoxPlan
+from mg_llava.detection.run.report import BoxTally
 from mg_llava.detection.run.settings import JobSettings
-from mg_llava.detection.run.sources import Source
+from mg_llava.detection.run.sources import PictureSource
 from mg_llava.work.atomic import replacing, write_json
 from mg_llava.work.journal import read_record
 
@@ -56,7 +56,7 @@ class Results:
         reading = settings.read_step(len(self.sources))
         if not is_planned or reading.open_tasks():
             raise Incomplete(f"{self.work}: not all pictures were read yet; start the run again to continue")
-        self.plan = Plan.load(self.work / "plan.npz")
+        self.plan = BoxPlan.load(self.work / "plan.npz")
         self._unreadable = {number: result for number, result in reading.results() if "error" in result}
         step = settings.detect_step(len(self.plan))
         self._per_line, self._lines = step.per_line, step.index()
@@ -70,10 +70,10 @@ class Results:
         """The result of a content."""
         return self._line(number // self._per_line)[number % self._per_line]
 
-    def entries(self) -> Iterator[tuple[Source, list[Outcome]]]:
+    def entries(self) -> Iterator[tuple[PictureSource, list[Outcome]]]:
         """The outcomes of each entry of the input, in its order; of a video one for each frame."""
         for keys, number in open_records(self.work / "keys.jsonl"):
-            source = Source(*self.sources[number])
+            source = PictureSource(*self.sources[number])
             first = int(self.plan.starts[number])
             yield source, [self._outcome(key, number, first + part) for part, key in enumerate(keys)]
 
@@ -97,7 +97,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
         RuntimeError: The store does not read back.
     """
     out = Path(settings.out)
-    results, tally = Results(settings), Tally()
+    results, tally = Results(settings), BoxTally()
     for unique in range(len(results.plan)):
         tally.add(results.unique(unique))
     writer, problems, failed = BoxWriter(), Problems(), 0
@@ -158,7 +158,7 @@ def _reference_record(record: BoxRecord | None) -> dict[str, Any]:
     return {"boxes": boxes, "scores": record.scores.tolist(), "labels": list(record.labels)}
 
 
-def _failures(source: Source, outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
+def _failures(source: PictureSource, outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
     """Lines of the ledger; one for a source that cannot be read at all."""
     failed = [(outcome.key, outcome.failure, 1) for outcome in outcomes if outcome.failure]
     if len(failed) == len(outcomes) > 1 and len({str(reason) for _, reason, _ in failed}) == 1:

@@ -15,7 +15,7 @@ from mg_llava.work.arrays import load_arrays, save_arrays
 
 
 @dataclass(frozen=True)
-class Plan:
+class BoxPlan:
     """The pictures to look at.
 
     Attributes:
@@ -36,7 +36,7 @@ class Plan:
         return len(self.pictures)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Plan":
+    def load(cls, path: str | Path) -> "BoxPlan":
         """Read a plan.
 
         Raises:
@@ -66,12 +66,12 @@ class Plan:
         return int(self.sizes[picture, 0]), int(self.sizes[picture, 1])
 
 
-def make_plan(
+def make_box_plan(
     parts: Sequence[int],
     read: Iterable[tuple[int, Mapping[str, Any]]],
     shapes: Callable[[Sequence[Size]], list[str]],
     by_content: bool = True,
-) -> Plan:
+) -> BoxPlan:
     """Plan a run from the results of reading all pictures.
 
     Args:
@@ -101,4 +101,4 @@ def make_plan(
     rank[order] = np.arange(len(order))
     unique_of = np.full(count, -1, dtype=np.int64)
     unique_of[readable] = rank[inverse]
-    return Plan(starts=starts, digests=digests, sizes=sizes, unique_of=unique_of, pictures=firsts[order])
+    return BoxPlan(starts=starts, digests=digests, sizes=sizes, unique_of=unique_of, pictures=firsts[order])

@@ -11,7 +11,7 @@ _SHOWN = 20
 _EXAMPLES = 5
 
 
-class Tally:
+class BoxTally:
     """Counts over different pictures (boxes) and over the input's keys (failures).
 
     Attributes:

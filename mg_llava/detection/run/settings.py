@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mg_llava.detection.run.sources import SourceReader, default_folder
-from mg_llava.detection.run.steps import Step
+from mg_llava.detection.run.steps import BoxStep
 from mg_llava.registry import DETECTORS, TAGGERS
 
 _FORMAT = 2
@@ -89,10 +89,10 @@ class JobSettings:
         folder = self.images or default_folder(self.inputs)
         return SourceReader(folder, self.frames, self.apply_exif, self.outside_pictures == "allow")
 
-    def read_step(self, count: int) -> Step:
+    def read_step(self, count: int) -> BoxStep:
         """The step that reads all ``count`` sources."""
-        return Step(self.work / "read", count, _READ_LINE, _READ_LINES)
+        return BoxStep(self.work / "read", count, _READ_LINE, _READ_LINES)
 
-    def detect_step(self, count: int) -> Step:
+    def detect_step(self, count: int) -> BoxStep:
         """The step that detects in all ``count`` different pictures."""
-        return Step(self.work / "detect", count, self.batch_size, self.task_batches)
+        return BoxStep(self.work / "detect", count, self.batch_size, self.task_batches)

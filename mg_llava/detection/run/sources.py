@@ -22,7 +22,7 @@ _IDS = ("id", "question_id", "index")
 _ADVICE = "use --outside-pictures allow"
 
 
-class Source(NamedTuple):
+class PictureSource(NamedTuple):
     """A picture file, a video file, or the pictures in a row of a table.
 
     Attributes:
@@ -47,11 +47,11 @@ class Source(NamedTuple):
         return (self.kind, self.path, self.content)
 
 
-class Entry(NamedTuple):
+class BoxEntry(NamedTuple):
     """Keys of boxes (one for each picture, or for each frame) and where their pictures are."""
 
     keys: list[str]
-    source: Source
+    source: PictureSource
 
 
 class SourceReader:
@@ -63,7 +63,7 @@ class SourceReader:
         self._tables: dict[str, tuple[Any, TablePictures]] = {}
         self._reading = threading.Lock()
 
-    def open(self, source: Source) -> list[Image.Image]:
+    def open(self, source: PictureSource) -> list[Image.Image]:
         """The RGB pictures of a source.
 
         Raises:
@@ -80,7 +80,7 @@ class SourceReader:
             images = [open_picture(path, owner)]
         return [to_rgb(image, apply_exif=self.apply_exif) for image in images]
 
-    def _row_pictures(self, source: Source, owner: str) -> list[Image.Image]:
+    def _row_pictures(self, source: PictureSource, owner: str) -> list[Image.Image]:
         with self._reading:
             if source.path not in self._tables:
                 rows = read_table(source.path)
@@ -96,7 +96,7 @@ class SourceReader:
         return found if isinstance(found, list) else [found]
 
 
-def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int = 8) -> Iterator[Entry]:
+def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int = 8) -> Iterator[BoxEntry]:
     """The pictures that inputs name, in their order.
 
     Args:
@@ -135,10 +135,10 @@ def default_folder(inputs: Sequence[str | Path]) -> Path:
     return first if first.is_dir() else first.parent
 
 
-def _file_entry(key: str, name: str, frames: int, is_film: bool = False) -> Entry:
+def _file_entry(key: str, name: str, frames: int, is_film: bool = False) -> BoxEntry:
     if is_film or is_video(name):
-        return Entry(frame_keys(key, frames), Source("video", name, key, frames))
-    return Entry([key], Source("picture", name, key))
+        return BoxEntry(frame_keys(key, frames), PictureSource("video", name, key, frames))
+    return BoxEntry([key], PictureSource("picture", name, key))
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -151,7 +151,7 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def _record_entries(path: Path, frames: int) -> Iterator[Entry]:
+def _record_entries(path: Path, frames: int) -> Iterator[BoxEntry]:
     for number, raw in enumerate(open_records(path)):
         where = f"{path}, record {number}"
         if not isinstance(raw, Mapping):
@@ -170,10 +170,10 @@ def _record_entries(path: Path, frames: int) -> Iterator[Entry]:
             yield _file_entry(str(key), str(video), frames, is_film=True)
             continue
         for name, image in zip(picture_keys(str(key), len(images)), images, strict=True):
-            yield Entry([name], Source("picture", image, name))
+            yield BoxEntry([name], PictureSource("picture", image, name))
 
 
-def _table_entries(path: Path, folder: str | Path) -> Iterator[Entry]:
+def _table_entries(path: Path, folder: str | Path) -> Iterator[BoxEntry]:
     rows = read_table(path)
     pictures = TablePictures(rows, folder, str(path))
     for number, row in enumerate(rows):
@@ -183,4 +183,6 @@ def _table_entries(path: Path, folder: str | Path) -> Iterator[Entry]:
         if key is None:
             raise RecordError(f"{path}, row {number + 1}: there is no index; name a column index, question_id or id")
         count = pictures.count(row)
-        yield Entry(picture_keys(key, count), Source("row", str(path), key, count, number, pictures.key(row)))
+        yield BoxEntry(
+            picture_keys(key, count), PictureSource("row", str(path), key, count, number, pictures.key(row))
+        )

@@ -8,7 +8,7 @@ from mg_llava.work.journal import Journal, Record, read_journals, writer_name
 from mg_llava.work.pool import split
 
 
-class Step:
+class BoxStep:
     """Items ``0 .. count - 1``, whose results are kept by lines.
 
     Which items form a line, and how many lines a task, is fixed: results do not depend on who makes them, and when. In

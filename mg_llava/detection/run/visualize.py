@@ -9,7 +9,7 @@ import numpy as np
 from mg_llava.data.boxes.filter import filter_boxes
 from mg_llava.detection.run.merge import Results
 from mg_llava.detection.run.settings import JobSettings
-from mg_llava.detection.run.sources import Source
+from mg_llava.detection.run.sources import PictureSource
 from mg_llava.drawing.boxes import draw_boxes
 
 
@@ -28,7 +28,7 @@ def visualize(settings: JobSettings, count: int) -> Iterator[Path]:
         if "error" in result:
             continue
         number, part = results.plan.source_of(unique)
-        source = Source(*results.sources[number])
+        source = PictureSource(*results.sources[number])
         boxes = np.array(result["boxes"]).reshape(-1, 4)
         kept = filter_boxes(boxes, np.array(result["scores"]), result["labels"]).kept
         labels, scores = ([result[name][i] for i in kept] for name in ("labels", "scores"))

@@ -14,16 +14,16 @@ from mg_llava.data.pictures.files import PictureError, content_hash
 from mg_llava.data.records.open import open_records
 from mg_llava.detection.detector import Size
 from mg_llava.detection.pipeline import BoxPipeline, Detection, Prepared
-from mg_llava.detection.run.plan import Plan
+from mg_llava.detection.run.plan import BoxPlan
 from mg_llava.detection.run.settings import JobSettings
-from mg_llava.detection.run.sources import Source, SourceReader
+from mg_llava.detection.run.sources import PictureSource, SourceReader
 from mg_llava.detection.tags import PictureName
 from mg_llava.work.prefetch import prefetched
 
 _AHEAD = 3
 _TOO_MANY = 50
 
-Kind = Literal["read", "detect"]
+WorkKind = Literal["read", "detect"]
 Done = tuple[int, list[dict[str, Any]]]
 """Number of a line and its results."""
 
@@ -48,18 +48,18 @@ class Worker:
         return open_records(self.settings.work / "sources.jsonl")
 
     @cached_property
-    def _plan(self) -> Plan:
-        return Plan.load(self.settings.work / "plan.npz")
+    def _plan(self) -> BoxPlan:
+        return BoxPlan.load(self.settings.work / "plan.npz")
 
     def shapes(self, sizes: Sequence[Size]) -> list[str]:
         """Texts for sizes, equal for those that go through the detector together."""
         return [repr(self._pipeline.shape(size)) for size in sizes]
 
-    def do_task(self, task: tuple[Kind, Sequence[int]]) -> list[Done]:
+    def do_task(self, task: tuple[WorkKind, Sequence[int]]) -> list[Done]:
         """The results of the lines of a task."""
         return list(self.do(*task))
 
-    def do(self, kind: Kind, lines: Iterable[int]) -> Iterator[Done]:
+    def do(self, kind: WorkKind, lines: Iterable[int]) -> Iterator[Done]:
         """The results of lines of a step; pictures are decoded ahead, in threads."""
         threads = self.settings.threads
         if kind == "read":
@@ -78,7 +78,7 @@ class Worker:
 
     def _look(self, number: int) -> dict[str, Any]:
         """Content hashes and sizes of a source's pictures, or why they cannot be read."""
-        source = Source(*self._sources[number])
+        source = PictureSource(*self._sources[number])
         try:
             images = self._reader.open(source)
             if len(images) != source.parts:
@@ -91,7 +91,7 @@ class Worker:
 
     def _load(self, places: list[tuple[int, int]]) -> list[Prepared | Exception]:
         """Pictures of one source, by source and number in it, or why they cannot be read."""
-        source = Source(*self._sources[places[0][0]])
+        source = PictureSource(*self._sources[places[0][0]])
         try:
             images, name = self._reader.open(source), PictureName(source.id, source.path)
             return [self._pipeline.prepare(images[part], name) for _, part in places]
