@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg_llava.tokens import IGNORE_INDEX, PLACEHOLDERS
+from mg_llava.tokens import IGNORE_INDEX, PLACEHOLDER_IDS
 
 PaddingSide = Literal["left", "right"]
 
@@ -175,11 +175,11 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 def _check_placeholders(negative: np.ndarray, counts: int) -> None:
     """Raise when negative ids and counted placeholders do not fit."""
-    unknown = sorted(set(negative.tolist()) - PLACEHOLDERS)
+    unknown = sorted(set(negative.tolist()) - PLACEHOLDER_IDS)
     if unknown:
         raise ValueError(
             f"input_ids holds {unknown[0]}; the negative ids that stand for something are "
-            f"{', '.join(map(str, sorted(PLACEHOLDERS, reverse=True)))}, see mg_llava.tokens"
+            f"{', '.join(map(str, sorted(PLACEHOLDER_IDS, reverse=True)))}, see mg_llava.tokens"
         )
     if len(negative) != counts:
         raise ValueError(f"{len(negative)} placeholders in input_ids but {counts} pictures in the batch")

@@ -74,7 +74,7 @@ def blocks_of(low: Sequence[int], high: Sequence[int] | None, pooled: int | None
     return blocks
 
 
-def pack(features: Features, counts: Sequence[int], dtype: FeatureDtype) -> list[dict[str, Tensor]]:
+def pack_features(features: Features, counts: Sequence[int], dtype: FeatureDtype) -> list[dict[str, Tensor]]:
     """Split features into pictures and bring them into the form that is kept.
 
     Args:
@@ -113,7 +113,7 @@ def stack(pictures: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
 
 
 def unpack(arrays: Mapping[str, Any]) -> Features:
-    """Features of a batch of ``stack``; the inverse of ``pack`` up to rounding."""
+    """Features of a batch of ``stack``; the inverse of ``pack_features`` up to rounding."""
     low, high = (_dequantize(arrays, name) if name in arrays else None for name in ("low", "high"))
     assert low is not None
     if high is not None:

@@ -8,7 +8,7 @@ IMAGE_TOKEN_INDEX = -200
 VIDEO_TOKEN_INDEX = -201
 """Stands in ``input_ids`` where the frames of one video go."""
 
-PLACEHOLDERS = frozenset({IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX})
+PLACEHOLDER_IDS = frozenset({IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX})
 """All ids that stand for tokens of something else."""
 
 IGNORE_INDEX = -100

@@ -95,7 +95,7 @@ def main() -> int:
     """Do what was asked."""
     arguments = parse_arguments()
     from mg_llava.data.boxes._table import BoxTable
-    from mg_llava.data.boxes.convert import verify_store, write_json
+    from mg_llava.data.boxes.convert import verify_store, write_records
 
     store = arguments.source[0]
     try:
@@ -109,7 +109,7 @@ def main() -> int:
         if arguments.info:
             print(json.dumps(table.metadata, indent=1))
         else:
-            write_json(table, arguments.to_json)
+            write_records(table, arguments.to_json)
             print(f"wrote {len(table)} records to {arguments.to_json}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

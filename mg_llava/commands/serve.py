@@ -39,10 +39,10 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         from mg_llava.inference.serving.app import Settings
-        from mg_llava.inference.serving.errors import Limits
+        from mg_llava.inference.serving.errors import RequestLimits
         from mg_llava.inference.serving.server import ChatServer
 
-        limits = Limits(requests=arguments.queue, seconds=arguments.timeout)
+        limits = RequestLimits(requests=arguments.queue, seconds=arguments.timeout)
         hosts, origins = tuple(arguments.allow_host), tuple(arguments.allow_origin)
         settings = Settings(arguments.name, arguments.api_key, hosts, origins, limits=limits)
         predictor = build_predictor(arguments)

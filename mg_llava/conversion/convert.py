@@ -21,7 +21,7 @@ from mg_llava.conversion.prepare import prepare
 from mg_llava.conversion.types import ConversionOptions, SourceCheckpoint
 from mg_llava.conversion.writers import TensorProgress, write_pth, write_safetensors
 from mg_llava.models.parts import kind_of
-from mg_llava.models.weights.folders import read_config
+from mg_llava.models.weights.folders import read_folder_config
 from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.models.weights.stored import TensorMap
 from mg_llava.work.atomic import naming_full_disks, write_json
@@ -125,7 +125,7 @@ def _write_parts(
     metadata = {"layout": "mg_llava vision part"}
     staged.write(VISION_FILE, lambda path: write_safetensors(path, vision, metadata, progress))
     write_shards(staged, llm, options, progress, folder=f"{LLM_FOLDER}/")
-    config, folder = read_config(source.llm_folder), staged.path / LLM_FOLDER
+    config, folder = read_folder_config(source.llm_folder), staged.path / LLM_FOLDER
     is_whole = config.get("model_type") == "mg_llava"
     copy_small_files(source.llm_folder, folder, (".md", *(_OF_THE_WHOLE if is_whole else ())))
     config = (config["text_config"] if is_whole else config) | {"torch_dtype": main_dtype(llm)}
@@ -158,7 +158,9 @@ def _write_hugging_face(
     try:
         if config is None:
             copy_small_files(checkpoint.path, staged.path)
-            write_json(staged.path / "config.json", read_config(checkpoint.path) | {"torch_dtype": dtype}, indent=2)
+            write_json(
+                staged.path / "config.json", read_folder_config(checkpoint.path) | {"torch_dtype": dtype}, indent=2
+            )
         else:
             folder_files(config, staged.path, dtype, options.standalone)
         _check_model(staged.path, weights, [hf_key(f"llm.{name}") for name in source.tied])

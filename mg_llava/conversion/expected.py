@@ -14,7 +14,7 @@ from mg_llava.conversion.settings import ModelSettings
 from mg_llava.models.counting import build_empty
 from mg_llava.models.interfaces import Part
 from mg_llava.models.parts import kind_of
-from mg_llava.models.weights.folders import read_config
+from mg_llava.models.weights.folders import read_folder_config
 from mg_llava.models.weights.report import Expected, Shape
 from mg_llava.models.weights.stored import TensorMap
 from mg_llava.registry import MODELS
@@ -61,7 +61,9 @@ def expect(
     tied: dict[str, str] = {}
     shapes, open_parts = dict(expected.shapes), list(expected.open_parts)
     if any(key.startswith("llm.") for key in tensors):
-        if folder is None or adapters_apart or not read_config(folder):  # what else the LLM has cannot be judged
+        if (
+            folder is None or adapters_apart or not read_folder_config(folder)
+        ):  # what else the LLM has cannot be judged
             shapes |= vote_llm(tensors, width_of(tensors, None))
             open_parts.append("llm")
         else:
@@ -119,7 +121,7 @@ class _Width(nn.Module):
 
 def width_of(tensors: TensorMap, folder: Path | None) -> int:
     """D, hidden size of the LLM: of its folder, else of its own tensors, else of what the connectors end with."""
-    config = read_config(folder) if folder is not None else {}
+    config = read_folder_config(folder) if folder is not None else {}
     config = config.get("text_config", config)
     own = [t.shape[-1] for key, t in tensors.items() if key.endswith((".embed_tokens.weight", ".model.norm.weight"))]
     ends = [tensor.shape[0] for key, tensor in tensors.items() if key.startswith("projector.") and tensor.shape]
@@ -131,7 +133,7 @@ def _llm_shapes(folder: Path, trust_remote_code: bool) -> tuple[dict[str, Shape]
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        text = read_config(folder).get("text_config")
+        text = read_folder_config(folder).get("text_config")
         if text is None:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         else:  # a folder of the whole model

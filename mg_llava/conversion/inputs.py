@@ -14,7 +14,7 @@ from mg_llava.conversion.types import Checkpoint
 from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_checkpoint
 from mg_llava.models.weights.deepspeed import MODEL_STATES
-from mg_llava.models.weights.folders import map_folder, read_config
+from mg_llava.models.weights.folders import map_folder, read_folder_config
 from mg_llava.models.weights.stored import TensorMap, map_weights, nonfinite_message, nonfinite_names
 
 VISION_FILE = "vision_part.safetensors"
@@ -47,7 +47,7 @@ def open_checkpoint(
             llm = path / LLM_FOLDER
             tensors = map_weights(path / VISION_FILE)[0] | _prefixed(map_folder(llm))
             return name_tensors(path, "LLM folder with vision part", tensors, settings, llm_folder=llm)
-        config = read_config(path)
+        config = read_folder_config(path)
         if config.get("model_type") == "mg_llava":
             return _open_whole(path, settings)
         if any("CausalLM" in name for name in config.get("architectures") or ()):

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mg_llava.batch import plan_layout
 from mg_llava.features import stack
 from mg_llava.registry import FUNCTIONS
-from mg_llava.tokens import IGNORE_INDEX, PAD_TOKEN_ID, PLACEHOLDERS
+from mg_llava.tokens import IGNORE_INDEX, PAD_TOKEN_ID, PLACEHOLDER_IDS
 
 
 @FUNCTIONS.register_module()
@@ -79,7 +79,7 @@ def _text(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _check(instance: dict[str, Any]) -> None:
     owner = f"sample {instance.get('id')!r}"
-    placeholders = sum(1 for token in instance["input_ids"] if int(token) in PLACEHOLDERS)
+    placeholders = sum(1 for token in instance["input_ids"] if int(token) in PLACEHOLDER_IDS)
     canvases = len(instance.get("images") or ()) + len(instance.get("features") or ())
     sets, media, tokens = instance.get("boxes") or (), instance.get("media"), instance.get("tokens")
     if canvases != len(sets) or (placeholders != canvases if media is None else canvases != len(media)):

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mg_llava.engine.command import command_line, is_training_command
-from mg_llava.engine.hooks import parts_of
+from mg_llava.engine.hooks import nested_datasets
 from mg_llava.tokens import tokens_without_embeddings
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -190,7 +190,7 @@ def check_vocabulary(model: nn.Module, dataset: Any) -> None:
         ValueError: Names both numbers, tokens and the fix.
     """
     llm: Any = getattr(model, "llm", None)
-    for part in parts_of(dataset):
+    for part in nested_datasets(dataset):
         tokenizer = getattr(part, "tokenizer", None)
         if llm is None or tokenizer is None:
             continue

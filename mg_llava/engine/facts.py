@@ -17,7 +17,7 @@ FACTS_KEY = "run_facts"
 TRAINED = "trained part "
 WEIGHTING = "loss weighting (train_cfg.loss_weighting)"
 
-Facts = dict[str, str | int | float | bool | None]
+RunFacts = dict[str, str | int | float | bool | None]
 """Plain values by what they are, as messages name them."""
 
 
@@ -25,10 +25,10 @@ class ResumeError(ValueError):
     """A checkpoint that this run cannot go on from; the message lists all that differs and the ways out."""
 
 
-def describe_run(runner: Any) -> Facts:
+def describe_run(runner: Any) -> RunFacts:
     """The facts of a run whose model, optimizer and schedulers are built."""
     loop, loader = runner.train_loop, runner.train_dataloader
-    facts: Facts = dict(_trained(unwrap_model(runner.model)))
+    facts: RunFacts = dict(_trained(unwrap_model(runner.model)))
     facts |= _data(loader)
     facts["steps in all (train_cfg)"] = loop.max_iters
     facts |= _precision(runner)
@@ -106,11 +106,11 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, str]]:
         yield TRAINED + part, f"{len(found)} tensors with {sum(size for _, size in found):,} numbers ({digest})"
 
 
-def _data(loader: Any) -> Facts:
+def _data(loader: Any) -> RunFacts:
     sampler = loader.batch_sampler.sampler if loader.batch_sampler is not None else loader.sampler
     processes = get_world_size()
     kind = type(sampler).__name__
-    facts: Facts = {
+    facts: RunFacts = {
         "samples in a step (batch size x processes)": (loader.batch_size or 0) * processes,
         "records": _length(loader.dataset),
         "steps in an epoch": _length(loader),
@@ -132,7 +132,7 @@ def _length(sized: Any) -> int | None:
         return None
 
 
-def _precision(runner: Any) -> Facts:
+def _precision(runner: Any) -> RunFacts:
     strategy = getattr(runner, "strategy", None)
     if strategy is None:
         cast = getattr(runner.optim_wrapper, "cast_dtype", None)
@@ -152,10 +152,10 @@ def _precision(runner: Any) -> Facts:
     }
 
 
-def _optimizer(wrapper: Any) -> Facts:
+def _optimizer(wrapper: Any) -> RunFacts:
     """Kind and settings, each with its values in all groups of parameters."""
     optimizer = getattr(wrapper.optimizer, "optimizer", wrapper.optimizer)  # within DeepSpeed's
-    facts: Facts = {"optimizer": type(optimizer).__name__}
+    facts: RunFacts = {"optimizer": type(optimizer).__name__}
     for name, key in (("learning rate", "initial_lr"), ("weight decay", "weight_decay"), ("betas", "betas")):
         values = {
             repr(group.get(key, group["lr"] if key == "initial_lr" else None)) for group in optimizer.param_groups
@@ -164,5 +164,5 @@ def _optimizer(wrapper: Any) -> Facts:
     return facts
 
 
-def _plain(values: Mapping[str, Any]) -> Facts:
+def _plain(values: Mapping[str, Any]) -> RunFacts:
     return {key: value for key, value in values.items() if isinstance(value, str | int | float | bool)}

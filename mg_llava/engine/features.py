@@ -5,7 +5,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
-from mg_llava.engine.hooks import parts_of, unwrap_model
+from mg_llava.engine.hooks import nested_datasets, unwrap_model
 from mg_llava.registry import HOOKS
 
 
@@ -22,7 +22,7 @@ class FeatureCacheHook(Hook):
         Raises:
             ValueError: A cache was filled with other encoders.
         """
-        parts = parts_of(runner.train_dataloader.dataset)
+        parts = nested_datasets(runner.train_dataloader.dataset)
         sources = [part for part in parts if hasattr(part, "picture_positions")]  # others have no feature cache
         caches = {source.features.cache.name: source.features for source in sources if _features(source) is not None}
         # a process with pictures would run encoders that one with features does not

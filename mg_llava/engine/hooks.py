@@ -31,11 +31,11 @@ def is_checkpoint_due(runner: Any) -> bool:
     )
 
 
-def parts_of(dataset: Any) -> Iterator[Any]:
+def nested_datasets(dataset: Any) -> Iterator[Any]:
     """A data set, and all that it is made of."""
     yield dataset
     for part in getattr(dataset, "sources", None) or getattr(dataset, "datasets", None) or ():
-        yield from parts_of(part)
+        yield from nested_datasets(part)
 
 
 @HOOKS.register_module()
@@ -179,7 +179,7 @@ class ThroughputHook(Hook):
             self._start = time.perf_counter()
             return
         self._counts[0] += len(data_batch["data"]["input_ids"])
-        self._counts[1] += count_tokens(data_batch["data"], unwrap_model(runner.model))
+        self._counts[1] += count_batch_tokens(data_batch["data"], unwrap_model(runner.model))
         if self.every_n_train_iters(runner, self.interval):
             self._report(runner)
 
@@ -196,7 +196,7 @@ class ThroughputHook(Hook):
         self._start, self._counts = now, [0, 0]
 
 
-def count_tokens(data: Mapping[str, Any], system: Any) -> int:
+def count_batch_tokens(data: Mapping[str, Any], system: Any) -> int:
     """Tokens the LLM sees of a batch as ``collate`` makes it: a placeholder gives way to what stands for it.
 
     Args:

@@ -30,7 +30,7 @@ from mg_llava.engine.agreement import (
     warn_about_rounding,
 )
 from mg_llava.engine.facts import FACTS_KEY, ResumeError, check_resume, describe_run
-from mg_llava.engine.hooks import is_checkpoint_due, parts_of, unwrap_model
+from mg_llava.engine.hooks import is_checkpoint_due, nested_datasets, unwrap_model
 from mg_llava.engine.losses import NonFiniteError, nonfinite_parameters
 from mg_llava.engine.weighting import LossWeighting, WeightedBatches, check_weighting
 from mg_llava.registry import HOOKS, LOOPS
@@ -196,7 +196,7 @@ class TrainLoop(XTunerTrainLoop):
 def _tell_epochs(dataloader: DataLoader) -> None:
     """Let a data set that draws anew in every epoch know of it when the sampler does."""
     sampler: Any = getattr(dataloader.batch_sampler, "sampler", None)
-    datasets = [part for part in parts_of(dataloader.dataset) if hasattr(part, "set_epoch")]
+    datasets = [part for part in nested_datasets(dataloader.dataset) if hasattr(part, "set_epoch")]
     if not datasets or not hasattr(sampler, "set_epoch"):
         return
     of_sampler = sampler.set_epoch

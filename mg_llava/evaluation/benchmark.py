@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 QuestionId = str | int
 Prediction = dict[str, Any]
-SCOPE = "mg_llava."
+KIND_PREFIX = "mg_llava."
 FAMILIES = "mg_llava.evaluation.families"
 
 
@@ -195,7 +195,7 @@ class Benchmarks:
             KeyError: No class has the name; the message has the nearest and all known ones.
         """
         module, _, last = name.rpartition(".")
-        if last not in self.kinds and module and f"{module}." != SCOPE:
+        if last not in self.kinds and module and f"{module}." != KIND_PREFIX:
             import_module(module)
         if last not in self.kinds:
             near = get_close_matches(last, self.kinds, n=1)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mg_llava.evaluation.benchmark import BENCHMARKS, SCOPE
+from mg_llava.evaluation.benchmark import BENCHMARKS, KIND_PREFIX
 from mg_llava.evaluation.release import PAPER_MODEL, Release
 
 DEFAULT_ROOT = "data/eval"
@@ -39,7 +39,7 @@ def benchmark_config(name: str, root: str | Path = DEFAULT_ROOT) -> dict[str, An
     release = find_release(name)
     images = None if release.images is None else str(Path(root) / release.images)
     data = [str(Path(root) / item) for item in release.data]
-    kind = f"{SCOPE}{BENCHMARKS.releases[name][0].__name__}"
+    kind = f"{KIND_PREFIX}{BENCHMARKS.releases[name][0].__name__}"
     return {"type": kind, "data": data, "image_folder": images, "name": name, **release.settings}
 
 

@@ -75,14 +75,14 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
 def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str:
     from mg_llava.evaluation.ablation import parse_settings
     from mg_llava.evaluation.runner import Asking
-    from mg_llava.evaluation.suite import Suite, build_benchmarks, find_box_files, load_model, read_config
+    from mg_llava.evaluation.suite import Suite, build_benchmarks, find_box_files, load_predictor, read_training_config
     from mg_llava.work.processes import Processes
 
-    config = read_config(arguments.config, arguments.apply_exif)
+    config = read_training_config(arguments.config, arguments.apply_exif)
     benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)
     processes = Processes()
-    predictor, identity = load_model(config, arguments.checkpoint, processes, arguments.device)
+    predictor, identity = load_predictor(config, arguments.checkpoint, processes, arguments.device)
     detector = config.get("detector")
     if arguments.detector:
         from mg_llava.detection.pipeline import build_pipeline

@@ -16,16 +16,16 @@ from mg_llava.evaluation.benchmark import Prediction, Question
 from mg_llava.work.atomic import write_json, write_text
 from mg_llava.work.journal import Journal, read_journal
 
-Line = dict[str, Any]
+ReplyLine = dict[str, Any]
 """``n`` (number of the question), ``id`` and either ``error`` or the facts of an answer; see :func:`line_of`."""
 
 RUN_FILE = "run.json"
 FINAL_FILE = "predictions.jsonl"
-FORMAT = 2
+_FORMAT = 2
 _ABOUT = "about"
 
 
-class ResumeError(ValueError):
+class OtherRunError(ValueError):
     """A folder holds replies of another model, prompt, generation or box source."""
 
 
@@ -56,20 +56,20 @@ class Replies:
             about: Further facts of the run, such as names of files.
 
         Raises:
-            ResumeError: The replies in the folder depend on something else; the message says on what.
+            OtherRunError: The replies in the folder depend on something else; the message says on what.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RUN_FILE
         if fresh:
             for old in [path, self.folder / FINAL_FILE, *self._parts()]:
                 old.unlink(missing_ok=True)
-        wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
+        wanted = json.loads(json.dumps({"format": _FORMAT, **identity}))
         if path.is_file():
             found = self._run()
             found.pop(_ABOUT, None)
             self._compare(_flat(found), _flat(wanted))
         elif self._parts():
-            raise ResumeError(
+            raise OtherRunError(
                 f"{self.folder} holds replies but no {RUN_FILE} that says of which run; use another folder, or "
                 "--fresh to throw them away"
             )
@@ -90,18 +90,18 @@ class Replies:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ResumeError(f"{path} is damaged ({error}); use another folder (--out), or --fresh") from error
+            raise OtherRunError(f"{path} is damaged ({error}); use another folder (--out), or --fresh") from error
 
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if other:
             changes = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in other)
-            raise ResumeError(
+            raise OtherRunError(
                 f"{self.folder} holds replies of another run: {changes}. Use another folder (--out), or --fresh to "
                 "throw the replies away"
             )
 
-    def read(self, asked: Sequence[Question]) -> tuple[dict[int, Line], list[Line]]:
+    def read(self, asked: Sequence[Question]) -> tuple[dict[int, ReplyLine], list[ReplyLine]]:
         """Replies to the questions that are asked, by their number, and failures of the others.
 
         Raises:
@@ -122,7 +122,7 @@ class Replies:
         replies = {n: lines[n] for n in sorted(lines) if "text" in lines[n]}
         return replies, [lines[n] for n in sorted(lines) if n not in replies]
 
-    def append(self, lines: Iterable[Line]) -> None:
+    def append(self, lines: Iterable[ReplyLine]) -> None:
         """Add replies and failures; they are on the disk when this returns.
 
         Raises:
@@ -156,7 +156,7 @@ class Replies:
         return sorted(self.folder.glob("replies.part*.journal"))
 
 
-def line_of(n: int, question: Question, answer: Any, source: Mapping[str, int] | None = None) -> Line:
+def line_of(n: int, question: Question, answer: Any, source: Mapping[str, int] | None = None) -> ReplyLine:
     """The facts to keep of an ``Answer`` to question number ``n``, or of the exception in its place.
 
     Returns:
@@ -166,7 +166,7 @@ def line_of(n: int, question: Question, answer: Any, source: Mapping[str, int] |
     """
     if isinstance(answer, Exception):
         return {"n": n, "id": question.id, "error": str(answer)}
-    line: Line = {"n": n, "id": question.id, "text": answer.text, "truncated": answer.truncated}
+    line: ReplyLine = {"n": n, "id": question.id, "text": answer.text, "truncated": answer.truncated}
     if source is not None:
         line["source"] = dict(source)
     if answer.pictures:

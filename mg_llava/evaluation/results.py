@@ -9,12 +9,12 @@ from typing import Any
 
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.identity import package_versions
-from mg_llava.evaluation.replies import FINAL_FILE, Line, Replies
+from mg_llava.evaluation.replies import FINAL_FILE, Replies, ReplyLine
 from mg_llava.evaluation.scoring.figures import mean_score
 from mg_llava.evaluation.scoring.joining import ScoreResult, name_ids
 from mg_llava.work.atomic import write_json
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 SCORES_FILE = "scores.json"
@@ -51,7 +51,7 @@ class RunResult:
     identity: dict[str, Any]
     seconds: float
     folder: Path
-    samples: list[Line] = field(repr=False, default_factory=list)
+    samples: list[ReplyLine] = field(repr=False, default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the facts of each question."""
@@ -107,7 +107,7 @@ def score(
     if failures:
         first = f"{failures[0]['id']}: {failures[0]['error']}"
         message = "%s: %d of %d questions are counted as not answered; the first, %s"
-        logger.warning(message, benchmark.name, len(failures), len(asked), first)
+        _logger.warning(message, benchmark.name, len(failures), len(asked), first)
     write_json(replies.folder / SCORES_FILE, result.score)
     write_json(replies.folder / RESULTS_FILE, result.to_dict())
     return result
@@ -137,7 +137,7 @@ def _restrict(found: ScoreResult, asked: Sequence[Question], total: int, answere
     return {**found, **counts, "warnings": [*warnings, note], "rules": rules}
 
 
-def _asked_entries(entries: Sequence[Line], asked: Sequence[Question], total: int) -> Sequence[Line]:
+def _asked_entries(entries: Sequence[ReplyLine], asked: Sequence[Question], total: int) -> Sequence[ReplyLine]:
     """Entries of the questions that were asked: by id, or by place where several questions have one id."""
     if len(entries) == total and len({str(entry["id"]) for entry in entries}) < total:
         return entries[: len(asked)]
@@ -157,7 +157,7 @@ def _headline(benchmark: Benchmark, found: ScoreResult) -> dict[str, Any]:
 
 
 def _counts(
-    questions: Sequence[Question], asked: Sequence[Question], lines: Mapping[int, Line], failed: int, resumed: int
+    questions: Sequence[Question], asked: Sequence[Question], lines: Mapping[int, ReplyLine], failed: int, resumed: int
 ) -> dict[str, int]:
     return {
         "questions": len(questions),
@@ -171,7 +171,7 @@ def _counts(
     }
 
 
-def _describe_boxes(source: Mapping[str, Any], lines: Mapping[int, Line]) -> dict[str, Any]:
+def _describe_boxes(source: Mapping[str, Any], lines: Mapping[int, ReplyLine]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for line in lines.values():
         counts.update(line.get("source", {}))

@@ -17,7 +17,7 @@ from mg_llava.data.records.schema import BoxRecord
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.box_source import BoxSource, FoundBoxes, build_box_source
 from mg_llava.evaluation.identity import run_identity
-from mg_llava.evaluation.replies import Line, Replies, line_of
+from mg_llava.evaluation.replies import Replies, ReplyLine, line_of
 from mg_llava.evaluation.results import RunResult, score
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.answering import Answered
@@ -99,7 +99,7 @@ def answer(
         **generation: Overrides arguments of ``generate``; ``max_new_tokens`` is the benchmark's by default.
 
     Raises:
-        ResumeError: The folder holds replies of another model, prompt, generation, box source or data file.
+        OtherRunError: The folder holds replies of another model, prompt, generation, box source or data file.
         PictureError: A picture cannot be read, and ``asking.bad_samples`` is ``raise``.
         ValueError: A data file is malformed.
     """
@@ -132,7 +132,7 @@ def answer(
     return replies
 
 
-def _share(asked: Sequence[Question], known: Mapping[int, Line], processes: Processes) -> list[int]:
+def _share(asked: Sequence[Question], known: Mapping[int, ReplyLine], processes: Processes) -> list[int]:
     """Numbers of the questions that this process answers: those about every n-th picture, of n processes."""
     pictures: dict[Hashable, list[int]] = {}
     for n, question in enumerate(asked):

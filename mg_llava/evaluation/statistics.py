@@ -105,7 +105,7 @@ def _by_group(values: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndar
 
 # -- accuracy by kind of boxes ---------------------------------------------------------------------------------
 
-Facts = Mapping[str, Mapping[str, float]]
+BoxFacts = Mapping[str, Mapping[str, float]]
 """What is known of the boxes of each question, by its id."""
 
 Buckets = Sequence[tuple[str, float]]
@@ -135,7 +135,7 @@ def facts_of(samples: Iterable[Mapping[str, Any]], object_sizes: Scores | None =
     return facts
 
 
-def break_down(scores: Scores, facts: Facts) -> dict[str, list[dict[str, Any]]]:
+def break_down(scores: Scores, facts: BoxFacts) -> dict[str, list[dict[str, Any]]]:
     """Mean score by object size, boxes per picture and detector confidence, as far as facts are known.
 
     Returns:

@@ -25,7 +25,7 @@ from mg_llava.work.devices import pick_device
 from mg_llava.work.processes import Processes
 
 
-def load_model(
+def load_predictor(
     config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto"
 ) -> tuple[Predictor, dict[str, Any]]:
     """The model of a config with a checkpoint, and its identity; raises as ``Predictor.from_pretrained`` does."""
@@ -41,7 +41,7 @@ def load_model(
     return predictor, processes.gather(hashes)[0]
 
 
-def read_config(path: str | Path, apply_exif: bool = False) -> Config:
+def read_training_config(path: str | Path, apply_exif: bool = False) -> Config:
     """A training config; the modules that it names under ``custom_imports`` may register benchmarks.
 
     Args:

@@ -17,7 +17,7 @@ from mg_llava.inference.encoding import EncodedRequest, RequestEncoder, Statisti
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.reply import Reply
 from mg_llava.inference.requests import Answer
-from mg_llava.models.generation import MARGIN, Decoding, Prompt, evaluating, generate, read_prefixes
+from mg_llava.models.generation import LOGIT_MARGIN, Decoding, Prompt, evaluating, generate, read_prefixes
 from mg_llava.models.interfaces import Seeing
 from mg_llava.tokens import PAD_TOKEN_ID
 
@@ -64,7 +64,7 @@ class Answering:
         self.statistics = statistics
         floats = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
         is_fine = all(dtype in (torch.float32, torch.float64) for dtype in floats)
-        self.margin = MARGIN if exact and is_fine and not self.decoding.do_sample else 0.0
+        self.margin = LOGIT_MARGIN if exact and is_fine and not self.decoding.do_sample else 0.0
         self.encoder = RequestEncoder(model, statistics, keeps_pixels=self.margin > 0)
         self.context: int | None = getattr(model.llm.config, "max_position_embeddings", None)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 CONFIG_FILES = {"transformers": "config.json", "open_clip": "open_clip_config.json"}
-Kind = Literal["transformers", "open_clip"]
+EncoderLibrary = Literal["transformers", "open_clip"]
 
 _PUBLISHED = Path(__file__).parent / "published"
 _FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of published sizes", default=(_PUBLISHED,))
@@ -45,7 +45,7 @@ class Architecture:
     source: str
     note: str = ""
 
-    def write(self, folder: str | Path, kind: Kind) -> str:
+    def write(self, folder: str | Path, kind: EncoderLibrary) -> str:
         """Write the config into a new folder below ``folder``; returns its path."""
         target = Path(tempfile.mkdtemp(dir=folder))
         (target / CONFIG_FILES[kind]).write_text(json.dumps(self.config))
@@ -62,7 +62,7 @@ def sizes_from(folder: str | Path | None) -> Iterator[None]:
         _FOLDERS.reset(token)
 
 
-def find_architecture(path: str, kind: Kind) -> Architecture:
+def find_architecture(path: str, kind: EncoderLibrary) -> Architecture:
     """The sizes of a model.
 
     Args:

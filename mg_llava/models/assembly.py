@@ -18,7 +18,7 @@ from mg_llava.models.weights.loading import on_meta
 from mg_llava.models.weights.parts import load_parts, needed_keys, saved_parts, saved_state_dict, trained_keys
 from mg_llava.registry import EXPORTERS
 
-Kind = TypeVar("Kind", bound=nn.Module)
+_Module = TypeVar("_Module", bound=nn.Module)
 
 PROMPTS = Part("adapter", "prompts", "connector")
 """Row of the table of a system whose LLM may have prompts inside its layers, such as ``GatedPrompts``."""
@@ -119,7 +119,7 @@ class Assembly(BaseModel):
             if module is not None:
                 yield part, module
 
-    def part_of(self, kind: type[Kind]) -> Kind | None:
+    def part_of(self, kind: type[_Module]) -> _Module | None:
         """The first part of a kind, such as ``Fusion``; None without one."""
         return next((module for _, module in self.named_parts() if isinstance(module, kind)), None)
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from mg_llava.models.losses.language import decoder_of, splits_logits
 
-MARGIN = 2e-3
+LOGIT_MARGIN = 2e-3
 """Least lead of the best logit that float32 rounding cannot overturn, with room to spare: the same row gives slightly
 different logits in batches of different size, and differences of 1e-5 to 1e-4 were seen."""
 
@@ -119,7 +119,7 @@ class Prompt(NamedTuple):
     """Keys and values of the first P positions; None for P = 0. The generation writes into it."""
 
 
-class Step(NamedTuple):
+class GenerationStep(NamedTuple):
     """One new id of each row that had not ended."""
 
     rows: list[int]
@@ -180,7 +180,7 @@ def generate(
     stop: Callable[[int, list[int]], bool] | None = None,
     margin: float = 0.0,
     condition: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
-) -> Iterator[Step]:
+) -> Iterator[GenerationStep]:
     """Generate step by step; a row that has ended costs nothing more, and closing the iterator ends all of them.
 
     Args:
@@ -211,7 +211,7 @@ def generate(
                 ended.append("stop")
             else:
                 ended.append("limit" if len(new[row]) >= limits[row] else "")
-        yield Step(rows, [new[row][-1] for row in rows], leads, ended, hidden, scores)
+        yield GenerationStep(rows, [new[row][-1] for row in rows], leads, ended, hidden, scores)
         mask = prompt.mask
         if any(ended):
             kept = [place for place, why in enumerate(ended) if not why]
@@ -224,7 +224,7 @@ def generate(
         prompt = Prompt(embeds, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), cache)
 
 
-def collect(steps: Iterable[Step], rows: int) -> list[Generated]:
+def collect(steps: Iterable[GenerationStep], rows: int) -> list[Generated]:
     """Take all steps of a generation; the new ids of each of its rows."""
     found = [Generated() for _ in range(rows)]
     for step in steps:

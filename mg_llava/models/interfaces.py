@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mg_llava.batch import Layout
 from mg_llava.models.weights.stored import TensorMap
 
-Role = Literal["encoder", "connector", "llm"]
+PartRole = Literal["encoder", "connector", "llm"]
 
 
 class Part(NamedTuple):
@@ -25,7 +25,7 @@ class Part(NamedTuple):
     """Attribute of the system, and first part of the names of its tensors in checkpoints, such as ``fuse_module``."""
     config: str
     """Argument of the system and key of its config, such as ``fusion``."""
-    role: Role
+    role: PartRole
     """Encoders are frozen unless a stage trains them; connectors and the LLM are trained as the stage says."""
 
 

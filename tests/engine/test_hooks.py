@@ -9,7 +9,7 @@ from PIL import Image
 
 from mg_llava.batch import TokenCount
 from mg_llava.engine.generation import SampleGenerationHook
-from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook, count_tokens
+from mg_llava.engine.hooks import DataReportHook, GateMonitorHook, ThroughputHook, count_batch_tokens
 from tests import toy
 from tests.engine.launch_toy import ToyData, ToyModel, toy_collate
 from tests.run import read_log
@@ -88,10 +88,10 @@ def test_count_tokens():
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     ids = torch.tensor([[5, -200, 5, 5, 5], [-200, 5, 5, -200, -200]])  # the last two are masked
     system = SimpleNamespace(token_count=TokenCount(4, per_box=1, per_media=2))
-    assert count_tokens({"attention_mask": mask, "input_ids": ids}, system) == 8
+    assert count_batch_tokens({"attention_mask": mask, "input_ids": ids}, system) == 8
     data = {"attention_mask": mask, "input_ids": ids, "canvas": torch.zeros(3, 3, 8, 8)}
     data["boxes"] = [torch.zeros(3, 4), torch.zeros(0, 4), torch.zeros(1, 4)]  # two canvases share a placeholder
-    assert count_tokens(data, system) == 8 - 2 + 2 * 2 + 3 * 4 + 4
+    assert count_batch_tokens(data, system) == 8 - 2 + 2 * 2 + 3 * 4 + 4
 
 
 def test_throughput(runs, monkeypatch):

@@ -17,7 +17,7 @@ from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
 from mg_llava.evaluation.benchmark import Benchmark, Question
 from mg_llava.evaluation.box_source import FoundBoxes, build_box_source
-from mg_llava.evaluation.replies import Replies, ResumeError
+from mg_llava.evaluation.replies import OtherRunError, Replies
 from mg_llava.evaluation.results import RunResult
 from mg_llava.evaluation.runner import Asking, run_benchmark
 from mg_llava.inference import Predictor
@@ -273,13 +273,13 @@ def test_only_the_same_run_is_resumed(predictor: Predictor, tmp_path: Path, stor
         ({"max_new_tokens": 7}, "generation.max_new_tokens was 5, is 7"),
         ({"boxes": build_box_source("detected", store)}, r"boxes.spec was 'none', is 'detected'"),
     ]:
-        with pytest.raises(ResumeError, match=message):
+        with pytest.raises(OtherRunError, match=message):
             run(predictor, ToyBenchmark(tmp_path), tmp_path / "out", **changes)
     other = ToyBenchmark(tmp_path)
     other.prompt = "another"
-    with pytest.raises(ResumeError, match=r"benchmark.prompt was 'reference', is 'another'.*--fresh"):
+    with pytest.raises(OtherRunError, match=r"benchmark.prompt was 'reference', is 'another'.*--fresh"):
         run(predictor, other, tmp_path / "out")
-    with pytest.raises(ResumeError, match="questions was"):
+    with pytest.raises(OtherRunError, match="questions was"):
         run(predictor, ToyBenchmark(tmp_path, pictures=4), tmp_path / "out")
     fresh = run(predictor, other, tmp_path / "out", fresh=True, limit=3)
     assert fresh.counts["resumed"] == 0 and fresh.counts["answered"] == 3
@@ -398,12 +398,12 @@ def test_damaged_and_foreign_files(predictor: Predictor, tmp_path: Path) -> None
         run(predictor, ToyBenchmark(tmp_path), tmp_path)
     held.close()
     (folder / "run.json").unlink()
-    with pytest.raises(ResumeError, match=r"holds replies but no run\.json"):
+    with pytest.raises(OtherRunError, match=r"holds replies but no run\.json"):
         run(predictor, ToyBenchmark(tmp_path), tmp_path)
 
 
 def test_weights_tell_models_apart(predictor: Predictor, toy_paths: dict[str, str], tmp_path: Path) -> None:
     run(predictor, ToyBenchmark(tmp_path), tmp_path, limit=1, model_identity=None)
     other = Predictor(toy.build_model(toy_paths, seed=4), toy_paths["llm"], "vicuna", PROCESSOR)
-    with pytest.raises(ResumeError, match=r"model\.weights was"):
+    with pytest.raises(OtherRunError, match=r"model\.weights was"):
         run(other, ToyBenchmark(tmp_path), tmp_path, limit=1, model_identity=None)

@@ -18,7 +18,7 @@ from mg_llava.inference import Predictor
 from mg_llava.inference.engine import Closed, Engine
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.serving import pictures
-from mg_llava.inference.serving.errors import Limits, Refused
+from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 from mg_llava.inference.serving.server import ChatServer
 from tests.inference.serving_toys import (
     a_picture,
@@ -185,13 +185,13 @@ def test_the_key_is_looked_at_before_the_body_is_read(server: ChatServer) -> Non
 
 
 def test_a_slow_client_is_let_go(predictor: Predictor) -> None:
-    with serving(predictor, limits=Limits(patience=0.1)) as server:
+    with serving(predictor, limits=RequestLimits(patience=0.1)) as server:
         answer = talk(server, POST + b"Authorization: Bearer secret\r\nContent-Length: 10\r\n\r\n{}")
         assert answer.startswith(b"HTTP/1.1 408") and b"request_timeout" in answer
 
 
 def test_a_head_that_does_not_come_whole_ends_the_connection(predictor: Predictor) -> None:
-    with serving(predictor, limits=Limits(patience=0.2)) as server:
+    with serving(predictor, limits=RequestLimits(patience=0.2)) as server:
         assert talk(server, b"") == b"" == talk(server, POST + b"Authorization: Bear")
         assert b"200 OK" in talk(server, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
 
@@ -203,26 +203,26 @@ def test_a_large_body_is_refused_before_it_comes(server: ChatServer, length: byt
 
 
 def test_a_body_without_a_length_is_counted(predictor: Predictor) -> None:
-    with serving(predictor, limits=Limits(body=1000)) as server:
+    with serving(predictor, limits=RequestLimits(body=1000)) as server:
         parts = iter([json.dumps(asked("x")).encode()[:-1], b" " * 2000, b"}"])
         headers = {"Authorization": "Bearer secret"}
         answer = httpx.post(url_of(server) + "/v1/chat/completions", content=parts, headers=headers)
         assert answer.status_code == 413
         assert (server.app.load.requests, server.app.load.bytes) == (0, 0)
-    with serving(predictor, limits=Limits(memory=10)) as server:
+    with serving(predictor, limits=RequestLimits(memory=10)) as server:
         status, answer = post(server, asked("x"))
         assert (status, answer["error"]["code"]) == (503, "overloaded")
 
 
 def test_there_are_only_so_many_places(predictor: Predictor) -> None:
-    with serving(predictor, limits=Limits(requests=0)) as server:
+    with serving(predictor, limits=RequestLimits(requests=0)) as server:
         with pytest.raises(openai.RateLimitError) as refused:
             client_of(server).chat.completions.create(model="toy", messages=user("x"))
         assert refused.value.code == "rate_limit_exceeded"
 
 
 def test_an_answer_that_takes_too_long_is_given_up(predictor: Predictor) -> None:
-    with serving(predictor, limits=Limits(seconds=0.0)) as server:
+    with serving(predictor, limits=RequestLimits(seconds=0.0)) as server:
         for stream in (False, True):
             status, answer = post(server, asked("x", stream=stream))
             assert (status, answer["error"]["code"]) == (504, "timeout")
@@ -280,8 +280,8 @@ def test_only_public_addresses_are_fetched_from(monkeypatch: pytest.MonkeyPatch,
     public = (socket.AF_INET, 1, 6, "", ("93.184.216.34", 443))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [public, (family, 1, 6, "", (address, 443))])
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
-    with pytest.raises(Refused, match="which is not public"):
-        pictures.open_pictures([("p", "https://pictures.example/a.png")], Limits(), {"pictures.example"})
+    with pytest.raises(RefusedRequest, match="which is not public"):
+        pictures.open_pictures([("p", "https://pictures.example/a.png")], RequestLimits(), {"pictures.example"})
 
 
 @pytest.mark.parametrize(
@@ -300,8 +300,8 @@ def test_only_public_addresses_are_fetched_from(monkeypatch: pytest.MonkeyPatch,
 )
 def test_only_urls_of_allowed_hosts_are_fetched(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
-    with pytest.raises(Refused, match=r"http or https URLs of pictures\.example"):
-        pictures.open_pictures([("p", url)], Limits(), {"pictures.example"})
+    with pytest.raises(RefusedRequest, match=r"http or https URLs of pictures\.example"):
+        pictures.open_pictures([("p", url)], RequestLimits(), {"pictures.example"})
 
 
 @pytest.mark.parametrize(
@@ -328,10 +328,10 @@ def test_what_a_host_answers(monkeypatch: pytest.MonkeyPatch, answer: bytes | No
     )
     given = [("p", "http://pictures.example/a.png?x=1")]
     if message:
-        with pytest.raises(Refused, match=message):
-            pictures.open_pictures(given, Limits(body=2000), {"pictures.example"})
+        with pytest.raises(RefusedRequest, match=message):
+            pictures.open_pictures(given, RequestLimits(body=2000), {"pictures.example"})
     else:
-        (found,) = pictures.open_pictures(given, Limits(body=2000), {"pictures.example"})
+        (found,) = pictures.open_pictures(given, RequestLimits(body=2000), {"pictures.example"})
         assert found.size == (8, 8)
         assert theirs.recv(9999).startswith(b"GET /a.png?x=1 HTTP/1.1\r\nHost: pictures.example\r\n")
 

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset
 from mg_llava.data.collate import collate
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.engine.features import FeatureCacheHook
-from mg_llava.features import FEATURE_DTYPES, Features, pack, stack, unpack
+from mg_llava.features import FEATURE_DTYPES, Features, pack_features, stack, unpack
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.models.vision import CachedFeatures, FeatureExtractor
 from tests import features, toy
@@ -177,11 +177,11 @@ def test_random_features_come_back():
     low = torch.randn(2, 9, 5, generator=generator) * torch.tensor([1, 100, 0.01, 1, 0])
     found = Features(low, torch.randn(2, 4, 3, 3, generator=generator), torch.randn(3, 6, generator=generator))
     for dtype, bound in (("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 1 / 255)):
-        back = unpack(stack(pack(found, [1, 2], dtype)))
+        back = unpack(stack(pack_features(found, [1, 2], dtype)))
         for exact, kept in zip(found, back, strict=True):
             spread = exact.abs().amax() if dtype != "int8" else 2 * exact.abs().amax()
             assert kept.shape == exact.shape and (kept.float() - exact).abs().max() <= bound * spread
     with pytest.raises(ValueError, match=r"up to 7.*e.04 do not fit into float16; keep them as bfloat16"):
-        pack(Features(low + 70000, None, None), [0, 0], "float16")
+        pack_features(Features(low + 70000, None, None), [0, 0], "float16")
     with pytest.raises(ValueError, match="'int4'; allowed: float32, float16, bfloat16, int8"):
-        pack(found, [1, 2], "int4")
+        pack_features(found, [1, 2], "int4")

@@ -16,8 +16,8 @@ import numpy as np
 from mg_llava.data.records.schema import RecordError
 from mg_llava.work.atomic import replacing
 
-FORMAT = "mg_llava.boxes"
-VERSION = 1
+_FORMAT = "mg_llava.boxes"
+_VERSION = 1
 
 _DTYPES = {
     "F64": "<f8", "I64": "<i8", "U64": "<u8", "F32": "<f4", "I32": "<i4", "I16": "<i2", "U16": "<u2", "U8": "|u1"
@@ -75,8 +75,8 @@ def read_box_file(path: str | Path, verify: bool = True) -> tuple[dict[str, np.n
 def _header(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> bytes:
     """Length and header."""
     about = {
-        "format": FORMAT,
-        "version": str(VERSION),
+        "format": _FORMAT,
+        "version": str(_VERSION),
         "content": json.dumps(metadata),
         "checksums": json.dumps({name: _checksum(array) for name, array in arrays.items()}),
         "header": _NO_CHECKSUM,
@@ -132,11 +132,11 @@ def _read_header(path: Path) -> tuple[dict[str, Any], bytes]:
 
 def _check_about(path: Path, about: Mapping[str, Any], text: bytes) -> None:
     """See that a file is a store that this program knows, and that its header is whole."""
-    if about.get("format") != FORMAT:
+    if about.get("format") != _FORMAT:
         raise RecordError(f"{path} is a safetensors file, but no box store; {_ADVICE}")
-    if not str(about.get("version")).isdecimal() or int(about["version"]) > VERSION:
+    if not str(about.get("version")).isdecimal() or int(about["version"]) > _VERSION:
         raise RecordError(
-            f"box store {path} has version {about.get('version')}, this program knows {VERSION}; update mg_llava or "
+            f"box store {path} has version {about.get('version')}, this program knows {_VERSION}; update mg_llava or "
             "convert the boxes again"
         )
     plain = text.replace(_header_field(str(about.get("header"))), _header_field(_NO_CHECKSUM), 1)

@@ -18,7 +18,7 @@ from mg_llava.data.records.schema import RecordError
 from mg_llava.work.atomic import replacing
 
 BadRecord = Literal["error", "drop"]
-Progress = Callable[[int], object]
+RecordProgress = Callable[[int], object]
 
 _BLOCK = 1 << 16
 _SHOWN = 10
@@ -65,7 +65,7 @@ def convert_boxes(
     image_size: Sequence[int] | None = None,
     bad: BadRecord = "error",
     pictures: Iterable[tuple[str, str, str | None]] = (),
-    progress: Progress | None = None,
+    progress: RecordProgress | None = None,
 ) -> ConversionReport:
     """Make one store of box files, in about as much memory as the store takes.
 
@@ -116,7 +116,7 @@ def convert_boxes(
     return report
 
 
-def read_table(path: str | Path, bad: BadRecord = "error") -> tuple[BoxTable, Problems]:
+def read_box_table(path: str | Path, bad: BadRecord = "error") -> tuple[BoxTable, Problems]:
     """A box file in memory; errors as of ``convert_boxes``, and for faulty records where ``bad`` is ``error``."""
     writer, problems = BoxWriter(), Problems()
     about = _add_source(writer, path, problems)
@@ -130,7 +130,7 @@ def read_table(path: str | Path, bad: BadRecord = "error") -> tuple[BoxTable, Pr
     return table, problems
 
 
-def write_json(table: BoxTable, path: str | Path, progress: Progress | None = None) -> None:
+def write_records(table: BoxTable, path: str | Path, progress: RecordProgress | None = None) -> None:
     """Write the records in the reference's layout: a list, or one a line if ``path`` ends in ``.jsonl``.
 
     Ids become strings; boxes are integers where all boxes of the table are.
@@ -172,7 +172,7 @@ def verify_store(path: str | Path) -> list[str]:
 
 
 def _add_source(
-    writer: BoxWriter, path: str | Path, problems: Problems, progress: Progress | None = None
+    writer: BoxWriter, path: str | Path, problems: Problems, progress: RecordProgress | None = None
 ) -> dict[str, Any]:
     """Add a file's good records; returns what the metadata says about the file."""
     digest, size = hashlib.sha256(), 0

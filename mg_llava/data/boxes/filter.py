@@ -33,7 +33,7 @@ class BoxRules:
 
 
 @dataclass(frozen=True)
-class Limits:
+class BoxLimits:
     """What a sample's text leaves for the boxes of a picture.
 
     Where it nearly fills the context, rules are stricter; no more than ``room`` boxes stay, whatever the rules.
@@ -43,7 +43,7 @@ class Limits:
     room: int | None = None
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = BoxLimits()
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def filter_boxes(
     scores: np.ndarray,
     labels: Sequence[str],
     rules: BoxRules = BoxRules(),
-    limits: Limits = NO_LIMITS,
+    limits: BoxLimits = NO_LIMITS,
 ) -> Filtered:
     """NMS and cap in one go; see ``nms`` and ``cap_boxes``. Index boxes, scores and labels alike with ``kept``."""
     survivors = _by_score(scores) if rules.nms_iou is None else nms(boxes, scores, labels, rules.nms_iou)

@@ -15,7 +15,7 @@ from mg_llava.data.records.schema import RecordError
 from mg_llava.work.journal import Journal, read_journal
 from mg_llava.work.pool import Pool, available_cores, split
 
-Progress = Callable[[int, int], object]
+HashProgress = Callable[[int, int], object]
 
 _DIGITS = 32
 _UNREADABLE = "0" * _DIGITS
@@ -36,7 +36,7 @@ def hash_pictures(
     folder: str | Path,
     journal: str | Path,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: HashProgress | None = None,
 ) -> Iterator[PictureHash]:
     """Hash every picture that a record file names, each file once; what is wrong with unreadable ones goes to the log.
 
@@ -82,7 +82,7 @@ def _all_digests(
     folder: str | Path,
     journal: Path,
     workers: int | None,
-    progress: Progress | None,
+    progress: HashProgress | None,
 ) -> str:
     """Hashes of pictures, 32 hexadecimal digits each; those in a journal of the same work are taken from it."""
     status = Path(source).stat()

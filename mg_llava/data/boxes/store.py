@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mg_llava.data.boxes._table import BoxTable
-from mg_llava.data.boxes.convert import BadRecord, read_table
+from mg_llava.data.boxes.convert import BadRecord, read_box_table
 from mg_llava.data.boxes.policy import MissingBox, MissingBoxes, Picture, advice
 from mg_llava.data.choices import wrong_choice
 from mg_llava.data.pictures import files as pictures
@@ -197,7 +197,7 @@ def _read_json(path: str | Path, bad: BadRecord) -> BoxTable:
     if Path(path).is_file() and Path(path).stat().st_size > _LARGE:
         message = f"{path} is large; convert it once with tools/convert_boxes.py, then it opens at once"
         print_log(message, logger="current", level=logging.WARNING)
-    table, problems = read_table(path, bad)
+    table, problems = read_box_table(path, bad)
     if problems:
         print_log(f"{path}: {problems}; left out", logger="current", level=logging.WARNING)
     return table

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from mg_llava.data.features.file import (
-    FIELDS,
+    STORED_FIELDS,
     SUFFIX,
-    UNREADABLE,
-    layout_of,
+    UNREADABLE_BOXES,
+    blocks_in,
     offsets_of,
     picture_key,
     read_about,
@@ -58,9 +58,9 @@ class FeatureCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.about = read_about(self.folder)
-        self.blocks = layout_of(self.about)
+        self.blocks = blocks_in(self.about)
         # of several entries of a picture the last is the newest
-        self._blobs = BlobReader(self.folder, SUFFIX, FIELDS)
+        self._blobs = BlobReader(self.folder, SUFFIX, STORED_FIELDS)
         keys = self._blobs.entries["key"]
         self._places = np.argsort(keys, kind="stable")
         self._keys = keys[self._places]
@@ -113,7 +113,7 @@ class FeatureCache:
             fits = [picture for picture in found if picture.entry["content"] == content]
         if not fits:
             raise FeatureError(f"picture {path} was changed since feature cache {self.folder} was filled")
-        if fits[-1].entry["boxes"] == UNREADABLE:
+        if fits[-1].entry["boxes"] == UNREADABLE_BOXES:
             raise NoPictureError(f"picture {path} could not be read when feature cache {self.folder} was filled")
         return fits[-1]
 

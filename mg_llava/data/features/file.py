@@ -20,16 +20,16 @@ from mg_llava.features import Block, FeatureDtype, blocks_of
 from mg_llava.work.atomic import write_json
 from mg_llava.work.blobs import BlobWriter, entry_dtype
 
-FORMAT = "mg_llava.features"
-VERSION = 2
+_FORMAT = "mg_llava.features"
+_VERSION = 2
 SUFFIX = ".features"
 
 _ABOUT = "about.json"
 _ALIGNMENT = 64
 _SHARD_BYTES = 16 << 30
-UNREADABLE = -1
+UNREADABLE_BOXES = -1
 """In place of a number of boxes, where a picture cannot be read."""
-FIELDS = (
+STORED_FIELDS = (
     *(("size", "<i8"), ("time", "<i8"), ("content", "<u8")),
     *(("width", "<i4"), ("height", "<i4"), ("boxes", "<i4"), ("reserved", "<i4")),
 )
@@ -77,8 +77,8 @@ class FeatureWriter:
             _refuse_other(read_about(self.folder), about, self.folder)
         else:
             write_json(self.folder / _ABOUT, about)
-        self.blocks = layout_of(about)
-        self._blobs = BlobWriter(self.folder, SUFFIX, FIELDS, shard_bytes)
+        self.blocks = blocks_in(about)
+        self._blobs = BlobWriter(self.folder, SUFFIX, STORED_FIELDS, shard_bytes)
 
     @property
     def written(self) -> int:
@@ -96,7 +96,7 @@ class FeatureWriter:
         """Add a picture by its path below the image folder, with the (n, 4) float32 boxes that were pooled.
 
         ``frame`` is its width and height, in the frame of its boxes; ``arrays`` one picture of
-        ``mg_llava.features.pack``.
+        ``mg_llava.features.pack_features``.
 
         Raises:
             NoRoomError: The disk is full.
@@ -112,7 +112,7 @@ class FeatureWriter:
 
     def add_unreadable(self, name: str, stamp: Stamp) -> None:
         """Remember that a picture cannot be read, so that training meets it as it would without a cache."""
-        self._blobs.add(picture_key(name), np.zeros(0, np.uint8), *stamp, 0, 0, UNREADABLE, 0)
+        self._blobs.add(picture_key(name), np.zeros(0, np.uint8), *stamp, 0, 0, UNREADABLE_BOXES, 0)
 
     def close(self) -> None:
         """Put everything on the disk.
@@ -130,7 +130,7 @@ def describe_cache(
 
     The model side compares ``encoders`` (see ``mg_llava.models.vision``).
     """
-    about = {"format": FORMAT, "version": VERSION, "dtype": dtype, **sizes}
+    about = {"format": _FORMAT, "version": _VERSION, "dtype": dtype, **sizes}
     return json.loads(json.dumps({**about, "encoders": dict(encoders), "pictures": dict(pictures)}))
 
 
@@ -140,14 +140,14 @@ def describe_pictures(processor: Any) -> dict[str, Any]:
     return json.loads(json.dumps({name: getattr(processor, name) for name in names}))
 
 
-def layout_of(about: Mapping[str, Any]) -> list[Block]:
+def blocks_in(about: Mapping[str, Any]) -> list[Block]:
     """The arrays of a picture in a folder."""
     return blocks_of(about["low"], about["high"], about["pooled"], about["dtype"])
 
 
 def picture_bytes(blocks: Iterable[Block], boxes: int) -> int:
     """Bytes of a picture with this many boxes, its entry included."""
-    return offsets_of(blocks, boxes)[1] + entry_dtype(FIELDS).itemsize
+    return offsets_of(blocks, boxes)[1] + entry_dtype(STORED_FIELDS).itemsize
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -161,9 +161,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no feature cache; fill it with tools/fill_feature_cache.py")
     about = json.loads(path.read_text())
-    if about.get("format") != FORMAT or about.get("version") != VERSION:
+    if about.get("format") != _FORMAT or about.get("version") != _VERSION:
         found = f"{about.get('format')} {about.get('version')}"
-        raise ValueError(f"{path} is of {found}, this program reads {FORMAT} {VERSION}; fill another folder")
+        raise ValueError(f"{path} is of {found}, this program reads {_FORMAT} {_VERSION}; fill another folder")
     return about
 
 

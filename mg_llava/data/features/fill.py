@@ -17,7 +17,7 @@ from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureError, match_boxes, unique_boxes
 from mg_llava.data.features.file import FeatureWriter, Stamp, describe_cache, describe_pictures, stamp_of
 from mg_llava.data.pictures.files import PictureError, open_picture
-from mg_llava.features import FeatureDtype, Features, pack, stack, unpack
+from mg_llava.features import FeatureDtype, Features, pack_features, stack, unpack
 from mg_llava.work.pool import run_batches
 
 Extract = Callable[[Tensor, list[Tensor]], Features]
@@ -26,13 +26,13 @@ Extract = Callable[[Tensor, list[Tensor]], Features]
 State = Literal["known", "absent", "changed", "unreadable"]
 """What a cache knows of a picture: all; nothing; another file or other boxes; that it cannot be read."""
 
-Progress = Callable[[int], object]
+PictureProgress = Callable[[int], object]
 
 _NO_FILE = Stamp(-1, -1, 0)
 _SURVEYED = 32
 
 
-class Job(NamedTuple):
+class PictureJob(NamedTuple):
     """A picture of one or more records: its image folder, and its path below it.
 
     ``uses`` has for each record that shows it the number of the source, of the record there, and of the picture in it.
@@ -88,9 +88,9 @@ def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1) -> list[Job]:
+def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1) -> list[PictureJob]:
     """Every picture of some sources once, or the share of process ``rank`` of several."""
-    jobs: dict[tuple[str, str], Job] = {}
+    jobs: dict[tuple[str, str], PictureJob] = {}
     for number, source in enumerate(sources):
         for position in source.picture_positions():
             record = source.record_at(position)
@@ -98,22 +98,24 @@ def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1
                 continue
             folder = os.path.abspath(str(source.image_folder))
             for place, name in enumerate(record.images):
-                jobs.setdefault((folder, name), Job(folder, name, [])).uses.append((number, position, place))
+                jobs.setdefault((folder, name), PictureJob(folder, name, [])).uses.append((number, position, place))
     return list(jobs.values())[rank::processes]
 
 
 class Pictures:
     """What is to be done about each picture of a list of jobs; ``pool`` says whether boxes are pooled."""
 
-    def __init__(self, sources: Sequence[LLaVADataset], jobs: Sequence[Job], cache: FeatureCache, pool: bool) -> None:
+    def __init__(
+        self, sources: Sequence[LLaVADataset], jobs: Sequence[PictureJob], cache: FeatureCache, pool: bool
+    ) -> None:
         self.jobs = jobs
         self._sources, self._cache, self._pool = sources, cache, pool
 
-    def batches(self, size: int, workers: int, progress: Progress | None) -> Iterator[list[Finding]]:
+    def batches(self, size: int, workers: int, progress: PictureProgress | None) -> Iterator[list[Finding]]:
         """All findings, found by ``workers`` processes."""
         return run_batches(_find_all, self, self.jobs, size, workers, progress)
 
-    def find(self, job: Job) -> Finding:
+    def find(self, job: PictureJob) -> Finding:
         """A finding; with pixels unless all is known."""
         path = os.path.join(job.folder, job.name)
         known = torch.zeros(0, 4)
@@ -127,7 +129,7 @@ class Pictures:
         except FeatureError:
             return self._open(job, path, "changed" if self._cache.holds(job.name) else "absent", known)
 
-    def _open(self, job: Job, path: str, state: State, known: Tensor) -> Finding:
+    def _open(self, job: PictureJob, path: str, state: State, known: Tensor) -> Finding:
         """A picture to encode, with the boxes of all that show it and (n, 4) boxes that were pooled before."""
         source = self._sources[job.uses[0][0]]
         # before it is opened: a change meanwhile then makes the features stale, not the stamp
@@ -143,7 +145,7 @@ class Pictures:
         boxes = unique_boxes(torch.cat([self._boxes(job, path, frame), known])).numpy()
         return Finding(job.name, state, "", stamp, frame, boxes, loader.processor(image).pixels.numpy())
 
-    def _boxes(self, job: Job, path: str, frame: tuple[int, int]) -> Tensor:
+    def _boxes(self, job: PictureJob, path: str, frame: tuple[int, int]) -> Tensor:
         """(n, 4) float32, the boxes of all records that show a picture."""
         if not self._pool:
             return torch.zeros(0, 4)
@@ -158,7 +160,7 @@ class Pictures:
         return unique_boxes(torch.cat(found))
 
 
-def survey_cache(pictures: Pictures, workers: int = 0, progress: Progress | None = None) -> Counter[str]:
+def survey_cache(pictures: Pictures, workers: int = 0, progress: PictureProgress | None = None) -> Counter[str]:
     """How many pictures are in each state, without changing anything; arguments as for ``fill_feature_cache``."""
     return Counter(item.state for batch in pictures.batches(_SURVEYED, workers, progress) for item in batch)
 
@@ -170,7 +172,7 @@ def fill_feature_cache(
     dtype: FeatureDtype,
     batch_size: int = 8,
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: PictureProgress | None = None,
 ) -> dict[str, Any]:
     """Encode all pictures that a cache does not know yet, and add them.
 
@@ -228,7 +230,7 @@ def _encode(
     """Encode and add pictures; their features, and how they are kept."""
     boxes = [torch.from_numpy(item.boxes) for item in items]
     features = extract(torch.from_numpy(np.stack([item.pixels for item in items])), boxes)  # type: ignore[misc]
-    arrays = pack(features, [len(own) for own in boxes], dtype)
+    arrays = pack_features(features, [len(own) for own in boxes], dtype)
     for item, own, kept in zip(items, boxes, arrays, strict=True):
         writer.add(item.name, item.stamp, item.frame, own, kept)  # type: ignore[arg-type]
     return features, arrays
@@ -244,5 +246,5 @@ def rounding_error(features: Features, arrays: Sequence[dict[str, Tensor]]) -> f
     return max(errors)
 
 
-def _find_all(pictures: Pictures, jobs: Sequence[Job]) -> list[Finding]:
+def _find_all(pictures: Pictures, jobs: Sequence[PictureJob]) -> list[Finding]:
     return list(map(pictures.find, jobs))

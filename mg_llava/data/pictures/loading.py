@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mg_llava.data.boxes.augment import Augmentation
-from mg_llava.data.boxes.filter import Limits
+from mg_llava.data.boxes.filter import BoxLimits
 from mg_llava.data.boxes.policy import Picture
 from mg_llava.data.boxes.store import BoxStore
 from mg_llava.data.faults import StrayBoxes
@@ -69,7 +69,7 @@ class LoadedPicture:
     features: dict[str, torch.Tensor] | None
     is_empty: bool
     opened: OpenedPicture
-    limits: Limits
+    limits: BoxLimits
     order: np.ndarray
 
     def fates(self, processor: PictureProcessor) -> list[BoxFate]:
@@ -165,7 +165,7 @@ class PictureLoader:
         )
 
     def _finish(
-        self, opened: OpenedPicture, limits: Limits, seed: Sequence[int], cache: FeatureCache | None
+        self, opened: OpenedPicture, limits: BoxLimits, seed: Sequence[int], cache: FeatureCache | None
     ) -> LoadedPicture:
         processor = self.processor_of(opened)
         canvas = processor.canvas_of(opened.frame)
@@ -224,19 +224,19 @@ class PictureLoader:
             for boxes, frame, draw in zip(found, frames, draws, strict=True)
         ]
 
-    def _limits(self, opened: Sequence[OpenedPicture], ids: int) -> list[Limits]:
+    def _limits(self, opened: Sequence[OpenedPicture], ids: int) -> list[BoxLimits]:
         """What a text of ``ids`` ids leaves for the boxes of each picture."""
         budget = self.budget.of_frames if opened and opened[0].is_frame else self.budget
         is_long, room = budget.is_long(ids, len(opened)), budget.box_room(ids, len(opened))
         records = [picture.record for picture in opened]
         # Before the filter; a picture without boxes may get a stand-in.
         if room is None or sum(max(1, len(record)) for record in records) <= room:
-            return [Limits(is_long)] * len(opened)
+            return [BoxLimits(is_long)] * len(opened)
         if len(opened) == 1:
-            return [Limits(is_long, room)]
+            return [BoxLimits(is_long, room)]
         counts = []
         for picture, record in zip(opened, records, strict=True):
             processor = self.processor_of(picture)
-            placed, _ = processor.place(record, processor.canvas_of(picture.frame), Limits(is_long))
+            placed, _ = processor.place(record, processor.canvas_of(picture.frame), BoxLimits(is_long))
             counts.append(len(placed) or processor.stand_in_tokens(record))
-        return [Limits(is_long, share) for share in share_room(counts, room)]
+        return [BoxLimits(is_long, share) for share in share_room(counts, room)]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mg_llava.data.boxes.filter import NO_LIMITS, BoxRules, Cap, Filtered, Limits, Reason, filter_boxes
+from mg_llava.data.boxes.filter import NO_LIMITS, BoxLimits, BoxRules, Cap, Filtered, Reason, filter_boxes
 from mg_llava.data.boxes.policy import StandIn
 from mg_llava.data.choices import wrong_choices
 from mg_llava.data.pictures.files import to_rgb
@@ -112,7 +112,7 @@ class PictureProcessor:
             raise ValueError(f"{type(self).__name__}: {'; '.join(wrong)}")
 
     def __call__(
-        self, image: Image.Image, boxes: BoxRecord | None = None, limits: Limits = NO_LIMITS
+        self, image: Image.Image, boxes: BoxRecord | None = None, limits: BoxLimits = NO_LIMITS
     ) -> ProcessedPicture:
         """Process a picture in any color mode, with its boxes in original pixels.
 
@@ -151,7 +151,7 @@ class PictureProcessor:
         return Canvas(*image_size, self.image_size, self.pad_to_square, self.resize)
 
     def token_boxes(
-        self, record: BoxRecord, canvas: Canvas, limits: Limits = NO_LIMITS
+        self, record: BoxRecord, canvas: Canvas, limits: BoxLimits = NO_LIMITS
     ) -> tuple[torch.Tensor, np.ndarray]:
         """As ``place``, but (k, 4) float32, and the stand-in where no box is left."""
         placed, index = self.place(record, canvas, limits)
@@ -159,7 +159,7 @@ class PictureProcessor:
             placed = self.stand_in(canvas, record)[: limits.room]
         return torch.from_numpy(placed.astype(np.float32)), index
 
-    def place(self, record: BoxRecord, canvas: Canvas, limits: Limits = NO_LIMITS) -> tuple[np.ndarray, np.ndarray]:
+    def place(self, record: BoxRecord, canvas: Canvas, limits: BoxLimits = NO_LIMITS) -> tuple[np.ndarray, np.ndarray]:
         """Filter and place boxes in original pixels.
 
         Returns:
@@ -167,7 +167,7 @@ class PictureProcessor:
         """
         return self._place(record, canvas, limits)[:2]
 
-    def explain(self, image_size: tuple[int, int], record: BoxRecord, limits: Limits = NO_LIMITS) -> list[BoxFate]:
+    def explain(self, image_size: tuple[int, int], record: BoxRecord, limits: BoxLimits = NO_LIMITS) -> list[BoxFate]:
         """What ``place`` makes of each box of ``record``, in its order.
 
         ``image_size`` is the width and height of the picture, after ``to_rgb``.
@@ -186,7 +186,9 @@ class PictureProcessor:
             )
         ]
 
-    def _place(self, record: BoxRecord, canvas: Canvas, limits: Limits) -> tuple[np.ndarray, np.ndarray, list[Reason]]:
+    def _place(
+        self, record: BoxRecord, canvas: Canvas, limits: BoxLimits
+    ) -> tuple[np.ndarray, np.ndarray, list[Reason]]:
         """What ``place`` returns, and what became of each of the n boxes of ``record``."""
         if self.mode == "reference":
             everything = np.arange(len(record))
@@ -203,7 +205,7 @@ class PictureProcessor:
             reasons[index] = reason
         return placed[found.kept], left[found.kept], reasons
 
-    def _filter(self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, limits: Limits) -> Filtered:
+    def _filter(self, boxes: np.ndarray, record: BoxRecord, index: np.ndarray, limits: BoxLimits) -> Filtered:
         """Which of (n, 4) ``boxes``, which are the boxes ``index`` of ``record`` in another frame, stay."""
         return filter_boxes(boxes, record.scores[index], [record.labels[i] for i in index], self.rules, limits)
 

@@ -135,9 +135,11 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     if not isinstance(raw, Mapping):
         raise RecordError(f"{where}: found a {type(raw).__name__}; a record is an object with id and conversations")
     if not isinstance(raw.get("id"), str | int) or isinstance(raw.get("id"), bool):
-        raise RecordError(f"{where}: id is {show(raw.get('id'))}; every record needs an id, a string or an integer")
+        raise RecordError(
+            f"{where}: id is {show_value(raw.get('id'))}; every record needs an id, a string or an integer"
+        )
     record_id = str(raw["id"])
-    where = f"{where} (id {show(record_id)})"
+    where = f"{where} (id {show_value(record_id)})"
     _check_kind(raw, where)
     images, video = _parse_images(raw.get("image"), where), _parse_video(raw.get("video"), where)
     record = LLaVARecord(record_id, images, _parse_turns(raw["conversations"], where), video)
@@ -147,7 +149,7 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     return record
 
 
-def show(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value as it stands in messages, at most 80 characters of it."""
     text = repr(value[:_SHOWN]) if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= _SHOWN + 2 else f"{text[:_SHOWN]}..."
@@ -240,16 +242,17 @@ def _check_kind(raw: Mapping[str, Any], where: str) -> None:
             raise RecordError(f"{where}: unknown kind of record, with key {key!r}; text and 'image' are known{hint}")
         if key in _OTHER_TEXTS and raw[key] not in (None, "", [], {}):
             raise RecordError(
-                f"{where}: key {key!r} beside the conversations, {show(raw[key])}, would be lost; write it into the "
-                "turns, a system text before the first question, or remove the key"
+                f"{where}: key {key!r} beside the conversations, {show_value(raw[key])}, would be lost; write it into "
+                "the turns, a system text before the first question, or remove the key"
             )
         if isinstance(key, str) and key not in _OTHER_MEDIA:
             meant = _similar_key(key)
             if meant is not None and meant not in raw:
-                raise RecordError(f"{where}: unknown key {show(key)}; is {meant!r} meant?")
+                raise RecordError(f"{where}: unknown key {show_value(key)}; is {meant!r} meant?")
     if "conversations" not in raw:
         raise RecordError(
-            f"{where}: unknown kind of record, with keys {show(sorted(map(str, raw)))}; 'conversations' is needed"
+            f"{where}: unknown kind of record, with keys {show_value(sorted(map(str, raw)))}; "
+            "'conversations' is needed"
         )
 
 
@@ -266,9 +269,9 @@ def _parse_images(value: Any, where: str) -> tuple[str, ...]:
     if _holds_bytes(images):
         raise RecordError(f"{where}: image holds the bytes of a picture; write them to a file and give its path")
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise RecordError(f"{where}: image is {show(value)}; it must be a path or a list of paths")
+        raise RecordError(f"{where}: image is {show_value(value)}; it must be a path or a list of paths")
     if any("\0" in image for image in images):
-        raise RecordError(f"{where}: image is {show(value)}; a path cannot contain a NUL character")
+        raise RecordError(f"{where}: image is {show_value(value)}; a path cannot contain a NUL character")
     return tuple(images)
 
 
@@ -276,7 +279,7 @@ def _parse_video(value: Any, where: str) -> str | None:
     if value in (None, ""):
         return None
     if not isinstance(value, str) or "\0" in value:
-        raise RecordError(f"{where}: video is {show(value)}; it must be the path of one video")
+        raise RecordError(f"{where}: video is {show_value(value)}; it must be the path of one video")
     return value
 
 
@@ -303,7 +306,7 @@ def _parse_turns(value: Any, where: str) -> tuple[Turn, ...]:
         role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
         if role not in _ROLES or not isinstance(text, str):
             raise RecordError(
-                f"{where}: turn {number} is {show(turn)}; a turn is {{'from': 'human' or 'gpt', 'value': text}}"
+                f"{where}: turn {number} is {show_value(turn)}; a turn is {{'from': 'human' or 'gpt', 'value': text}}"
             )
         turns.append(Turn(role, text))
     return tuple(turns)

@@ -29,7 +29,7 @@ from mg_llava.evaluation.scoring.choice_table import (
     ChoiceTable,
     choice_metrics,
     infer_choice,
-    load_table,
+    load_choice_table,
     options_of,
     reference_letter,
 )
@@ -73,13 +73,13 @@ def vlmevalkit_prompt(row: Row) -> str:
 
 
 def load_multiple_choice(paths: Sequence[Path]) -> ChoiceTable:
-    """Read a table; raises ``ValueError`` as ``load_table`` does."""
-    return load_table(paths, "MMMU" in paths[0].name)
+    """Read a table; raises ``ValueError`` as ``load_choice_table`` does."""
+    return load_choice_table(paths, "MMMU" in paths[0].name)
 
 
 def load_mmmu(paths: Sequence[Path]) -> ChoiceTable:
     """``load_multiple_choice`` with questions without options taken for open ones."""
-    return load_table(paths, open_questions=True)
+    return load_choice_table(paths, open_questions=True)
 
 
 def score_multiple_choice(table: ChoiceTable, predictions: Lines, **options: Any) -> ScoreResult:

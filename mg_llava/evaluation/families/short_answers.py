@@ -39,7 +39,7 @@ class AnsweredQuestion:
     key: str = ""
 
 
-def load_table(path: Path) -> list[AnsweredQuestion]:
+def load_answer_table(path: Path) -> list[AnsweredQuestion]:
     """Questions of a TSV with columns ``index`` and, unless it is a test split, ``answer``."""
     rows = require_columns(path, read_table(path), ["index"])
     check_unique((row["index"] for row in rows), path)
@@ -74,14 +74,14 @@ class ShortAnswers(Benchmark):
 
 def load_ocrvqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
     """Questions of a TSV with columns ``index`` and ``answer``."""
-    return load_table(find_file(paths, "question table", *TABLES))
+    return load_answer_table(find_file(paths, "question table", *TABLES))
 
 
 def load_docvqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
     """Questions of the official JSON (``val_v1.0.json``), or of a TSV with a column ``answer``."""
     path = find_file(paths, "question file (official JSON, or TSV)", "*.json", *TABLES)
     if path.suffix != ".json":
-        return load_table(path)
+        return load_answer_table(path)
     records = []
     for number, record in enumerate(take(read_json(path), "data", str(path)), start=1):
         types = record.get("question_types") or record.get("answer_type") or ()

@@ -13,7 +13,7 @@ from mg_llava.data.records.tables import id_key
 from mg_llava.evaluation.asking import ask_shortly
 from mg_llava.evaluation.benchmark import BENCHMARKS, Question
 from mg_llava.evaluation.families import short_answers
-from mg_llava.evaluation.families.short_answers import NO_ANSWERS, AnsweredQuestion, ShortAnswers, load_table
+from mg_llava.evaluation.families.short_answers import NO_ANSWERS, AnsweredQuestion, ShortAnswers, load_answer_table
 from mg_llava.evaluation.release import EVAL_ZIP, Release
 from mg_llava.evaluation.scoring.answers import normalize_evalai, round_as_printed, soft_accuracy
 from mg_llava.evaluation.scoring.figures import mean
@@ -37,7 +37,7 @@ def textvqa_question(prompt: str) -> str | None:
 def load_textvqa(paths: Sequence[Path]) -> list[AnsweredQuestion]:
     """Questions of ``TextVQA_0.5.1_val.json`` (those of the question jsonl only, if there is one), or of a TSV."""
     if find_files(paths, *TABLES):
-        return load_table(find_file(paths, "TextVQA table", *TABLES))
+        return load_answer_table(find_file(paths, "TextVQA table", *TABLES))
     path = find_file(paths, "TextVQA annotation file", "*.json")
     records: dict[str, list[AnsweredQuestion]] = defaultdict(list)
     for number, record in enumerate(take(read_json(path), "data", str(path)), start=1):

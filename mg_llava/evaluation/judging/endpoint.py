@@ -19,7 +19,7 @@ from typing import Any
 
 from mg_llava.evaluation.judging.protocol import JudgeError, JudgeRefusal, Message
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
 _ABOUT_A_REQUEST = frozenset([400, 413, 422])
@@ -144,7 +144,7 @@ class EndpointJudge:
             return True
         if wanted == used or wanted.least < used.least:
             return False
-        logger.warning("judge %s: %s; asking with %s", self.name, reason, wanted)
+        _logger.warning("judge %s: %s; asking with %s", self.name, reason, wanted)
         self._parameters = wanted
         return True
 
@@ -179,6 +179,6 @@ class EndpointJudge:
                 problem = str(error)
             if attempt < self.retries:
                 pause = min(self.pause * 2**attempt, _LONGEST_PAUSE)
-                logger.warning("judge %s: %s; asking again in %.1f s", self.name, problem, pause)
+                _logger.warning("judge %s: %s; asking again in %.1f s", self.name, problem, pause)
                 time.sleep(pause)
         raise JudgeError(f"{url}: no reply after {self.retries + 1} attempts: {problem}; is the server running?")

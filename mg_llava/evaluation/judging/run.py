@@ -18,7 +18,7 @@ from mg_llava.evaluation.judging.protocol import Judge, JudgeError, JudgeProtoco
 from mg_llava.evaluation.scoring.files import parse_lines
 from mg_llava.work.atomic import write_text
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _KEY = "judge_key"
 _ACCEPTED = "judge_accepted"
@@ -130,13 +130,13 @@ def _ask(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> dict[s
         try:
             reply = judge(messages, protocol.max_tokens, protocol.temperature + attempt * protocol.warmer)
         except JudgeRefusal as error:
-            logger.warning("question %s: %s", request.id, error)
+            _logger.warning("question %s: %s", request.id, error)
             return {**base, "judge_name": judge.name, _ACCEPTED: False, "judge_error": str(error)}
         accepted = protocol.accepts(reply)
         if accepted:
             break
     if not accepted:
-        logger.warning("judge %s: no usable reply about %s: %.80r", judge.name, request.id, reply)
+        _logger.warning("judge %s: no usable reply about %s: %.80r", judge.name, request.id, reply)
     return {**base, protocol.reply_field: reply, "judge_name": judge.name, _ACCEPTED: accepted}
 
 

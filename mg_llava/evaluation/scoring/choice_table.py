@@ -98,7 +98,7 @@ def _is_option(row: Row, letter: str) -> bool:
     return not is_missing(cell) or (cell != "" and (cell in _WORDS or _answer(row) == letter))
 
 
-def load_table(paths: Sequence[Path], open_questions: bool = False) -> ChoiceTable:
+def load_choice_table(paths: Sequence[Path], open_questions: bool = False) -> ChoiceTable:
     """Read a table, the only one of the paths.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 def share(right: float, count: float) -> float:
@@ -24,9 +24,9 @@ def mean_score(samples: Iterable[Mapping[str, Any]]) -> float:
     return mean(sample["score"] for sample in samples)
 
 
-def group_by(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+def group_by(items: Iterable[_Item], key: Callable[[_Item], Any]) -> dict[Any, list[_Item]]:
     """Items by their key, in the order of the first ones."""
-    groups: dict[Any, list[Item]] = {}
+    groups: dict[Any, list[_Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups

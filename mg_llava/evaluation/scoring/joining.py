@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mg_llava.data.records.tables import id_key
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 Line = Mapping[str, Any]
 """A line of predictions, or a record of a data file."""
 Lines = Sequence[Line]
@@ -49,7 +49,7 @@ class Joined:
         """Number of questions."""
         return len(self.texts)
 
-    def beside(self, items: Sequence[Item]) -> Iterator[tuple[Item, str, Line | None]]:
+    def beside(self, items: Sequence[_Item]) -> Iterator[tuple[_Item, str, Line | None]]:
         """Each of the questions with its reply and its line."""
         return zip(items, self.texts, self.lines, strict=True)
 

@@ -24,12 +24,12 @@ from starlette.requests import ClientDisconnect
 
 from mg_llava.inference.engine import Closed, Engine, Event, Job
 from mg_llava.inference.serving.completion import Completion
-from mg_llava.inference.serving.errors import Limits, Refused
-from mg_llava.inference.serving.metrics import Metrics
+from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
+from mg_llava.inference.serving.metrics import ServerMetrics
 from mg_llava.inference.serving.places import Load, Place, Stream
-from mg_llava.inference.serving.question import Question, read_question
+from mg_llava.inference.serving.question import ChatQuestion, read_question
 
-COMPLETIONS, MODELS, HEALTH, METRICS = "/v1/chat/completions", "/v1/models", "/health", "/metrics"
+_COMPLETIONS, _MODELS, _HEALTH, _METRICS = "/v1/chat/completions", "/v1/models", "/health", "/metrics"
 _LEFT = 499
 """Status of a request whose client has left; nobody reads it."""
 
@@ -58,7 +58,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     workers: int = 2
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
 
 class ChatApp:
@@ -71,19 +71,19 @@ class ChatApp:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings, self.limits = engine, settings, settings.limits
-        self.metrics = Metrics(engine)
+        self.metrics = ServerMetrics(engine)
         self.load = Load()
         self._pool = ThreadPoolExecutor(settings.workers, "requests")
 
     def build(self) -> FastAPI:
         """The application; its start and end are those of the engine."""
         app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=self._lifespan)
-        app.add_api_route(COMPLETIONS, self.complete, methods=["POST"], response_model=None)
-        app.add_api_route(MODELS, self.models, response_model=None)
-        app.add_api_route(MODELS + "/{name:path}", self.model, response_model=None)
-        app.add_api_route(HEALTH, self.health, response_model=None)
-        app.add_api_route(METRICS, self.counts, response_model=None)
-        app.add_exception_handler(Refused, self._refuse)  # type: ignore[arg-type]
+        app.add_api_route(_COMPLETIONS, self.complete, methods=["POST"], response_model=None)
+        app.add_api_route(_MODELS, self.models, response_model=None)
+        app.add_api_route(_MODELS + "/{name:path}", self.model, response_model=None)
+        app.add_api_route(_HEALTH, self.health, response_model=None)
+        app.add_api_route(_METRICS, self.counts, response_model=None)
+        app.add_exception_handler(RefusedRequest, self._refuse)  # type: ignore[arg-type]
         app.add_exception_handler(HTTPException, self._refuse)  # type: ignore[arg-type]
         app.add_exception_handler(Exception, self._refuse)
         if self.settings.origins:
@@ -116,7 +116,9 @@ class ChatApp:
         """The one model, by name."""
         self._check(request)
         if name != self.settings.name:
-            raise Refused(f"no model {name[:80]!r}; there is {self.settings.name!r}", "model", "model_not_found", 404)
+            raise RefusedRequest(
+                f"no model {name[:80]!r}; there is {self.settings.name!r}", "model", "model_not_found", 404
+            )
         return JSONResponse(self._entry())
 
     async def complete(self, request: Request) -> Response:
@@ -130,7 +132,7 @@ class ChatApp:
             finally:
                 place.leave_unless_streaming()
             status = response.status_code
-        except Refused as error:
+        except RefusedRequest as error:
             status = error.status
             raise
         except (_Left, ClientDisconnect):
@@ -147,10 +149,12 @@ class ChatApp:
         """Refuse who may not ask: without the key, or from a web page of elsewhere."""
         origin = request.headers.get("origin")
         if origin is not None and origin not in self.settings.origins and "*" not in self.settings.origins:
-            raise Refused("web pages may not ask this server; --allow-origin allows them", None, "forbidden", 403)
+            raise RefusedRequest(
+                "web pages may not ask this server; --allow-origin allows them", None, "forbidden", 403
+            )
         sent = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         if self.settings.api_key and not hmac.compare_digest(sent.encode(), self.settings.api_key.encode()):
-            raise Refused("wrong API key", None, "invalid_api_key", 401)
+            raise RefusedRequest("wrong API key", None, "invalid_api_key", 401)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -170,7 +174,7 @@ class ChatApp:
             await asyncio.wait_for(read(), self.limits.patience)
         except asyncio.TimeoutError:
             rule = f"the request did not come whole within {self.limits.patience:.0f} s"
-            raise Refused(rule, None, "request_timeout", 408) from None
+            raise RefusedRequest(rule, None, "request_timeout", 408) from None
         return b"".join(parts)
 
     async def _complete(self, request: Request, data: bytes, place: Place) -> Response:
@@ -181,7 +185,7 @@ class ChatApp:
         def tell(event: Event) -> None:
             loop.call_soon_threadsafe(news.put_nowait, event)
 
-        def prepare() -> tuple[Question, Job]:
+        def prepare() -> tuple[ChatQuestion, Job]:
             question = read_question(data, self.limits)
             fields = question.fields
             top = (fields.top_logprobs or 0) if fields.logprobs else None
@@ -194,7 +198,7 @@ class ChatApp:
             self.engine.submit(job)
             event = await self._wait(request, _first(news), due)
         except Closed as error:
-            raise Refused("the server ends", None, "unavailable", 503) from error
+            raise RefusedRequest("the server ends", None, "unavailable", 503) from error
         except BaseException:
             job.leave()
             raise
@@ -224,8 +228,8 @@ class ChatApp:
             task.cancel()
             leaving.cancel()
 
-    def _late(self) -> Refused:
-        return Refused(f"the answer was not there within {self.limits.seconds:.0f} s", None, "timeout", 504)
+    def _late(self) -> RefusedRequest:
+        return RefusedRequest(f"the answer was not there within {self.limits.seconds:.0f} s", None, "timeout", 504)
 
     async def _chunks(
         self, completion: Completion, event: Event, news: asyncio.Queue[Event], start: float
@@ -252,9 +256,9 @@ class ChatApp:
     async def _refuse(self, request: Request, error: Exception) -> Response:
         """Any fault in OpenAI's form."""
         if isinstance(error, HTTPException):
-            known = ", ".join((MODELS, COMPLETIONS, HEALTH, METRICS))
+            known = ", ".join((_MODELS, _COMPLETIONS, _HEALTH, _METRICS))
             message = f"{request.method} {request.url.path[:80]} is unknown; there are {known}"
-            error = Refused(message, None, "unknown_url", error.status_code)
+            error = RefusedRequest(message, None, "unknown_url", error.status_code)
         refused = _refusal(error)
         headers = {"Retry-After": "1"} if refused.status in (429, 503) else {}
         return JSONResponse(refused.body(), refused.status, headers)
@@ -264,7 +268,7 @@ async def _prepared(future: asyncio.Future[_Result]) -> _Result:
     try:
         return await future
     except ValueError as error:  # of boxes, pictures and conversations
-        raise Refused(str(error), "messages") from error
+        raise RefusedRequest(str(error), "messages") from error
 
 
 async def _first(news: asyncio.Queue[Event]) -> Event:
@@ -279,16 +283,16 @@ async def _until_left(request: Request) -> None:
         pass
 
 
-def _refusal(error: Exception | None) -> Refused:
-    if isinstance(error, Refused):
+def _refusal(error: Exception | None) -> RefusedRequest:
+    if isinstance(error, RefusedRequest):
         return error
     if isinstance(error, Closed):
-        return Refused("the server ends", None, "unavailable", 503)
+        return RefusedRequest("the server ends", None, "unavailable", 503)
     if isinstance(error, ValueError):
         is_long = "context" in str(error)
-        return Refused(str(error), "messages", "context_length_exceeded" if is_long else "invalid_value")
+        return RefusedRequest(str(error), "messages", "context_length_exceeded" if is_long else "invalid_value")
     print_log(f"{type(error).__name__}: {error}", logger="current", level=logging.ERROR)
-    return Refused("the server failed at this request; its log says why", None, None, 500)
+    return RefusedRequest("the server failed at this request; its log says why", None, None, 500)
 
 
 def _data(payload: dict[str, Any]) -> dict[str, str]:

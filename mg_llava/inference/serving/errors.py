@@ -7,7 +7,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Most that the server takes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Limits:
     seconds: float = 600.0
 
 
-class Refused(Exception):
+class RefusedRequest(Exception):
     """A request that is not answered; the message goes back to the client.
 
     Args:

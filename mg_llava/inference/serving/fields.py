@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from mg_llava.inference.serving.errors import Refused
+from mg_llava.inference.serving.errors import RefusedRequest
 
 _MESSAGES = 1024
 _LARGE = 1 << 31
@@ -51,10 +51,10 @@ class PicturePart(Fields):
     image_url: PictureField
 
 
-Part = Annotated[TextPart | RefusalPart | PicturePart, Field(discriminator="type")]
+ContentPart = Annotated[TextPart | RefusalPart | PicturePart, Field(discriminator="type")]
 Content = Annotated[
     Annotated[str, Tag("text-content")]
-    | Annotated[Annotated[list[Part], Field(max_length=256)], Tag("part-content")]
+    | Annotated[Annotated[list[ContentPart], Field(max_length=256)], Tag("part-content")]
     | Annotated[None, Tag("no-content")],
     Discriminator(lambda given: {str: "text-content", type(None): "no-content"}.get(type(given), "part-content")),
 ]
@@ -140,39 +140,41 @@ def read_fields(body: Any) -> Body:
     """The checked fields of a parsed body.
 
     Raises:
-        Refused: One is unknown, of a wrong type or out of its range, or needs another one.
+        RefusedRequest: One is unknown, of a wrong type or out of its range, or needs another one.
     """
     if not isinstance(body, dict):
-        raise Refused("the body must be an object with 'messages', a list of {'role', 'content'}", code="invalid_type")
+        raise RefusedRequest(
+            "the body must be an object with 'messages', a list of {'role', 'content'}", code="invalid_type"
+        )
     unknown = next((name for name in body if name not in Body.model_fields), None)
     if unknown is not None:
         known = ", ".join(Body.model_fields)
-        raise Refused(f"unknown field {unknown[:80]!r}; known: {known}", unknown[:80], "unknown_parameter")
+        raise RefusedRequest(f"unknown field {unknown[:80]!r}; known: {known}", unknown[:80], "unknown_parameter")
     try:
         fields = Body.model_validate(body)
     except ValidationError as error:
         raise _refusal(error) from None
     if fields.stop is not None and not all(fields.generation()["stop"]):
-        raise Refused(_STOP, "stop")
+        raise RefusedRequest(_STOP, "stop")
     for name, needed in (("stream_options", "stream"), ("top_logprobs", "logprobs")):
         if getattr(fields, name) and not getattr(fields, needed):
-            raise Refused(f"{name} needs {needed}: true", name)
+            raise RefusedRequest(f"{name} needs {needed}: true", name)
     return fields
 
 
-def _refusal(error: ValidationError) -> Refused:
+def _refusal(error: ValidationError) -> RefusedRequest:
     """OpenAI's form of the first fault."""
     first = error.errors(include_url=False, include_context=False)[0]
     kind, param = first["type"], _name(first["loc"])
     if first["loc"][0] == "stop":
-        return Refused(_STOP, "stop")
+        return RefusedRequest(_STOP, "stop")
     if kind == "extra_forbidden":
-        return Refused(f"unknown field {param}", param, "unknown_parameter")
+        return RefusedRequest(f"unknown field {param}", param, "unknown_parameter")
     if kind == "missing":
-        return Refused(f"{param} is missing", param, "missing_required_parameter")
+        return RefusedRequest(f"{param} is missing", param, "missing_required_parameter")
     rule = first["msg"].replace("Input should", "must", 1).replace(" after validation", "")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return Refused(f"{param} is {_shown(first['input'])}, {rule}", param, code)
+    return RefusedRequest(f"{param} is {_shown(first['input'])}, {rule}", param, code)
 
 
 def _name(place: tuple[int | str, ...]) -> str:

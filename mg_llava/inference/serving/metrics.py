@@ -12,7 +12,7 @@ from mg_llava.inference.requests import Answer
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-class Metrics:
+class ServerMetrics:
     """Counts of one server.
 
     Args:

@@ -13,13 +13,13 @@ from urllib.parse import SplitResult, urlsplit
 
 from PIL import Image
 
-from mg_llava.inference.serving.errors import Limits, Refused
+from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _PORTS = {"http": 80, "https": 443}
 
 
-def open_pictures(urls: Sequence[tuple[str, str]], limits: Limits, hosts: Collection[str]) -> list[Image.Image]:
+def open_pictures(urls: Sequence[tuple[str, str]], limits: RequestLimits, hosts: Collection[str]) -> list[Image.Image]:
     """The decoded pictures; the headers of all are read before.
 
     Args:
@@ -28,7 +28,7 @@ def open_pictures(urls: Sequence[tuple[str, str]], limits: Limits, hosts: Collec
         hosts: Names of hosts from which pictures may be fetched.
 
     Raises:
-        Refused: A URL is not allowed, a picture cannot be read, or the pictures are too large.
+        RefusedRequest: A URL is not allowed, a picture cannot be read, or the pictures are too large.
     """
     images: list[tuple[str, Image.Image]] = []
     pixels = 0
@@ -38,13 +38,15 @@ def open_pictures(urls: Sequence[tuple[str, str]], limits: Limits, hosts: Collec
         pixels += image.width * image.height
         images.append((param, image))
     if pixels > limits.pixels:
-        raise Refused(f"the pictures have {pixels} pixels together; at most {limits.pixels} are allowed", "messages")
+        raise RefusedRequest(
+            f"the pictures have {pixels} pixels together; at most {limits.pixels} are allowed", "messages"
+        )
     for param, image in images:
         _tried(param, image.load)
     return [image for _, image in images]
 
 
-def _read(param: str, url: str, limits: Limits, hosts: Collection[str]) -> bytes:
+def _read(param: str, url: str, limits: RequestLimits, hosts: Collection[str]) -> bytes:
     """The bytes of a picture file."""
     head, comma, _ = url[:200].partition(",")
     if comma and head.startswith("data:") and head.endswith(";base64"):
@@ -56,12 +58,12 @@ def _read(param: str, url: str, limits: Limits, hosts: Collection[str]) -> bytes
             raise ValueError
     except ValueError:
         allowed = f"http or https URLs of {', '.join(sorted(hosts))}" if hosts else "nothing is fetched from elsewhere"
-        raise Refused(f"pictures must be data: URLs in base64; {allowed}", param, "invalid_image_url") from None
+        raise RefusedRequest(f"pictures must be data: URLs in base64; {allowed}", param, "invalid_image_url") from None
     try:
         return fetch(parts, limits.body, limits.patience)
     except (OSError, http.client.HTTPException, ValueError) as error:
         detail = f"{type(error).__name__}: {error}"
-        raise Refused(f"a picture cannot be fetched ({detail})", param, "invalid_image_url") from error
+        raise RefusedRequest(f"a picture cannot be fetched ({detail})", param, "invalid_image_url") from error
 
 
 def fetch(url: SplitResult, most: int, patience: float) -> bytes:
@@ -115,4 +117,4 @@ def _tried(param: str, decode: Callable[..., Any], *given: Any, **named: Any) ->
     try:
         return decode(*given, **named)
     except Exception as error:  # decoders raise anything on damaged files
-        raise Refused(f"a picture cannot be decoded ({str(error)[:200]})", param, "invalid_image") from error
+        raise RefusedRequest(f"a picture cannot be decoded ({str(error)[:200]})", param, "invalid_image") from error

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from sse_starlette import EventSourceResponse
 
 from mg_llava.inference.engine import Job
-from mg_llava.inference.serving.errors import Limits, Refused
+from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 
 
 @dataclass
@@ -21,9 +21,9 @@ class Load:
 class Place:
     """A request's place among those that a server holds; its job ends when it leaves."""
 
-    def __init__(self, load: Load, limits: Limits) -> None:
+    def __init__(self, load: Load, limits: RequestLimits) -> None:
         if load.requests >= limits.requests:
-            raise Refused(f"{load.requests} requests wait already; try later", None, "rate_limit_exceeded", 429)
+            raise RefusedRequest(f"{load.requests} requests wait already; try later", None, "rate_limit_exceeded", 429)
         self.load, self.limits = load, limits
         self.bytes = 0
         self.job: Job | None = None
@@ -36,11 +36,11 @@ class Place:
         if self.bytes > self.limits.body:
             self.refuse_size()
         if self.load.bytes > self.limits.memory:
-            raise Refused("the requests that wait are too large; try later", None, "overloaded", 503)
+            raise RefusedRequest("the requests that wait are too large; try later", None, "overloaded", 503)
 
     def refuse_size(self) -> NoReturn:
         """Say how large a request may be."""
-        raise Refused(f"a request has at most {self.limits.body} bytes", None, "request_too_large", 413)
+        raise RefusedRequest(f"a request has at most {self.limits.body} bytes", None, "request_too_large", 413)
 
     def leave(self) -> None:
         """Hold nothing any more."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from mg_llava.data.records.schema import Turn
 from mg_llava.inference.requests import Request
-from mg_llava.inference.serving.errors import Limits, Refused
+from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 from mg_llava.inference.serving.fields import Body, MessageField, PictureField, TextPart, read_fields
 from mg_llava.inference.serving.pictures import open_pictures
 from mg_llava.tokens import IMAGE_PLACEHOLDER
@@ -17,7 +17,7 @@ _STRUCTURE = 100_000
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatQuestion:
     """What a body asks.
 
     Attributes:
@@ -32,11 +32,11 @@ class Question:
     system: str | None
     pictures: list[tuple[str, PictureField]]
 
-    def request(self, limits: Limits, hosts: Collection[str]) -> Request:
+    def request(self, limits: RequestLimits, hosts: Collection[str]) -> Request:
         """The request, with decoded pictures.
 
         Raises:
-            Refused: A picture cannot be read.
+            RefusedRequest: A picture cannot be read.
         """
         images = open_pictures([(param, picture.url) for param, picture in self.pictures], limits, hosts)
         boxes = [None if picture.boxes is None else _boxes(picture) for _, picture in self.pictures]
@@ -44,33 +44,33 @@ class Question:
         return Request(self.turns, images or None, found, system=self.system)
 
 
-def read_question(data: bytes, limits: Limits) -> Question:
+def read_question(data: bytes, limits: RequestLimits) -> ChatQuestion:
     """The question of a body.
 
     Raises:
-        Refused: The body is malformed, too large, or asks for what is not done here.
+        RefusedRequest: The body is malformed, too large, or asks for what is not done here.
     """
     fields = read_fields(_parse(data, limits))
-    question = Question(fields, *_read_messages(fields.messages))
+    question = ChatQuestion(fields, *_read_messages(fields.messages))
     _check_texts(question, limits)
     if len(question.pictures) > limits.pictures:
-        raise Refused(f"{len(question.pictures)} pictures; at most {limits.pictures} are allowed", "messages")
+        raise RefusedRequest(f"{len(question.pictures)} pictures; at most {limits.pictures} are allowed", "messages")
     for param, picture in question.pictures:
         for name in ("boxes", "scores", "labels"):
             count = len(getattr(picture, name) or ())
             if count > limits.boxes:
-                raise Refused(f"{count} {name}; at most {limits.boxes} are allowed", f"{param}.{name}")
+                raise RefusedRequest(f"{count} {name}; at most {limits.boxes} are allowed", f"{param}.{name}")
     return question
 
 
-def _parse(data: bytes, limits: Limits) -> Any:
+def _parse(data: bytes, limits: RequestLimits) -> Any:
     if sum(map(data.count, (b",", b"[", b"{"))) > limits.characters + _STRUCTURE:
-        raise Refused("the body has too many values", code="invalid_json")
+        raise RefusedRequest("the body has too many values", code="invalid_json")
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         detail = f"{type(error).__name__}: {str(error)[:200]}"
-        raise Refused(f"the body is not JSON ({detail})", code="invalid_json") from error
+        raise RefusedRequest(f"the body is not JSON ({detail})", code="invalid_json") from error
 
 
 def _refuse_constant(name: str) -> Any:
@@ -97,7 +97,7 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
     if content is None and message.role == "assistant":
         content = message.refusal or ""
     if content is None:
-        raise Refused(f"{owner}: content must be a text or a list of parts", f"{owner}.content", "invalid_type")
+        raise RefusedRequest(f"{owner}: content must be a text or a list of parts", f"{owner}.content", "invalid_type")
     if isinstance(content, str):
         return content.replace(IMAGE_PLACEHOLDER, ""), []  # pictures have parts of their own
     text, shown = "", []
@@ -106,7 +106,7 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
         if part.type == "image_url":
             if message.role != "user":
                 rule = f"a picture in a message of role {message.role!r}; only users show pictures"
-                raise Refused(f"{owner}: {rule}", param)
+                raise RefusedRequest(f"{owner}: {rule}", param)
             shown.append((f"{param}.image_url", part.image_url))
             text += f"{IMAGE_PLACEHOLDER}\n"
         else:
@@ -115,18 +115,18 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
     return text, shown
 
 
-def _check_texts(question: Question, limits: Limits) -> None:
+def _check_texts(question: ChatQuestion, limits: RequestLimits) -> None:
     texts = [question.system or "", *(turn.text for turn in question.turns)]
     texts += [label for _, picture in question.pictures for label in picture.labels or ()]
     texts += question.fields.generation().get("stop", [])
     length = sum(map(len, texts))
     if length > limits.characters:
         rule = f"{length} characters of text; the model's context holds at most {limits.characters}"
-        raise Refused(rule, "messages", "context_length_exceeded")
+        raise RefusedRequest(rule, "messages", "context_length_exceeded")
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
-        raise Refused(f"a text has half of a surrogate pair ({error.reason})", "messages") from error
+        raise RefusedRequest(f"a text has half of a surrogate pair ({error.reason})", "messages") from error
 
 
 def _boxes(picture: PictureField) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mg_llava.data.boxes.filter import Limits
+from mg_llava.data.boxes.filter import BoxLimits
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.inspection.doctor.coordinates import Mapped, map_and_return
 from mg_llava.inspection.doctor.findings import Found
@@ -82,7 +82,7 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
     result = LinkResult()
     for used in source.used[start:stop]:
         drawn, pictures, budget = 0, len(used.images), source.budget_of(used.is_video)
-        limits = Limits(bool(used.length) and budget.is_long(used.length, pictures))
+        limits = BoxLimits(bool(used.length) and budget.is_long(used.length, pictures))
         for name, key in zip(used.images, used.box_keys, strict=True):
             if source.has_folder and source.is_outside(name):
                 result.found.append(Found("outside_picture", used.id, used.row, name))
@@ -180,7 +180,7 @@ def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedR
 
 
 def _check_boxes(
-    source: OpenedSource, facts: PictureFacts | None, key: str, used: UsedRecord, limits: Limits, result: LinkResult
+    source: OpenedSource, facts: PictureFacts | None, key: str, used: UsedRecord, limits: BoxLimits, result: LinkResult
 ) -> int:
     """Check the boxes of one picture, and their way to the canvas and back; returns the number of box tokens."""
     table, row, record = source.table, None, NO_BOXES

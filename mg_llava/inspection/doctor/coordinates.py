@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mg_llava.data.boxes.filter import NO_LIMITS, Limits
+from mg_llava.data.boxes.filter import NO_LIMITS, BoxLimits
 from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.records.schema import BoxRecord, make_box_record
 
@@ -46,7 +46,7 @@ def bound_of(processor: Any) -> float:
     return BOUNDS.get(getattr(processor, "mode", "reference"), max(BOUNDS.values()))
 
 
-def map_and_return(processor: Any, record: BoxRecord, size: tuple[int, int], limits: Limits = NO_LIMITS) -> Mapped:
+def map_and_return(processor: Any, record: BoxRecord, size: tuple[int, int], limits: BoxLimits = NO_LIMITS) -> Mapped:
     """Place boxes of a picture of this size as training does within ``limits``, map them back and compare."""
     canvas: Canvas = processor.canvas_of(size)
     placed, index = processor.place(record, canvas, limits)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mg_llava.data.boxes._table import BoxTable
-from mg_llava.data.boxes.convert import read_table
+from mg_llava.data.boxes.convert import read_box_table
 from mg_llava.data.boxes.policy import MissingBoxes
 from mg_llava.data.config import MIXED, build_transform, walk_sources
 from mg_llava.data.dataset import SETTINGS, LLaVADataset
@@ -132,7 +132,7 @@ def _read_boxes(source: OpenedSource, path: str) -> tuple[BoxTable | None, froze
     with source.telling("box_file", path, RecordError, OSError, what="box_path: "):
         if Path(path).suffix not in (".json", ".jsonl"):
             return BoxTable.open(path), frozenset()
-        table, problems = read_table(path, "drop")
+        table, problems = read_box_table(path, "drop")
         parts = [message.partition(": ") for message in problems.messages]  # they begin with the id
         found = [Found("bad_boxes", owner.removeprefix("id ").strip("'\""), None, rest) for owner, _, rest in parts]
         source.findings.extend(found)

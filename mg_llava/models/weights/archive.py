@@ -13,7 +13,7 @@ from typing import IO, Any, Literal
 
 import torch
 
-from mg_llava.models.weights.inert import InertUnpickler, Refused
+from mg_llava.models.weights.inert import InertUnpickler, RefusedFile
 
 EXPECTED = (
     "Expected one of: a .pth file written by `xtuner train` (work_dirs/.../iter_N.pth), a file with a bare state dict "
@@ -62,7 +62,7 @@ def _read(stream: IO[bytes], name: str, unknown: str, mapped: str | None, restor
         if is_zip:
             return _read_zip(stream, unknown == "refuse", mapped, restore)
         return _read_legacy(stream, restore)
-    except Refused as error:
+    except RefusedFile as error:
         raise CheckpointError(f"{name} {error}") from None
     except Exception as error:  # bytes of another kind of file make the unpickler fail in any way
         raise CheckpointError(damaged_message(stream, name, error)) from error
@@ -100,14 +100,16 @@ def _read_zip(stream: IO[bytes], refuse: bool, mapped: str | None, restore: Rest
     with zipfile.ZipFile(stream) as archive:
         records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-            raise Refused(
+            raise RefusedFile(
                 "is a TorchScript archive, whose code is never run. If you trust its source, save its tensors alone "
                 "there: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
             )
         if len(records) < len(archive.infolist()) or any(i.compress_type for i in records.values()):
-            raise Refused("is an archive with compressed or ambiguous records, as torch does not write; get it again")
+            raise RefusedFile(
+                "is an archive with compressed or ambiguous records, as torch does not write; get it again"
+            )
         if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
-            raise Refused("was saved on a big-endian machine; save it again on a little-endian one")
+            raise RefusedFile("was saved on a big-endian machine; save it again on a little-endian one")
         storages = _ZipStorages(stream, records, mapped, restore)
         with archive.open(records["data.pkl"]) as content:
             return InertUnpickler(content, storages.load, refuse).load()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from mg_llava.models.weights.archive import CheckpointError
-from mg_llava.models.weights.loading import fill, full_shape
+from mg_llava.models.weights.loading import fill_tensor, full_shape
 from mg_llava.models.weights.report import Expected, check_keys
 from mg_llava.models.weights.stored import TensorMap, map_weights
 
@@ -45,7 +45,7 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_folder_config(folder: Path) -> dict[str, Any]:
     """A folder's ``config.json``; empty where there is none.
 
     Raises:
@@ -117,4 +117,4 @@ def load_mapped(module: nn.Module, tensors: TensorMap, source: str) -> None:
     if problems := report.misfits:
         raise ValueError(f"{source} does not fit {type(module).__name__}: " + "; ".join(problems))
     for key, target in own.items():
-        fill(target, tensors[key].read)
+        fill_tensor(target, tensors[key].read)

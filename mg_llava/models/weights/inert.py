@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-Load = Callable[[str, str, int], torch.UntypedStorage]
+LoadStorage = Callable[[str, str, int], torch.UntypedStorage]
 """Gives a storage of a file by its key, the place it was saved from and the bytes that are needed of it."""
 
 
-class Refused(Exception):
+class RefusedFile(Exception):
     """A file that is not read; the message continues the file's name."""
 
 
@@ -47,10 +47,10 @@ class InertUnpickler(pickle.Unpickler):
             resume (histories of mmengine, settings of DeepSpeed) are known then.
 
     Raises:
-        Refused: On loading, for a name that is not known.
+        RefusedFile: On loading, for a name that is not known.
     """
 
-    def __init__(self, file: IO[bytes], load: Load, refuse: bool) -> None:
+    def __init__(self, file: IO[bytes], load: LoadStorage, refuse: bool) -> None:
         super().__init__(file, encoding="utf-8")
         self._load, self._refuse = load, refuse
 
@@ -64,7 +64,7 @@ class InertUnpickler(pickle.Unpickler):
         if found is None and self._refuse:
             found = _of_training(module, name)
         if found is None and self._refuse:
-            raise Refused(
+            raise RefusedFile(
                 f"holds {module}.{name}, which is neither a tensor nor a plain value and was not run. If you trust "
                 "its source, load it there and save its tensors alone: torch.save(state_dict, 'weights.pth')"
             )
@@ -247,5 +247,5 @@ def _statistics(owner: Any, name: str) -> Any:
     methods = {name: getattr(HistoryBuffer, name) for name in ("min", "max", "current", "mean")}
     methods |= HistoryBuffer._statistics_methods  # empty until a process has made a history
     if owner is not HistoryBuffer or name not in methods:
-        raise Refused(f"reads {name} of another object, which was not run; get the file again from its source")
+        raise RefusedFile(f"reads {name} of another object, which was not run; get the file again from its source")
     return methods[name]

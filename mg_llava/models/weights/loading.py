@@ -121,7 +121,7 @@ def full_shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def fill(target: Tensor, read: Callable[[], Tensor]) -> None:
+def fill_tensor(target: Tensor, read: Callable[[], Tensor]) -> None:
     """Copy what ``read`` gives into a tensor of a model; one that ZeRO-3 has split is gathered for it."""
     if not hasattr(target, "ds_id"):
         target.copy_(read())

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mg_llava.models.adapters.lora import WRAPPED
-from mg_llava.models.weights.loading import StateDict, fill, full_shape
+from mg_llava.models.weights.loading import StateDict, fill_tensor, full_shape
 from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.models.weights.stored import map_state_dict, nonfinite_message, nonfinite_names
 
@@ -94,7 +94,7 @@ def load_parts(
     _raise_on_untied(fitting, own, source)
     report.parts = summarize({key: tensors[key] for key in fitting})
     for key, value in fitting.items():
-        fill(own[key], lambda value=value: value)  # type: ignore[misc]
+        fill_tensor(own[key], lambda value=value: value)  # type: ignore[misc]
     level = logging.WARNING if report.unknown else logging.INFO
     print_log(f"checkpoint {source}\n{report}", logger="current", level=level)
     return report

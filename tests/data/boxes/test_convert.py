@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mg_llava.data.boxes._file import read_box_file
 from mg_llava.data.boxes._table import BoxTable
-from mg_llava.data.boxes.convert import convert_boxes, verify_store, write_json
+from mg_llava.data.boxes.convert import convert_boxes, verify_store, write_records
 from mg_llava.data.boxes.store import open_box_store
 from mg_llava.data.records.schema import RecordError
 from mg_llava.work.atomic import NoRoomError
@@ -55,7 +55,7 @@ def test_a_store_equals_its_json(folder, records, layout):
     assert report.written and report.records == len(expected) and verify_store(target) == []
     in_memory, mapped = open_box_store(source, bad="drop"), open_box_store(target)
     back = folder / "back.jsonl"
-    write_json(BoxTable.open(target), back)
+    write_records(BoxTable.open(target), back)
     again = {raw["id"]: raw for raw in map(json.loads, back.read_text().splitlines())}
     assert set(in_memory.keys()) == set(mapped.keys()) == set(again) == set(expected)
     for key, raw in expected.items():
@@ -250,7 +250,7 @@ def test_a_full_disk_is_an_error_and_keeps_the_old_store(converted, tmp_path, li
             convert_boxes([tmp_path / "more.json"], converted)
         if limit < 4000:
             with pytest.raises(NoRoomError, match=r"back\.json"):
-                write_json(BoxTable.open(converted), tmp_path / "back.json")
+                write_records(BoxTable.open(converted), tmp_path / "back.json")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert converted.read_bytes() == before and not (tmp_path / "back.json").exists()
@@ -266,10 +266,10 @@ def test_any_reader_of_safetensors_opens_a_store(converted):
 
 
 def test_back_to_the_layout_of_the_reference(converted, tmp_path):
-    write_json(BoxTable.open(converted), tmp_path / "back.json")
+    write_records(BoxTable.open(converted), tmp_path / "back.json")
     assert (tmp_path / "back.json").read_text().startswith('[{"id": "0", "boxes": [[1, 2, 3, 4]], "scores": [0.5]')
     assert json.loads((tmp_path / "back.json").read_text()) == [{"id": str(i), **GOOD} for i in range(50)]
     (tmp_path / "none.json").write_text("{}")
     convert_boxes([tmp_path / "none.json"], tmp_path / "none.safetensors")
-    write_json(BoxTable.open(tmp_path / "none.safetensors"), tmp_path / "none_back.json")
+    write_records(BoxTable.open(tmp_path / "none.safetensors"), tmp_path / "none_back.json")
     assert json.loads((tmp_path / "none_back.json").read_text()) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mg_llava.data.boxes import filter as box_filter
-from mg_llava.data.boxes.filter import BoxRules, Limits, cap_boxes, filter_boxes, nms
+from mg_llava.data.boxes.filter import BoxLimits, BoxRules, cap_boxes, filter_boxes, nms
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
 
@@ -85,7 +85,7 @@ def test_boxes_without_labels_are_no_class(count, make):
     size = (336, 336)
     _, index = processor.place(record, processor.canvas_of(size))
     assert index.tolist() == list(range(min(count, 100)))
-    _, index = processor.place(record, processor.canvas_of(size), Limits(text_is_long=True))
+    _, index = processor.place(record, processor.canvas_of(size), BoxLimits(text_is_long=True))
     assert index.tolist() == list(range(20))
 
 
@@ -101,8 +101,8 @@ def test_room_keeps_the_best_in_their_order():
     boxes, scores = np.zeros((150, 4)), np.linspace(1, 0.1, 150)
     rules = BoxRules(None, 40)
     assert filter_boxes(boxes, scores, labels, rules).kept.tolist() == [0, 3, 6, 9, 12, 1, 2, 4, 5, 7]
-    assert filter_boxes(boxes, scores, labels, rules, Limits(room=5)).kept.tolist() == [0, 3, 1, 2, 4]
-    assert filter_boxes(boxes, scores, labels, rules, Limits(room=0)).kept.tolist() == []
+    assert filter_boxes(boxes, scores, labels, rules, BoxLimits(room=5)).kept.tolist() == [0, 3, 1, 2, 4]
+    assert filter_boxes(boxes, scores, labels, rules, BoxLimits(room=0)).kept.tolist() == []
 
 
 @given(
@@ -119,7 +119,7 @@ def test_filter_properties(items, max_boxes, cap, text_is_long, iou):
     labels = [item[0] for item in items]
     scores = np.array([item[1] for item in items])
     boxes = np.array([[x, y, x + 9, y + 9] for _, _, x, y in items], dtype=np.float64).reshape(-1, 4)
-    keep = filter_boxes(boxes, scores, labels, BoxRules(iou, max_boxes, cap), Limits(text_is_long)).kept
+    keep = filter_boxes(boxes, scores, labels, BoxRules(iou, max_boxes, cap), BoxLimits(text_is_long)).kept
     assert len(set(keep.tolist())) == len(keep) <= len(items)
     assert (len(keep) > 0) == (len(items) > 0)
     if cap == "per_image" and max_boxes is not None:
@@ -127,7 +127,7 @@ def test_filter_properties(items, max_boxes, cap, text_is_long, iou):
         assert (np.diff(scores.astype(np.float32)[keep]) <= 0).all()
     if text_is_long and cap == "per_category":
         assert len(keep) == len(set(labels))
-    again = filter_boxes(boxes, scores, labels, BoxRules(iou, max_boxes, cap), Limits(text_is_long)).kept
+    again = filter_boxes(boxes, scores, labels, BoxRules(iou, max_boxes, cap), BoxLimits(text_is_long)).kept
     assert keep.tolist() == again.tolist()
 
 
@@ -187,7 +187,7 @@ def overlap(first, second):
 def test_fates_agree_with_the_tokens(processor, picture, text_is_long, room):
     size, record = picture
     canvas = processor.canvas_of(size)
-    limits = Limits(text_is_long, room)
+    limits = BoxLimits(text_is_long, room)
     placed, index = processor.place(record, canvas, limits)
     fates = processor.explain(size, record, limits)
     seen = processor(Image.new("RGB", size), record, limits)
@@ -250,4 +250,4 @@ def test_every_reason_has_its_case():
     traced = filter_boxes(record.boxes, record.scores, record.labels, BoxRules(max_boxes=None))
     assert traced.reasons()[:2] == ["kept", "nms"]
     assert PictureProcessor(100).explain((100, 100), NO_BOXES) == []
-    assert len(PictureProcessor(100)(Image.new("RGB", (9, 9)), NO_BOXES, Limits(room=0)).boxes) == 0
+    assert len(PictureProcessor(100)(Image.new("RGB", (9, 9)), NO_BOXES, BoxLimits(room=0)).boxes) == 0

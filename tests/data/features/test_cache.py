@@ -152,12 +152,12 @@ def test_a_folder_that_is_gone_is_no_success(data, llm, tmp_path, after):
 
 @pytest.mark.parametrize("field", ["size", "time", "content", "width", "height", "boxes", "offset", "key"])
 def test_a_flipped_bit_in_an_entry_is_never_trusted(data, llm, filled, extractor, field):
-    from mg_llava.data.features.file import FIELDS
+    from mg_llava.data.features.file import STORED_FIELDS
     from mg_llava.work.blobs import entry_dtype
 
     source = features.make_source(data, llm)
     for path in filled.glob("*.index"):
-        entries = np.frombuffer(path.read_bytes(), entry_dtype(FIELDS)).copy()
+        entries = np.frombuffer(path.read_bytes(), entry_dtype(STORED_FIELDS)).copy()
         entries[field] ^= 2
         path.write_bytes(entries.tobytes())
     assert len(FeatureCache(filled)) == 0
