@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -49,10 +50,18 @@ def load_tool(name: str) -> ModuleType:
 
 def run_tool(name: str, *arguments: object) -> Ran:
     """Call a tool in this process, which saves the seconds of an interpreter's imports."""
-    module = load_tool(name)
+    return _run_here(load_tool(name), str(TOOLS / f"{name}.py"), arguments)
+
+
+def run_command(name: str, *arguments: object) -> Ran:
+    """Call a command of ``mg-llava`` in this process."""
+    return _run_here(importlib.import_module(f"mg_llava.commands.{name.replace('-', '_')}"), name, arguments)
+
+
+def _run_here(module: ModuleType, name: str, arguments: Iterable[object]) -> Ran:
     out, err = io.StringIO(), io.StringIO()
     with (
-        mock.patch.object(sys, "argv", [str(TOOLS / f"{name}.py"), *map(str, arguments)]),
+        mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
