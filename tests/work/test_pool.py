@@ -86,7 +86,7 @@ def test_workers_leave_with_their_parent():
 import os, time
 from mg_llava.work.pool import run_jobs
 def work(_, job):
-    os.write(1, b"%d\n" % os.getpid())
+    os.write(1, b"%d\\n" % os.getpid())
     time.sleep(60)
 list(run_jobs(work, range(2), None, 2))
 """
