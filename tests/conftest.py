@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import config as configs
 from mmengine.registry import DefaultScope
 
 from mg_llava.models.weights import guard
 from tests import toy
+from tests.run import unformatted
 
 _LOAD = torch.load
+configs.FormatCode = unformatted  # each run writes its config five times; the console command keeps the formatting
 torch.set_num_threads(1)  # toy tensors are too small to share between threads
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
 ONE_PROCESS = ("tests/end_to_end/",)

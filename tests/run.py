@@ -162,6 +162,11 @@ def forget_runs() -> None:
         manager._instance_dict.clear()
 
 
+def unformatted(text: str, **settings: Any) -> tuple[str, bool]:
+    """In place of yapf's ``FormatCode``, with which mmengine lays out the text of a config for a second or two."""
+    return text, True
+
+
 def read_log(work_dir: Path) -> list[dict]:
     """Records of the newest json log that have a loss, in order."""
     file = sorted(Path(work_dir).glob("*/vis_data/scalars.json"))[-1]

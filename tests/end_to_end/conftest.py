@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import toy
+from tests import forked, toy
 from tests.run import ROOT, run_xtuner, train_here
 
 LEAF = """
@@ -69,7 +69,7 @@ class Project:
         return file
 
     def train(
-        self, config: Path, *arguments: str, processes: int = 1, name: str | None = None, here: bool = False
+        self, config: Path, *arguments: str, processes: int = 1, name: str | None = None, how: str = "forked"
     ) -> tuple[Path, str]:
         """Run `xtuner train`; returns the work directory and everything printed.
 
@@ -78,13 +78,16 @@ class Project:
             arguments: More arguments of `xtuner train`.
             processes: How many share the training.
             name: Name of the work directory; that of the config by default.
-            here: In this process, which is faster; not for DeepSpeed.
+            how: ``"forked"``, in processes of its own; ``"command"``, by the console command; ``"here"``, in this
+                process, which is fastest; not for DeepSpeed.
         """
         work_dir = self.folder / "work_dirs" / (name or config.stem)
         command = (config, "--work-dir", work_dir, "--seed", 0, *arguments)
-        if here and not torch.cuda.is_available():
+        if how == "command":
+            return work_dir, run_xtuner("train", *command, processes=processes)
+        if how == "here" and not torch.cuda.is_available():
             return work_dir, train_here(*command)
-        return work_dir, run_xtuner("train", *command, processes=processes)
+        return work_dir, forked.train(*command, processes=processes)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +101,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, toy_paths: dict[str, str])
 @pytest.fixture(scope="session")
 def stage1(project: Project) -> Path:
     """Work directory of stage 1: four steps of four samples."""
-    work_dir, output = project.train(project.config("stage1", "pretrain", batch_size=4, seed=0))
+    work_dir, output = project.train(project.config("stage1", "pretrain", batch_size=4, seed=0), how="command")
     assert (work_dir / "iter_4.pth").exists(), output[-4000:]
     return work_dir
 
@@ -117,6 +120,7 @@ def train_split(project: Project, stage1: Path, mode: str) -> Path:
     work_dir = project.folder / "work_dirs" / f"split_{mode}"
     if not (work_dir / "iter_4.pth").exists():
         config = project.config(f"split_{mode}", "instruct", batch_size=2, seed=0, pretrained_pth=str(stage1))
-        _, output = project.train(config, "--deepspeed", mode, processes=2)
+        how = "command" if mode == "deepspeed_zero2" else "forked"
+        _, output = project.train(config, "--deepspeed", mode, processes=2, how=how)
         assert (work_dir / "iter_4.pth").exists(), output[-4000:]
     return work_dir

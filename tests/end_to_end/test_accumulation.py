@@ -64,8 +64,8 @@ def gradient(project: Project, name: str, split: Split, **settings: object) -> d
         + f"optim_wrapper.update(optimizer=dict(type='SGD', lr={RATE}), clip_grad=None)\n"
         + "train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)\n"
     )
-    here = split.processes == 1
-    work_dir, output = project.train(config, *split.arguments, processes=split.processes, here=here)
+    how = "here" if split.processes == 1 else "forked"
+    work_dir, output = project.train(config, *split.arguments, processes=split.processes, how=how)
     assert (work_dir / f"iter_{split.steps}.pth").exists(), output[-4000:]
     moved, start = load_training_checkpoint(work_dir / f"iter_{split.steps}.pth"), _start(config)
     return {key: (start[key] - moved[key]).double() / RATE for key in moved}

@@ -103,7 +103,7 @@ def lora(project: Project, stage1: Path) -> Path:
     """Work directory of a LoRA training with gradient accumulation: eight batches of two, a step every two."""
     settings = {"tuning": "lora", "lora": {"r": 4, "lora_dropout": 0.1}, "accumulative_counts": 2}
     config = project.config("lora", "instruct", batch_size=2, seed=0, pretrained_pth=str(stage1), **settings)
-    work_dir, output = project.train(config, here=True)
+    work_dir, output = project.train(config, how="here")
     assert (work_dir / "iter_8.pth").exists(), output[-4000:]
     return work_dir
 

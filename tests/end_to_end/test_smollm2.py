@@ -53,7 +53,7 @@ def test_two_iterations_of_both_stages(data: dict[str, str], project: Project) -
     for stage, extra in (("pretrain", []), ("instruct", ["train_dataloader.sampler.per_device_batch_size=2"])):
         if folders:
             extra = [*extra, f"model.pretrained_pth={folders['pretrain']}"]
-        folders[stage], output = project.train(CONFIGS[stage], "--cfg-options", *options, *extra, here=True)
+        folders[stage], output = project.train(CONFIGS[stage], "--cfg-options", *options, *extra, how="here")
         assert (folders[stage] / "iter_2.pth").exists(), output[-4000:]
         losses[stage] = read_losses(folders[stage])
         assert sorted(losses[stage]) == [1, 2]

@@ -66,7 +66,9 @@ def test_resumed_run_has_the_losses_of_the_whole_one(
 ) -> None:
     whole = request.getfixturevalue(stage)
     config = project.folder / "configs" / f"{stage}.py"
-    work_dir, output = project.train(config, "--resume", str(whole / "iter_2.pth"), name=f"{stage}_resumed", here=True)
+    work_dir, output = project.train(
+        config, "--resume", str(whole / "iter_2.pth"), name=f"{stage}_resumed", how="here"
+    )
     assert (work_dir / "iter_4.pth").exists(), output[-4000:]
     losses = read_losses(whole)
     assert read_losses(work_dir) == {step: losses[step] for step in (3, 4)}
@@ -110,7 +112,7 @@ def test_samples_of_any_length(project: Project, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text())["conflicts"] == [], planned.out
     filled = run_tool("fill_token_cache", config, "--folder", tmp_path / "tokens", "--workers", 1)
     assert filled.status == 0, filled.out + filled.err
-    work_dir, output = project.train(config, here=True)
+    work_dir, output = project.train(config, how="here")
     assert (work_dir / "iter_4.pth").exists(), output[-4000:]
 
 
@@ -118,7 +120,7 @@ class TestBadInput:
     """Each gives one clear message that names what is wrong, and the run ends."""
 
     def fail(self, project: Project, config: Path, *arguments: str) -> str:
-        work_dir, output = project.train(config, *arguments, name=f"bad_{config.stem}", here=True)
+        work_dir, output = project.train(config, *arguments, name=f"bad_{config.stem}", how="here")
         assert not (work_dir / "iter_4.pth").exists()
         return output
 

@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests import forked
 from tests.run import forget_runs, read_losses, run_xtuner
 
 HERE = Path(__file__).parent
@@ -45,6 +46,8 @@ def runs(tmp_path, monkeypatch):
     forget_runs()
 
 
-def launch(work_dir, *arguments):
-    """Run ``xtuner train`` on the toy config in two processes."""
-    return run_xtuner("train", CONFIG, "--work-dir", work_dir, *arguments, processes=2)
+def launch(work_dir, *arguments, command=False):
+    """Run ``xtuner train`` on the toy config in two processes; by its console command and torchrun where asked for."""
+    if command:
+        return run_xtuner("train", CONFIG, "--work-dir", work_dir, *arguments, processes=2)
+    return forked.train(CONFIG, "--work-dir", work_dir, *arguments, processes=2)

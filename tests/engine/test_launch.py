@@ -21,9 +21,12 @@ TRAINED = {f"{part}.{kind}" for part in ("fuse_module", "projector", "llm") for 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Work directory and output of one run in each mode."""
+    """Work directory and output of one run in each mode, plain by the console command."""
     folder = tmp_path_factory.mktemp("launched")
-    return {mode: (folder / mode, launch(folder / mode, *arguments)) for mode, arguments in MODES.items()}
+    return {
+        mode: (folder / mode, launch(folder / mode, *arguments, command=mode == "ddp"))
+        for mode, arguments in MODES.items()
+    }
 
 
 @pytest.mark.slow

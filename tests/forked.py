@@ -1,0 +1,117 @@
+"""Programs in processes of their own without the seconds of an interpreter's imports: forked from one that has them.
+
+The server holds modules of other packages alone, in the state in which an import leaves them; this repository's are
+imported by each child. What a fork shares beyond that, the generators of random numbers, is seeded anew.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import runpy
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from unittest import mock
+
+from tests.run import ROOT, TOOLS, Ran, environment, free_port, unformatted
+
+PRELOADED = (
+    "deepspeed",
+    "mmengine.runner",
+    "open_clip",
+    "peft",
+    "timm",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+    "xtuner.tools.train",
+)
+
+
+def start(
+    script: str | Path, *arguments: object, printed: Path, folder: Path = ROOT, **variables: str
+) -> ForkServerProcess:
+    """Start ``python script arguments`` in a forked process.
+
+    Args:
+        script: File of a program, or the dotted name of its module.
+        arguments: Arguments of its command line.
+        printed: File to which all that it prints is added.
+        folder: Where it works, and the first place from which it imports.
+        variables: Changes of its environment.
+    """
+    context = multiprocessing.get_context("forkserver")
+    own = environment(PYTHONPATH=str(folder), **variables)
+    if forkserver._forkserver._forkserver_pid is None:
+        context.set_forkserver_preload(list(PRELOADED))
+        with mock.patch.dict(os.environ, own):
+            forkserver.ensure_running()
+    file = find_spec(script).origin if isinstance(script, str) else script  # type: ignore[union-attr]
+    process = context.Process(target=_work, args=(str(file), [*map(str, arguments)], own, str(folder), str(printed)))
+    process.start()
+    return process
+
+
+def _work(file: str, arguments: list[str], variables: dict[str, str], folder: str, printed: str) -> None:
+    """Do in a child of the server what a new interpreter does."""
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.argv[:] = [file, *arguments]
+    sys.path[:] = [os.path.dirname(file), folder, *(path for path in sys.path if path not in ("", str(ROOT)))]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "mg_llava", "tools")]:
+        del sys.modules[name]
+    sys.modules["mmengine.config.config"].FormatCode = unformatted  # type: ignore[attr-defined]
+    random.seed()
+    runpy.run_path(file, run_name="__main__")
+
+
+def run(script: str | Path, *arguments: object, processes: int = 1, folder: Path = ROOT, timeout: float = 600) -> Ran:
+    """Run a program; as torchrun does where there are several processes, which end when one of them fails.
+
+    Returns:
+        The first status that is not 0, and all that was printed.
+    """
+    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{"RANK": str(n), "LOCAL_RANK": str(n), **shared} for n in range(processes)] if processes > 1 else [{}]
+    with _file() as printed:
+        children = [start(script, *arguments, printed=printed, folder=folder, **rank) for rank in ranks]
+        end = time.monotonic() + timeout
+        while any(child.exitcode is None for child in children) and time.monotonic() < end:
+            if any(child.exitcode for child in children):
+                break
+            time.sleep(0.02)
+        failed = [child.exitcode for child in children if child.exitcode]  # by itself
+        for child in children:
+            child.kill()
+            child.join()
+        status = next(iter(failed), max(abs(child.exitcode or 0) for child in children))
+        return Ran(status, printed.read_text(errors="replace"), "")
+
+
+@contextlib.contextmanager
+def _file() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder) / "printed").touch()
+        yield file
+
+
+def run_tool(name: str, *arguments: object, processes: int = 1) -> Ran:
+    """Run ``tools/NAME.py``."""
+    return run(TOOLS / f"{name}.py", *arguments, processes=processes)
+
+
+def train(*arguments: object, processes: int = 1) -> str:
+    """``xtuner train`` without its console command; returns everything printed."""
+    launcher = ("--launcher", "pytorch") if processes > 1 else ()
+    return run("xtuner.tools.train", *arguments, *launcher, processes=processes).out
