@@ -4,7 +4,6 @@ The server holds modules of other packages alone, in the state in which an impor
 imported by each child. What a fork shares beyond that, the generators of random numbers, is seeded anew.
 """
 
-import contextlib
 import multiprocessing
 import os
 import random
@@ -12,8 +11,6 @@ import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from importlib.util import find_spec
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -35,14 +32,14 @@ PRELOADED = (
 
 
 def start(
-    script: str | Path, *arguments: object, printed: Path, folder: Path = ROOT, **variables: str
+    program: str | Path, *arguments: object, printed: Path, folder: Path = ROOT, **variables: str
 ) -> ForkServerProcess:
-    """Start ``python script arguments`` in a forked process.
+    """Start ``python program arguments``, or ``python -m program arguments``, in a forked process.
 
     Args:
-        script: File of a program, or the dotted name of its module.
+        program: File of a program, or the dotted name of its module.
         arguments: Arguments of its command line.
-        printed: File to which all that it prints is added.
+        printed: Folder of the files ``out`` and ``err``, to which all that it prints is added.
         folder: Where it works, and the first place from which it imports.
         variables: Changes of its environment.
     """
@@ -52,40 +49,42 @@ def start(
         context.set_forkserver_preload(list(PRELOADED))
         with mock.patch.dict(os.environ, own):
             forkserver.ensure_running()
-    file = find_spec(script).origin if isinstance(script, str) else script  # type: ignore[union-attr]
-    process = context.Process(target=_work, args=(str(file), [*map(str, arguments)], own, str(folder), str(printed)))
+    process = context.Process(target=_work, args=(program, [*map(str, arguments)], own, str(folder), str(printed)))
     process.start()
     return process
 
 
-def _work(file: str, arguments: list[str], variables: dict[str, str], folder: str, printed: str) -> None:
+def _work(program: str | Path, arguments: list[str], variables: dict[str, str], folder: str, printed: str) -> None:
     """Do in a child of the server what a new interpreter does."""
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    sys.argv[:] = [file, *arguments]
-    sys.path[:] = [os.path.dirname(file), folder, *(path for path in sys.path if path not in ("", str(ROOT)))]
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(os.path.join(printed, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv[:] = [str(program), *arguments]
+    sys.path[:] = [folder, *(path for path in sys.path if path not in ("", str(ROOT)))]
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "mg_llava", "tools")]:
         del sys.modules[name]
     sys.modules["mmengine.config.config"].FormatCode = unformatted  # type: ignore[attr-defined]
     random.seed()
-    runpy.run_path(file, run_name="__main__")
+    if isinstance(program, str):
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, os.path.dirname(program))
+        runpy.run_path(str(program), run_name="__main__")
 
 
-def run(script: str | Path, *arguments: object, processes: int = 1, folder: Path = ROOT, timeout: float = 600) -> Ran:
+def run(program: str | Path, *arguments: object, processes: int = 1, folder: Path = ROOT, timeout: float = 600) -> Ran:
     """Run a program; as torchrun does where there are several processes, which end when one of them fails.
 
     Returns:
-        The first status that is not 0, and all that was printed.
+        The first status that is not 0, and what was printed.
     """
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [{"RANK": str(n), "LOCAL_RANK": str(n), **shared} for n in range(processes)] if processes > 1 else [{}]
-    with _file() as printed:
-        children = [start(script, *arguments, printed=printed, folder=folder, **rank) for rank in ranks]
+    with tempfile.TemporaryDirectory() as printed:
+        children = [start(program, *arguments, printed=Path(printed), folder=folder, **rank) for rank in ranks]
         end = time.monotonic() + timeout
         while any(child.exitcode is None for child in children) and time.monotonic() < end:
             if any(child.exitcode for child in children):
@@ -96,14 +95,8 @@ def run(script: str | Path, *arguments: object, processes: int = 1, folder: Path
             child.kill()
             child.join()
         status = next(iter(failed), max(abs(child.exitcode or 0) for child in children))
-        return Ran(status, printed.read_text(errors="replace"), "")
-
-
-@contextlib.contextmanager
-def _file() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        (file := Path(folder) / "printed").touch()
-        yield file
+        out, err = ((Path(printed) / name).read_text(errors="replace") for name in ("out", "err"))
+        return Ran(status, out, err)
 
 
 def run_tool(name: str, *arguments: object, processes: int = 1) -> Ran:
@@ -114,4 +107,5 @@ def run_tool(name: str, *arguments: object, processes: int = 1) -> Ran:
 def train(*arguments: object, processes: int = 1) -> str:
     """``xtuner train`` without its console command; returns everything printed."""
     launcher = ("--launcher", "pytorch") if processes > 1 else ()
-    return run("xtuner.tools.train", *arguments, *launcher, processes=processes).out
+    done = run("xtuner.tools.train", *arguments, *launcher, processes=processes)
+    return done.out + done.err

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from tests import forked
 from tests.house.source import ROOT
 from tests.inference.serving_toys import a_picture, image, text, user
 from tests.run import environment
@@ -52,12 +53,11 @@ class Copy:
 
     def run(self, *command: object) -> str:
         """Run Python here; returns all that it prints."""
-        variables = environment(PYTHONPATH=str(self.folder))
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=self.folder, env=variables, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-        return done.stdout + done.stderr
+        module = command[0] == "-m"
+        program = str(command[1]) if module else self.folder / str(command[0])
+        done = forked.run(program, *command[1 + module :], folder=self.folder)
+        assert done.status == 0, (done.out + done.err)[-3000:]
+        return done.out + done.err
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +98,11 @@ def test_a_benchmark_is_scored(copy: Copy) -> None:
 
 @pytest.mark.slow
 def test_a_leaf_for_an_llm_loads(copy: Copy) -> None:
-    code = (
+    (copy.folder / "show.py").write_text(
         "from mmengine.config import Config; config = Config.fromfile('configs/my_llm_pretrain.py'); "
         "print(config.model.llm.path, config.prompt_template)"
     )
-    assert "HuggingFaceTB/SmolLM2-135M-Instruct qwen_chat" in copy.run("-c", code)
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct qwen_chat" in copy.run("show.py")
 
 
 @pytest.mark.slow

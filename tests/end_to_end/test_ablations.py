@@ -22,10 +22,10 @@ def test_a_row_trains_and_resumes(row: str, project: Project) -> None:
         "    from ._base_.run import", "    from ._base_.ablations import rows\n    from ._base_.run import"
     )
     config.write_text(text.replace("globals()", f"row = {row!r}\nglobals()", 1) + "del rows, row\n")
-    whole, output = project.train(config, here=True)
+    whole, output = project.train(config, how="here")
     last = max(whole.glob("iter_*.pth"), key=lambda file: int(file.stem.split("_")[1]))
     assert int(last.stem.split("_")[1]) >= 5, output[-3000:]
-    resumed, output = project.train(config, "--resume", str(whole / "iter_2.pth"), name=f"{row}_resumed", here=True)
+    resumed, output = project.train(config, "--resume", str(whole / "iter_2.pth"), name=f"{row}_resumed", how="here")
     assert (resumed / last.name).exists(), output[-3000:]
     losses = read_losses(whole)
     assert read_losses(resumed) == {step: loss for step, loss in losses.items() if step > 2}

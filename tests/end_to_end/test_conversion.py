@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from mg_llava.conversion import ConversionOptions, convert, inspect
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
+from tests import forked
 from tests.end_to_end.conftest import Project, train_split
-from tests.run import read_log, read_losses, run_xtuner
+from tests.run import read_log, read_losses
 
 pytestmark = pytest.mark.slow
 
@@ -92,8 +93,9 @@ def test_stage_1_with_a_frozen_llm_under_zero_3(project: Project, stage1: Path) 
 
 def test_xtuners_converter_on_our_config(project: Project, stage2: Path, tmp_path: Path) -> None:
     config, checkpoint = project.folder / "configs" / "stage2.py", stage2 / "iter_4.pth"
-    output = run_xtuner("convert", "pth_to_hf", config, checkpoint, tmp_path / "hf", "--fp32")
-    assert (tmp_path / "hf" / "config.json").exists(), output[-4000:]
+    converter = "xtuner.tools.model_converters.pth_to_hf"
+    done = forked.run(converter, config, checkpoint, tmp_path / "hf", "--fp32")
+    assert (tmp_path / "hf" / "config.json").exists(), done.err[-4000:]
     convert(tmp_path / "hf", tmp_path / "back.pth", "mmengine")
     assert same(stored(tmp_path / "back.pth"), stored(stage2 / "iter_4.pth"))
 

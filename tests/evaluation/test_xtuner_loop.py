@@ -19,9 +19,8 @@ from mg_llava.evaluation.results import score
 from mg_llava.evaluation.xtuner_loop import BenchmarkDataset, BenchmarkMetric
 from mg_llava.inference import Predictor
 from mg_llava.registry import MODELS
-from tests import toy
+from tests import forked, toy
 from tests.end_to_end.conftest import Project, project  # noqa: F401
-from tests.run import run_xtuner
 
 PROCESSOR = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}
 
@@ -110,7 +109,9 @@ def test_xtuner_test_in_two_processes_answers_as_the_predictor(project: Project)
     assert len(set(wanted.values())) > 1
 
     checkpoint, tested = project.folder / "toy.pth", project.folder / "tested"
-    output = run_xtuner("test", config, "--checkpoint", checkpoint, "--work-dir", tested, processes=2)
+    arguments = (config, "--checkpoint", checkpoint, "--work-dir", tested, "--launcher", "pytorch")
+    done = forked.run("xtuner.tools.test", *arguments, processes=2)
+    output = done.out + done.err
     folder = project.folder / "tested" / "test" / "toy_choice"
     assert (folder / "predictions.jsonl").is_file(), output[-4000:]
     lines = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())

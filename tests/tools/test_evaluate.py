@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import torch
 from PIL import Image
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
-from tests import toy
-from tests.run import ROOT, environment, run_tool, tool_command
+from tests import forked, toy
+from tests.run import TOOLS, run_tool
 
 ROWS = 6
 CONFIG = """
@@ -219,39 +218,26 @@ def test_a_benchmark_is_one_file_and_one_registration(
         del BENCHMARKS.kinds["Colors"]  # type: ignore[attr-defined]
 
 
-def command(name: str, *arguments: object, processes: int = 1) -> subprocess.Popen:
-    return subprocess.Popen(
-        tool_command(name, *arguments, processes=processes),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 def test_kill_and_two_processes(trained: list[str], tmp_path: Path) -> None:
     """A run killed in the middle goes on with two processes, and gives the file of an uninterrupted run."""
     table = write_mmbench(tmp_path / "MMBench_DEV_EN.tsv", rows=150)
     options = [*trained, "--data", table, "--max-new-tokens", 12, "--batch-size", 2]
-    whole = command("eval_mmbench", *options, "--out", tmp_path / "whole")
-    printed = whole.communicate(timeout=600)[0]
-    assert whole.returncode == 0, printed
-    killed = command("eval_mmbench", *options, "--out", tmp_path / "killed")
+    whole = forked.run_tool("eval_mmbench", *options, "--out", tmp_path / "whole")
+    assert whole.status == 0, whole.err
+    killed = forked.start(TOOLS / "eval_mmbench.py", *options, "--out", tmp_path / "killed", printed=tmp_path)
     part = tmp_path / "killed" / "mmbench_dev_en" / "replies.part0.journal"
     end = time.monotonic() + 300
-    while killed.poll() is None and time.monotonic() < end and not (part.is_file() and part.stat().st_size):
+    while killed.exitcode is None and time.monotonic() < end and not (part.is_file() and part.stat().st_size):
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    printed = killed.communicate()[0]
+    killed.kill()
+    killed.join()
     known = part.read_bytes().count(b"\n")
-    assert killed.returncode == -signal.SIGKILL and 0 < known < 300, printed
+    assert killed.exitcode == -signal.SIGKILL and 0 < known < 300, (tmp_path / "err").read_text()
     final = tmp_path / "killed" / "mmbench_dev_en" / "predictions.jsonl"
     assert not final.exists()
-    resumed = command("eval_mmbench", *options, "--out", tmp_path / "killed", processes=2)
-    printed = resumed.communicate(timeout=600)[0]
-    assert resumed.returncode == 0, printed
+    resumed = forked.run_tool("eval_mmbench", *options, "--out", tmp_path / "killed", processes=2)
+    assert resumed.status == 0, resumed.err
     assert final.read_bytes() == (tmp_path / "whole" / "mmbench_dev_en" / "predictions.jsonl").read_bytes()
     parts = sorted(final.parent.glob("replies.part*.journal"))
     assert len(parts) == 2 and sum(path.read_bytes().count(b"\n") for path in parts) == 300

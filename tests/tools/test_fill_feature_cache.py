@@ -57,7 +57,7 @@ def test_fill_check_and_fill_again(project, config, tmp_path):
 def test_training_reads_it(project, config, tmp_path):
     folder = tmp_path / "features"
     assert run(config, "--folder", folder)[0] == 0
-    work_dir, output = project.train(config, "--cfg-options", CACHE.format(folder), here=True)
+    work_dir, output = project.train(config, "--cfg-options", CACHE.format(folder), how="here")
     assert "no encoder runs" in output, output[-4000:]
     settings = Config.fromfile(config)
     settings.merge_from_dict({"work_dir": str(tmp_path / "plain"), "randomness.seed": 0})

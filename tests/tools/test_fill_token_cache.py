@@ -1,17 +1,13 @@
 """The token cache is filled for all sources of a config, and the training of that config uses it."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from mmengine.config import Config
 
 from mg_llava.registry import DATASETS
 from tests import toy
+from tests.run import Ran, run_tool
 
-ROOT = Path(__file__).parents[2]
 LEAF = """
 train_dataloader = dict(
     dataset=dict(
@@ -25,28 +21,26 @@ train_dataloader = dict(
 """
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / "fill_token_cache.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def run(*arguments: object) -> Ran:
+    return run_tool("fill_token_cache", *arguments)
 
 
-@pytest.mark.slow
 def test_fill_and_train(tmp_path: Path) -> None:
     data = toy.write_data(tmp_path / "data")
     tokenizer = str(toy.write_tokenizer(tmp_path / "llm"))
     config = tmp_path / "leaf.py"
     config.write_text(LEAF.format(data=", ".join(f"{k}={v!r}" for k, v in data.items()), tokenizer=tokenizer))
-    assert run(config).returncode == 2
+    assert run(config).status == 2
     done = run(config, "--folder", tmp_path / "cache", "--workers", 1)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["records"] == {"records": 16, "half": 8}
+    assert done.status == 0, done.err
+    assert done.result["records"] == {"records": 16, "half": 8}
     settings = Config.fromfile(config).train_dataloader.dataset
     settings.update(caches=dict(token_cache=str(tmp_path / "cache")), boxes=dict(count_boxes=False))
     mixture = DATASETS.build(settings)
     lengths = [len(mixture[i]["input_ids"]) for i in range(len(mixture))]
     assert list(map(abs, mixture.modality_length)) == lengths
     done = run(config, "--folder", tmp_path / "cache", "--cfg-options", "train_dataloader.dataset.data_root=/nowhere")
-    assert done.returncode == 0  # absolute paths stay
+    assert done.status == 0  # absolute paths stay
     options = "train_dataloader.dataset.sources.0.data_path=none.json"
     done = run(config, "--folder", tmp_path / "cache", "--cfg-options", options)
-    assert done.returncode == 1 and "none.json does not exist" in done.stderr
+    assert done.status == 1 and "none.json does not exist" in done.err

@@ -1,15 +1,15 @@
 """The tool that makes boxes for a data set: small detectors from disk, torchrun, reports and exit status."""
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mg_llava.data.boxes.store import open_box_store
+from tests import forked
 from tests.detection import toys
-from tests.run import environment, run_tool, tool_command
+from tests.run import run_tool
 
 
 def call(*arguments):
@@ -80,12 +80,11 @@ def test_errors_give_status_1(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_give_the_file_of_one(files, tmp_path):
+def test_two_processes_give_the_file_of_one(files, tmp_path):
     detector = f"owlv2:{files['owlv2']}"
     assert call(*arguments_for(files, tmp_path / "one", detector, "coco80")).status == 0
-    command = tool_command("generate_boxes", *arguments_for(files, tmp_path / "two", detector, "coco80"), processes=2)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("different pictures") == 1
+    done = forked.run_tool("generate_boxes", *arguments_for(files, tmp_path / "two", detector, "coco80"), processes=2)
+    assert done.status == 0, done.err[-2000:]
+    assert done.out.count("different pictures") == 1
     one, two = ((tmp_path / name / "boxes.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
