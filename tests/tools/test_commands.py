@@ -9,6 +9,7 @@ import pytest
 
 from mg_llava import commands
 from mg_llava.commands import train
+from tests import forked
 from tests.house.source import ROOT
 
 TOOLS = {file.stem: file.read_text() for file in (ROOT / "tools").glob("*.py") if file.stem != "demo"}
@@ -85,6 +86,12 @@ def run_installed(site: Path, cwd: Path, *arguments: str, status: int = 0) -> st
     return run.stdout
 
 
+def fork_installed(site: Path, *arguments: object) -> str:
+    run = forked.run(site / "bin" / "mg-llava", *arguments, folder=site)
+    assert run.status == 0, run.out + run.err
+    return run.out
+
+
 @pytest.mark.slow
 def test_a_wheel_has_every_command(installed: Path, tmp_path: Path, files: dict[str, str]) -> None:
     assert "mg-llava = mg_llava.commands:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
@@ -92,12 +99,12 @@ def test_a_wheel_has_every_command(installed: Path, tmp_path: Path, files: dict[
     for name in commands.list_commands():
         assert f"  {name} " in found
         if name != "train":  # XTuner's own
-            assert f"usage: mg-llava {name}" in run_installed(installed, tmp_path, name, "--help")
+            assert f"usage: mg-llava {name}" in fork_installed(installed, name, "--help")
     asked = [files["config"], "--checkpoint", files["checkpoint"], "--question", "what?", "--max-new-tokens", "2"]
     assert '"text"' in run_installed(installed, tmp_path, "predict", *asked, "--image", files["image"], "--json")
-    assert run_installed(installed, tmp_path, "chat", *asked).strip()
-    assert "pope" in run_installed(installed, tmp_path, "evaluate", "--list")
+    assert fork_installed(installed, "chat", *asked).strip()
+    assert "pope" in fork_installed(installed, "evaluate", "--list")
     (tmp_path / "boxes.json").write_text('[{"id": "a", "boxes": [[1, 2, 3, 4]]}]')
-    run_installed(installed, tmp_path, "convert-boxes", "boxes.json", "--out", "boxes.safetensors")
+    fork_installed(installed, "convert-boxes", tmp_path / "boxes.json", "--out", tmp_path / "boxes.safetensors")
     assert (tmp_path / "boxes.safetensors").is_file()
-    run_installed(installed, tmp_path, "convert", files["checkpoint"], "--inspect")
+    fork_installed(installed, "convert", files["checkpoint"], "--inspect")
