@@ -26,6 +26,18 @@ torch.set_num_threads(1)  # toy tensors are too small to share between threads
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
 ONE_PROCESS = ("tests/end_to_end/",)
 """Folders whose tests share runs of a session: one process of xdist gets them all."""
+FIRST = (
+    "tests/end_to_end/",
+    "tests/configs/test_leaves_train.py",
+    "tests/detection/test_engines.py",
+    "tests/tools/test_faults.py",
+    "tests/engine/test_launch.py",
+    "tests/profiling/test_performance.py",
+    "tests/contract/test_readme.py",
+    "tests/configs/test_configs.py",
+    "tests/tools/test_commands.py",
+)
+"""Groups that take longest, the longest first, so that no process is left alone with one of them at the end."""
 _refused_skips: list[str] = []
 
 
@@ -61,13 +73,14 @@ def _torch_load() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file stay together, because they share fixtures; files with slow tests come first."""
+    """The tests of a file stay together, because they share fixtures; long ones come first."""
     slow: dict[str, int] = {}
     for item in items:
         group = _group(item)
         slow[group] = slow.get(group, 0) + (item.get_closest_marker("slow") is not None)
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: -slow[_group(item)])
+    places = {group: place for place, group in enumerate(FIRST)}
+    items.sort(key=lambda item: (places.get(_group(item), len(FIRST)), -slow[_group(item)]))
 
 
 def _group(item: pytest.Item) -> str:
