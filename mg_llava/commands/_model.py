@@ -58,7 +58,7 @@ def read_boxes(file: str | Path) -> Any:
     from mg_llava.data.inputs import make_boxes
 
     try:
-        content = json.loads(Path(file).read_text())
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); boxes are [[x1, y1, x2, y2], ...]") from error
     return make_boxes(content, str(file))

@@ -1,6 +1,7 @@
 """The settings of a data set in groups: each a small frozen value, or a dict of its fields in a config."""
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from mg_llava.batch import TokenCount
 from mg_llava.data.boxes.augment import Augmentation
 from mg_llava.data.boxes.convert import BadRecord
 from mg_llava.data.boxes.policy import MissingBox
-from mg_llava.data.choices import wrong_choices
+from mg_llava.data.choices import wrong_choices, wrong_count
 from mg_llava.data.faults import BadSample
 from mg_llava.data.features.cache import FeatureCache
 from mg_llava.data.features.source import MissingFeatures
@@ -53,7 +54,12 @@ class FaultPolicy:
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        if wrong := wrong_choices(self):
+        wrong = [
+            *wrong_choices(self),
+            *wrong_count("max_bad_samples", self.max_bad_samples, least=0),
+            *wrong_count("max_pixels", self.max_pixels, none="Pillow's limit"),
+        ]
+        if wrong:
             raise ValueError("; ".join(wrong))
 
 
@@ -94,12 +100,14 @@ class Draw:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.repeat > 0:
-            raise ValueError(f"repeat is {self.repeat}; it must be positive; leave the source out instead")
-        if self.max_dataset_length is not None and self.max_dataset_length < 1:
-            raise ValueError(
-                f"max_dataset_length is {self.max_dataset_length}; it must be at least 1, or None for all records"
-            )
+        if not isinstance(self.repeat, int | float) or not 0 < self.repeat < math.inf:
+            raise ValueError(f"repeat is {self.repeat!r}; it must be positive; leave the source out instead")
+        wrong = [
+            *wrong_count("max_dataset_length", self.max_dataset_length, none="all records"),
+            *wrong_count("seed", self.seed, least=0),
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
 
 @dataclass(frozen=True)

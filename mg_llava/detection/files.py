@@ -21,6 +21,8 @@ from mg_llava.detection.tags import PictureName, Tags, check_missing
 from mg_llava.registry import DETECTORS, PROPOSERS
 
 _SHOWN = 4
+_FAR = 2
+"""Labels may lie a little outside of their picture, but no share is as large as this."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class CocoBoxes(NamedBoxes):
             content = _read_json(path)
             annotations = content["annotations"] if results is None else _read_json(results)
             names = {category["id"]: str(category["name"]) for category in content["categories"]}
+            unlike = [one for one in content["categories"] if str(one["name"]) != names[one["id"]]]
             self._images = {image["id"]: image for image in content["images"]}
             twice = [key for key, count in Counter(image["id"] for image in content["images"]).items() if count > 1]
             self._boxes: dict[Any, list[tuple[list[float], float, str]]] = {image: [] for image in self._images}
@@ -129,6 +132,8 @@ class CocoBoxes(NamedBoxes):
             raise RecordError(f"{self.source} is not in COCO's format ({type(error).__name__}: {error})") from error
         if twice:
             raise RecordError(f"{self.source}: id {twice[0]!r} stands for several images; give each an id of its own")
+        if unlike:
+            raise RecordError(f"{self.source}: category {unlike[0]['id']!r} has several names; leave one of them")
         self._find = _Names(files, self.source)
 
     def look_up(self, name: PictureName, size: Size) -> BoxRecord | None:
@@ -170,7 +175,7 @@ class YoloBoxes(NamedBoxes):
         super().__init__(folder, missing)
         classes = classes if classes is not None else Path(folder) / "classes.txt"
         if isinstance(classes, str | Path):
-            classes = [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines()]
+            classes = [line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines()]
         self.classes = list(classes)
         paths = [path for path in Path(folder).rglob("*.txt") if path.name != "classes.txt"]
         if not paths:
@@ -189,7 +194,7 @@ class YoloBoxes(NamedBoxes):
         if path is None:
             return None
         rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
             try:
                 if line.strip():
                     rows.append(self._parse([float(value) for value in line.split()]))
@@ -201,11 +206,17 @@ class YoloBoxes(NamedBoxes):
 
     def _parse(self, values: list[float]) -> tuple[list[float], float, str]:
         """Center and size, score, label."""
+        if values[0] not in range(len(self.classes)):
+            raise ValueError(f"class {values[0]:g}; a number from 0 to {len(self.classes) - 1} is needed")
         label = self.classes[int(values[0])]
+        if len(values) == 6 and not 0 <= values[5] <= 1:
+            raise ValueError(f"score {values[5]:g}; scores lie in 0..1")
+        if len(values) != 6 and (len(values) < 5 or len(values) % 2 == 0):
+            raise ValueError(f"{len(values)} numbers; 5, 6, or a class and the corners of a polygon are needed")
+        if max(map(abs, values[1:])) > _FAR:
+            raise ValueError("shares of the picture, 0..1, are needed; divide pixels by its width and height")
         if len(values) in (5, 6):
             return values[1:5], values[5] if len(values) == 6 else 1.0, label
-        if len(values) < 7 or len(values) % 2 == 0:
-            raise ValueError(f"{len(values)} numbers; 5, 6, or a class and the corners of a polygon are needed")
         points = np.array(values[1:]).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
         return [*(low + high) / 2, *(high - low)], 1.0, label
@@ -283,4 +294,4 @@ def _shared_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
 def _read_json(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"file {path} does not exist")
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"))

@@ -233,7 +233,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"config {path} of the box pipeline does not exist")
     if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         config = check_config(content.get("box_pipeline", content), str(path), DETECTORS, TAGGERS, PROPOSERS)
     else:
         from mmengine.config import Config

@@ -6,7 +6,7 @@ A tagger takes RGB pictures and, where its tags depend on them, their names; it 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -63,7 +63,7 @@ def read_tag_list(tags: str | Path | Sequence[str]) -> Tags:
     path = LISTS / f"{tags}.txt" if str(tags) in known else Path(tags)
     if not path.is_file():
         raise FileNotFoundError(f"tag list {tags} does not exist; give a text file, or one of {', '.join(known)}")
-    found = clean_tags(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    found = clean_tags(line for line in path.read_text(encoding="utf-8-sig").splitlines() if not line.startswith("#"))
     if not found:
         raise ValueError(f"tag list {path} is empty; write a tag on each line")
     return found
@@ -130,17 +130,25 @@ class TagFile:
         return [self._tags.get(name.id, ()) for name in names]
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """The entries of a JSON object, those of a key that comes again too."""
+
+    def items(self) -> list[tuple[str, Any]]:
+        """As those of a dict."""
+        return self
+
+
 def _read_tag_file(path: Path) -> dict[str, Tags]:
     if not path.is_file():
         raise FileNotFoundError(f"tag file {path} does not exist")
     found: dict[str, Tags] = {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             pairs = [(row["id"], row["tags"]) for row in rows]
         else:
-            pairs = list(json.loads(text).items())
+            pairs = list(json.loads(text, object_pairs_hook=_Pairs).items())
         cleaned = [(str(key), split_tags(tags) if isinstance(tags, str) else clean_tags(tags)) for key, tags in pairs]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(

@@ -237,6 +237,31 @@ def test_wrong_settings(files, tokenizer):
         make(files, tokenizer, data_path=files / "none.json")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_bad_samples": -1},
+        {"max_bad_samples": True},
+        {"max_pixels": 0},
+        {"max_pixels": "1e6"},
+        {"repeat": float("inf")},
+        {"repeat": "2"},
+        {"seed": -1},
+        {"max_dataset_length": 2.5},
+        {"max_dataset_length": "all"},
+        {"context_length": 0},
+        {"context_length": 99.5},
+        {"max_length": -1},
+        {"long_text_margin": -5},
+    ],
+    ids=str,
+)
+def test_numbers_out_of_their_range_are_named(files, tokenizer, settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"{name} is {value!r}; it must be (at least|positive)"):
+        make(files, tokenizer, **settings)
+
+
 def test_collate_contract(files, tokenizer):
     dataset = make(files, tokenizer)
     items = [dataset[i] for i in (2, 0, 1)]

@@ -256,6 +256,36 @@ def test_yolo_boxes(tmp_path):
         YoloBoxes(tmp_path / "none", ["dog"])
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-1 0.5 0.5 0.2 0.4", "class -1; a number from 0 to 1"),
+        ("2 0.5 0.5 0.2 0.4", "class 2; a number from 0 to 1"),
+        ("0.5 0.5 0.5 0.2 0.4", "class 0.5; a number from 0 to 1"),
+        ("0 0.5 0.5 0.2 0.4 7", "score 7; scores lie in 0..1"),
+        ("0 50 25 20 20", "divide pixels by its width and height"),
+        ("0 10 10 40 10 40 30", "divide pixels by its width and height"),
+        ("0 0.5 0.5 0.2", "4 numbers"),
+    ],
+)
+def test_yolo_labels_out_of_their_range_are_named(tmp_path, line, message):
+    """Read as they stand they would be boxes of another class, or none."""
+    (tmp_path / "a.txt").write_text(f"1 0.5 0.5 0.2 0.4\n{line}\n")
+    with pytest.raises(RecordError, match=rf"a\.txt, line 2: .*{message}"):
+        YoloBoxes(tmp_path, ["dog", "cat"]).look_up(PictureName("", "a.jpg"), (100, 50))
+
+
+def test_a_byte_order_mark_is_no_part_of_labels(tmp_path):
+    for name, text in {"a.txt": "1 0.5 0.5 0.2 0.4\n", "classes.txt": "dog\ncat\n"}.items():
+        (tmp_path / name).write_text(text, "utf-8-sig")
+    assert YoloBoxes(tmp_path).look_up(PictureName("", "a.jpg"), (100, 50)).labels == ("cat",)
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    assert YoloBoxes(tmp_path).look_up(PictureName("", "a.jpg"), (100, 50)).labels == ("dog",)
+    coco = write_coco(tmp_path / "coco.json", [{"id": 1, "file_name": "a.jpg"}])
+    coco.write_text(coco.read_text(), "utf-8-sig")
+    assert CocoBoxes(coco).look_up(PictureName("", "a.jpg"), (9, 9)).labels == ("cat",)
+
+
 def test_box_file_and_proposals(tmp_path):
     (tmp_path / "boxes.json").write_text(
         json.dumps([{"id": 3, "boxes": [[-4, 0, 90, 10]], "scores": [0.5], "labels": ["a"]}])
@@ -328,6 +358,16 @@ def test_coco_images_of_one_name(tmp_path):
         CocoBoxes(write_coco(tmp_path / "twice.json", [{"id": 7, "file_name": f"{n}.jpg"} for n in range(2)]))
 
 
+def test_a_coco_category_of_two_names(tmp_path):
+    path = write_coco(tmp_path / "coco.json", [{"id": 1, "file_name": "a.jpg"}])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "categories": [{"id": 1, "name": "cat"}] * 2}))
+    assert CocoBoxes(path)
+    path.write_text(json.dumps({**content, "categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}))
+    with pytest.raises(RecordError, match=r"coco\.json: category 1 has several names"):
+        CocoBoxes(path)
+
+
 def test_tags_that_contradict_each_other(tmp_path):
     rows = [{"id": 1, "tags": ["a"]}, {"id": "1", "tags": ["a"]}, {"id": 2, "tags": "a|b"}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -335,3 +375,6 @@ def test_tags_that_contradict_each_other(tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": 1, "tags": ["c"]}]))
     with pytest.raises(RecordError, match=r"t\.jsonl: id '1' comes again with other tags"):
         TagFile(tmp_path / "t.jsonl")
+    (tmp_path / "t.json").write_text('{"1": ["a"], "2": ["b"], "1": ["c"]}')
+    with pytest.raises(RecordError, match=r"t\.json: id '1' comes again with other tags"):
+        TagFile(tmp_path / "t.json")

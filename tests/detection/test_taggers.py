@@ -37,6 +37,15 @@ def test_lists(tmp_path):
         FixedTags("coco81")
 
 
+def test_a_byte_order_mark_is_no_part_of_tags(tmp_path):
+    files = {"list.txt": "dog\ncat\n", "t.json": '{"1": ["a"]}', "t.jsonl": '{"id": "1", "tags": ["a"]}\n'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, "utf-8-sig")
+    assert read_tag_list(tmp_path / "list.txt") == ("dog", "cat")
+    for name in ("t.json", "t.jsonl"):
+        assert TagFile(tmp_path / name)([None], [PictureName("1")]) == [("a",)]
+
+
 def test_tags_for_each_picture(tmp_path):
     (tmp_path / "tags.json").write_text(json.dumps({"1": ["Cat"], "2": "dog | a  car"}))
     image, names = Image.new("RGB", (4, 4)), [PictureName("2"), PictureName("1")]

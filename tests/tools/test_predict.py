@@ -43,8 +43,10 @@ def test_stdout_holds_the_answer_alone(files: dict[str, str]) -> None:
     assert "projector: 4 tensors" in run.stderr
 
 
-def test_answer_is_drawn_with_the_boxes_of_a_file(ask, tmp_path: Path) -> None:
-    (tmp_path / "boxes.json").write_text(json.dumps({"boxes": [[4, 6, 20, 30]], "labels": ["a"]}))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_answer_is_drawn_with_the_boxes_of_a_file(ask, tmp_path: Path, encoding: str) -> None:
+    content = json.dumps({"boxes": [[4, 6, 20, 30]], "labels": ["ä"]}, ensure_ascii=False)
+    (tmp_path / "boxes.json").write_text(content, encoding)
     status, _, said = ask("--boxes", tmp_path / "boxes.json", "--out", tmp_path / "answer.png")
     assert (status, said) == (0, f"wrote {tmp_path / 'answer.png'}")
 

@@ -1,5 +1,6 @@
 """One picture and its boxes, from the file's pixels to the model's input: for training, evaluation and chat alike."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mg_llava.data.boxes.filter import NO_LIMITS, BoxLimits, BoxRules, Cap, Filtered, Reason, filter_boxes
 from mg_llava.data.boxes.policy import StandIn
-from mg_llava.data.choices import wrong_choices
+from mg_llava.data.choices import wrong_choices, wrong_count
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.frames import Canvas, Resize
 from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, picture_to_canvas, place_boxes
@@ -102,12 +103,14 @@ class PictureProcessor:
             object.__setattr__(self, "video", FrameUse(**self.video))
         object.__setattr__(self, "pad_color", tuple(self.pad_color))
         wrong = wrong_choices(self)
-        if self.image_size < 1:
-            wrong.append(f"image_size is {self.image_size}, must be at least 1")
+        wrong += wrong_count("image_size", self.image_size)
+        wrong += wrong_count("max_boxes", self.max_boxes, none="no limit")
+        if not 0 <= self.min_box_area < math.inf:
+            wrong.append(f"min_box_area is {self.min_box_area}, must be a number of pixels")
+        if len(self.pad_color) != 3 or not all(value in range(256) for value in self.pad_color):
+            wrong.append(f"pad_color is {self.pad_color}, must be three of 0..255")
         if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
             wrong.append(f"nms_iou is {self.nms_iou}, must lie in 0..1 or be None")
-        if self.max_boxes is not None and self.max_boxes < 1:
-            wrong.append(f"max_boxes is {self.max_boxes}, must be at least 1 or None")
         if wrong:
             raise ValueError(f"{type(self).__name__}: {'; '.join(wrong)}")
 

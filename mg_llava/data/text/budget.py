@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mg_llava.batch import TokenCount
+from mg_llava.data.choices import wrong_count
 
 _NO_TOKENS = TokenCount(0)
 
@@ -40,10 +41,13 @@ class TokenBudget:
     tokens: TokenCount = _NO_TOKENS
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1, or None for no limit")
+        wrong = [
+            *wrong_count("context_length", self.context_length, none="no limit"),
+            *wrong_count("max_length", self.max_length, none="no limit"),
+            *wrong_count("long_text_margin", self.long_text_margin, least=0, none="no limit of boxes"),
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
 
     def counting(self, tokens: TokenCount) -> "TokenBudget":
         """The budget with the tokens of a picture, and with ``max_length`` as short as ``spare_picture`` makes it.

@@ -122,7 +122,7 @@ def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int =
         elif path.suffix in _TABLES:
             yield from _table_entries(path, folder)
         elif path.suffix == ".txt":
-            lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+            lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
             yield from (_file_entry(line, line, frames) for line in lines if line and not line.startswith("#"))
         else:
             known = ", ".join([*_RECORDS, *_TABLES, ".txt"])

@@ -194,6 +194,19 @@ def test_a_marked_rectangle_is_where_its_box_says(width, height):
 
 
 def test_wrong_arguments_are_named_together():
+    for name, value in [
+        ("image_size", 33.5),
+        ("image_size", "336"),
+        ("max_boxes", 0),
+        ("max_boxes", 2.5),
+        ("nms_iou", float("nan")),
+        ("min_box_area", -1),
+        ("min_box_area", float("nan")),
+        ("pad_color", (300, 0, 0)),
+        ("pad_color", (1, 2)),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} is "):
+            PictureProcessor(**{"image_size": 32, name: value})
     with pytest.raises(ValueError, match=r"mode is 'x'.*image_size is 0"):
         PictureProcessor(0, mode="x")
     with pytest.raises(ValueError, match="allowed: 'shortest_edge', 'squash'"):
