@@ -94,5 +94,5 @@ def test_benchmark(tmp_path):
     sizes = ["--pictures", 5, "--batch-size", 2, "--rounds", 1]
     result = run_tool("benchmark", "boxes-pipeline", *sizes, "--model", model).result
     assert result["benchmark"] == "boxes-pipeline" and result["boxes"] > 20 and result["error"] < 0.01
-    for key, other in (("speedup", "plain_per_s"), ("speedup_of_batching", "one_by_one_per_s")):
-        assert result[key] == pytest.approx(result["batched_per_s"] / result[other], rel=0.05, abs=0.05)
+    for key, other in (("speedup", "plain"), ("speedup_of_batching", "one")):
+        assert result[key] == pytest.approx(result["per_s"]["batched"] / result["per_s"][other], rel=0.05, abs=0.05)

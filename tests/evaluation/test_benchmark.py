@@ -75,3 +75,12 @@ def test_pictures_of_a_table_outside_of_the_folder_are_refused(tmp_path: Path, o
         assert opener is not None
         with pytest.raises(PictureError, match=r"of t\.tsv, index \d lies outside of image_folder"):
             opener()
+
+
+def test_pictures_of_a_table_in_a_relative_folder(
+    tmp_path: Path, outside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (row,) = read_table(write_table(Path("t.tsv"), [{"index": 1, "image_path": "in.png"}]))
+    opener = TablePictures([row], "pictures", "t.tsv").opener(row)
+    assert opener is not None and opener().size == (2, 2)  # type: ignore[union-attr]

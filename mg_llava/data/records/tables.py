@@ -182,12 +182,20 @@ def has_picture(row: Row) -> bool:
 class TablePictures:
     """The pictures of a table's rows: base64 in the cell, the index of another row, or a path in a folder.
 
-    ``image_path`` is relative to ``image_folder``; files there come before the cells.
+    ``image_path`` is relative to ``image_folder``; files there come before the cells. Files outside of it are refused,
+    unless ``path_of`` says otherwise: the path of a name, for an owner in messages.
     """
 
-    def __init__(self, rows: Sequence[Row], image_folder: str | Path | None = None, owner: str = "table") -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        image_folder: str | Path | None = None,
+        owner: str = "table",
+        path_of: Callable[[str, str], str] | None = None,
+    ) -> None:
         self._folder = Path(image_folder) if image_folder is not None else None
         self._owner = owner
+        self._path_of = path_of or self._inside
         self._by_index = {id_key(row["index"]): row for row in reversed(rows) if "index" in row}
 
     def row(self, index: int | str) -> Row | None:
@@ -197,15 +205,15 @@ class TablePictures:
     def count(self, row: Row) -> int:
         """Number of pictures of the row; 1 where that cannot be found out."""
         try:
-            return len(self._paths(row)) or self._source(row).pictures
+            return len(self._names(row)) or self._source(row).pictures
         except ValueError:
             return 1
 
     def key(self, row: Row) -> str:
         """The same for all rows with the same picture."""
-        paths = self._paths(row)
-        if paths:
-            return " ".join(map(str, paths))
+        names = self._names(row)
+        if names:
+            return " ".join(str(Path(self._folder or "", name)) for name in names)
         try:
             return self._source(row).fingerprint
         except ValueError:
@@ -221,22 +229,25 @@ class TablePictures:
         return lambda: self._open(row)
 
     def _open(self, row: Row) -> Image.Image | list[Image.Image]:
-        from mg_llava.data.pictures.files import open_picture, picture_path
+        from mg_llava.data.pictures.files import open_picture
 
         owner = f"{self._owner}, index {row.get('index', row.number)}"
-        pictures = [
-            open_picture(picture_path(str(self._folder), str(path), owner), owner) for path in self._paths(row)
-        ]
+        pictures = [open_picture(self._path_of(name, owner), owner) for name in self._names(row)]
         if not pictures:
             pictures = [_decode(text, owner) for text in texts_of(self._source(row)[PICTURE_COLUMN])]
         return pictures[0] if len(pictures) == 1 else pictures
 
-    def _paths(self, row: Row) -> list[Path]:
+    def _names(self, row: Row) -> list[str]:
         """The files of a row's pictures; none where its cell is to be read, because there is no folder or no file."""
         if self._folder is None or is_missing(row.get(PATH_COLUMN)):
             return []
-        paths = [self._folder / name for name in texts_of(row[PATH_COLUMN])]
-        return paths if all(path.is_file() for path in paths) or not self._cell(row) else []
+        names = texts_of(row[PATH_COLUMN])
+        return names if all((self._folder / name).is_file() for name in names) or not self._cell(row) else []
+
+    def _inside(self, name: str, owner: str) -> str:
+        from mg_llava.data.pictures.files import picture_path
+
+        return picture_path(str(self._folder), name, owner, advice="give a folder that holds it")
 
     def _cell(self, row: Row) -> bool:
         if row.picture_length > LONGEST_REFERENCE:

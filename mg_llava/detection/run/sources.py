@@ -14,7 +14,7 @@ from mg_llava.data.pictures.files import open_picture, picture_path, to_rgb
 from mg_llava.data.pictures.video import is_video, read_frames
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
-from mg_llava.data.records.tables import PATH_COLUMN, TablePictures, is_missing, read_table, texts_of
+from mg_llava.data.records.tables import TablePictures, read_table
 
 _RECORDS = (".json", ".jsonl", ".parquet")
 _TABLES = (".tsv", ".csv")
@@ -84,12 +84,9 @@ class SourceReader:
         with self._reading:
             if source.path not in self._tables:
                 rows = read_table(source.path)
-                self._tables[source.path] = rows, TablePictures(rows, self.folder, source.path)
+                self._tables[source.path] = rows, TablePictures(rows, self.folder, source.path, self._path_of)
         rows, pictures = self._tables[source.path]
         row = rows[source.row]
-        for name in () if is_missing(row.get(PATH_COLUMN)) else texts_of(row[PATH_COLUMN]):
-            if os.path.isfile(os.path.join(self.folder, name)):  # otherwise the cell is read
-                self._path_of(name, owner)
         opener = pictures.opener(row)
         assert opener is not None  # rows without pictures are no sources
         found = opener()
