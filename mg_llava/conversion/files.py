@@ -1,13 +1,13 @@
 """Folders that are there whole or not at all: filled beside their place, with a manifest of all files, then moved."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mg_llava.work.atomic import remove, settle, write_json
+from mg_llava.work.json_text import load_object
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "mg_llava.conversion/1"
@@ -113,10 +113,9 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        return load_object(path)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

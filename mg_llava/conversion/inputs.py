@@ -1,6 +1,5 @@
 """Opens a checkpoint of any kind and brings its tensors under the model's names."""
 
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_
 from mg_llava.models.weights.deepspeed import MODEL_STATES
 from mg_llava.models.weights.folders import map_folder, read_folder_config
 from mg_llava.models.weights.stored import TensorMap, map_weights, nonfinite_message, nonfinite_names
+from mg_llava.work.json_text import load_object
 
 VISION_FILE = "vision_part.safetensors"
 LLM_FOLDER = "llm"
@@ -118,7 +118,7 @@ def _prefixed(llm: TensorMap) -> TensorMap:
 def _open_adapter(folder: Path, settings: ModelSettings | None) -> Checkpoint:
     file = folder / "adapter_config.json"
     try:
-        lora = json.loads(file.read_text())
+        lora = load_object(file)
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if lora.get("peft_type", "LORA") != "LORA":

@@ -1,7 +1,6 @@
 """The box pipeline: tags for pictures, boxes for tags; the same for millions of pictures and for a fresh one."""
 
 import difflib
-import json
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mg_llava.detection.proposals import Proposals
 from mg_llava.detection.tags import PictureName, Tagger, Tags, split_tags
 from mg_llava.registry import DETECTORS, PROPOSERS, TAGGERS
 from mg_llava.safe_config import check_config
+from mg_llava.work.json_text import load_object
 
 _LISTS = ("coco80", "common")
 _TAGGERS = {
@@ -233,13 +233,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"config {path} of the box pipeline does not exist")
     if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        try:
+            content = load_object(path)
+        except ValueError as error:
+            raise ValueError(f"config {path} of the box pipeline cannot be read: {error}; write it again") from error
         config = check_config(content.get("box_pipeline", content), str(path), DETECTORS, TAGGERS, PROPOSERS)
     else:
         from mmengine.config import Config
 
         content = Config.fromfile(str(path)).to_dict()
         config = content.get("box_pipeline", content)
-    if not isinstance(config, dict) or "detector" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("detector"), dict):
         raise ValueError(f"{path} has no box_pipeline = dict(detector=dict(...), tagger=dict(...))")
     return dict(config)

@@ -15,6 +15,7 @@ from mg_llava.evaluation.release import BASELINES, MG_LLAVA, PAPER_MODEL
 from mg_llava.evaluation.results import RESULTS_FILE, RunResult
 from mg_llava.evaluation.statistics import break_down, facts_of, scores_of
 from mg_llava.work.atomic import write_json, write_text
+from mg_llava.work.json_text import load_object
 
 Reported = dict[str, Any]
 """What is reported of one benchmark: a run's ``to_dict``, with ``breakdowns`` and ``paper``."""
@@ -51,7 +52,7 @@ def merge_results(out: str | Path, entries: Iterable[Reported], ablation: Mappin
     results: Overview = {"benchmarks": {}, "ablation": None}
     if path.is_file():
         try:
-            results |= json.loads(path.read_text(encoding="utf-8"))
+            results |= load_object(path)
         except ValueError as error:
             print_log(f"{path} is damaged ({error}); it is written anew", logger="current", level=logging.WARNING)
     models = [_model_of(entry) for entry in new.values()]

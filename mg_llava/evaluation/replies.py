@@ -15,6 +15,7 @@ import numpy as np
 from mg_llava.evaluation.benchmark import Prediction, Question
 from mg_llava.work.atomic import write_json, write_text
 from mg_llava.work.journal import Journal, read_journal
+from mg_llava.work.json_text import load_object
 
 ReplyLine = dict[str, Any]
 """``n`` (number of the question), ``id`` and either ``error`` or the facts of an answer; see :func:`line_of`."""
@@ -88,7 +89,7 @@ class Replies:
     def _run(self) -> dict[str, Any]:
         path = self.folder / RUN_FILE
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return load_object(path)
         except ValueError as error:
             raise OtherRunError(f"{path} is damaged ({error}); use another folder (--out), or --fresh") from error
 

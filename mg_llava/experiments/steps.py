@@ -110,8 +110,8 @@ class Training(GridStep):
 
     def _checkpoint(self) -> Path | None:
         name = self.folder / "last_checkpoint"
-        checkpoint = Path(name.read_text().strip()) if name.is_file() else None
-        return checkpoint if checkpoint is not None and checkpoint.exists() else None
+        named = name.read_text(errors="replace").strip() if name.is_file() else ""
+        return Path(named) if named and Path(named).exists() else None
 
 
 class Evaluation(GridStep):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mg_llava.work.json_text import load_object
+
 CONFIG_FILES = {"transformers": "config.json", "open_clip": "open_clip_config.json"}
 EncoderLibrary = Literal["transformers", "open_clip"]
 
@@ -116,9 +118,9 @@ def _cached(path: str, file: str) -> Path | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ArchitectureError(f"{file} is no JSON: {error}") from error
+        return load_object(file)
+    except ValueError as error:
+        raise ArchitectureError(f"{file} is no JSON of a model's sizes: {error}") from error
 
 
 def _place(file: Path) -> str:

@@ -128,6 +128,20 @@ def test_training_that_ended_early_is_no_result(tmp_path: Path) -> None:
     assert [entry["row"] for entry in toy.entries] == ["low"]
 
 
+def test_damaged_notes_of_the_newest_checkpoint_are_none(tmp_path: Path) -> None:
+    """They do not stand for the folder of the process; the stage is trained again."""
+    toy = Toy(tmp_path / "grid")
+    write_leaf(toy.folder, "full_instruct", stops=3)
+    toy.run("--seeds", "0", status=1)
+    (note,) = [path for path in toy.work.rglob("last_checkpoint") if "iter_3" in path.read_text()]
+    write_leaf(toy.folder, "full_instruct")
+    for content in (b"\n", b".", b"\xff\xfe", b"a\0b"):
+        note.write_bytes(content)
+        toy.run("--seeds", "0")
+    assert sorted(entry["row"] for entry in toy.entries) == ["full", "low"]
+    assert sum("full_instruct" in line and line.endswith("from 0") for line in toy.calls.read_text().splitlines()) > 1
+
+
 def test_rows_seeds_and_stored_results(tmp_path: Path) -> None:
     toy = Toy(tmp_path / "grid", report=str(tmp_path / "page.md"), results=str(tmp_path / "kept.json"))
     (tmp_path / "page.md").write_text("# Title\n\nCeilings stay.\n")

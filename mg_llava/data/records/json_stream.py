@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 from mg_llava.data.records.schema import RecordError
+from mg_llava.work.json_text import explain_json, parse_json
 
 OnChunk = Callable[[bytes], object]
 
@@ -31,18 +32,6 @@ class Entry(NamedTuple):
     value: Any
     start: int
     end: int
-
-
-def parse_json(data: bytes) -> Any:
-    """The value that UTF-8 bytes hold.
-
-    Raises:
-        ValueError: They do not, whatever is wrong; the message says what.
-    """
-    try:
-        return json.loads(data.decode("utf-8"))
-    except (RecursionError, ValueError) as error:
-        raise ValueError(_explain(error)) from error
 
 
 def stream_json(path: str | Path, on_chunk: OnChunk | None = None, allow_objects: bool = True) -> Iterator[Entry]:
@@ -146,7 +135,7 @@ class _Reader:
                 if self._ended or not may_be_cut:
                     self.fail(error.msg)
             except (RecursionError, ValueError) as error:  # a number of thousands of digits is a ValueError
-                self.fail(_explain(error))
+                self.fail(explain_json(error))
             else:
                 # A number may be cut at "1", "1." or "1e".
                 if self._text[end : end + 1] in _FOLLOWING or self._ended or end < len(self._text) - _MARGIN:
@@ -208,12 +197,6 @@ def _items(reader: _Reader, allow_objects: bool) -> Iterator[Entry]:
     reader.skip()
     if reader.peek():
         reader.fail("found more after the end; JSON Lines files must end in .jsonl")
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "lists or objects are nested too deeply"
-    return "a number has too many digits" if "digits" in str(error) else str(error)
 
 
 def _fail(path: Path, line: int, number: int, message: str) -> NoReturn:

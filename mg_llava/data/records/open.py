@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mg_llava.data.records.json_stream import json_lines, parse_json, stream_json
+from mg_llava.data.records.json_stream import json_lines, stream_json
 from mg_llava.data.records.schema import RecordError
+from mg_llava.work.json_text import parse_json
 
 _CHUNK = 1 << 20
 _ROWS = 1024

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mg_llava.evaluation.judging.protocol import JudgeError, JudgeRefusal, Message
+from mg_llava.work.json_text import parse_json
 
 _logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class EndpointJudge:
             try:
                 request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.loads(response.read())
+                    return parse_json(response.read())
             except urllib.error.HTTPError as error:
                 refused = _Refused(error.code, error.read()[:4000].decode(errors="replace"))
                 if error.code not in _PASSING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.data.records.tables import Row, read_table, require_columns, unique_rows
+from mg_llava.work.json_text import parse_json
 
 Records = list[dict[str, Any]]
 TABLES = ("*.tsv", "*.csv")
@@ -66,7 +67,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: If it is no JSON; the message names file and line.
     """
     try:
-        return json.loads(_read_text(path))
+        return _parse(path, _read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: line {error.lineno}: not JSON ({error.msg}); is the file cut off?") from error
 
@@ -100,12 +101,22 @@ def parse_lines(path: str | Path, text: str) -> Records:
         if not line.strip():
             continue
         try:
-            lines.append(_checked(json.loads(line), f"{path}: line {number}"))
+            lines.append(_checked(_parse(f"{path}: line {number}", line), f"{path}: line {number}"))
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path}: line {number} is not JSON ({error.msg}); is the file cut off? Remove or repair the line"
             ) from error
     return lines
+
+
+def _parse(where: str | Path, text: str) -> Any:
+    """The value of a text; only what is no JSON at all is left to the caller, who knows the line."""
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; write the file again") from error
 
 
 def _checked(line: Any, where: str) -> dict[str, Any]:
@@ -168,7 +179,7 @@ def _read_xlsx(path: Path) -> Records:
 def _read_json(path: Path) -> Records:
     text = _read_text(path)
     try:
-        content = json.loads(text)
+        content = _parse(path, text)
     except json.JSONDecodeError as error:
         if not text.lstrip().startswith("["):
             return parse_lines(path, text)

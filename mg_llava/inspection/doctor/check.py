@@ -1,6 +1,5 @@
 """The whole check: sources, texts, pictures, boxes, evaluation data; every step over processes."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from mg_llava.inspection.doctor.summary import conclude
 from mg_llava.inspection.doctor.texts import check_template, check_texts
 from mg_llava.registry import MODELS
 from mg_llava.tokens import tokens_without_embeddings
+from mg_llava.work.json_text import load_object
 from mg_llava.work.pool import available_cores, run_jobs, split
 
 _RECORDS_A_JOB = 256
@@ -217,7 +217,7 @@ def _sizes_of_llm(model: Any) -> LLMSizes:
     """Numbers of the config's LLM, where its files are here."""
     try:
         path = ((model or {}).get("llm") or {}).get("path")
-        content = json.loads((Path(str(path)) / "config.json").read_text())
+        content = load_object(Path(str(path)) / "config.json")
         values = [content.get(name) for name in ("max_position_embeddings", "vocab_size")]
     except (TypeError, OSError, ValueError, AttributeError):
         return LLMSizes()

@@ -69,7 +69,7 @@ def newest_checkpoint(path: Path) -> Path:
     pointer = path / "last_checkpoint"
     if not pointer.is_file():
         return path
-    named = Path(pointer.read_text().strip())
+    named = Path(pointer.read_text(errors="replace").strip())
     moved = path / named.name  # the work directory may have been moved since
     return moved if moved.exists() else named
 

@@ -1,6 +1,5 @@
 """Folders of Hugging Face models: their weights, mapped and not loaded, and putting such into a module."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.loading import fill_tensor, full_shape
 from mg_llava.models.weights.report import Expected, check_keys
 from mg_llava.models.weights.stored import TensorMap, map_weights
+from mg_llava.work.json_text import load_object
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -55,10 +55,9 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text())
+        return load_object(file)
     except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
-    return content if isinstance(content, dict) else {}
+        raise CheckpointError(f"{file} is damaged: {error}; copy or download it again") from error
 
 
 def map_folder(folder: Path) -> TensorMap:
@@ -78,10 +77,10 @@ def map_folder(folder: Path) -> TensorMap:
 
 def _map_shards(folder: Path, index: str) -> TensorMap:
     try:
-        weight_map: dict[str, str] = json.loads((folder / index).read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / index} is damaged: {error}") from error
-    files = sorted(set(weight_map.values()))
+        weight_map: dict[str, str] = load_object(folder / index)["weight_map"]
+        files = sorted({str(name) for name in weight_map.values()})
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / index} is damaged: {error}; copy or download it again") from error
     absent = [name for name in files if not (folder / name).is_file() or Path(name).name != name]
     if absent:
         raise CheckpointError(

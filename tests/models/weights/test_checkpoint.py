@@ -230,3 +230,16 @@ def test_work_directory_stands_for_its_newest_checkpoint(tmp_path):
         load_training_checkpoint(tmp_path / "work")
     torch.save({"state_dict": WEIGHTS}, tmp_path / "work" / "iter_7.pth")  # also where the folder was moved
     assert set(load_training_checkpoint(tmp_path / "work")) == set(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" \n", b".", b"..", b"/", b"\xff\xfe", b"iter_9.pth\niter_7.pth", b"a" * 5000]
+)
+def test_damaged_notes_lead_nowhere(tmp_path, content):
+    """Neither to the folder of the process nor to one above, whatever checkpoints are there."""
+    work = tmp_path / "above" / "work"
+    work.mkdir(parents=True)
+    torch.save({"state_dict": WEIGHTS}, work.parent / "iter_9.pth")
+    (work / "last_checkpoint").write_bytes(content)
+    with pytest.raises((CheckpointError, OSError)):
+        load_training_checkpoint(work)
