@@ -18,7 +18,7 @@ from mg_llava.evaluation.results import RESULTS_FILE
 from mg_llava.evaluation.scoring.files import read_json, read_json_lines, read_predictions
 from mg_llava.inspection.doctor.leakage import list_eval_pictures
 from mg_llava.models.architectures import find_architecture
-from mg_llava.models.weights.folders import map_folder, read_config
+from mg_llava.models.weights.folders import map_folder, read_folder_config
 from mg_llava.work.json_text import load_object, parse_json
 
 HOSTILE = {
@@ -43,7 +43,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "prediction lines": ("a.jsonl", read_predictions),
     "evaluation pictures": ("a.json", list_eval_pictures),
     "detector": ("a.json", lambda path: pipeline_config(str(path))),
-    "config of a folder": ("config.json", lambda path: read_config(path.parent)),
+    "config of a folder": ("config.json", lambda path: read_folder_config(path.parent)),
     "index of shards": ("model.safetensors.index.json", lambda path: map_folder(path.parent)),
     "sizes": ("config.json", lambda path: find_architecture(str(path.parent), "transformers")),
     "adapter": ("adapter_config.json", lambda path: open_checkpoint(path.parent)),
