@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.work.atomic import naming_full_disks
+from mg_llava.work.json_text import parse_json
 
 
 class FolderInUseError(RuntimeError):
@@ -75,7 +76,7 @@ def _open_locked(path: Path, use: str) -> int:
 
 def _holder(file: int) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
-        found = json.loads(os.pread(file, 4096, 0))
+        found = parse_json(os.pread(file, 4096, 0))
         if isinstance(found, dict):
             return found
     return {}
@@ -85,7 +86,8 @@ def is_gone(holder: dict[str, Any]) -> bool:
     """Tell whether a process has ended for certain: one of this machine that is not there, or another by that id."""
     if holder.get("host") != socket.gethostname():
         return False
-    return process_start(int(holder.get("pid", 0))) != holder.get("started") or holder.get("started") is None
+    pid, started = holder.get("pid"), holder.get("started")
+    return not isinstance(pid, int) or started is None or process_start(pid) != started
 
 
 def process_start(pid: int) -> int | None:

@@ -60,7 +60,7 @@ def test_lock_of_an_ended_process_does_not_count(tmp_path, holder, end):
         assert found["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("content", ["", "no json", "[]", '{"pid": 1}'])
+@pytest.mark.parametrize("content", ["", "no json", "[]", '{"pid": 1}', "[" * 5000, "\0" * 64, "9" * 4400])
 def test_any_content_without_a_lock_is_stale(tmp_path, content):
     (tmp_path / ".lock").write_text(content)
     with folder_lock(tmp_path, "training"):
@@ -74,6 +74,9 @@ def test_any_content_without_a_lock_is_stale(tmp_path, content):
         ({"pid": os.getpid(), "host": socket.gethostname(), "started": 1}, True),  # another process had this id
         ({"pid": 2**22 + 1, "host": socket.gethostname(), "started": 5}, True),
         ({"pid": 2**22 + 1, "host": "elsewhere", "started": 5}, False),
+        ({"pid": "no number", "host": socket.gethostname(), "started": 5}, True),  # written by another program
+        ({"pid": [1], "host": socket.gethostname(), "started": process_start(os.getpid())}, True),
+        ({"pid": os.getpid(), "host": socket.gethostname()}, True),
     ],
 )
 def test_file_system_without_locks(tmp_path, monkeypatch, holder, gone):

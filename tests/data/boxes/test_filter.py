@@ -136,6 +136,26 @@ def test_scores_are_compared_in_float32():
     assert filter_boxes(boxes, np.array([0.5, 0.5 + 1e-9, 0.6]), ["a", "b", "b"]).kept.tolist() == [2, 0, 1]
 
 
+TIES = [
+    (0.0, 8e-148),
+    (0.0, 5e-46),
+    (-0.0, 0.0),
+    (1.0, 1 + 1e-9),
+    (0.3, 0.3 + 1e-9),
+    (1 / 3, float(np.float32(1 / 3))),
+]
+
+
+@pytest.mark.parametrize("pair", TIES)
+def test_scores_that_float32_cannot_tell_apart_stay_in_their_order(pair):
+    boxes, labels = np.array([[0, 0, 9, 9]] * 4, dtype=float), ["a", "b", "a", "b"]
+    for first, second in (pair, pair[::-1]):
+        scores = np.array([first, second, first, second])
+        assert filter_boxes(boxes, scores, labels, BoxRules(None, None)).kept.tolist() == [0, 1, 2, 3]
+        assert filter_boxes(boxes, scores, labels, BoxRules(None, 2, "per_image")).kept.tolist() == [0, 1]
+        assert nms(boxes, scores, labels, 0.5).tolist() == [0, 1]
+
+
 def test_result_does_not_depend_on_the_hash_seed():
     code = (
         f"import runpy; filter = runpy.run_path({box_filter.__file__!r});"  # without the package

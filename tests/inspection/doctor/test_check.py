@@ -121,12 +121,23 @@ def test_tokens_that_the_llm_lacks_are_errors(clean):
         assert ids_by_kind(report) == {}
 
 
-@pytest.mark.parametrize("value", [0, -1])
-def test_settings_that_leave_nothing_are_errors(clean, value):
-    report = check_dataset(clean.arguments(max_dataset_length=value), QUIET)
-    assert set(ids_by_kind(report)) == {"config_setting"} and f"max_dataset_length is {value}" in report.to_text()
-    with pytest.raises(ValueError, match=f"max_dataset_length is {value}"):
-        DATASETS.build(clean.arguments(max_dataset_length=value))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("max_dataset_length", value) for value in (0, -1, 0.5, 7.0, True, "7", float("nan"))),
+        *(("repeat", value) for value in (0, -0.5, float("nan"), float("inf"))),
+        *(("max_length", value) for value in (0, -5, 40.5, True)),
+        *(("context_length", value) for value in (0, 2048.0, "2048")),
+        *(("seed", value) for value in (-1, 0.5, "a", None)),
+        *(("max_pixels", value) for value in (0, -4, 1e6)),
+        *(("max_bad_samples", value) for value in (-1, None, 0.1)),
+    ],
+)
+def test_settings_out_of_range_are_errors(clean, name, value):
+    report = check_dataset(clean.arguments(**{name: value}), QUIET)
+    assert set(ids_by_kind(report)) == {"config_setting"} and f"{name} is {value!r}" in report.to_text()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+        DATASETS.build(clean.arguments(**{name: value}))
 
 
 def test_the_context_is_counted(broken):
