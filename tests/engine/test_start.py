@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from mg_llava.registry import MODELS
 from tests import toy
+from tests.contract import cases
 
 LORA = {
     "plain": {"r": 8},
@@ -17,6 +18,8 @@ LORA = {
     "dora": {"r": 4, "use_dora": True},
     "gaussian": {"r": 4, "init_lora_weights": "gaussian"},
     "one layer": {"r": 4, "target_modules": ["q_proj"]},
+    "whole head": {"r": 4, "modules_to_save": ["lm_head"]},
+    "on embeddings": {"r": 4, "target_modules": ["q_proj", "embed_tokens"]},
 }
 STARTS = {
     "Runner": Runner._init_model_weights,
@@ -66,6 +69,24 @@ def test_start_changes_nothing(toy_paths, tmp_path, start, with_checkpoint, tuni
     if with_checkpoint:
         stored = torch.load(tmp_path / "earlier.pth", weights_only=True)
         assert all(torch.equal(after[name], tensor) for name, tensor in stored.items())
+
+
+@pytest.fixture(scope="module")
+def case_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return cases.write_all(tmp_path_factory.mktemp("start"))
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("tuning", ["frozen", "full", "lora"])
+@pytest.mark.parametrize("system", ["MGLLaVA", "MRMLLM"])
+def test_start_changes_no_system(case_paths, start, tuning, system):
+    config = cases.SYSTEMS[system](case_paths)
+    model = MODELS.build({**config, "llm": {**config["llm"], "tuning": tuning}})
+    before = tensors_of(model)
+    STARTS[start](SimpleNamespace(model=model, dispatch_kwargs={}))
+    after = tensors_of(model)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
 def test_fresh_adapters_add_nothing(toy_paths):

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from mg_llava.models.architectures import ArchitectureError, find_architecture, sizes_from
-from mg_llava.planning import make_plan
+from mg_llava.planning import build_skeleton, make_plan
 from mg_llava.planning.checks import find_conflicts, find_missing
 from mg_llava.planning.gpus import GPUS, find_gpu
 from mg_llava.planning.options import unknown_options
@@ -172,6 +172,22 @@ def test_wrong_numbers_are_refused(toy_config: Config) -> None:
     with pytest.raises(ValueError, match=r"'H1000' is unknown; nearest: H100-80G; known: A100-80G"):
         find_gpu("H1000")
     assert find_gpu("h100-80g") is GPUS["H100-80G"]
+
+
+@pytest.mark.parametrize("kwargs", [True, False])
+@pytest.mark.parametrize("safetensors", [True, False])
+@pytest.mark.parametrize("name", ["convnext_large", "convnext_tiny", "convnext_base"])
+def test_a_plan_counts_what_is_loaded(
+    toy_paths: dict[str, str], tmp_path: Path, name: str, safetensors: bool, kwargs: bool
+) -> None:
+    """A ConvNeXt of another size than its name, whose settings say so or are silent."""
+    folder = toy.write_convnext(tmp_path / "convnext", name, safetensors, kwargs)
+    settings = toy.model_config({**toy_paths, "convnext": str(folder)})
+    planned = build_skeleton(settings).parts()["visual_encoder_aux"]
+    loaded = toy.build_model({**toy_paths, "convnext": str(folder)}).visual_encoder_aux
+    assert [(k, v.shape) for k, v in planned.state_dict().items()] == [
+        (k, v.shape) for k, v in loaded.state_dict().items()
+    ]
 
 
 def test_sizes_come_from_the_folder_first(toy_paths: dict[str, str], tmp_path: Path) -> None:
