@@ -54,11 +54,15 @@ def judge_source(statistics: Sequence[BoxStatistics]) -> Iterator[Found]:
 
 def _judge_reach(reach_x: np.ndarray, reach_y: np.ndarray, width: np.ndarray, height: np.ndarray) -> Iterator[Found]:
     """Boxes that never reach where those of many pictures should; (P,) largest x2, y2 as shares, and sizes."""
-    far_x, far_y = np.percentile(reach_x, 99), np.percentile(reach_y, 99)
-    if max(far_x, far_y) < _NEVER_FAR:
-        reach = f"{far_x:.2f} of the width and {far_y:.2f} of the height"
-        yield Found("source_boxes_small", detail=f"of {len(width)} pictures, 99 % have no box beyond {reach}")
-        return
+    sides = np.minimum(width, height)
+    # Numbers of a fixed range, such as 0..100, reach the end of small pictures alone.
+    for which, pictures in (("", sides > 0), ("larger ", sides >= np.median(sides))):
+        far_x, far_y = np.percentile(reach_x[pictures], 99), np.percentile(reach_y[pictures], 99)
+        if pictures.sum() >= _MANY and max(far_x, far_y) < _NEVER_FAR:
+            reach = f"{far_x:.2f} of the width and {far_y:.2f} of the height"
+            detail = f"of {pictures.sum()} {which}pictures, 99 % have no box beyond {reach}"
+            yield Found("source_boxes_small", detail=detail)
+            return
     for name, along, across, long, short in (
         ("landscape", reach_x, reach_y, width, height),
         ("portrait", reach_y, reach_x, height, width),

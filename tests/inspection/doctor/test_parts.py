@@ -127,8 +127,18 @@ def as_sizes(center):
         (lambda boxes, size: boxes * 2, ["source_boxes_other_size"]),
         (lambda boxes, size: boxes * 0.5, ["source_boxes_small"]),
         (squeeze, ["source_boxes_squeezed", "source_boxes_squeezed"]),
+        (lambda boxes, size: boxes / [*size, *size] * 100, ["source_boxes_small"]),
+        (lambda boxes, size: boxes / [*size, *size] * 1000, ["source_boxes_other_size"]),
+        (lambda boxes, size: boxes / [*size, *size] * 336, ["source_boxes_other_size"]),
+        (lambda boxes, size: boxes * 640 / max(size), ["source_boxes_other_size"]),
+        (lambda boxes, size: boxes / 4, ["source_boxes_small"]),
+        (lambda boxes, size: (boxes / [*size, *size])[:, [1, 0, 3, 2]], ["source_boxes_normalized"]),
+        (lambda boxes, size: as_sizes(0)(boxes, size) / [*size, *size], ["source_boxes_normalized"]),
     ],
-    ids=["right", "corner_and_size", "center_and_size", "swapped", "shares", "larger", "smaller", "squeezed"],
+    ids=(
+        "right corner_and_size center_and_size swapped shares larger smaller squeezed percent per_mille resized "
+        "long_edge quarter swapped_shares shares_of_corner_and_size"
+    ).split(),
 )
 def test_whole_sources_are_judged(transform, kinds):
     assert [found.kind for found in judge_source(statistics_of(transform))] == kinds
@@ -141,6 +151,7 @@ def test_scores_and_sides_out_of_range_are_told():
 
     assert kinds_of([0.0, 1.0]) == kinds_of([1.00001, 0.5]) == []
     assert kinds_of([87.5, 12.0]) == kinds_of([-2.2, 3.1]) == kinds_of([0.9, -0.1]) == ["score_range"]
+    assert kinds_of([255, 3]) == kinds_of([0.5, 1.01]) == kinds_of([-1e-6, 0.2]) == ["score_range"]
     assert kinds_of([0.5, 0.5], [(3, 0, 3, 9), (1, 1, 5, 5)]) == ["flat_box"]
 
 
@@ -152,6 +163,10 @@ def test_scores_and_sides_out_of_range_are_told():
         ("hggh", ["turns 2 and 3 are both answers", "it ends with a question"]),
         ("ghg", ["it begins with an answer"]),
         ("hgh", ["it ends with a question"]),
+        ("hgghhg", ["turns 2 and 3 are both answers", "turns 4 and 5 are both questions"]),
+        ("hggg", ["turns 2 and 3 are both answers", "turns 3 and 4 are both answers"]),
+        ("ghhg", ["it begins with an answer", "turns 2 and 3 are both questions"]),
+        ("h", ["it ends with a question"]),
     ],
 )
 def test_turns_that_do_not_alternate_are_told(roles, details):
