@@ -65,6 +65,24 @@ def test_every_reader_names_the_file(tmp_path: Path, reader: str, kind: str) -> 
     assert name in str(refused.value) and len(str(refused.value)) < 700
 
 
+@pytest.mark.parametrize("half", [r"\ud800", r"a \uDFFF dog", r"\udc00\ud800"])
+@pytest.mark.parametrize("read", [read_json, read_json_lines, read_predictions])
+def test_halves_of_surrogate_pairs_are_named(tmp_path: Path, read: Callable[[Path], Any], half: str) -> None:
+    """In keys and values, where a whole pair (an emoji) is a text as any other."""
+    lines = [r'{"id": 1, "text": "\ud83d\ude00"}', '{"id": 2, "text": "' + half + '"}', '{"' + half + '": 3}']
+    kinds = {"a.jsonl": ("\n", "", "line 2")} if read is not read_json else {}
+    if read is not read_json_lines:
+        kinds["a.json"] = (",\n", "[]", "entry 2")
+    for name, (separator, around, place) in kinds.items():
+        for bad in lines[1:]:
+            text = separator.join([lines[0], bad])
+            (tmp_path / name).write_text(around[:1] + text + around[1:])
+            with pytest.raises(ValueError, match=f"{name}: {place}: half of a surrogate pair"):
+                read(tmp_path / name)
+        (tmp_path / name).write_text(around[:1] + lines[0] + around[1:])
+        assert [line["text"] for line in read(tmp_path / name)] == ["\U0001f600"]
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_what_can_be_made_again_is(tmp_path: Path, kind: str) -> None:
     (tmp_path / MANIFEST).write_bytes(HOSTILE[kind])

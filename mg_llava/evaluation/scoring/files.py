@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from mg_llava.work.json_text import parse_json
 Records = list[dict[str, Any]]
 TABLES = ("*.tsv", "*.csv")
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _WRAPPERS = ("predictions", "results", "data", "outputs")
 """Keys under which other tools put the list of predictions."""
 
@@ -112,11 +114,24 @@ def parse_lines(path: str | Path, text: str) -> Records:
 def _parse(where: str | Path, text: str) -> Any:
     """The value of a text; only what is no JSON at all is left to the caller, who knows the line."""
     try:
-        return parse_json(text)
+        content = parse_json(text)
     except json.JSONDecodeError:
         raise
     except ValueError as error:
         raise ValueError(f"{where}: {error}; write the file again") from error
+    if _SURROGATE.search(text):
+        for number, entry in enumerate(content if isinstance(content, list) else [content], start=1):
+            _check_unicode(entry, f"{where}: entry {number}" if isinstance(content, list) else str(where))
+    return content
+
+
+def _check_unicode(value: Any, where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: half of a surrogate pair stands in a text, which is no Unicode; mend the text"
+        ) from error
 
 
 def _checked(line: Any, where: str) -> dict[str, Any]:
