@@ -23,7 +23,7 @@ from mg_llava.work.json_text import parse_json
 _logger = logging.getLogger(__name__)
 
 _PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
-_ABOUT_A_REQUEST = frozenset([400, 413, 422])
+_ABOUT_A_REQUEST = frozenset([400, 413, 422, 451])
 _LONGEST_PAUSE = 60.0
 _ROOM = 4096
 """Tokens for endpoints whose models think before they reply."""
@@ -150,15 +150,18 @@ class EndpointJudge:
         return True
 
     def _read(self, content: Any) -> tuple[str, str]:
-        """Reply and reason of its end."""
+        """Reply and reason of its end; an answer in another form is of its question, as filters give none at all."""
         try:
             choice = content["choices"][0]
             message = choice["message"]
             if message.get("refusal"):
                 return "", "content_filter"
-            return message.get("content") or "", choice.get("finish_reason") or ""
+            reply = message.get("content") or ""
+            if isinstance(reply, list):  # of parts
+                reply = "".join(part.get("text") or "" for part in reply)
+            return reply, choice.get("finish_reason") or ""
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise JudgeError(f"{self.url}: unexpected answer of the endpoint: {str(content)[:300]}") from error
+            raise JudgeRefusal(f"{self.url}: unexpected answer of the endpoint: {str(content)[:300]}") from error
 
     def _post(self, body: dict[str, Any]) -> Any:
         url = f"{self.url.rstrip('/')}/chat/completions"
@@ -170,16 +173,29 @@ class EndpointJudge:
             try:
                 request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return parse_json(response.read())
+                    content = parse_json(response.read())
+                refused = _inner_error(content)
+                if refused is None:
+                    return content
             except urllib.error.HTTPError as error:
                 refused = _Refused(error.code, error.read()[:4000].decode(errors="replace"))
-                if error.code not in _PASSING:
-                    raise refused from error
-                problem = str(refused)
             except (OSError, ValueError) as error:  # refused, timed out, cut off
-                problem = str(error)
+                refused, problem = None, str(error)
+            if refused is not None:
+                if refused.status not in _PASSING:
+                    raise refused
+                problem = str(refused)
             if attempt < self.retries:
                 pause = min(self.pause * 2**attempt, _LONGEST_PAUSE)
                 _logger.warning("judge %s: %s; asking again in %.1f s", self.name, problem, pause)
                 time.sleep(pause)
         raise JudgeError(f"{url}: no reply after {self.retries + 1} attempts: {problem}; is the server running?")
+
+
+def _inner_error(content: Any) -> _Refused | None:
+    """The error that a relay hands on under status 200, which has no choices."""
+    if not isinstance(content, dict) or not content.get("error") or content.get("choices"):
+        return None
+    inner = content["error"]
+    code = inner.get("code") if isinstance(inner, dict) else None
+    return _Refused(code if isinstance(code, int) else 400, json.dumps(content))

@@ -114,7 +114,9 @@ def join_predictions(
     lines = [found.get(id_key(value)) for value in ids]
     missing = [id_key(value) for value, line in zip(ids, lines, strict=True) if line is None]
     texts = ["" if line is None else reply_text(line[_field(line, text_fields, "reply", 0)]) for line in lines]
+    empty = [id_key(value) for value, line, text in zip(ids, lines, texts, strict=True) if line and not text.strip()]
     warnings = [
+        *name_ids(empty, "predictions are empty"),
         *name_ids(missing, f"of {len(lines)} questions have no prediction"),
         *name_ids(unknown, "predictions are of no question in the data and were left out"),
         *name_ids(duplicates, "predictions were replaced by a later one of the same id"),

@@ -67,6 +67,14 @@ REFUSALS = {
     "risk": error("Content Exists Risk"),
     "too long": error("This model's maximum context length is 4096 tokens; you requested 9000", code="context_length"),
     "too large": error("Request Entity Too Large", 413),
+    "no choices": (200, {"choices": []}),
+    "choices of nothing": (200, {"choices": None, "promptFeedback": {"blockReason": "OTHER"}}),
+    "neither reply nor text": (
+        200,
+        {"choices": [{"message": {"role": "assistant"}, "finish_reason": "content_filter"}]},
+    ),
+    "an error that a relay hands on": error("Provider returned error", 200, code=400),
+    "law": error("Unavailable For Legal Reasons", 451),
 }
 
 
@@ -139,6 +147,18 @@ def test_parameters_adapt_to_the_endpoint(serve: Any, kind: str) -> None:
     assert judge(TALK, 3, 0.5) == "0.5" and is_right(seen[-1])
     asked = len(seen)
     assert judge(TALK, 3, 0.5) == "0.5" and len(seen) == asked + 1, "it is known from the first time"
+
+
+def test_a_relays_error_that_passes_is_asked_again(serve: Any) -> None:
+    busy = [error("Provider is busy", 200, code=502), error("Rate limited", 200, code=429)]
+    url, seen = serve(lambda body: busy.pop() if busy else reply("0.5"))
+    assert EndpointJudge(url, "m", pause=0.01)(TALK, 3, 0.0) == "0.5" and len(seen) == 3
+
+
+def test_a_reply_in_parts_is_one_text(serve: Any) -> None:
+    parts = [{"type": "text", "text": "0."}, {"type": "reasoning"}, {"type": "text", "text": "5"}]
+    url, _ = serve(lambda body: (200, {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}))
+    assert EndpointJudge(url, "m")(TALK, 3, 0.0) == "0.5"
 
 
 def test_a_model_that_thinks_gets_room(serve: Any) -> None:
