@@ -1,6 +1,7 @@
 """Fixtures that several test modules share, how tests are spread over processes, and which of them may be skipped."""
 
 import os
+import signal
 import sys
 
 # for this process, for the workers of xdist and for every process that a test starts
@@ -22,6 +23,9 @@ from tests.run import unformatted
 
 _LOAD = torch.load
 configs.FormatCode = unformatted  # each run writes its config five times; the console command keeps the formatting
+# processes ignore what their parent ignores, such as a shell's for its background
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # toy tensors are too small to share between threads
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
 ONE_PROCESS = ("tests/end_to_end/",)
