@@ -32,16 +32,24 @@ def check_config(value: Any, source: str, *registries: Any) -> Any:
         *registries: Registries of this package in which its types are looked up.
 
     Raises:
-        UntrustedConfigError: A type is not registered, or a value is not plain; nothing has been called.
+        UntrustedConfigError: A type is not registered, a value is not plain, or it is nested too deeply; nothing
+            has been called.
     """
+    try:
+        return _checked(value, source, *registries)
+    except RecursionError as error:
+        raise UntrustedConfigError(f"{source} is nested too deeply to be a config") from error
+
+
+def _checked(value: Any, source: str, *registries: Any) -> Any:
     if isinstance(value, Mapping):
         return {
-            str(key): (_known_type if key == "type" else check_config)(item, source, *registries)
+            str(key): (_known_type if key == "type" else _checked)(item, source, *registries)
             for key, item in value.items()
             if not (key == _TRUST and _leave_out(item, source))
         }
     if isinstance(value, list | tuple):
-        return type(value)(check_config(item, source, *registries) for item in value)
+        return type(value)(_checked(item, source, *registries) for item in value)
     if value is None or isinstance(value, str | int | float):
         return value
     raise UntrustedConfigError(f"{source} holds a {type(value).__name__}; only plain values are read from it")

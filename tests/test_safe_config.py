@@ -37,7 +37,12 @@ def test_known_names_are_found_by_their_last_component():
 
 
 @pytest.mark.parametrize(
-    "kind", [*CALLS, 3, None, ["AutoTokenizer"], "OWLv2Detector", "evil.transformers.AutoTokenizer"]
+    "kind",
+    [
+        *(*CALLS, 3, None, True, ["AutoTokenizer"], "OWLv2Detector", "evil.transformers.AutoTokenizer"),
+        *("AutoTokenizer.from_pretrained", "transformers.AutoTokenizer.__init__", "mg_llava.MGLLaVA.__class__"),
+        *("", ".", "mg_llava.", "os.system;mg_llava", "mg_llava.MGLLaVA\n", "__import__('os').system"),
+    ],
 )
 def test_other_names_are_refused(kind):
     for config in ({"type": kind}, {"a": [{"b": {"type": kind}}]}, ({"type": kind},)):
@@ -49,6 +54,16 @@ def test_other_names_are_refused(kind):
 def test_other_values_are_refused(value):
     with pytest.raises(UntrustedConfigError, match=f"holds a {type(value).__name__}; only plain values"):
         check_config({"a": [value]}, "a.pth", DETECTORS)
+
+
+@pytest.mark.parametrize("depth", [1200, 5000])
+@pytest.mark.parametrize("wrap", [lambda value: {"a": value}, lambda value: [value]])
+def test_deep_configs_are_refused(depth, wrap):
+    config = {"type": "pathlib.Path.mkdir"}
+    for _ in range(depth):
+        config = wrap(config)
+    with pytest.raises(UntrustedConfigError, match=r"a\.pth is nested too deeply"):
+        check_config(config, "a.pth", MODELS)
 
 
 @pytest.mark.parametrize(
