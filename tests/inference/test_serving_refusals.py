@@ -75,6 +75,10 @@ def picture_at(url: str, **more: Any) -> dict:
         (asked("x", response_format={"type": "json_object"}), "must be 'text'", "response_format.type"),
         (asked("x", tools=[{"type": "function"}], tool_choice="required"), "tools is", "tools"),
         (asked("x", tool_choice="required"), "tool_choice", "tool_choice"),
+        (asked("x", functions=[{"name": "f"}]), "functions is", "functions"),
+        (asked("x", modalities=["audio"]), "must be 'text'", "modalities[0]"),
+        (asked("x", best_of=2), "unknown field 'best_of'", "best_of"),
+        (asked("x", stream="yes"), "must be a valid boolean", "stream"),
         (asked("x", top_logprobs=2), "top_logprobs needs logprobs", "top_logprobs"),
         (asked("x", logprobs=True, top_logprobs=21), "top_logprobs is 21", "top_logprobs"),
         (asked("x", stream_options={"include_usage": True}), "stream_options needs stream", "stream_options"),
@@ -151,6 +155,28 @@ def test_the_official_client_names_each_refusal(server: ChatServer) -> None:
     with pytest.raises(openai.APIStatusError) as too_large:
         client_of(server).chat.completions.create(model="toy", messages=user("a" * (65 << 20)))
     assert too_large.value.status_code == 413 and "at most 67108864 bytes" in too_large.value.message
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/chat/completions?api-version=1", 200),
+        ("POST", "/v1/chat/completions#x", 200),
+        ("POST", "/v1/chat/complet%69ons", 200),
+        ("POST", "/v1//chat/completions", 404),
+        ("POST", "/V1/chat/completions", 404),
+        ("POST", "/v1/chat/completions/more", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/chat/completions", 405),
+        ("PUT", "/v1/models", 405),
+    ],
+)
+def test_paths_and_methods_are_parsed(server: ChatServer, method: str, path: str, status: int) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    answer = httpx.request(method, url_of(server) + path, json=asked("x", max_tokens=1), headers=headers)
+    assert answer.status_code == status
+    if status != 200:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_web_pages_may_not_ask_unless_they_are_allowed(server: ChatServer, predictor: Predictor) -> None:
