@@ -269,6 +269,15 @@ def test_decoding(processor: MGLLaVAProcessor) -> None:
     assert processor.decode_answers(answer) == ["a digit"]
 
 
+@pytest.mark.parametrize("form", [lambda ids: ids, lambda ids: ids.numpy(), lambda ids: ids.tolist(), list, tuple])
+def test_ids_in_every_form_are_decoded(processor: MGLLaVAProcessor, form: Any) -> None:
+    ids = processor(["<image>\nwhat", "<image>\nwhat"], [make_picture()] * 2)["input_ids"]
+    assert processor.batch_decode(form(ids)) == ["<s><image>\nwhat", "<s><image>\nwhat"]
+    assert processor.decode(form(ids)[1], skip_special_tokens=True) == "\nwhat"
+    assert processor.post_process_image_text_to_text(form(ids)) == ["\nwhat", "\nwhat"]
+    assert processor.decode(form(ids)[0][-1]) == "what" and processor.decode([]) == ""
+
+
 def test_stop_words(exported: Exported, tokenizer: Any) -> None:
     template = {"INSTRUCTION": "USER: {input} ASSISTANT:", "STOP_WORDS": ["USER:"]}
     processor = MGLLaVAProcessor(MGLLaVAImageProcessor(image_size=64), tokenizer, template=template)
