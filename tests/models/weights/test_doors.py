@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import toy
+from tests import forked, toy
 from tests.detection import toys
-from tests.engine.conftest import CONFIG, launch
+from tests.engine.conftest import CONFIG
 from tests.hf.conftest import write_folder
-from tests.hostile import FORMATS, Payload
+from tests.hostile import FORMATS
 
 Spoil = Callable[[Path, str], None]
 """Replaces the weights in a folder by a hostile file of this name."""
@@ -156,23 +156,26 @@ def test_doors(folders, tmp_path, door, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--resume"], ["--cfg-options"], ["test"]])
-def test_xtuner(tmp_path, monkeypatch, arguments):
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("door", ["--resume", "load_from", "pretrained_pth", "test"])
+def test_xtuner(tmp_path, monkeypatch, door, kind):
     """XTuner and mmengine open checkpoints by themselves; the runtime config closes their doors first."""
     file = tmp_path / "iter_1.pth"
-    content = {"state_dict": {"projector.weight": torch.ones(1)}, "meta": Payload(tmp_path / "trace")}
-    torch.save(content, file)
-    training = {"--resume": ["--resume", str(file)], "--cfg-options": ["--cfg-options", f"load_from={file}"]}
-    if arguments == ["test"]:
+    FORMATS[kind](file, tmp_path / "trace", {"projector.weight": torch.ones(1)})
+    options = {"--resume": ["--resume", str(file)], "load_from": ["--cfg-options", f"load_from={file}"]}
+    if door == "test":
         import xtuner.tools.test as tool
 
         monkeypatch.setattr(
             sys, "argv", ["test.py", str(CONFIG), "--checkpoint", str(file), "--work-dir", str(tmp_path)]
         )
-        with pytest.raises(ValueError, match="was not run"):
+        with pytest.raises(ValueError, match=r"iter_1\.pth"):
             runpy.run_path(tool.__file__, run_name="__main__")
+    elif door == "pretrained_pth":
+        with pytest.raises(ValueError, match=r"iter_1\.pth"):
+            toy.build_model(toy.write_all(tmp_path / "toys"), pretrained_pth=str(file))
     else:
-        output = launch(tmp_path / "work", *training[arguments[0]])
-        assert "which is neither a tensor nor a plain value and was not run" in output
-        assert os.fspath(file) in output
+        output = forked.train(CONFIG, "--work-dir", tmp_path / "work", *options[door])
+        assert os.fspath(file) in output and "Error" in output
+        assert not list((tmp_path / "work").glob("*.pth"))
     assert not (tmp_path / "trace").exists()
