@@ -25,8 +25,9 @@ nano_settings = dict(
     fused_optimizer=False,  # as in all runs that were measured
     evaluation=nano_evaluation,
     # half of the pictures come without boxes: with all of them the model reads boxes alone, and the map stays unused;
-    # batches are grouped by text and pictures, as in all runs that were measured
+    # batches are grouped by text and pictures, and boxes drawn once, as in all runs that were measured
     dataset=dict(
+        draw=dict(anew=False),
         boxes=dict(box_augmentation=dict(type=BoxAugmentation, drop_all=0.5), count_boxes=False),
         budget=dict(long_text_margin=None),
     ),

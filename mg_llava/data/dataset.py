@@ -194,7 +194,7 @@ class LLaVADataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw boxes and their order anew, in workers too; to be called before a loader is opened."""
-        if self.loader is not None:
+        if self.loader is not None and self.draw.anew:
             self.loader.epoch.fill_(epoch)
 
     def record(self, index: int) -> LLaVARecord:

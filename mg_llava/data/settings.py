@@ -90,6 +90,7 @@ class Draw:
         repeat: Times that each record comes in an epoch; 0.5 takes half of the records, drawn with ``seed``.
         max_dataset_length: Keep this many records, drawn with ``seed``; None for all.
         seed: Also of the order of boxes and their augmentation.
+        anew: Draw the order of boxes and their augmentation anew in each epoch; False draws as in the first one.
 
     Raises:
         ValueError: Nothing would be left.
@@ -98,6 +99,7 @@ class Draw:
     repeat: float = 1.0
     max_dataset_length: int | None = None
     seed: int = 0
+    anew: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.repeat, int | float) or not 0 < self.repeat < math.inf:

@@ -254,6 +254,8 @@ def test_epochs_draw_boxes_anew(root, tokenizer, change):
     later = build()
     later.set_epoch(2)  # as a resumed run begins
     assert [boxes.tolist() for sample in later for boxes in sample["boxes"]] == third
+    once = mix(root, tokenizer, [{**source, "draw": {"anew": False}}], seed=3, **change)
+    assert load(once) == [first, first, first]
 
 
 class TestBrokenData:
