@@ -25,7 +25,7 @@ from mg_llava.engine import (
     WarmupLR,
 )
 from mg_llava.models import GatedPrompts
-from mg_llava.models.counting import count_placeholder_tokens
+from mg_llava.models.counting import count_tokens
 
 with read_base():
     from .evaluation import evaluate_on
@@ -100,7 +100,7 @@ def load_data(system, data, batch_size, sampler, context_length=2048, dataloader
         tokenizer=system["tokenizer"],
         template=system["prompt_template"],
         picture_processor=system["picture_processor"],
-        tokens=dict(type=count_placeholder_tokens, model={**system["model"], "llm": None}),
+        tokens=dict(type=count_tokens, model={**system["model"], "llm": None}),
         budget=dict(context_length=context_length, spare_picture=True),
         **source,
     )

@@ -27,7 +27,7 @@ def build_empty(settings: Mapping[str, Any], with_llm: bool = True) -> Any:
 
 
 @MODELS.register_module()
-def count_placeholder_tokens(model: Mapping[str, Any]) -> TokenCount:
+def count_tokens(model: Mapping[str, Any]) -> TokenCount:
     """Tokens of a placeholder in the system of a config, for data that is read before the system is built.
 
     Args:

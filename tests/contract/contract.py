@@ -15,7 +15,7 @@ from torch import Tensor
 from mg_llava.conversion import TARGETS, ConversionOptions, convert
 from mg_llava.data.collate import collate
 from mg_llava.inference.predictor import Predictor
-from mg_llava.models.counting import count_placeholder_tokens
+from mg_llava.models.counting import count_tokens
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.models.weights.parts import load_parts
 from mg_llava.planning.flops import Sample, count_flops
@@ -91,7 +91,7 @@ class Contract:
         assert [sum(segment.length for segment in segments) for segments in frames] == expected
         assert found[:3] == [self.system.tokens_of(1, count) for count in BOXES]
         assert found[3:] == [self.system.tokens_of(3, sum(BOXES))], "frames of a video share their placeholder"
-        assert count_placeholder_tokens(self.config["model"]) == self.system.token_count
+        assert count_tokens(self.config["model"]) == self.system.token_count
 
     def computes(self) -> None:
         """Pictures are seen alone as in a batch, whatever their numbers of boxes, and nearly the same in bfloat16."""
