@@ -139,13 +139,18 @@ def _vision_config(config: Mapping[str, Any], source: str) -> Any:
     return parts[kind](**config)
 
 
-def read_normalization(path: str, family: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std of a Hugging Face model's processor; those of its family where it says none."""
+def read_processor(path: str) -> Mapping[str, Any]:
+    """Settings of a Hugging Face model's picture processor; none where it has none."""
     from transformers.image_processing_utils import ImageProcessingMixin
 
-    defaults = (CLIP_MEAN, CLIP_STD) if family == "clip" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     try:
-        config, _ = ImageProcessingMixin.get_image_processor_dict(path, local_files_only=True)
+        return ImageProcessingMixin.get_image_processor_dict(path, local_files_only=True)[0]
     except OSError:
-        return defaults
+        return {}
+
+
+def read_normalization(path: str, family: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std of a Hugging Face model's processor; those of its family where it says none."""
+    defaults = (CLIP_MEAN, CLIP_STD) if family == "clip" else ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    config = read_processor(path)
     return tuple(config.get("image_mean", defaults[0])), tuple(config.get("image_std", defaults[1]))

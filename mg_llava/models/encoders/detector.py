@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
+from mg_llava.models.encoders.clip import read_processor
 from mg_llava.models.interfaces import Detected, Seen, Spec
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.loading import require_folder
@@ -125,12 +126,7 @@ def _config(values: Mapping[str, Any]) -> Any:
 
 def _view_of(path: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Side, mean and std of a detector's picture processor; ImageNet's where it has none."""
-    from transformers.image_processing_utils import ImageProcessingMixin
-
-    try:
-        found, _ = ImageProcessingMixin.get_image_processor_dict(path, local_files_only=True)
-    except OSError:
-        found = {}
+    found = read_processor(path)
     size = found.get("size", _SIZE)
     side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge") or _SIZE
     return int(side), tuple(found.get("image_mean", _IMAGENET[0])), tuple(found.get("image_std", _IMAGENET[1]))
