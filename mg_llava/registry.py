@@ -109,7 +109,12 @@ DATASETS = Registry(
 DATA_SAMPLERS = Registry("data sampler", "mg_llava.data.samplers", parent=MMENGINE_DATA_SAMPLERS)
 FUNCTIONS = Registry("function", "mg_llava.data.collate", parent=MMENGINE_FUNCTIONS)
 TRANSFORMS = Registry(
-    "transform", "mg_llava.data.pictures.processor", "mg_llava.data.boxes.augment", parent=MMENGINE_TRANSFORMS
+    "transform",
+    "mg_llava.data.pictures.processor",
+    "mg_llava.data.boxes.augment",
+    "mg_llava.data.text.prompt",
+    "mg_llava.data.text.perception",
+    parent=MMENGINE_TRANSFORMS,
 )
 HOOKS = Registry("hook", "mg_llava.engine", parent=MMENGINE_HOOKS)
 LOOPS = Registry("loop", "mg_llava.engine.resume", parent=MMENGINE_LOOPS)

@@ -18,6 +18,7 @@ def evaluate_on(
     num_workers=4,
     limit=None,
     generation=None,
+    prompt_parts=(),
 ):
     """Keys of a test run.
 
@@ -34,6 +35,7 @@ def evaluate_on(
         boxes=boxes,
         detector=detector,
         limit=limit,
+        prompt_parts=prompt_parts,
     )
     return dict(
         test_dataloader=dict(

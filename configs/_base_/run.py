@@ -61,7 +61,8 @@ def stage(system, data, *, precision="bfloat16", seed=None, evaluation=None, **s
     for build, names in arguments.items():
         keys.update(build(**{name: settings[name] for name in names if name in settings}))
     if evaluation:
-        text = {name: system[name] for name in ("prompt_template", "tokenizer", "picture_processor")}
+        shared = ("prompt_template", "tokenizer", "picture_processor", "prompt_parts")
+        text = {name: system[name] for name in shared if name in system}
         keys.update(evaluate_on(**text, **evaluation))
     return keys
 
@@ -104,6 +105,8 @@ def load_data(system, data, batch_size, sampler, context_length=2048, dataloader
         budget=dict(context_length=context_length, spare_picture=True),
         **source,
     )
+    if system.get("prompt_parts"):
+        train_dataset["boxes"] = dict(prompt=system["prompt_parts"])
     for name, value in (dataset or {}).items():
         is_group = isinstance(value, dict) and "type" not in value
         train_dataset[name] = {**train_dataset.get(name, {}), **value} if is_group else value

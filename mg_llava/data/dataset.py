@@ -315,7 +315,8 @@ class LLaVADataset(Dataset):
         try:
             limit = self.budget.of(record.video).text_limit(len(record.images))
             objects = [NO_BOXES if picture.boxes is None else picture.boxes for picture in opened]
-            turns = apply_parts(self.prompt, record.turns, objects, [picture.frame for picture in opened])
+            draw = None if self.loader is None else self.loader.draw_text(index)
+            turns = apply_parts(self.prompt, record.turns, objects, [picture.frame for picture in opened], draw)
             encoded = encode_conversation(turns, self.tokenizer, self.template, limit)
         except (NoLabelError, BudgetError, RecordError) as error:
             raise type(error)(f"{self._owner(record)}: {error}") from error

@@ -46,6 +46,7 @@ class BenchmarkDataset(Dataset):
         system: System text before the question; none, as in training, by default.
         limit: Ask the first questions of each benchmark only, for a look; None for all.
         seed: For boxes that are drawn.
+        prompt_parts: What changes the text by the boxes, as in training.
 
     Raises:
         FileNotFoundError: A data file does not exist.
@@ -67,11 +68,13 @@ class BenchmarkDataset(Dataset):
         system: str = "",
         limit: int | None = None,
         seed: int = 0,
+        prompt_parts: Sequence[Any] = (),
     ) -> None:
         is_config = isinstance(picture_processor, Mapping)
         processor: PictureProcessor = TRANSFORMS.build(picture_processor) if is_config else picture_processor
         self.parts = {"tokenizer": tokenizer, "template": template, "picture_processor": processor, "system": system}
         """Arguments of the ``Predictor``."""
+        self.parts["parts"] = prompt_parts
         self.benchmarks: list[Benchmark] = []
         self.sources = []
         self.limit = limit

@@ -54,9 +54,8 @@ class PreparedRequest:
         self.is_video = self.video is not None or (self.count > 0 and asks_about_video(request.question, self.owner))
         if not callable(self.boxes):
             self.boxes = list_boxes(self.boxes, self.count, self.owner)
-        self.ids = front_end.encode(
-            make_turns(request.question, self.count, self.owner, self.is_video), request.system
-        )
+        self.turns = make_turns(request.question, self.count, self.owner, self.is_video)
+        self.ids = front_end.encode(self.turns, request.system)
 
     @property
     def key(self) -> Hashable:
@@ -81,6 +80,11 @@ class PreparedRequest:
         if len(images) != self.count:
             raise PictureError(f"{self.owner}: {len(images)} pictures or frames were opened, not {self.count}")
         return images
+
+    def encode_again(self, objects: Sequence[BoxRecord], sizes: Sequence[tuple[int, int]]) -> None:
+        """Make the text anew where it depends on the boxes of the pictures; arguments as of ``FrontEnd.encode``."""
+        if self.front_end.parts and objects:
+            self.ids = self.front_end.encode(self.turns, self.request.system, objects, sizes)
 
     def boxes_in(self, images: Sequence[Image.Image]) -> list[BoxRecord]:
         """The boxes of each opened picture: given, found, or none."""
@@ -130,7 +134,8 @@ class PictureGroup:
         known: dict[Hashable, int] = {}
         for request in self.requests:
             chosen = decoded.chosen[request.number] = []
-            for place, (image, record) in enumerate(zip(images, request.boxes_in(images), strict=True)):
+            records = request.boxes_in(images)
+            for place, (image, record) in enumerate(zip(images, records, strict=True)):
                 content = (request.is_video, place, *_content(record))
                 if content not in known:
                     known[content] = len(decoded.pictures)
@@ -138,6 +143,8 @@ class PictureGroup:
                     processor = processor.of_frames if request.is_video else processor
                     decoded.pictures.append(processor(image, record))
                 chosen.append(known[content])
+            canvases = [decoded.pictures[number].canvas for number in chosen]
+            request.encode_again(records, [(canvas.width, canvas.height) for canvas in canvases])
         return decoded
 
 

@@ -1,7 +1,7 @@
 """Models to ask, from whatever holds one: a training config with a checkpoint, a Hugging Face folder, a hub id."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class LoadedModel(NamedTuple):
     tokenizer: Any
     template: Any
     picture_processor: Any
+    parts: Sequence[Any] = ()
 
 
 def load_model(
@@ -64,7 +65,8 @@ def _from_config(config: Config, checkpoint: str | Path | None, pictures: Mappin
         settings["pretrained_pth"] = None  # all of it is in the checkpoint
     model = MODELS.build(settings)
     model.load_pretrained(str(checkpoint), whole=True)
-    return LoadedModel(model, config.tokenizer, config.prompt_template, {**config.picture_processor, **pictures})
+    processor, parts = {**config.picture_processor, **pictures}, config.get("prompt_parts", ())
+    return LoadedModel(model, config.tokenizer, config.prompt_template, processor, parts)
 
 
 def _from_folder(name: str, pictures: Mapping[str, Any]) -> LoadedModel:

@@ -40,6 +40,7 @@ class Predictor:
         picture_processor: The ``PictureProcessor`` of the training, or its config.
         proposer: Finds the boxes of requests that come without; None for no boxes.
         system: System text before the first question; none, as in training, by default.
+        parts: What changes the text by the boxes, as the config's ``prompt_parts``.
         **generation: Arguments of :class:`~mg_llava.models.generation.Decoding`, e.g. ``max_new_tokens=100``, and
             ``stop``, words that end an answer; greedy by default.
 
@@ -66,11 +67,12 @@ class Predictor:
         picture_processor: Any,
         proposer: Proposer | None = None,
         system: str = "",
+        parts: Sequence[Any] = (),
         **generation: Any,
     ) -> None:
         self.model = model.eval()
         ends = model.llm.generation_config.eos_token_id
-        self.front_end = FrontEnd.build(tokenizer, template, picture_processor, ends, proposer, system)
+        self.front_end = FrontEnd.build(tokenizer, template, picture_processor, ends, proposer, system, parts=parts)
         rows = getattr(model.llm.get_input_embeddings(), "num_embeddings", None)
         problem = None if rows is None else tokens_without_embeddings(self.front_end.tokenizer, rows)
         if problem:
@@ -110,8 +112,8 @@ class Predictor:
             ValueError: If the config cannot be read or lacks a part, the checkpoint is of another kind or another
                 model, or the device is not there.
         """
-        model, *others = load_model(source, checkpoint, device, pictures)
-        return cls(model, *others, **kwargs)
+        *loaded, parts = load_model(source, checkpoint, device, pictures)
+        return cls(*loaded, **{"parts": parts, **kwargs})
 
     def predict(
         self,

@@ -66,5 +66,22 @@ def test_a_chat_is_what_was_trained(toy_paths: dict[str, str], tmp_path: Path, t
             assert torch.equal(trained["canvas"][0], seen.pixels) and torch.equal(trained["boxes"][0], seen.boxes)
 
 
+def test_prompts_made_of_boxes_are_what_was_trained(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    data = toy.write_data(tmp_path, records=2)
+    (boxes, *_) = json.loads((tmp_path / "boxes.json").read_text())
+    parts = [{"type": "mg_llava.PerceptionPrompt", "threshold": 0.0}]
+    settings = {**data, "tokenizer": toy_paths["llm"], "template": "vicuna"}
+    processor = PictureProcessor(toy.CANVAS)
+    dataset = LLaVADataset(**grouped(**settings, picture_processor=processor, prompt=parts))
+    record, trained = dataset.record(0), dataset[0]["input_ids"]
+    front_end = FrontEnd.build(toy_paths["llm"], "vicuna", processor, None, None, "", parts=parts)
+    question = [(turn.role, turn.text) for turn in record.turns[:1]]
+    pictures = [Path(data["image_folder"], name).read_bytes() for name in record.images]
+    request = PreparedRequest(front_end, 0, Request(question, pictures, boxes))
+    assert isinstance(PictureGroup([request]).load(), DecodedPictures)
+    assert request.ids == trained[: len(request.ids)]
+    assert "Detected objects" in front_end.tokenizer.decode([token for token in request.ids if token >= 0])
+
+
 def test_every_template_is_looked_at() -> None:
     assert {"vicuna", "llama3_chat", "phi3_chat_published", "qwen_chat", "internlm2_chat"} <= set(TEMPLATES)

@@ -28,6 +28,9 @@ from mg_llava.data.text.budget import TokenBudget, share_room
 _TURNED = 5
 """Smallest EXIF orientation that swaps width and height."""
 
+_TEXT = 1 << 20
+"""In the seeds of texts, in place of the number of a picture."""
+
 
 @dataclass(frozen=True)
 class OpenedPicture:
@@ -196,6 +199,10 @@ class PictureLoader:
             torch.from_numpy(self.processor.stand_in(canvas, item).astype(np.float32)) for item in (record, NO_BOXES)
         ]
         return unique_boxes(torch.cat([placed, *blank]))
+
+    def draw_text(self, index: int) -> np.random.Generator:
+        """Random numbers of the text of sample ``index``, drawn anew in each epoch."""
+        return np.random.default_rng([self.seed, index, _TEXT, 1 + int(self.epoch)])
 
     def processor_of(self, opened: OpenedPicture) -> PictureProcessor:
         """Of pictures, or of the frames of videos."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from mg_llava.data.records.schema import BoxRecord, RecordError, Turn
 from mg_llava.data.text.coordinates import BoxText
 from mg_llava.registry import TRANSFORMS
@@ -27,7 +29,11 @@ class PromptPart(Protocol):
     """Changes the turns of a record by the boxes of its pictures; registered in ``TRANSFORMS``, without state."""
 
     def __call__(
-        self, turns: tuple[Turn, ...], objects: Sequence[BoxRecord], sizes: Sequence[tuple[int, int]]
+        self,
+        turns: tuple[Turn, ...],
+        objects: Sequence[BoxRecord],
+        sizes: Sequence[tuple[int, int]],
+        draw: np.random.Generator | None,
     ) -> tuple[Turn, ...]:
         """The new turns, with the same placeholders of pictures.
 
@@ -35,6 +41,7 @@ class PromptPart(Protocol):
             turns: All turns of the record.
             objects: For each picture its boxes, original pixels, before the filter.
             sizes: For each picture its width and height.
+            draw: Where random numbers come from in training; None elsewhere.
         """
 
 
@@ -48,10 +55,11 @@ def apply_parts(
     turns: tuple[Turn, ...],
     objects: Sequence[BoxRecord],
     sizes: Sequence[tuple[int, int]],
+    draw: np.random.Generator | None = None,
 ) -> tuple[Turn, ...]:
     """The turns after all parts, one after the other."""
     for part in parts:
-        turns = tuple(part(turns, objects, sizes))
+        turns = tuple(part(turns, objects, sizes, draw))
     return turns
 
 
@@ -79,7 +87,11 @@ class BoxesAsText:
             object.__setattr__(self, "text", BoxText(**self.text))
 
     def __call__(
-        self, turns: tuple[Turn, ...], objects: Sequence[BoxRecord], sizes: Sequence[tuple[int, int]]
+        self,
+        turns: tuple[Turn, ...],
+        objects: Sequence[BoxRecord],
+        sizes: Sequence[tuple[int, int]],
+        draw: np.random.Generator | None = None,
     ) -> tuple[Turn, ...]:
         """Turns with coordinates; boxes are numbered through all pictures."""
         assert isinstance(self.text, BoxText)

@@ -26,7 +26,7 @@ class Sizes:
 
     word: str = "with"
 
-    def __call__(self, turns, objects, sizes):
+    def __call__(self, turns, objects, sizes, draw=None):
         said = ", ".join(f"{len(boxes)} in {size[0]}:{size[1]}" for boxes, size in zip(objects, sizes, strict=True))
         return (*turns[:-1], replace(turns[-1], text=f"{turns[-1].text} {self.word} {said}"))
 
