@@ -151,7 +151,7 @@ def test_circles_are_found() -> None:
 
 TENSORS = {"torch", "torchvision", "transformers", "mmengine", "xtuner", "timm", "open_clip", "peft", "accelerate"}
 """Packages that load torch."""
-READERS = ("mg_llava.data.records", "mg_llava.data.text.coordinates")
+READERS = ("mg_llava.data.records", "mg_llava.data.text.coordinates", "mg_llava.data.text.published_boxes")
 """Reading records needs no tensors."""
 HEAVY_READERS: set[str] = {
     "mg_llava.data.records.index",

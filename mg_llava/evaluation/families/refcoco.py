@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mg_llava.data.records.tables import id_key
+from mg_llava.data.text import published_boxes
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, Release
 from mg_llava.evaluation.scoring import box_replies, joining
@@ -24,7 +25,7 @@ BoxFormat = Literal["original", "padded"]
 
 _ID_FIELDS = ("id", "question_id", "img_id", "index")
 _LMMS_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-_NOWHERE: box_replies.Box = (0.0, 0.0, 0.0, 0.0)
+_NOWHERE: published_boxes.Box = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Referred:
     names: tuple[str, ...]
     sentence: str
     picture: str
-    xywh: box_replies.Box | None
+    xywh: published_boxes.Box | None
     size: tuple[int, int] | None
-    fractions: box_replies.Box | None
+    fractions: published_boxes.Box | None
 
-    def box(self, box_format: BoxFormat) -> box_replies.Box:
+    def box(self, box_format: BoxFormat) -> published_boxes.Box:
         """The box xyxy as fractions of the original or of the padded picture."""
         if self.fractions is not None:
             return self.fractions
@@ -111,7 +112,7 @@ def _names(annotations: Sequence[Referred], lines: Lines) -> list[str]:
     return list(max(ways, key=lambda names: len(found.intersection(names)), default=()))
 
 
-def xtuner_target(record: Referred) -> box_replies.Box:
+def xtuner_target(record: Referred) -> published_boxes.Box:
     """The true box in percent, truncated."""
     x1, y1, x2, y2 = (int(value * 100) for value in record.box("original"))
     return x1, y1, x2, y2
@@ -119,19 +120,19 @@ def xtuner_target(record: Referred) -> box_replies.Box:
 
 def _score_xtuner(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
     """XTuner: percent of the original picture, whole numbers."""
-    box, target = box_replies.parse_xtuner(text), xtuner_target(record)
+    box, target = published_boxes.parse_xtuner(text), xtuner_target(record)
     iou = 0.0 if box is None else box_replies.overlap(box, target, border=1)
     return {"score": float(iou > 0.5), "iou": iou, "parsed": box, "answer": target}
 
 
 def _score_llava_hr(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
-    box, target = box_replies.parse_llava_hr(text), record.box(box_format)
+    box, target = published_boxes.parse_llava_hr(text), record.box(box_format)
     iou = box_replies.overlap_single_precision(box or _NOWHERE, target)
     return {"score": float(iou > 0.5), "iou": iou, "parsed": box, "answer": target}
 
 
 def _score_lmms_eval(text: str, record: Referred, box_format: BoxFormat) -> dict[str, Any]:
-    box, target = box_replies.parse_lmms_eval(text), record.box(box_format)
+    box, target = published_boxes.parse_lmms_eval(text), record.box(box_format)
     found = box or _NOWHERE
     iou = box_replies.overlap(target, found)
     center = ((found[0] + found[2]) / 2, (found[1] + found[3]) / 2)
@@ -192,9 +193,9 @@ def _size(line: Line) -> tuple[int, int] | None:
     return (int(width), int(height)) if width and height else None
 
 
-def _four(value: Any, where: str) -> box_replies.Box:
+def _four(value: Any, where: str) -> published_boxes.Box:
     if isinstance(value, str):
-        value = box_replies.parse_lmms_eval(value)
+        value = published_boxes.parse_lmms_eval(value)
     try:
         x1, y1, x2, y2 = map(float, value)
     except (TypeError, ValueError) as error:
@@ -206,7 +207,7 @@ def _with_form(line: Line) -> Line:
     if "ans" in line or "pred_text" in line:
         return line
     text = joining.reply_text(next((line[name] for name in ("text", "prediction", "response") if name in line), None))
-    return {**line, "pred_text" if box_replies.is_in_brackets(text) else "ans": text}
+    return {**line, "pred_text" if published_boxes.is_in_brackets(text) else "ans": text}
 
 
 _PROMPTS = {

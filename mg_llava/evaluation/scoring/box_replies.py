@@ -1,56 +1,12 @@
-"""Boxes in replies as the published scripts read them, and their overlap as those compute it; all boxes are xyxy."""
+"""Overlap of boxes in replies as the published scripts compute it; all boxes are xyxy."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-Box = tuple[float, float, float, float]
-_NUMBER = r"\s*(\d*\.?\d+)\s*"
-_FOUR_NUMBERS = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
-_FIRST_BRACKET = re.compile(r"\[(.*?)\]")
-_ONLY_NUMBERS = re.compile(r"[\d\s,.]*")
-_SIGNED = r"\s*(-?\d+(?:\.\d+)?)"
-_LMMS_EVAL = re.compile(rf"\[{_SIGNED},{_SIGNED},{_SIGNED},{_SIGNED}\s*\]")
-_MAX_DIGITS = 4000  # Python refuses to read longer integers
+from mg_llava.data.text.published_boxes import Box
+
 _SCALE = 1000.0
-
-
-def is_in_brackets(text: str) -> bool:
-    """Whether a reply has four numbers in brackets, LLaVA's form."""
-    return bool(_LMMS_EVAL.search(text) or _FOUR_NUMBERS.search(text))
-
-
-def parse_xtuner(text: str) -> tuple[int, ...] | None:
-    """The numbers of a reply, if they are exactly four; signs and everything else are ignored."""
-    numbers = re.findall(r"\d+", text)
-    if len(numbers) != 4 or max(map(len, numbers)) > _MAX_DIGITS:
-        return None
-    return tuple(int(number) for number in numbers)
-
-
-def parse_llava_hr(text: str) -> Box | None:
-    """The first bracket of a reply, if it holds four unsigned numbers."""
-    bracket = _FIRST_BRACKET.search(text) if _FOUR_NUMBERS.search(text) else None
-    if bracket is None or not _ONLY_NUMBERS.fullmatch(bracket.group(1)):
-        return None
-    parts = [part.strip() for part in bracket.group(1).split(",")]
-    if parts[-1] == "":
-        parts.pop()  # a comma behind the last number is legal
-    try:
-        x1, y1, x2, y2 = map(float, parts)
-    except ValueError:
-        return None
-    return x1, y1, x2, y2
-
-
-def parse_lmms_eval(text: str) -> Box | None:
-    """The first four numbers in brackets, signs allowed, no space before commas."""
-    match = _LMMS_EVAL.search(text)
-    if match is None:
-        return None
-    x1, y1, x2, y2 = map(float, match.groups())
-    return x1, y1, x2, y2
 
 
 def overlap(first: Sequence[float], second: Sequence[float], border: float = 0) -> float:

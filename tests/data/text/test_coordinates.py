@@ -8,14 +8,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.kosmos2.processing_kosmos2 import coordinate_to_patch_index, patch_index_to_coordinate
 
 from mg_llava.data.pictures.frames import Canvas, Frame
 from mg_llava.data.text.coordinates import BoxText, Style, are_writable
 
 STYLES, FRAMES = get_args(Style), get_args(Frame)
-ALL = [BoxText(style, frame) for style in STYLES for frame in FRAMES]
+ALL = [*(BoxText(style, frame) for style in STYLES for frame in FRAMES), BoxText("bins", bins=64)]
 BOXES_PER_EXAMPLE = 100
 SIDE = st.integers(1, 5000)
+PIECES = (
+    "<object>",
+    "</object>",
+    "<patch_index_0033>",
+    "<patch_index_9999>",
+    "<|box_start|>",
+    "<box>",
+    "<bin_7>",
+    "(1,2)",
+)
+TOKENS = st.lists(st.sampled_from([*PIECES, "(3, 4,", " ", ","])).map("".join)
 
 
 def random_boxes(seed, size):
@@ -38,7 +50,9 @@ def test_reading_undoes_writing(box_text, size, seed):
 
 
 @pytest.mark.parametrize("box_text", ALL, ids=str)
-@given(text=st.one_of(st.text(), st.text("[]{}<>()0123456789.,;-+eE bin_\n"), st.text("[1.5, ;]", min_size=20)))
+@given(
+    text=st.one_of(st.text(), st.text("[]{}<>()0123456789.,;-+eE bin_\n"), TOKENS, st.text("[1.5, ;]", min_size=20))
+)
 @settings(max_examples=300, deadline=None)
 def test_nothing_raises_and_all_boxes_lie_in_the_frame(box_text, text):
     found = box_text.find(text)
@@ -55,6 +69,8 @@ def test_nothing_raises_and_all_boxes_lie_in_the_frame(box_text, text):
         ("int1000", "[100, 250, 500, 750]"),
         ("int100", "{<10><25><50><75>}"),
         ("bins", "<bin_100><bin_250><bin_500><bin_750>"),
+        ("shikra", "[0.100,0.250,0.500,0.750]"),
+        ("qwen", "<|box_start|>(100,250),(500,750)<|box_end|>"),
     ],
 )
 def test_forms(style, text):
@@ -98,6 +114,37 @@ def test_percentages_need_no_braces():
     assert BoxText("int100").find("at < 10 > <20>, <30> <40>.").boxes.tolist() == [[0.1, 0.2, 0.3, 0.4]]
 
 
+@given(st.tuples(*[st.floats(0, 1)] * 4))
+@settings(max_examples=300, deadline=None)
+def test_cells_are_kosmos2s(numbers):
+    left, right = sorted(numbers[:2])
+    upper, lower = sorted(numbers[2:])
+    if right - left < 1e-6 or lower - upper < 1e-6 or max(left, upper) > 1 - 1e-6:
+        return
+    first, last = coordinate_to_patch_index((left, upper, right, lower), 32)
+    box_text = BoxText("kosmos2", "original")
+    text = f"<object><patch_index_{first:04d}><patch_index_{last:04d}></object>"
+    assert box_text.write([[left, upper, right, lower]], (1, 1)) == text
+    assert box_text.find(text).boxes[0] == pytest.approx(patch_index_to_coordinate(first, last, 32))
+
+
+@pytest.mark.parametrize(
+    ("text", "style", "found"),
+    [
+        ("<box>(100,250),(500,750)</box>", "qwen", 1),
+        ("at (100, 250), (500, 750).", "qwen", 1),
+        ("<|box_start|>(100,250),(500)<|box_end|>", "qwen", 0),
+        ("<patch_index_0000><patch_index_1023>", "kosmos2", 1),
+        ("<object><patch_index_0000></object>", "kosmos2", 0),
+        ("<object><patch_index_0000><patch_index_5000></object>", "kosmos2", 1),
+    ],
+)
+def test_tolerant_reading_of_marks(text, style, found):
+    boxes = BoxText(style).find(text)
+    assert (len(boxes.boxes), boxes.failures) == (found, 1 - found)
+    assert boxes.clamped.tolist() == [("5000" in text)] * found
+
+
 def test_shares_of_the_padded_square_are_those_of_the_canvas():
     boxes, size = np.array([[10, 20, 300, 400.0]]), (640, 481)
     on_canvas = Canvas(*size, 1000).to_canvas(boxes)
@@ -120,7 +167,14 @@ def test_wrong_boxes_are_not_written(boxes):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"style": "unit4"}, {"frame": "canvas"}, {"separator": ", "}, {"separator": ""}, {"separator": "] ["}],
+    [
+        {"style": "unit4"},
+        {"frame": "canvas"},
+        {"separator": ", "},
+        {"separator": ""},
+        {"separator": "] ["},
+        {"bins": 1},
+    ],
 )
 def test_wrong_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -131,6 +185,8 @@ def test_words_of_bins():
     words = BoxText("bins").words
     assert len(words) == len(set(words)) == 1000 and words[7] == "<bin_007>"
     assert BoxText().words == ()
+    assert BoxText("bins", bins=64).words[63:] == ("<bin_063>",)
+    assert len(BoxText("kosmos2").words) == 2 + 32 * 32
 
 
 def test_needs_neither_torch_nor_pillow():

@@ -10,16 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
+from mg_llava.data.text.published_boxes import parse_llava_hr, parse_lmms_eval, parse_xtuner
 from mg_llava.evaluation.families.refcoco import (
     Referred,
 )
 from mg_llava.evaluation.score import score_predictions
-from mg_llava.evaluation.scoring.box_replies import (
-    overlap_single_precision,
-    parse_llava_hr,
-    parse_lmms_eval,
-    parse_xtuner,
-)
+from mg_llava.evaluation.scoring.box_replies import overlap_single_precision
 
 
 def write(path: Path, bbox: list[float], width: int = 100, height: int = 100, sents: str = "cup") -> Path:
