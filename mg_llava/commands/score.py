@@ -24,8 +24,6 @@ Examples:
 Exit status: 0 scored (warnings included), 1 nothing could be scored, 2 wrong arguments, unreadable or malformed files.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

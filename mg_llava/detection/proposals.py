@@ -1,7 +1,5 @@
 """Boxes without a trained detector: bright small marks, found as connected components."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

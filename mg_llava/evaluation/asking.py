@@ -1,7 +1,5 @@
 """Texts of prompts, and questions about pictures in tables, that several families share."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Imports neither torch nor mmengine, so that scoring needs neither; this is why benchmarks have a registry of their own.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +43,7 @@ class Question:
 
     id: QuestionId
     text: str
-    picture: Callable[[], Image.Image | list[Image.Image]] | None = None
+    picture: "Callable[[], Image.Image | list[Image.Image]] | None" = None
     picture_key: str | None = None
     box_key: QuestionId | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -70,9 +68,9 @@ class Benchmark(ABC):
     """Name of the scorer, as ``tools/score.py`` has it."""
     form: ClassVar[str] = ""
     """For the help of ``tools/score.py``: what ``--data`` and the prediction lines are."""
-    load: ClassVar[staticmethod[..., Any]]
+    load: "ClassVar[staticmethod[..., Any]]"
     """Reads the data files into annotations; raises ``ValueError`` that names the file and the row."""
-    rate: ClassVar[staticmethod[..., ScoreResult]]
+    rate: "ClassVar[staticmethod[..., ScoreResult]]"
     """Scores prediction lines against annotations by every rule that applies."""
     judge: ClassVar[JudgeProtocol | None] = None
     """How a judge grades the replies, where one does."""
@@ -139,7 +137,7 @@ class Benchmark(ABC):
         return Question(number, text, opener, name, number if box_key is None else box_key, fields or {})
 
 
-def open_in_folder(folder: Path, name: str, owner: str) -> Image.Image:
+def open_in_folder(folder: Path, name: str, owner: str) -> "Image.Image":
     """Open a picture; the ``PictureError`` of one that is bad or outside of the folder names it and its owner."""
     from mg_llava.data.pictures.files import open_picture, picture_path
 

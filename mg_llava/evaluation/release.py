@@ -1,7 +1,5 @@
 """Published data sets of the benchmarks: their files, where to get them, and the paper's numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

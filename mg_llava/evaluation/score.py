@@ -1,7 +1,5 @@
 """Scores predictions by every rule that applies to a benchmark; imports neither torch nor a model."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files for the test servers of benchmarks whose answers are not public."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path

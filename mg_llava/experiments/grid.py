@@ -4,8 +4,6 @@ A grid is a JSON file, or a Python file that sets ``grid``, with the keys of :cl
 the folder in which the command runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -78,11 +76,11 @@ class Grid:
     report: str | None = None
     quick: Mapping[str, Any] = field(default_factory=dict)
 
-    def with_options(self, options: Sequence[str]) -> Grid:
+    def with_options(self, options: Sequence[str]) -> "Grid":
         """The grid with further changes of all leaves."""
         return replace(self, rows=tuple(replace(row, options=(*row.options, *options)) for row in self.rows))
 
-    def as_quick(self) -> Grid:
+    def as_quick(self) -> "Grid":
         """The grid of ``--quick``, which leaves results and report of the whole one alone.
 
         Raises:
@@ -96,7 +94,7 @@ class Grid:
         kept = {**known, "name": f"{self.name}-quick", "results": None, "report": None, "quick": {}}
         return make_grid({**kept, **changes})
 
-    def only(self, names: Sequence[str], seeds: Sequence[int]) -> Grid:
+    def only(self, names: Sequence[str], seeds: Sequence[int]) -> "Grid":
         """The grid with some of its rows and other seeds; empty ones keep all.
 
         Raises:

@@ -1,7 +1,5 @@
 """What a grid has found: entries of its runs, stored as JSON, as a Markdown table, as a plot."""
 
-from __future__ import annotations
-
 import json
 import platform
 import statistics

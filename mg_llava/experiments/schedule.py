@@ -1,7 +1,5 @@
 """Run the steps of a grid, several at a time, each as a process with a log; a failed step ends its own run alone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -4,8 +4,6 @@ So a finished step is found again whatever happened since, one that was cut goes
 share a stage train it once, and nothing of an older config is taken for a new one.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass
@@ -35,7 +33,7 @@ class GridStep:
     title: str
     folder: Path
     base: tuple[str, ...]
-    before: GridStep | None = None
+    before: "GridStep | None" = None
 
     @property
     def log(self) -> Path:

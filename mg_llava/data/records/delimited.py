@@ -1,7 +1,5 @@
 """Records of TSV and CSV files with their place in the file, so that they can be read again one by one."""
 
-from __future__ import annotations
-
 import csv
 import sys
 from collections.abc import Iterator, Sequence

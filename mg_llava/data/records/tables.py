@@ -3,8 +3,6 @@
 Tables of several gigabytes stay on disk: a row keeps the place of its picture cell in the file, not its content.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import binascii
@@ -219,7 +217,7 @@ class TablePictures:
         except ValueError:
             return f"row {row.number}"
 
-    def opener(self, row: Row) -> Opener | None:
+    def opener(self, row: Row) -> "Opener | None":
         """A function that opens the picture, or the list of several pictures, of the row; None without one.
 
         It raises ``PictureError``, naming the table and the row, where the picture is not there or does not decode.
@@ -228,7 +226,7 @@ class TablePictures:
             return None
         return lambda: self._open(row)
 
-    def _open(self, row: Row) -> Image.Image | list[Image.Image]:
+    def _open(self, row: Row) -> "Image.Image | list[Image.Image]":
         from mg_llava.data.pictures.files import open_picture
 
         owner = f"{self._owner}, index {row.get('index', row.number)}"
@@ -283,7 +281,7 @@ class TablePictures:
         return passed[-1]
 
 
-def _decode(text: str, owner: str) -> Image.Image:
+def _decode(text: str, owner: str) -> "Image.Image":
     from PIL import Image
 
     from mg_llava.data.pictures.files import PictureError

@@ -1,7 +1,5 @@
 """GQA: balanced questions about scenes, exact match by type and length, and the distribution of answers."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

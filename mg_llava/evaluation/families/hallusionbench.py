@@ -5,8 +5,6 @@ figures), over all and as ``NAME/aAcc`` for each category and l2-category. The o
 1129 questions, are not comparable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

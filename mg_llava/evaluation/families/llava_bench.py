@@ -1,7 +1,5 @@
 """LLaVA-Bench (in the wild): a judge's scores of the model's answers, relative to those of a reference."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path

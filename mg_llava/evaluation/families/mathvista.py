@@ -1,7 +1,5 @@
 """MathVista: mathematics in pictures; extracted answers to normalized answers to accuracies."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

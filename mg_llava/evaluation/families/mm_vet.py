@@ -1,7 +1,5 @@
 """MM-Vet: a judge's grades from 0 to 1, averaged over questions, capabilities and their combinations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

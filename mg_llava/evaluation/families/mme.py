@@ -7,8 +7,6 @@ the script (``precision`` and ``recall`` leave replies that are neither out). ``
 ``reasoning`` too.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence

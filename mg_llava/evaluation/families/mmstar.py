@@ -1,7 +1,5 @@
 """MMStar: multiple choice whose own rule is more lenient than the others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mg_llava.evaluation.benchmark import BENCHMARKS

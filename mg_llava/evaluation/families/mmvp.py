@@ -7,8 +7,6 @@ some of ``DISPUTED`` corrected.
 Metrics: ``pair_accuracy`` (both questions of a pair right, the benchmark's figure) and ``accuracy`` (questions).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ Metrics of every rule, as shares of 1:
 - CV-Bench (column ``source`` with ADE20K, COCO, Omni3D): ``source/NAME``, ``2D``, ``3D`` and ``CV-Bench``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

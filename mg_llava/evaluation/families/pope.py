@@ -6,8 +6,6 @@ without a prefix (``f1`` of ``official`` is the figure of the LLaVA-1.5 paper; a
 (tables only) pools the splits instead: ``Overall`` is F1.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

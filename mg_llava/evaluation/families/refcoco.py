@@ -4,8 +4,6 @@ Two forms of replies: ``{<x1><y1><x2><y2>}`` in percent of the original picture 
 as fractions of the original or of the padded picture (LLaVA).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

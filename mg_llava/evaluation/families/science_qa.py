@@ -5,8 +5,6 @@ the script has it, which leaves out questions without a prediction; ``image_accu
 picture. ``*_rounded`` in percent with two decimals, as the script prints the first two; ``correct`` and ``count``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Metrics: ``total`` (also ``accuracy``), ``image`` and ``video`` by the type of d
 by its name; ``*_rounded`` in percent with two decimals, as the script prints them.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

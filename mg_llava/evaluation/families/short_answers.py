@@ -1,7 +1,5 @@
 """Question answering with short free-form answers: DocVQA, InfographicVQA, OCR-VQA, ChartQA."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

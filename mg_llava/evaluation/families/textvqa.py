@@ -1,7 +1,5 @@
 """TextVQA: questions about text in pictures, soft accuracy over ten annotators."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Questions about short videos, MSVD-QA and MSRVTT-QA: a judge's verdicts by the protocol of Video-ChatGPT."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """VQAv2: the official accuracy (where annotations are given) and the file for the test server."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path

@@ -4,8 +4,6 @@ An error either passes (asked again), names a parameter that the endpoint does n
 one question (a refusal of its text), or ends the run.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -68,7 +66,7 @@ class _Parameters:
             body["temperature"] = temperature
         return body
 
-    def without_refused(self, error: str) -> _Parameters:
+    def without_refused(self, error: str) -> "_Parameters":
         """What is left after an error of the endpoint; the same where the error names no parameter."""
         least = _LEAST.search(error)
         if self.limit is not None and re.search(r"max_(completion_|output_)?tokens", error):

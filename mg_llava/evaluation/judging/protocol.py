@@ -4,8 +4,6 @@ Form and scale are those of the official protocols, so that the official aggrega
 (that of LLaVA-Bench comes with its ``rule.json``). Scores are comparable between runs of one judge and one version.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

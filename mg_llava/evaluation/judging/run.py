@@ -3,8 +3,6 @@
 Questions that the judge refused, or about which no reply could be used, are open work: the next run asks them again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

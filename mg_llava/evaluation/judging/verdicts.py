@@ -1,7 +1,5 @@
 """What the judged benchmarks share: their questions, and where a prediction line has the judge's reply and name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Where a script has a quirk, the quirk is kept and its comment says so: the figures have to be those of the script.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Overlap of boxes in replies as the published scripts compute it; all boxes are xyxy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mg_llava.data.text.published_boxes import Box

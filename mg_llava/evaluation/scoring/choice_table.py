@@ -1,7 +1,5 @@
 """Multiple choice: tables of questions, letters in replies as the published scripts read them, and means by group."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Means and groups of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 

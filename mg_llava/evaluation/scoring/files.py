@@ -1,7 +1,5 @@
 """Finding and reading files of benchmarks and of predictions, with messages that name file and line or row."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

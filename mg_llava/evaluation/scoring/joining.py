@@ -1,7 +1,5 @@
 """Joining predictions with annotations by id, with the counts of what did not meet; figures and layout of a result."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """How the published scripts read yes or no out of a reply, and what they count."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +61,7 @@ class Confusion:
     fn: int
 
     @classmethod
-    def of(cls, predicted: Sequence[bool], labels: Sequence[bool]) -> Confusion:
+    def of(cls, predicted: Sequence[bool], labels: Sequence[bool]) -> "Confusion":
         """Count pairs; True is yes."""
         pairs = list(zip(predicted, labels, strict=True))
         return cls(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True))))
