@@ -2,17 +2,16 @@
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -39,26 +38,20 @@ class Ran(NamedTuple):
         return json.loads(self.out.splitlines()[-1])
 
 
-def load_tool(name: str) -> ModuleType:
-    """The module of ``tools/NAME.py``, made anew."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_tool(name: str, *arguments: object) -> Ran:
     """Call a tool in this process, which saves the seconds of an interpreter's imports."""
-    return _run_here(load_tool(name), str(TOOLS / f"{name}.py"), arguments)
+    file = TOOLS / f"{name}.py"
+    found = re.search(r"``mg-llava ([a-z-]+)``", file.read_text())
+    assert found is not None
+    return _run_here(found[1], str(file), arguments)
 
 
 def run_command(name: str, *arguments: object) -> Ran:
     """Call a command of ``mg-llava`` in this process."""
-    return _run_here(importlib.import_module(f"mg_llava.commands.{name.replace('-', '_')}"), name, arguments)
+    return _run_here(name, name, arguments)
 
 
-def _run_here(module: ModuleType, name: str, arguments: Iterable[object]) -> Ran:
+def _run_here(command: str, name: str, arguments: Iterable[object]) -> Ran:
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
@@ -66,7 +59,7 @@ def _run_here(module: ModuleType, name: str, arguments: Iterable[object]) -> Ran
         contextlib.redirect_stderr(err),
     ):
         try:
-            status = module.main()
+            status = importlib.import_module(f"mg_llava.commands.{command.replace('-', '_')}").main()
         except SystemExit as end:
             status = end.code
     return Ran(status, out.getvalue(), err.getvalue())

@@ -35,6 +35,11 @@ def main() -> int:
         out.write("\n".join(["mg-llava COMMAND ...; each command has --help", "", *lines, ""]))
         return 0 if is_help else 2
     sys.argv = [f"mg-llava {name}", *sys.argv[2:]]
+    return run(name)
+
+
+def run(name: str) -> int:
+    """Run a command with the arguments in ``sys.argv``; its exit status."""
     command = importlib.import_module(f"mg_llava.commands.{name.replace('-', '_')}")
     after = getattr(command, "AFTER", None)  # what to do after Ctrl-C
     return run_main(command.main) if after is None else run_main(command.main, after)

@@ -12,14 +12,16 @@ from mg_llava.commands import train
 from tests import forked
 from tests.house.source import ROOT
 
-TOOLS = {file.stem: file.read_text() for file in (ROOT / "tools").glob("*.py") if file.stem != "demo"}
+TOOLS = {file.stem: file.read_text() for file in (ROOT / "tools").glob("[!_]*.py") if file.stem != "demo"}
 
 
 def test_every_tool_is_the_door_of_a_command() -> None:
-    doors = {text.split("mg_llava.commands.")[1].split(" ")[0].replace("_", "-") for text in TOOLS.values()}
-    assert doors == set(commands.list_commands()) - {"train", "chat"}
-    for text in TOOLS.values():
-        assert len(text.splitlines()) <= 12
+    doors = {name: text.split('open_door("')[1].split('"')[0] for name, text in TOOLS.items()}
+    assert set(doors.values()) == set(commands.list_commands()) - {"train", "chat"}
+    for name, text in TOOLS.items():
+        file = f"mg_llava/commands/{doors[name].replace('-', '_')}.py"
+        opening = f'"""The command ``mg-llava {doors[name]}``: {file}."""'
+        assert text.startswith(opening) and len(text.splitlines()) <= 6
 
 
 def test_every_command_says_what_it_is_for() -> None:
