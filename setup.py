@@ -40,7 +40,14 @@ EXTRAS = {
     "detect": ["scikit-image", "scipy"],
     "demo": ["scikit-image", "scikit-learn", "scipy"],
     "eval": ["scikit-image", "scipy", "openpyxl"],
-    "serve": ["fastapi==0.165.0", "uvicorn==0.54.0", "sse-starlette==3.7.0", "pydantic>=2", "prometheus_client"],
+    "serve": [
+        "fastapi==0.165.0",
+        "uvicorn==0.54.0",
+        "sse-starlette==3.7.0",
+        "pydantic>=2",
+        "prometheus_client",
+        "httpx",
+    ],
     "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "openai"],
 }
 

@@ -4,16 +4,24 @@ Any client of such an endpoint can then use it, lmms-eval and VLMEvalKit among t
 base64, or from hosts that --allow-host names; their image_url may have "boxes": [[x1, y1, x2, y2], ...] in pixels of
 the picture. Needs the extra "serve".
 
+With --engine vllm=URL a stock vLLM runs the language model, and this process sees to pictures and boxes. It takes the
+LLM of `mg-llava convert SOURCE PARTS --to parts`, in a process of its own that nobody else reaches; its key, if it
+has one, is in the environment variable VLLM_API_KEY.
+
 Examples:
     mg-llava serve CONFIG.py --checkpoint iter_250.pth --port 8000 --proposals
     curl localhost:8000/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Who are you?"}]}'
+    vllm serve PARTS/llm --enable-prompt-embeds --host 127.0.0.1 --port 8001
+    mg-llava serve CONFIG.py --checkpoint iter_250.pth --engine vllm=http://127.0.0.1:8001
 
 Exit status: 0 stopped, 1 config, checkpoint or port cannot be used, 2 wrong arguments.
 """
 
 import argparse
 import contextlib
+import os
 import sys
+from typing import Any
 
 from mg_llava.commands._model import add_model_arguments, build_predictor
 
@@ -31,7 +39,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=600, help="most seconds of an answer (default: %(default)s)")
     parser.add_argument("--allow-host", action="append", default=[], help="fetch pictures from it (default: none)")
     parser.add_argument("--allow-origin", action="append", default=[], help="web page that may ask (default: none)")
+    parser.add_argument("--engine", help="vllm=URL: a vLLM that runs the LLM (default: this process)")
+    parser.add_argument("--engine-host", action="append", default=[], help="where it may run but for this machine")
     return parser.parse_args()
+
+
+def build_engine(arguments: argparse.Namespace) -> Any:
+    """A maker of the engine that the arguments name, from a predictor; None for the server's own.
+
+    Raises:
+        ValueError: There is no such engine, or it may not be asked.
+    """
+    if arguments.engine is None:
+        return None
+    from mg_llava.inference.serving.far_side import FarSide, check_url
+    from mg_llava.inference.serving.remote import RemoteEngine
+
+    kind, _, url = arguments.engine.partition("=")
+    if kind != "vllm" or not url:
+        raise ValueError(f"--engine is {kind!r}; allowed: vllm=URL")
+    key, seconds = os.environ.get("VLLM_API_KEY", ""), arguments.timeout
+    far = FarSide(check_url(url, arguments.engine_host), key, seconds)
+    return lambda predictor: RemoteEngine(predictor, far, arguments.batch_size)
 
 
 def main() -> int:
@@ -45,8 +74,10 @@ def main() -> int:
         limits = RequestLimits(requests=arguments.queue, seconds=arguments.timeout)
         hosts, origins = tuple(arguments.allow_host), tuple(arguments.allow_origin)
         settings = Settings(arguments.name, arguments.api_key, hosts, origins, limits=limits)
-        predictor = build_predictor(arguments)
-        server = ChatServer(predictor, arguments.host, arguments.port, arguments.batch_size, settings)
+        make_engine = build_engine(arguments)
+        predictor = build_predictor(arguments, layers=make_engine is None)
+        engine = make_engine and make_engine(predictor)
+        server = ChatServer(predictor, arguments.host, arguments.port, arguments.batch_size, settings, engine)
     except ImportError as error:
         print(f"error: {error}; pip install 'mg_llava[serve]'", file=sys.stderr)
         return 1

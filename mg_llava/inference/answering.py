@@ -1,6 +1,7 @@
 """Answers a window of requests: encodes its pictures once, then generates batch by batch.
 
-Shapes: B rows of a batch, T text ids, N pictures, P visual tokens of a picture, D hidden size of the LLM.
+Shapes: B rows of a batch, T text ids, N pictures, P visual tokens of a picture, D hidden size of the LLM, L
+positions of a prompt.
 """
 
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
@@ -240,6 +241,10 @@ class Answering:
             for row, token, ended, scores in zip(step.rows, step.ids, step.ended, step.scores, strict=True):
                 replies[row].push(token, ended, scores)
             yield
+
+    def embeds(self, one: EncodedRequest) -> Tensor:
+        """``(L, D)``, what the LLM reads of a request."""
+        return self._prompt([one], [one.prepared.ids]).embeds[0]
 
     def new_reply(self, one: EncodedRequest, **options: Any) -> Reply:
         """The answer to a request, with nothing in it yet; ``options`` as for :class:`Reply`."""

@@ -52,6 +52,9 @@ class Job:
         tell: Called with each event, by the engine's thread.
         streams: Whether pieces are told as they come; otherwise all come with the end.
         top: Number of likeliest ids to tell beside each new one; None for no log-probabilities.
+
+    Attributes:
+        when_gone: Called when nobody waits for the answer any more, in any thread.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Job:
     ) -> None:
         self.loaded, self.answering, self.tell, self.streams, self.top = loaded, answering, tell, streams, top
         self.is_gone = self.is_told = self.has_begun = False
+        self.when_gone: Callable[[], Any] = lambda: None
         self._scored = 0
         self._reply: Reply | None = None
 
@@ -75,6 +79,7 @@ class Job:
     def leave(self) -> None:
         """Say that nobody waits for the answer any more."""
         self.is_gone = True
+        self.when_gone()
 
     def begin(self, one: EncodedRequest) -> Reply:
         """Its answer, with nothing in it yet."""
@@ -107,6 +112,9 @@ class Engine:
         predictor: Answers.
         batch_size: Requests that are answered together, at most.
     """
+
+    exact = True
+    """Whether greedy answers are to be independent of the batch; see ``Answering``."""
 
     def __init__(self, predictor: Predictor, batch_size: int = 8) -> None:
         self.predictor, self.batch_size = predictor, batch_size
@@ -151,7 +159,7 @@ class Engine:
             PictureError: A picture cannot be read.
             ValueError: The request is wrong.
         """
-        answering = self.predictor.answering(generation, self.batch_size, exact=True)
+        answering = self.predictor.answering(generation, self.batch_size, self.exact)
         prepared = PreparedRequest(self.predictor.front_end, next(self._numbers), request)
         group = PictureGroup([prepared])
         decoded = group.load()
@@ -211,15 +219,19 @@ class Engine:
                 for job in untold:
                     yield from self._lane([job])
 
-    def _answer(self, jobs: list[Job]) -> Iterator[None]:
-        first, replies = jobs[0].answering, []
+    def _begin(self, jobs: list[Job]) -> list[tuple[Job, Reply]]:
+        """Encode the pictures of jobs together; those that can be answered, with their answers."""
         owners = {request.number: job for job in jobs for request in job.loaded[0].requests}
         failed: list[Any] = []
-        for one in first.encoded((job.loaded for job in jobs), failed):
-            replies.append(owners[one.prepared.number].begin(one))
+        encoded = jobs[0].answering.encoded((job.loaded for job in jobs), failed)
+        begun = [(owners[one.prepared.number], owners[one.prepared.number].begin(one)) for one in encoded]
         for number, error in failed:
             owners[number].fail(error)
-        for _ in first.run(replies) if replies else ():
+        return begun
+
+    def _answer(self, jobs: list[Job]) -> Iterator[None]:
+        replies = [reply for _, reply in self._begin(jobs)]
+        for _ in jobs[0].answering.run(replies) if replies else ():
             for job in jobs:
                 job.advance()
             yield

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.models.llm import keep_word_embeddings
 from mg_llava.models.parts import for_any_machine
 from mg_llava.registry import MODELS
 from mg_llava.work.devices import pick_device
@@ -33,6 +34,7 @@ def load_model(
     checkpoint: str | Path | None = None,
     device: str = "auto",
     pictures: Mapping[str, Any] | None = None,
+    layers: bool = True,
 ) -> LoadedModel:
     """Load a model; arguments and errors as for ``Predictor.from_pretrained``."""
     target = pick_device(device)
@@ -42,6 +44,8 @@ def load_model(
         raise ValueError(f"{source} is a folder or hub id, which has its weights; a checkpoint needs a config (.py)")
     else:
         loaded = _from_folder(str(source), pictures or {})
+    if not layers:
+        keep_word_embeddings(loaded.model.llm)
     return loaded._replace(model=loaded.model.to(target))
 
 

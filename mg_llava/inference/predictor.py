@@ -94,6 +94,7 @@ class Predictor:
         checkpoint: str | Path | None = None,
         device: str = "auto",
         pictures: Mapping[str, Any] | None = None,
+        layers: bool = True,
         **kwargs: Any,
     ) -> "Predictor":
         """Load a model, from a training config and a checkpoint, a Hugging Face folder of ours, or a hub id.
@@ -105,6 +106,7 @@ class Predictor:
                 safetensors file. None otherwise.
             device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:1"``...
             pictures: Changes of the picture processor, such as ``apply_exif``.
+            layers: Whether to keep the LLM's layers; without them another process has to run it.
             **kwargs: As for the class: ``proposer``, ``system``, generation arguments.
 
         Raises:
@@ -112,7 +114,7 @@ class Predictor:
             ValueError: If the config cannot be read or lacks a part, the checkpoint is of another kind or another
                 model, or the device is not there.
         """
-        *loaded, parts = load_model(source, checkpoint, device, pictures)
+        *loaded, parts = load_model(source, checkpoint, device, pictures, layers)
         return cls(*loaded, **{"parts": parts, **kwargs})
 
     def predict(

@@ -64,15 +64,22 @@ class Reply:
 
     def push(self, token: int, ended: Ended, scores: Tensor) -> None:
         """Take a new id, chosen by ``(V,)`` logits."""
-        self.ended = ended
-        if ended in ("end", "close"):
-            return
-        self.ids.append(token)
+        scored = None
         if self.top is not None:
             logprobs = scores.log_softmax(dim=-1)
             values, ids = logprobs.topk(min(self.top, len(logprobs)))
             top = list(zip(ids.tolist(), values.tolist(), strict=True))
-            self.scored.append(ScoredToken(token, logprobs[token].item(), top))
+            scored = ScoredToken(token, logprobs[token].item(), top)
+        self.take(token, ended, scored)
+
+    def take(self, token: int, ended: Ended, scored: ScoredToken | None) -> None:
+        """Take a new id, with its log-probability where that is wanted."""
+        self.ended = ended
+        if ended in ("end", "close"):
+            return
+        self.ids.append(token)
+        if scored is not None:
+            self.scored.append(scored)
 
     def restart(self, one: EncodedRequest) -> None:
         """Begin again; what comes begins with the ids that there are."""

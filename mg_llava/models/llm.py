@@ -11,6 +11,7 @@ from torch import nn
 
 from mg_llava.models.adapters.lora import add_lora
 from mg_llava.models.architectures import find_architecture
+from mg_llava.models.losses.language import decoder_of
 from mg_llava.models.recompute import Checkpointing, enable_checkpointing
 from mg_llava.models.weights.loading import load_hugging_face, on_meta, require_folder, resolve_dtype
 from mg_llava.registry import MODELS
@@ -87,6 +88,15 @@ def build_language_model(
         _freeze_embeddings(llm, tuning)
     _log(llm, path, tuning, attention_used, kwargs["torch_dtype"])
     return llm
+
+
+def keep_word_embeddings(llm: Any) -> None:
+    """Take an LLM's layers and its head away: its word embeddings serve an LLM that another process runs."""
+    decoder = decoder_of(llm)
+    for name, child in decoder.named_children():
+        if isinstance(child, nn.ModuleList):
+            setattr(decoder, name, nn.ModuleList())
+    llm.set_output_embeddings(nn.Identity())
 
 
 def _freeze_embeddings(llm: Any, tuning: Tuning) -> None:

@@ -193,6 +193,7 @@ PACKAGES = {
     "fastapi": "fastapi",
     "flash-attn": "flash_attn",
     "gguf": "gguf",
+    "httpx": "httpx",
     "liger-kernel": "liger_kernel",
     "lmms-eval": "lmms_eval",
     "openpyxl": "openpyxl",

@@ -13,6 +13,7 @@ from openai import OpenAI
 from PIL import Image
 
 from mg_llava.inference import Predictor
+from mg_llava.inference.engine import Engine
 from mg_llava.inference.serving.app import Settings
 from mg_llava.inference.serving.server import ChatServer
 from tests import toy
@@ -27,9 +28,11 @@ def make_predictor(paths: dict[str, str], **given: Any) -> Predictor:
 
 
 @contextmanager
-def serving(predictor: Predictor, batch_size: int = 8, **settings: Any) -> Iterator[ChatServer]:
+def serving(
+    predictor: Predictor, batch_size: int = 8, engine: Engine | None = None, **settings: Any
+) -> Iterator[ChatServer]:
     settings = {"name": "toy", "api_key": KEY, **settings}
-    server = ChatServer(predictor, port=0, batch_size=batch_size, settings=Settings(**settings))
+    server = ChatServer(predictor, port=0, batch_size=batch_size, settings=Settings(**settings), engine=engine)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -49,6 +49,7 @@ class ChatServer:
         port: 0 for any free one.
         batch_size: Requests that are answered together.
         settings: See there; texts are limited to what fits into the LLM's context, however it is cut into tokens.
+        engine: Answers in place of one of the predictor's own.
 
     Raises:
         OSError: The address cannot be used.
@@ -61,6 +62,7 @@ class ChatServer:
         port: int = 8000,
         batch_size: int = 8,
         settings: Settings | None = None,
+        engine: Engine | None = None,
     ) -> None:
         settings = settings or Settings()
         context = getattr(predictor.model.llm.config, "max_position_embeddings", None)
@@ -68,7 +70,7 @@ class ChatServer:
             longest = max(map(len, predictor.front_end.tokenizer.get_vocab()))
             characters = min(settings.limits.characters, context * longest)
             settings = replace(settings, limits=replace(settings.limits, characters=characters))
-        self.app = ChatApp(Engine(predictor, batch_size), settings)
+        self.app = ChatApp(engine or Engine(predictor, batch_size), settings)
         self._socket = socket.create_server((host, port), backlog=1024, family=_family(host))
         config = uvicorn.Config(
             self.app.build(),
