@@ -6,19 +6,16 @@ or whose time is over ends in the engine with its next step.
 
 import asyncio
 import hmac
-import json
-import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
-from mmengine.logging import print_log
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -28,16 +25,20 @@ from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 from mg_llava.inference.serving.metrics import ServerMetrics
 from mg_llava.inference.serving.places import Load, Place, Stream
 from mg_llava.inference.serving.question import ChatQuestion, read_question
+from mg_llava.inference.serving.waiting import (
+    ClientLeft,
+    event_of,
+    first_event,
+    prepared,
+    read_body,
+    refusal,
+    too_late,
+    wait_for,
+)
 
 _COMPLETIONS, _MODELS, _HEALTH, _METRICS = "/v1/chat/completions", "/v1/models", "/health", "/metrics"
 _LEFT = 499
 """Status of a request whose client has left; nobody reads it."""
-
-_Result = TypeVar("_Result")
-
-
-class _Left(Exception):
-    """The client has left."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,14 @@ class ChatApp:
             self._check(request)
             place = Place(self.load, self.limits)
             try:
-                response = await self._complete(request, await self._read(request, place), place)
+                response = await self._complete(request, await read_body(request, place), place)
             finally:
                 place.leave_unless_streaming()
             status = response.status_code
         except RefusedRequest as error:
             status = error.status
             raise
-        except (_Left, ClientDisconnect):
+        except (ClientLeft, ClientDisconnect):
             status = _LEFT
             response = Response(status_code=_LEFT)
         finally:
@@ -158,25 +159,6 @@ class ChatApp:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    async def _read(self, request: Request, place: Place) -> bytes:
-        """The body, counted while it comes."""
-        length = request.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdecimal()) or len(length) > 18 or int(length) > self.limits.body:
-            place.refuse_size()
-        parts: list[bytes] = []
-
-        async def read() -> None:
-            async for part in request.stream():
-                parts.append(part)
-                place.take(len(part))
-
-        try:
-            await asyncio.wait_for(read(), self.limits.patience)
-        except asyncio.TimeoutError:
-            rule = f"the request did not come whole within {self.limits.patience:.0f} s"
-            raise RefusedRequest(rule, None, "request_timeout", 408) from None
-        return b"".join(parts)
-
     async def _complete(self, request: Request, data: bytes, place: Place) -> Response:
         start, due = time.monotonic(), time.monotonic() + self.limits.seconds
         news: asyncio.Queue[Event] = asyncio.Queue()
@@ -193,10 +175,10 @@ class ChatApp:
             options = {"tell": tell, "streams": bool(fields.stream), "top": top}
             return question, self.engine.prepare(asked, fields.generation(), **options)
 
-        question, job = await self._wait(request, _prepared(loop.run_in_executor(self._pool, prepare)), due)
+        question, job = await wait_for(request, prepared(loop.run_in_executor(self._pool, prepare)), due, self.limits)
         try:
             self.engine.submit(job)
-            event = await self._wait(request, _first(news), due)
+            event = await wait_for(request, first_event(news), due, self.limits)
         except Closed as error:
             raise RefusedRequest("the server ends", None, "unavailable", 503) from error
         except BaseException:
@@ -214,43 +196,26 @@ class ChatApp:
         self.metrics.count(event.answer, time.monotonic() - start)
         return JSONResponse(completion.whole(event.answer, event.scored))
 
-    async def _wait(self, request: Request, work: Coroutine[Any, Any, _Result], due: float) -> _Result:
-        """The result of some work, unless the client leaves or the time is over before."""
-        task, leaving = asyncio.create_task(work), asyncio.create_task(_until_left(request))
-        try:
-            await asyncio.wait((task, leaving), timeout=due - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if leaving.done():
-                raise _Left
-            raise self._late()
-        finally:
-            task.cancel()
-            leaving.cancel()
-
-    def _late(self) -> RefusedRequest:
-        return RefusedRequest(f"the answer was not there within {self.limits.seconds:.0f} s", None, "timeout", 504)
-
     async def _chunks(
         self, completion: Completion, event: Event, news: asyncio.Queue[Event], start: float
     ) -> AsyncIterator[dict[str, str]]:
         """The events of a stream."""
-        yield _data(completion.begin())
+        yield event_of(completion.begin())
         while True:
             if event.piece or event.scored:
-                yield _data(completion.piece(event.piece, event.scored))
+                yield event_of(completion.piece(event.piece, event.scored))
             if event.is_last:
                 break
             try:
                 event = await asyncio.wait_for(news.get(), start + self.limits.seconds - time.monotonic())
             except asyncio.TimeoutError:
-                event = Event(error=self._late())
+                event = Event(error=too_late(self.limits))
         if event.answer is None:
-            yield _data(_refusal(event.error).body())
+            yield event_of(refusal(event.error).body())
             return
         self.metrics.count(event.answer, time.monotonic() - start)
         for chunk in completion.end(event.answer):
-            yield _data(chunk)
+            yield event_of(chunk)
         yield {"data": "[DONE]"}
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
@@ -259,41 +224,6 @@ class ChatApp:
             known = ", ".join((_MODELS, _COMPLETIONS, _HEALTH, _METRICS))
             message = f"{request.method} {request.url.path[:80]} is unknown; there are {known}"
             error = RefusedRequest(message, None, "unknown_url", error.status_code)
-        refused = _refusal(error)
+        refused = refusal(error)
         headers = {"Retry-After": "1"} if refused.status in (429, 503) else {}
         return JSONResponse(refused.body(), refused.status, headers)
-
-
-async def _prepared(future: asyncio.Future[_Result]) -> _Result:
-    try:
-        return await future
-    except ValueError as error:  # of boxes, pictures and conversations
-        raise RefusedRequest(str(error), "messages") from error
-
-
-async def _first(news: asyncio.Queue[Event]) -> Event:
-    event = await news.get()
-    if event.error is not None:
-        raise _refusal(event.error)
-    return event
-
-
-async def _until_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _refusal(error: Exception | None) -> RefusedRequest:
-    if isinstance(error, RefusedRequest):
-        return error
-    if isinstance(error, Closed):
-        return RefusedRequest("the server ends", None, "unavailable", 503)
-    if isinstance(error, ValueError):
-        is_long = "context" in str(error)
-        return RefusedRequest(str(error), "messages", "context_length_exceeded" if is_long else "invalid_value")
-    print_log(f"{type(error).__name__}: {error}", logger="current", level=logging.ERROR)
-    return RefusedRequest("the server failed at this request; its log says why", None, None, 500)
-
-
-def _data(payload: dict[str, Any]) -> dict[str, str]:
-    return {"data": json.dumps(payload)}

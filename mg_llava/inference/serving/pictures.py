@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -30,10 +30,18 @@ def open_pictures(urls: Sequence[tuple[str, str]], limits: RequestLimits, hosts:
     Raises:
         RefusedRequest: A URL is not allowed, a picture cannot be read, or the pictures are too large.
     """
+    return decode_pictures(((param, _read(param, url, limits, hosts)) for param, url in urls), limits)
+
+
+def decode_pictures(files: Iterable[tuple[str, bytes]], limits: RequestLimits) -> list[Image.Image]:
+    """The decoded pictures of files, each with the field that names it; the headers of all are read before.
+
+    Raises:
+        RefusedRequest: A picture cannot be read, or the pictures are too large.
+    """
     images: list[tuple[str, Image.Image]] = []
     pixels = 0
-    for param, url in urls:
-        data = _read(param, url, limits, hosts)
+    for param, data in files:
         image = _tried(param, Image.open, io.BytesIO(data), formats=FORMATS)
         pixels += image.width * image.height
         images.append((param, image))

@@ -5,11 +5,13 @@ import socket
 from dataclasses import replace
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mg_llava.inference.engine import Engine
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.serving.app import ChatApp, Settings
+from mg_llava.inference.serving.errors import RequestLimits
 
 _GRACE = 5
 """Seconds that answers have to end after the server was told to."""
@@ -40,8 +42,51 @@ class _Connection(H11Protocol):
             self._wait()
 
 
-class ChatServer:
+class HttpServer:
     """A server that listens; :meth:`run` answers.
+
+    Args:
+        app: Its routes.
+        host: Address to listen at.
+        port: 0 for any free one.
+        limits: Of its requests.
+
+    Raises:
+        OSError: The address cannot be used.
+    """
+
+    def __init__(self, app: FastAPI, host: str, port: int, limits: RequestLimits) -> None:
+        self._socket = socket.create_server((host, port), backlog=1024, family=_family(host))
+        config = uvicorn.Config(
+            app,
+            http=type("Connection", (_Connection,), {"patience": limits.patience}),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=4 * limits.requests + 64,  # connections, idle ones as well
+            timeout_graceful_shutdown=_GRACE,
+        )
+        self._server = uvicorn.Server(config)
+
+    @property
+    def port(self) -> int:
+        """The port it listens at."""
+        return self._socket.getsockname()[1]
+
+    def run(self) -> None:
+        """Answer until :meth:`stop` or a signal."""
+        with self._socket:
+            self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """End; answers that are being given have some seconds."""
+        self._server.should_exit = True
+
+
+class ChatServer(HttpServer):
+    """Serves chat completions.
 
     Args:
         predictor: Answers.
@@ -65,39 +110,18 @@ class ChatServer:
         engine: Engine | None = None,
     ) -> None:
         settings = settings or Settings()
-        context = getattr(predictor.model.llm.config, "max_position_embeddings", None)
-        if context is not None:
-            longest = max(map(len, predictor.front_end.tokenizer.get_vocab()))
-            characters = min(settings.limits.characters, context * longest)
-            settings = replace(settings, limits=replace(settings.limits, characters=characters))
+        settings = replace(settings, limits=fitting_limits(settings.limits, predictor))
         self.app = ChatApp(engine or Engine(predictor, batch_size), settings)
-        self._socket = socket.create_server((host, port), backlog=1024, family=_family(host))
-        config = uvicorn.Config(
-            self.app.build(),
-            http=type("Connection", (_Connection,), {"patience": settings.limits.patience}),
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=4 * settings.limits.requests + 64,  # connections, idle ones as well
-            timeout_graceful_shutdown=_GRACE,
-        )
-        self._server = uvicorn.Server(config)
+        super().__init__(self.app.build(), host, port, settings.limits)
 
-    @property
-    def port(self) -> int:
-        """The port it listens at."""
-        return self._socket.getsockname()[1]
 
-    def run(self) -> None:
-        """Answer until :meth:`stop` or a signal."""
-        with self._socket:
-            self._server.run(sockets=[self._socket])
-
-    def stop(self) -> None:
-        """End; answers that are being given have some seconds."""
-        self._server.should_exit = True
+def fitting_limits(limits: RequestLimits, predictor: Predictor) -> RequestLimits:
+    """Limits that take no more text than the LLM's context has room for, however it is cut into tokens."""
+    context = getattr(predictor.model.llm.config, "max_position_embeddings", None)
+    if context is None:
+        return limits
+    longest = max(map(len, predictor.front_end.tokenizer.get_vocab()))
+    return replace(limits, characters=min(limits.characters, context * longest))
 
 
 def _family(host: str) -> socket.AddressFamily:
