@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def ask(files: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Run the command in this process; returns its status, stdout and the last line of stderr."""
-    from tools import predict
+    from mg_llava.commands import predict
 
     def run(*arguments: object, **changes: str) -> tuple[int, str, str]:
         given = files | changes

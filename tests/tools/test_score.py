@@ -9,10 +9,10 @@ from pathlib import Path
 import openpyxl
 import pytest
 
+from mg_llava.commands import score
 from mg_llava.evaluation.benchmark import BENCHMARKS
 from mg_llava.evaluation.scoring.files import read_predictions
 from tests.evaluation.benchmark_files import write_json_lines, write_table
-from tools import score
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -188,7 +188,7 @@ SCORED = {
 }
 DRIVER = """
 import json, sys
-from tools import score
+from mg_llava.commands import score
 statuses = [score.main(arguments) for arguments in json.load(sys.stdin)]
 loaded = [name for name in ("torch", "transformers", "mmengine") if name in sys.modules]
 sys.exit(f"{statuses} {loaded}" if any(statuses) or loaded else 0)

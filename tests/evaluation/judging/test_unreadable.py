@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mg_llava.commands import score
 from mg_llava.evaluation.score import find_protocol, score_predictions
 from tests.evaluation.benchmark_files import write_json_lines, write_table
-from tools import score
 
 PROSE = "The given answer is fine."
 NAMES = ("a", "b", "c")
