@@ -86,6 +86,8 @@ class Spec:
     """K, objects of a canvas; 0 for an encoder that detects none."""
     object_channels: int = 0
     """C_o, channels of the state of an object."""
+    classes: tuple[str, ...] = ()
+    """Names of a detector's classes, in the order of its logits."""
     architecture: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that the class's ``from_spec`` needs."""
     source: str = field(default="", compare=False)

@@ -4,16 +4,18 @@ Shapes: N canvases, s side of the view in pixels, K objects that are kept, C_o c
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import read_processor
+from mg_llava.models.encoders.phrases import Phrases, read_phrases, score_classes, write_phrases
 from mg_llava.models.interfaces import Detected, Seen, Spec
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.loading import require_folder
@@ -21,34 +23,52 @@ from mg_llava.models.weights.stored import TensorMap
 from mg_llava.registry import MODELS
 
 _WANTED = "a Hugging Face folder of a detector (config.json and weights)"
-_NO_OBJECT = {"detr": True, "conditional_detr": False, "deformable_detr": False, "rt_detr": False}
+_NO_OBJECT = {
+    "detr": True,
+    "conditional_detr": False,
+    "deformable_detr": False,
+    "rt_detr": False,
+    "grounding-dino": False,
+}
 """Kinds of detectors, and whether their last class is "no object": then scores are of a softmax, else of sigmoids."""
+_OPEN = "grounding-dino"
+"""A kind that is told the names of its classes."""
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SIZE = 640
 
 
 @MODELS.register_module()
 class TransformerDetector(VisionEncoder):
-    """A DETR, Conditional DETR, Deformable DETR or RT-DETR, which gives the K objects that it is surest of.
+    """A DETR, Conditional DETR, Deformable DETR, RT-DETR or Grounding DINO: the K objects that it is surest of.
 
-    It sees the whole canvas, so that its boxes are shares of the canvas.
+    It sees the whole canvas, so that its boxes are shares of the canvas. Grounding DINO looks for the same ``classes``
+    on every canvas.
 
     Args:
         path: Folder or hub name.
         objects: K; all queries where there are fewer.
         image_size: s; None for the size of its picture processor.
+        classes: Names of the classes that Grounding DINO is asked for; the others know their own.
         dtype: Dtype of weights and computation; see :class:`VisionEncoder`.
 
     Raises:
         FileNotFoundError: The folder lacks config or weights.
-        ValueError: It holds a model of another kind.
+        ValueError: It holds a model of another kind, or classes are given to it, or not, against its kind.
     """
 
-    def __init__(self, path: str, objects: int = 100, image_size: int | None = None, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        path: str,
+        objects: int = 100,
+        image_size: int | None = None,
+        classes: Sequence[str] | None = None,
+        dtype: str = "auto",
+    ) -> None:
         from transformers.modeling_utils import no_init_weights
 
+        config = {"path": path, "objects": objects, "image_size": image_size, "classes": classes}
         with no_init_weights():  # all of them are read
-            super().__init__({"path": path, "objects": objects, "image_size": image_size}, dtype)
+            super().__init__(config, dtype)
 
     @classmethod
     def describe(cls, config: Mapping[str, Any]) -> Spec:
@@ -62,6 +82,7 @@ class TransformerDetector(VisionEncoder):
             raise ValueError(f"objects is {objects}; a detector keeps at least 1")
         size, mean, std = _view_of(path)
         architecture = _config({**found.config, "use_pretrained_backbone": False, "auxiliary_loss": False})
+        names, own = _classes_of(path, architecture, config.get("classes"))
         spec = Spec(
             type=cls.__name__,
             image_size=config.get("image_size") or size,
@@ -69,7 +90,8 @@ class TransformerDetector(VisionEncoder):
             std=std,
             objects=min(objects, architecture.num_queries),
             object_channels=architecture.d_model,
-            architecture={"detector": architecture.to_dict()},
+            classes=names,
+            architecture={"detector": architecture.to_dict(), **own},
         )
         return replace(spec, source=found.source)
 
@@ -96,12 +118,17 @@ class TransformerDetector(VisionEncoder):
     def build(self, spec: Spec) -> None:
         """See :meth:`VisionEncoder.build`."""
         self.network = _network(spec)
+        phrases = spec.architecture.get("phrases")
+        self._phrases = None if phrases is None else Phrases(*phrases)
 
     def see(self, pixels: Tensor) -> Seen:
         """See :meth:`VisionEncoder.see`."""
-        given = self.network(pixel_values=pixels)
+        own = {} if self._phrases is None else read_phrases(self._phrases, len(pixels), pixels.device)
+        given = self.network(pixel_values=pixels, **own)
         has_rest = _NO_OBJECT[self.network.config.model_type]
         logits = given.logits.float()
+        if self._phrases is not None:
+            logits = score_classes(self._phrases, logits)
         known = logits.softmax(-1)[..., :-1] if has_rest else logits.sigmoid()
         scores, order = known.amax(-1).topk(self.spec.objects)  # (N, K), best first
         states, boxes, logits = (
@@ -111,10 +138,32 @@ class TransformerDetector(VisionEncoder):
         return Seen(detected=Detected(states, boxes, scores, logits))
 
 
-def _network(spec: Spec) -> Any:
-    from transformers import AutoModelForObjectDetection
+def _classes_of(path: str, config: Any, names: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of a detector's classes, and the text that asks for them where it is open."""
+    if config.model_type != _OPEN:
+        if names is not None:
+            raise ValueError(f"{path} knows its own classes; leave classes={list(names)} out")
+        return tuple(str(config.id2label[number]) for number in range(config.num_labels)), {}
+    limit = min(config.max_text_len, config.text_config.max_position_embeddings)
+    phrases = write_phrases(path, names or (), limit)
+    return tuple(names or ()), {"phrases": list(phrases)}
 
-    return AutoModelForObjectDetection.from_config(_config(spec.architecture["detector"]))
+
+def _network(spec: Spec) -> Any:
+    from transformers import AutoModelForObjectDetection, AutoModelForZeroShotObjectDetection
+
+    config = _config(spec.architecture["detector"])
+    family = AutoModelForZeroShotObjectDetection if config.model_type == _OPEN else AutoModelForObjectDetection
+    with _NumbersOnTheHost():
+        return family.from_config(config)
+
+
+class _NumbersOnTheHost(TorchFunctionMode):
+    """Keeps ``linspace`` off the meta device, because Swin reads its rates of stochastic depth from one."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = {"device": "cpu"} if function is torch.linspace else {}
+        return function(*args, **{**own, **(kwargs or {})})
 
 
 def _config(values: Mapping[str, Any]) -> Any:

@@ -44,6 +44,53 @@ def test_best_objects_of_the_library(kind: str, tmp_path: Path) -> None:
     assert torch.equal(again(canvas).detected.states, found.states)  # type: ignore[union-attr]
 
 
+def test_grounding_dino_is_asked_for_classes(tmp_path: Path) -> None:
+    """Every class is a phrase of its own, and has the score of its best token."""
+    from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
+
+    folder = toys.write_grounding_dino(tmp_path / "dino")
+    names = ["Dog", "traffic light", "st. bernard"]
+    canvas = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    encoder = TransformerDetector(folder, objects=5, image_size=96, classes=names, dtype="float32")
+    assert encoder.spec.classes == tuple(names) and (encoder.spec.objects, encoder.spec.object_channels) == (5, 64)
+    found = encoder(canvas).detected
+    text = AutoTokenizer.from_pretrained(folder)("dog. traffic light. st bernard.", return_tensors="pt")
+    assert encoder.spec.architecture["phrases"][0] == text["input_ids"][0].tolist()
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()
+    mean, std = encoder.spec.mean, encoder.spec.std
+    with torch.no_grad():
+        both = {name: values.expand(2, -1) for name, values in text.items()}
+        wanted = model(pixel_values=normalize(canvas, mean, std), **both)
+    lengths = [3, len("trafficlight"), len("stbernard")]  # a token for each letter, and a dot after each phrase
+    starts = [1, 5, 5 + lengths[1] + 1]
+    phrases = [wanted.logits[..., start : start + length] for start, length in zip(starts, lengths, strict=True)]
+    logits = torch.stack([own.max(-1).values for own in phrases], dim=-1)  # (2, 12, 3)
+    assert found is not None
+    for row in range(2):
+        scores = logits[row].sigmoid().max(-1).values
+        order = scores.argsort(descending=True)[:5]
+        assert torch.allclose(found.scores[row], scores[order], atol=1e-6)
+        assert torch.allclose(found.logits[row], logits[row, order], atol=1e-5)
+        assert torch.allclose(found.boxes[row], wanted.pred_boxes[row, order], atol=1e-6)
+        assert torch.allclose(found.states[row], wanted.last_hidden_state[row, order], atol=1e-5)
+    again = TransformerDetector.from_spec(encoder.spec, torch.float32)
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again(canvas).detected.logits, found.logits)  # type: ignore[union-attr]
+
+
+def test_classes_belong_to_grounding_dino_alone(tmp_path: Path) -> None:
+    folder = toys.write_grounding_dino(tmp_path / "dino", limit=24)
+    for wrong in (None, [], ["dog", "Dog"], ["dog", "."]):
+        with pytest.raises(ValueError, match="give the names of classes, each once"):
+            TransformerDetector(folder, classes=wrong)
+    with pytest.raises(ValueError, match=r"2 classes take 27 tokens, .* reads 24; give fewer"):
+        TransformerDetector(folder, classes=["a" * 11, "b" * 12])
+    closed = str(toys.write_detr(tmp_path / "detr"))
+    with pytest.raises(ValueError, match="knows its own classes"):
+        TransformerDetector(closed, classes=["dog"])
+    assert TransformerDetector.describe({"path": closed}).classes == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
 def test_all_queries_where_there_are_fewer(tmp_path: Path) -> None:
     encoder = TransformerDetector(str(toys.write_detr(tmp_path / "detr")), dtype="float32")
     assert encoder.spec.objects == 6 and encoder.spec.image_size == 64
