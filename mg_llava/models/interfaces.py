@@ -53,6 +53,11 @@ class Detected(NamedTuple):
     """``(N, K, classes)``, of the detector's own classes; with one more for no object where it has one."""
 
 
+def class_scores(logits: Tensor, has_rest: bool) -> Tensor:
+    """Probabilities ``(..., classes)`` of a detector's classes from its logits; with a rest the last is no class."""
+    return logits.softmax(-1)[..., :-1] if has_rest else logits.sigmoid()
+
+
 class Looked(NamedTuple):
     """Outputs of all encoders for N canvases, and what is read of their boxes without parameters."""
 
@@ -88,6 +93,8 @@ class Spec:
     """C_o, channels of the state of an object."""
     classes: tuple[str, ...] = ()
     """Names of a detector's classes, in the order of its logits."""
+    has_rest: bool = False
+    """Whether a further logit, the last, is that of no object; scores are of a softmax then, else of sigmoids."""
     architecture: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that the class's ``from_spec`` needs."""
     source: str = field(default="", compare=False)
@@ -253,6 +260,8 @@ class Segment(NamedTuple):
     kind: Literal["visual", "object", "query", "crop", "prompt"]
     tokens: Tensor
     """``(m, D)``; of a ``prompt`` not in the sequence, but for :meth:`System.condition`."""
+    about: Any = None
+    """What the system itself reads again, such as the objects that a prompt was made of."""
 
     @property
     def length(self) -> int:
@@ -271,6 +280,8 @@ class LLMInputs(NamedTuple):
     """Keyword arguments of its forward."""
     layout: Layout
     """Of its rows, with labels and the positions before them."""
+    memo: dict[str, Tensor]
+    """What a loss computed of it, for those that come after."""
 
 
 class Loss:

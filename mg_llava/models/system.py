@@ -182,7 +182,7 @@ class System(Assembly):
         layout = layout_of(data, pieces)
         rows = layout if self.packing is None else pack(layout, self.packing, pair_cost(self.llm))
         layout = rows.layout if isinstance(rows, Packed) else rows
-        return LLMInputs(training_arguments(self.llm, self._embed(data, pieces, layout, anchor), rows), layout)
+        return LLMInputs(training_arguments(self.llm, self._embed(data, pieces, layout, anchor), rows), layout, {})
 
     def merge(
         self, data: Mapping[str, Any], padding_side: PaddingSide = "right", seeing: Seeing | None = None

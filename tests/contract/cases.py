@@ -15,8 +15,10 @@ from torch import nn
 
 from mg_llava.models.adapters.prompts import GatedPrompts
 from mg_llava.models.interfaces import Encoder, FramePooler, Fusion, Loss, Merger, ObjectReader
+from mg_llava.models.losses.boxes import RefinementLoss
 from mg_llava.models.parts import kind_of
 from mg_llava.models.queries.branches import PromptBranch, SharedQueries
+from mg_llava.models.queries.refinement import RefinementHead
 from mg_llava.models.system import System
 from mg_llava.registry import MODELS
 from tests import toy
@@ -78,6 +80,7 @@ SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
             for name in ("scene", "objects")
         },
         "shared_queries": {"type": "mg_llava.SharedQueries", "width": 16, "queries": 5, "heads": 2},
+        "refine": {"type": "mg_llava.RefinementHead", "width": 16, "heads": 2},
     },
     "TwoViews": lambda paths: {  # of the README, where it was added
         "type": "mg_llava.TwoViews",
@@ -102,11 +105,12 @@ ROLES: dict[str, type] = {
     "prompts": GatedPrompts,
     "branch": PromptBranch,
     "shared queries": SharedQueries,
+    "refinement": RefinementHead,
 }
 """Interface of each role."""
 
 
-_OF_MR_MLLM = {"branch": "scene", "shared queries": "shared_queries"}
+_OF_MR_MLLM = {"branch": "scene", "shared queries": "shared_queries", "refinement": "refine"}
 """Places of the roles that MR-MLLM alone has."""
 
 
@@ -175,6 +179,8 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
         system = SYSTEMS["MRMLLM"](paths)
         place = _OF_MR_MLLM.get(role, "detector")
         return Case(name, role, {**system, place: {**system[place], **config}})
+    if part is RefinementLoss:
+        return Case(name, role, {**SYSTEMS["MRMLLM"](paths), "losses": [{"type": "mg_llava.LanguageLoss"}, config]})
     system = SYSTEMS["MGLLaVA"](paths)
     if role == "loss":
         return Case(name, role, {**system, "losses": [config]})

@@ -16,7 +16,7 @@ from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import read_processor
 from mg_llava.models.encoders.phrases import Phrases, read_phrases, score_classes, write_phrases
-from mg_llava.models.interfaces import Detected, Seen, Spec
+from mg_llava.models.interfaces import Detected, Seen, Spec, class_scores
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.loading import require_folder
 from mg_llava.models.weights.stored import TensorMap
@@ -30,7 +30,7 @@ _NO_OBJECT = {
     "rt_detr": False,
     "grounding-dino": False,
 }
-"""Kinds of detectors, and whether their last class is "no object": then scores are of a softmax, else of sigmoids."""
+"""Kinds of detectors, and whether their last class is "no object"."""
 _OPEN = "grounding-dino"
 """A kind that is told the names of its classes."""
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -91,6 +91,7 @@ class TransformerDetector(VisionEncoder):
             objects=min(objects, architecture.num_queries),
             object_channels=architecture.d_model,
             classes=names,
+            has_rest=_NO_OBJECT[kind],
             architecture={"detector": architecture.to_dict(), **own},
         )
         return replace(spec, source=found.source)
@@ -125,12 +126,10 @@ class TransformerDetector(VisionEncoder):
         """See :meth:`VisionEncoder.see`."""
         own = {} if self._phrases is None else read_phrases(self._phrases, len(pixels), pixels.device)
         given = self.network(pixel_values=pixels, **own)
-        has_rest = _NO_OBJECT[self.network.config.model_type]
         logits = given.logits.float()
         if self._phrases is not None:
             logits = score_classes(self._phrases, logits)
-        known = logits.softmax(-1)[..., :-1] if has_rest else logits.sigmoid()
-        scores, order = known.amax(-1).topk(self.spec.objects)  # (N, K), best first
+        scores, order = class_scores(logits, self.spec.has_rest).amax(-1).topk(self.spec.objects)  # (N, K), best first
         states, boxes, logits = (
             values.gather(1, order[..., None].expand(-1, -1, values.shape[-1]))
             for values in (given.last_hidden_state, given.pred_boxes.float(), logits)

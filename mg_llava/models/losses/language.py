@@ -78,7 +78,7 @@ def causal_loss(llm: Any, read: LLMInputs, chunk: int | None, kernel: LossKernel
     arguments, labels, targets = read.arguments, read.layout.labels, read.layout.targets
     if chunk is None or not splits_logits(llm):
         return token_loss(llm(**arguments).logits, labels, targets)
-    hidden = decoder_of(llm)(**arguments).last_hidden_state
+    hidden = last_hidden(llm, read)
     if kernel == "liger":
         return liger_token_loss(llm, hidden, labels, targets)
     return hidden_token_loss(llm, hidden, labels, targets, chunk)
@@ -194,6 +194,13 @@ def _labeled(states: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, T
 def _chunk_loss(llm: Any, states: Tensor, targets: Tensor) -> Tensor:
     logits = llm.get_output_embeddings()(states)
     return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def last_hidden(llm: Any, read: LLMInputs) -> Tensor:
+    """``(B, L, D)``, after the last norm; computed once for all losses of a step."""
+    if "hidden" not in read.memo:
+        read.memo["hidden"] = decoder_of(llm)(**read.arguments).last_hidden_state
+    return read.memo["hidden"]
 
 
 def decoder_of(llm: Any) -> Any:

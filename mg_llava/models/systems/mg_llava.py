@@ -175,7 +175,7 @@ class MGLLaVA(System):
         if self.frame_pooler is None:
             return segments
         pool = self.frame_pooler
-        return [Segment(kind, pool(tokens) if kind == "visual" else tokens) for kind, tokens in segments]
+        return [one._replace(tokens=pool(one.tokens)) if one.kind == "visual" else one for one in segments]
 
     def blank_looked(self) -> Looked:
         """See :meth:`System.blank_looked`."""

@@ -5,7 +5,7 @@ The paper's widths, depths and losses are not published: those here are an inter
 Shapes: N canvases, P scene tokens of C channels, K objects of C_o channels, Q prompts of a layer, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mg_llava.batch import TokenCount, send
 from mg_llava.models.assembly import PROMPTS
-from mg_llava.models.interfaces import Detected, Looked, Part, Seeing, Seen, Segment
+from mg_llava.models.interfaces import Detected, Looked, Part, Seeing, Seen, Segment, Spec
 from mg_llava.models.parts import PartOrConfig, raise_together, spec_of
+from mg_llava.models.queries.refinement import Sight, join_sights, split_sights
 from mg_llava.models.system import System
 from mg_llava.models.vision import run_encoders
 from mg_llava.registry import MODELS
@@ -38,6 +39,8 @@ class MRMLLM(System):
         scene: From scene tokens to prompts.
         objects: From objects to prompts; None with the detector.
         shared_queries: Reads both; None leaves them out.
+        refine: Refines the detector's objects; None leaves them as they are.
+        losses: As for :class:`System`; by default of the language, and of refined objects where there are any.
         **options: As for :class:`System`.
 
     Raises:
@@ -52,6 +55,7 @@ class MRMLLM(System):
         Part("scene", "scene", "connector"),
         Part("objects", "objects", "connector"),
         Part("shared_queries", "shared_queries", "connector"),
+        Part("refine", "refine", "connector"),
     )
 
     def __init__(
@@ -63,15 +67,19 @@ class MRMLLM(System):
         detector: PartOrConfig | None = None,
         objects: PartOrConfig | None = None,
         shared_queries: PartOrConfig | None = None,
+        refine: PartOrConfig | None = None,
+        losses: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(losses=_losses(llm, refine) if losses is None else losses, **options)
         low, found = spec_of("scene_encoder", scene_encoder), spec_of("detector", detector)
         problems = [] if low.tokens else [f"scene_encoder is {low.type}, which gives no tokens; use CLIPEncoder"]
         if found is not None and not found.objects:
             problems.append(f"detector is {found.type}, which detects nothing; use TransformerDetector")
         if (found is None) != (objects is None):
             problems.append("detector and objects belong together; give both or neither")
+        if found is None and refine is not None:
+            problems.append("refine changes what a detector finds; give a detector, or leave refine out")
         if self.packing is not None:
             problems.append("prompts are added to rows, which packing would mix; set packing=None")
         raise_together(problems)
@@ -83,7 +91,23 @@ class MRMLLM(System):
         self.add("scene", scene, in_channels=channels[0], **sizes)
         self.add("objects", objects, in_channels=channels[-1], **sizes)
         self.add("shared_queries", shared_queries, in_channels=channels, **sizes)
+        self.add("refine", refine, **({} if found is None else self._sizes_of_objects(found, hidden)))
         self.complete()
+
+    def _sizes_of_objects(self, found: Spec, hidden: int) -> dict[str, Any]:
+        """Sizes that a refinement head follows."""
+        return dict(
+            object_channels=found.object_channels,
+            query_channels=None if self.shared_queries is None else self.shared_queries.query.shape[-1],
+            hidden_size=None if self.llm is None else hidden,
+            logits=len(found.classes) + found.has_rest,
+            has_rest=found.has_rest,
+        )
+
+    @property
+    def reads_language(self) -> bool:
+        """Whether objects are refined by what the LLM makes of the question."""
+        return getattr(self.refine, "language", None) is not None
 
     @property
     def token_count(self) -> TokenCount:
@@ -109,11 +133,39 @@ class MRMLLM(System):
             own = self.objects(branches[1])
             self.observe("objects", own)
             added = added + own
+        shared = None
         if self.shared_queries is not None:
-            _, read = self.shared_queries(branches)
+            shared, read = self.shared_queries(branches)
             self.observe("shared_queries", read)
             added = added + read
-        return [[Segment("prompt", item)] for item in added]
+        sights = [None] * len(added) if self.refine is None else split_sights(looked.seen[DETECTOR].detected, shared)
+        return [[Segment("prompt", item, sight)] for item, sight in zip(added, sights, strict=True)]
+
+    def refine_objects(
+        self, seeing: Seeing, states: Tensor | None, mask: Tensor | None, placeholders: Sequence[int]
+    ) -> Detected:
+        """The refined objects of all canvases that were seen; zeros in the shapes of one canvas without any.
+
+        Args:
+            seeing: As :meth:`see` gives it.
+            states: ``(B, L, D)``, the LLM's last hidden states; None where it did not run.
+            mask: ``(B, L)`` bool, true where they count.
+            placeholders: Number of the placeholders of each row.
+        """
+        sights: list[Sight] = [segment.about for segments in seeing for segment in segments]
+        rows = [row for row, count in enumerate(placeholders) for _ in range(count)] or [0] * len(seeing)
+        rows = [row for row, segments in zip(rows, seeing, strict=True) for _ in segments]
+        if not sights:  # every process runs the head
+            shared = (
+                None
+                if self.shared_queries is None
+                else self.scene.query.new_zeros(1, *self.shared_queries.query.shape)
+            )
+            sights, rows = split_sights(self.blank_looked().seen[DETECTOR].detected, shared), [0]
+        if states is not None and mask is not None:
+            chosen = send(torch.tensor(rows), states.device)
+            states, mask = states.index_select(0, chosen), mask.index_select(0, chosen)
+        return self.refine(*join_sights(sights), states, mask)
 
     def condition(self, rows: Sequence[Seeing]) -> AbstractContextManager[Any]:
         """See :meth:`System.condition`: the pictures of a row are added up, a row without any adds nothing."""
@@ -131,6 +183,13 @@ class MRMLLM(System):
         seen = {SCENE: Seen(nothing(1, low.tokens, low.channels))}
         if self.detector is not None:
             spec = self.detector.spec
-            zeros = [nothing(1, spec.objects, size) for size in (spec.object_channels, _BOX, 1)]
-            seen[DETECTOR] = Seen(detected=Detected(zeros[0], zeros[1], zeros[2][..., 0], zeros[2]))
+            widths = (spec.object_channels, _BOX, len(spec.classes) + spec.has_rest)
+            states, boxes, logits = (nothing(1, spec.objects, width) for width in widths)
+            seen[DETECTOR] = Seen(detected=Detected(states, boxes.float(), logits[..., 0].float(), logits.float()))
         return Looked(seen)
+
+
+def _losses(llm: PartOrConfig | None, refine: PartOrConfig | None) -> list[dict[str, str]]:
+    """What is learned unless a config says otherwise."""
+    wanted = {"mg_llava.LanguageLoss": llm, "mg_llava.RefinementLoss": refine}
+    return [{"type": name} for name, part in wanted.items() if part is not None]

@@ -81,7 +81,7 @@ def test_generation_of_a_batch_is_that_of_its_rows(paths: dict[str, str]) -> Non
     for row, sample in enumerate(samples):
         (alone,) = system.generate(collate([sample])["data"], **settings)
         assert torch.equal(alone, together[row])
-    blind = build(paths, detector=None, objects=None)
+    blind = build(paths, detector=None, objects=None, refine=None)
     assert len(blind.generate(collate(samples)["data"], **settings)) == 3  # without the object branch
 
 
@@ -92,8 +92,8 @@ def test_everything_but_llm_and_encoders_learns(paths: dict[str, str]) -> None:
     batch, losses = batch_of(SAMPLES, system.canvas_size), []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = system(batch)["loss"]
-        loss.backward()
+        values = system(batch)
+        (loss := values["loss"] + values["loss_refine"]).backward()
         losses.append(float(loss))
         for name, parameter in system.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -107,7 +107,7 @@ def test_everything_but_llm_and_encoders_learns(paths: dict[str, str]) -> None:
 def test_impossible_combinations_are_one_message(paths: dict[str, str]) -> None:
     config = cases.SYSTEMS["MRMLLM"](paths)
     with pytest.raises(ValueError, match=r"detector and objects belong together.*set packing=None"):
-        MODELS.build({**config, "detector": None, "packing": 64})
+        MODELS.build({**config, "detector": None, "refine": None, "packing": 64})
     with pytest.raises(ValueError, match="detector is CLIPEncoder, which detects nothing; use TransformerDetector"):
         MODELS.build({**config, "detector": config["scene_encoder"]})
     with pytest.raises(ValueError, match="scene_encoder is TransformerDetector, which gives no tokens"):
