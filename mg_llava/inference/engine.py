@@ -9,8 +9,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mmengine.logging import print_log
 
@@ -20,6 +21,8 @@ from mg_llava.inference.encoding import EncodedRequest
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.reply import Reply, ScoredToken
 from mg_llava.inference.requests import Answer, Request
+
+_Result = TypeVar("_Result")
 
 LANES = 2
 """Batches that are answered in turns."""
@@ -121,6 +124,7 @@ class Engine:
         self._numbers = itertools.count()
         self._waiting: deque[Job] = deque()
         self._answered: list[Job] = []
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._is_open = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -179,23 +183,42 @@ class Engine:
             self._waiting.append(job)
             self._changed.notify()
 
+    def call(self, work: Callable[[], _Result]) -> "Future[_Result]":
+        """Let the engine's thread do other work with the model, between two steps.
+
+        Raises:
+            Closed: The engine has ended.
+        """
+        future: Future[_Result] = Future()
+        with self._changed:
+            if not self._is_open:
+                raise Closed("the engine is not running")
+            self._calls.append((future, work))
+            self._changed.notify()
+        return future
+
     # -- the engine's thread ------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         lanes: list[tuple[list[Job], Iterator[None]]] = []
         while True:
             with self._changed:
-                while self._is_open and not lanes and not self._waiting:
+                while self._is_open and not (lanes or self._waiting or self._calls):
                     self._changed.wait()
                 if not self._is_open:
                     break
                 batch = self._take() if len(lanes) < LANES else []
+                call = self._calls.popleft() if self._calls else None
+            if call is not None:
+                _do(*call)
             if batch:
                 lanes.append((batch, self._lane(batch)))
             lanes = [lane for lane in lanes if next(lane[1], self) is not self]
             self._answered = [job for jobs, _ in lanes for job in jobs]
         for job in [*self._answered, *self._waiting]:
             job.fail(Closed("the engine has ended"))
+        for future, _ in self._calls:
+            future.cancel()
 
     def _take(self) -> list[Job]:
         """The job that has waited longest, with others that can be answered with it."""
@@ -237,3 +260,12 @@ class Engine:
             yield
         for job in jobs:
             job.advance()
+
+
+def _do(future: "Future[Any]", work: Callable[[], Any]) -> None:
+    """Do some work unless nobody waits for it any more."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
