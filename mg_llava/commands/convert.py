@@ -26,7 +26,7 @@ import sys
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="checkpoint: file, folder or work directory")
+    parser.add_argument("source", help="checkpoint: file, folder, work directory, or hub id")
     parser.add_argument("target", nargs="?", help="folder (hf, parts) or .pth file (reference, mmengine) to write")
     parser.add_argument("--to", choices=("hf", "parts", "reference", "mmengine"), help="layout to write")
     parser.add_argument("--inspect", action="store_true", help="say what SOURCE is and report on its keys")
@@ -57,6 +57,7 @@ def main() -> int:
     arguments = parse_arguments()
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print when they are imported
         from mg_llava.conversion import ConversionOptions, convert, inspect
+        from mg_llava.models.weights.folders import find_folder, is_model
     from tqdm import tqdm
 
     names = ("config", "add", "llm", "dtype", "max_shard_size", "merge", "standalone", "overwrite", "verify")
@@ -64,13 +65,14 @@ def main() -> int:
     options = ConversionOptions(**{name: getattr(arguments, name) for name in names}, lora=lora)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the log
+            source = find_folder(arguments.source) if is_model(arguments.source) else arguments.source
             if arguments.inspect:
-                checkpoint, report = inspect(arguments.source, options)
+                checkpoint, report = inspect(source, options)
                 result = {"path": str(checkpoint.path), "kind": checkpoint.kind, **report.to_dict()}
             else:
                 with tqdm(unit="B", unit_scale=True, desc="writing") as bar:
                     report = convert(
-                        arguments.source, arguments.target, arguments.to, options, lambda name, size: bar.update(size)
+                        source, arguments.target, arguments.to, options, lambda name, size: bar.update(size)
                     )
                 result = {"target": arguments.target, "to": arguments.to, **report.to_dict()}
     except (OSError, ValueError) as error:

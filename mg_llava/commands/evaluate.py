@@ -6,6 +6,7 @@ Interrupted runs are continued. Several GPUs (or CPU processes) share the work w
 Examples:
     mg-llava evaluate --list --data data/eval
     mg-llava evaluate CONFIG.py --checkpoint iter_1000.pth --benchmarks mmbench_dev_en,pope --data data/eval
+    mg-llava evaluate FOLDER --benchmarks pope
     torchrun --nproc_per_node 8 -m mg_llava evaluate CONFIG.py --checkpoint ... --benchmarks textvqa,gqa
     mg-llava evaluate CONFIG.py --checkpoint ... --benchmarks pope --boxes detected,none,jitter=0.1
     mg-llava evaluate CONFIG.py --checkpoint ... --benchmarks mmstar --fusion on,off
@@ -24,14 +25,14 @@ from mg_llava.evaluation import command
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", help="config of the training")
+    parser.add_argument("model", nargs="?", help="config of the training, Hugging Face folder of ours, or hub id")
     parser.add_argument("--benchmarks", default="", help="names with commas between them; NAME=FILE: your file")
     parser.add_argument("--data", type=Path, default=Path("data/eval"), help="root of all data (default: data/eval)")
     parser.add_argument("--list", action="store_true", help="show which benchmarks are there and what others miss")
     command.add_arguments(parser)
     arguments = parser.parse_args()
-    if not arguments.list and not (arguments.config and arguments.checkpoint and arguments.benchmarks):
-        parser.error("CONFIG, --checkpoint and --benchmarks are needed (or --list)")
+    if not arguments.list and not (arguments.model and arguments.benchmarks):
+        parser.error("a model and --benchmarks are needed (or --list)")
     return arguments
 
 

@@ -19,13 +19,10 @@ from mg_llava.evaluation import command
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config of the training")
+    parser.add_argument("model", help="config of the training, Hugging Face folder of ours, or hub id")
     parser.add_argument("--data", type=Path, required=True, help="the TSV")
     command.add_arguments(parser)
-    arguments = parser.parse_args()
-    if not arguments.checkpoint:
-        parser.error("--checkpoint is needed")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> int:

@@ -1,13 +1,15 @@
-"""Plan a training run without starting it: no weights, data or GPU are needed.
+"""Plan a training run, or what a model takes to answer, without starting it: no weights, data or GPU are needed.
 
 Prints trained parameters of each part, FLOPs of a sample, memory on one GPU for every DeepSpeed setting, steps, hours,
-size and break-even of a feature cache, missing files, and options that cannot work together.
+size and break-even of a feature cache, missing files, and options that cannot work together. Of a Hugging Face folder
+of ours, or a hub id: parameters, memory of its weights, and how many conversations fit on one GPU.
 
 Examples:
     mg-llava plan configs/mg_llava_vicuna7b_instruct.py --gpus 8 --gpu A100-80G
     mg-llava plan configs/mg_llava_yi34b_instruct.py --gpus 32 --deepspeed deepspeed_zero3 --mfu 0.35
     mg-llava plan CONFIG --gpus 8 --gpu A100-80G --ignore-missing --json plan.json   # in CI
     mg-llava plan CONFIG --cfg-options train_dataloader.batch_size=8
+    mg-llava plan my-model --gpu RTX4090-24G
 
 Exit status: 0 it can run, 1 it cannot (options, memory), 2 wrong arguments or config, 3 files are missing.
 """
@@ -17,6 +19,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,7 +27,9 @@ def parse_arguments() -> argparse.Namespace:
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="config of a training, Hugging Face folder of ours, or hub id"
+    )
     parser.add_argument("--gpus", type=int, default=8, help="how many GPUs (8)")
     parser.add_argument("--gpu", default="A100-80G", help="kind of GPU (A100-80G); a wrong one lists all")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPUs' throughput that is used (0.4)")
@@ -40,38 +45,52 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _of_training(arguments: argparse.Namespace, gpu: Any) -> Any:
+    from mmengine.config import Config
+
+    from mg_llava.planning import make_plan
+
+    config = Config.fromfile(arguments.config)
+    config.merge_from_dict(arguments.cfg_options or {})
+    return make_plan(
+        config,
+        gpu,
+        arguments.gpus,
+        arguments.mfu,
+        arguments.deepspeed,
+        arguments.text_tokens,
+        arguments.boxes,
+        arguments.samples,
+        arguments.architectures,
+        arguments.disk * 1e9,
+    )
+
+
+def _of_model(arguments: argparse.Namespace, gpu: Any) -> Any:
+    from mg_llava.models.weights.folders import find_folder
+    from mg_llava.planning.answers import plan_answers
+
+    return plan_answers(find_folder(arguments.config, weights=False), gpu)
+
+
 def main() -> int:
     """Make and show the plan."""
     arguments = parse_arguments()
     with contextlib.redirect_stdout(sys.stderr):  # the log, whose handler keeps the stream that it finds first
-        from mmengine.config import Config
-
-        from mg_llava.planning import make_plan
+        from mg_llava.models.weights.folders import is_model
         from mg_llava.planning.gpus import find_gpu
-        from mg_llava.planning.plan import MISSING, OK
+        from mg_llava.planning.plan import MISSING, OK, Plan
         from mg_llava.planning.report import describe
 
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            config = Config.fromfile(arguments.config)
-            config.merge_from_dict(arguments.cfg_options or {})
-            plan = make_plan(
-                config,
-                find_gpu(arguments.gpu),
-                arguments.gpus,
-                arguments.mfu,
-                arguments.deepspeed,
-                arguments.text_tokens,
-                arguments.boxes,
-                arguments.samples,
-                arguments.architectures,
-                arguments.disk * 1e9,
-            )
+            gpu = find_gpu(arguments.gpu)
+            plan = _of_model(arguments, gpu) if is_model(arguments.config) else _of_training(arguments, gpu)
     except (OSError, ValueError, AttributeError, KeyError) as error:
         print(f"error: {arguments.config}: {error}", file=sys.stderr)
         return 2
     if arguments.json != "-":
-        print(describe(plan))
+        print(describe(plan) if isinstance(plan, Plan) else plan.describe())
     if arguments.json:
         content = json.dumps(plan.to_dict(), indent=None if arguments.json == "-" else 1)
         print(content) if arguments.json == "-" else Path(arguments.json).write_text(content + "\n")

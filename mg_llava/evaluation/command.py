@@ -10,7 +10,10 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what all evaluations have in common."""
     add = parser.add_argument
-    add("--checkpoint", help=".pth file, DeepSpeed folder, safetensors file, or the work directory of a run")
+    add(
+        "--checkpoint",
+        help="with a config: .pth file, DeepSpeed folder, safetensors file, or the work directory of a run",
+    )
     add(
         "--boxes",
         help="detected, none, oracle, shuffled, jitter=0.1, top=10, or a box file; several with commas between them "
@@ -51,13 +54,14 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
     """Evaluate, and print the table.
 
     Args:
-        arguments: Of :func:`add_arguments`, and ``config`` and ``data``.
+        arguments: Of :func:`add_arguments`, and ``model`` and ``data``.
         names: Benchmarks, as ``suite.build_benchmarks`` takes them.
 
     Returns:
         The exit status: 0 evaluated, 1 something could not be read or does not fit, 130 stopped.
     """
-    out = arguments.out or Path("work_dirs", "evaluation", Path(arguments.checkpoint).stem)
+    given = arguments.checkpoint
+    out = arguments.out or Path("work_dirs", "evaluation", Path(given).stem if given else Path(arguments.model).name)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the log; stdout is for the table
             table = _evaluate(arguments, names, out)
@@ -75,15 +79,18 @@ def run(arguments: argparse.Namespace, names: list[str]) -> int:
 def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str:
     from mg_llava.evaluation.ablation import parse_settings
     from mg_llava.evaluation.runner import Asking
-    from mg_llava.evaluation.suite import Suite, build_benchmarks, find_box_files, load_predictor, read_training_config
+    from mg_llava.evaluation.suite import Suite, build_benchmarks, find_box_files, load_predictor
+    from mg_llava.inference.loading import open_source
     from mg_llava.work.processes import Processes
 
-    config = read_training_config(arguments.config, arguments.apply_exif)
+    source = open_source(arguments.model)
     benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)
     processes = Processes()
-    predictor, identity = load_predictor(config, arguments.checkpoint, processes, arguments.device)
-    detector = config.get("detector")
+    predictor, identity = load_predictor(
+        source, arguments.checkpoint, processes, arguments.device, arguments.apply_exif
+    )
+    detector = None if isinstance(source, Path) else source.get("detector")
     if arguments.detector:
         from mg_llava.detection.pipeline import build_pipeline
 

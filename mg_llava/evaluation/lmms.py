@@ -21,6 +21,7 @@ from mg_llava.evaluation.benchmark import Question
 from mg_llava.evaluation.box_source import build_box_source
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.inference import Answer, Predictor, Request
+from mg_llava.models.weights.folders import find_folder
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 NAME = "mg_llava"
@@ -40,8 +41,8 @@ class MGLLaVAModel(lmms):
     """A checkpoint as a model of lmms-eval.
 
     Args:
-        config: Training config.
-        checkpoint: What the training wrote.
+        config: Training config, Hugging Face folder of ours, or hub id.
+        checkpoint: With a config, what the training wrote.
         device: As for ``Predictor.from_pretrained``; each process of several takes its own GPU.
         batch_size: Questions at a time.
         boxes: ``none``, or ``proposals`` for the built-in proposal step; lmms-eval gives pictures no ids, so that
@@ -73,7 +74,7 @@ class MGLLaVAModel(lmms):
             raise ValueError(f"boxes={boxes!r}; allowed: none, proposals")
         if predictor is None:
             place = str(pick_device("auto" if device in (None, "cuda") else str(device)))
-            predictor = Predictor.from_pretrained(config, checkpoint, place)
+            predictor = Predictor.from_pretrained(config, checkpoint or None, place)
         self.predictor = predictor
         self.batch_size_per_gpu = int(batch_size) if str(batch_size).isdecimal() else 1
         proposer = ConnectedComponentProposals() if boxes == "proposals" else None
@@ -85,8 +86,13 @@ class MGLLaVAModel(lmms):
 
     def content_key(self) -> str:
         """The same for the same content of config, checkpoint and box file."""
-        config = [hash_config(Config.fromfile(self._config))] if self._config else []
-        return "-".join([*config, *map(hash_checkpoint, self._files)])
+        own = []
+        if self._config:
+            is_file = Path(self._config).is_file()
+            own = [
+                hash_config(Config.fromfile(self._config)) if is_file else hash_checkpoint(find_folder(self._config))
+            ]
+        return "-".join([*own, *map(hash_checkpoint, self._files)])
 
     @property
     def batch_size(self) -> int:

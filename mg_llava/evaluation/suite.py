@@ -26,36 +26,35 @@ from mg_llava.work.processes import Processes
 
 
 def load_predictor(
-    config: Config, checkpoint: str | Path, processes: Processes, device: str = "auto"
+    source: Config | Path,
+    checkpoint: str | Path | None,
+    processes: Processes,
+    device: str = "auto",
+    exif: bool = False,
 ) -> tuple[Predictor, dict[str, Any]]:
-    """The model of a config with a checkpoint, and its identity; raises as ``Predictor.from_pretrained`` does."""
-    predictor = Predictor.from_pretrained(config, checkpoint, str(pick_device(device)))
-    hashes: dict[str, Any] = {}
-    if processes.is_main:  # reading a large checkpoint once more is enough
-        hashes = {
-            "config": Path(str(config.filename)).name,
-            "config_hash": hash_config(config),
-            "checkpoint": Path(checkpoint).name,
-            "checkpoint_hash": hash_checkpoint(checkpoint),
-        }
-    return predictor, processes.gather(hashes)[0]
-
-
-def read_training_config(path: str | Path, apply_exif: bool = False) -> Config:
-    """A training config; the modules that it names under ``custom_imports`` may register benchmarks.
+    """A model, and its identity; raises as ``Predictor.from_pretrained`` does.
 
     Args:
-        path: The file.
-        apply_exif: Whether to turn pictures as their EXIF orientation says, whatever the config has.
-
-    Raises:
-        FileNotFoundError: It does not exist.
+        source: A config, or a Hugging Face folder of ours.
+        checkpoint: With a config.
+        processes: Those that load it; reading a large checkpoint once more is enough.
+        device: As of ``Predictor.from_pretrained``.
+        exif: Whether to turn pictures as their EXIF orientation says, whatever the model was trained with.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config {path} does not exist; give the .py file the model was trained with")
-    config = Config.fromfile(str(path))
-    config.merge_from_dict({"picture_processor": {"apply_exif": True}} if apply_exif else {})
-    return config
+    pictures = {"apply_exif": True} if exif else {}
+    if isinstance(source, Config):
+        source.merge_from_dict({"picture_processor": pictures} if pictures else {})
+    predictor = Predictor.from_pretrained(source, checkpoint, str(pick_device(device)), pictures)
+    identity: dict[str, Any] = {}
+    if processes.is_main:
+        weights = Path(checkpoint) if isinstance(source, Config) and checkpoint is not None else source
+        assert isinstance(weights, Path)
+        identity = {"checkpoint": weights.name, "checkpoint_hash": hash_checkpoint(weights)}
+        if isinstance(source, Config):
+            identity |= {"config": Path(str(source.filename)).name, "config_hash": hash_config(source)}
+        elif exif:
+            identity["apply_exif"] = True
+    return predictor, processes.gather(identity)[0]
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Models to ask, from whatever holds one: a training config with a checkpoint, a Hugging Face folder, a hub id."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +9,12 @@ from mmengine.config import Config
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.models.llm import keep_word_embeddings
 from mg_llava.models.parts import for_any_machine
+from mg_llava.models.weights.folders import find_folder, is_model
 from mg_llava.registry import MODELS
 from mg_llava.work.devices import pick_device
 
 CONFIG_KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
 """What a config must have to predict with."""
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class LoadedModel(NamedTuple):
@@ -37,24 +35,33 @@ def load_model(
     layers: bool = True,
 ) -> LoadedModel:
     """Load a model; arguments and errors as for ``Predictor.from_pretrained``."""
-    target = pick_device(device)
-    if isinstance(source, Config) or _is_config(source):
-        loaded = _from_config(_load_config(source), checkpoint, pictures or {})
+    target, found = pick_device(device), open_source(source)
+    if isinstance(found, Config):
+        loaded = _from_config(found, checkpoint, pictures or {})
     elif checkpoint is not None:
         raise ValueError(f"{source} is a folder or hub id, which has its weights; a checkpoint needs a config (.py)")
     else:
-        loaded = _from_folder(str(source), pictures or {})
+        loaded = _from_folder(found, pictures or {})
     if not layers:
         keep_word_embeddings(loaded.model.llm)
     return loaded._replace(model=loaded.model.to(target))
 
 
-def _is_config(source: str | Path) -> bool:
-    """Whether a source names a config; what does not exist and cannot be a hub id counts as one."""
-    path = Path(source)
-    if path.suffix in (".py", ".json", ".yaml", ".yml") or path.is_file():
-        return True
-    return not path.is_dir() and _HUB_ID.fullmatch(str(source)) is None
+def open_source(source: str | Path | Config) -> Config | Path:
+    """A training config, or the folder of a model; what a hub id names is downloaded.
+
+    Raises:
+        FileNotFoundError: Config or folder do not exist, or the hub cannot be reached.
+        ValueError: The config cannot be read or lacks a part, or the folder holds no model.
+    """
+    if isinstance(source, Config) or not is_model(source):
+        return _load_config(source)
+    folder = find_folder(source)
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{source} has no config.json; give a Hugging Face folder of ours, or a config and a checkpoint"
+        )
+    return folder
 
 
 def _from_config(config: Config, checkpoint: str | Path | None, pictures: Mapping[str, Any]) -> LoadedModel:
@@ -73,17 +80,13 @@ def _from_config(config: Config, checkpoint: str | Path | None, pictures: Mappin
     return LoadedModel(model, config.tokenizer, config.prompt_template, processor, parts)
 
 
-def _from_folder(name: str, pictures: Mapping[str, Any]) -> LoadedModel:
+def _from_folder(folder: Path, pictures: Mapping[str, Any]) -> LoadedModel:
     """A model in transformers' form, by the code of this package; a folder's own is not run."""
     from mg_llava.hf import MGLLaVAForConditionalGeneration, MGLLaVAProcessor
     from mg_llava.hf.prompts import template_of
 
-    if Path(name).is_dir() and not Path(name, "config.json").is_file():
-        raise ValueError(
-            f"{name} has no config.json; give a Hugging Face folder of ours, or a config and a checkpoint"
-        )
-    processor = MGLLaVAProcessor.from_pretrained(name)
-    outer = MGLLaVAForConditionalGeneration.from_pretrained(name, torch_dtype="auto")
+    processor = MGLLaVAProcessor.from_pretrained(folder)
+    outer = MGLLaVAForConditionalGeneration.from_pretrained(folder, torch_dtype="auto")
     outer.model.llm.generation_config = outer.generation_config  # it knows the ends of answers
     settings = {**processor.image_processor.picture_processor.to_dict(), **pictures}
     return LoadedModel(outer.model, processor.tokenizer, template_of(processor.template), PictureProcessor(**settings))

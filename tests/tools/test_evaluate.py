@@ -15,6 +15,7 @@ from PIL import Image
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
 from tests import forked, toy
+from tests.hf.conftest import write_folder
 from tests.run import TOOLS, run_tool
 
 ROWS = 6
@@ -79,6 +80,23 @@ def write_root(root: Path) -> Path:
     boxes = [{"id": row, "boxes": [[2, 3, 30, 28]], "scores": [0.7], "labels": ["a"]} for row in rows]
     (root / "boxes" / "mmbench_dev_en.json").write_text(json.dumps(boxes))
     return root
+
+
+def test_a_folder_in_place_of_config_and_checkpoint(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    """Its replies are those of the model that it was made of; with other weights an earlier run is not continued."""
+    write_folder(tmp_path / "toy", toy_paths)
+    table, out = write_mmbench(tmp_path / "mmbench.tsv"), tmp_path / "out"
+    options = ["--data", table, "--out", out, "--max-new-tokens", 4, "--device", "cpu"]
+    status, _, err = run_tool("eval_mmbench", tmp_path / "toy", *options)
+    assert status == 0, err
+    (entry,) = json.loads((out / "results.json").read_text())["benchmarks"].values()
+    assert entry["counts"]["answered"] == 12
+    model = entry["identity"]["model"]
+    assert model["checkpoint"] == "toy" and len(model["checkpoint_hash"]) == 32 and "config" not in model
+    status, _, err = run_tool(
+        "evaluate", tmp_path / "toy", "--checkpoint", table, "--benchmarks", f"mmbench_dev_en={table}"
+    )
+    assert status == 1 and "which has its weights" in err
 
 
 def test_a_set_of_benchmarks(trained: list[str], tmp_path: Path) -> None:

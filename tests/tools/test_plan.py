@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hf.conftest import write_folder
 from tests.run import ROOT, Ran, run_python, run_tool
 
 CONFIG = str(ROOT / "configs" / "mg_llava_qwen2_5_0_5b_instruct.py")
@@ -47,3 +48,21 @@ def test_status_for_ci() -> None:
     assert status == 2 and "no_such_config.py" in err
     status, _, err = run(CONFIG, "--gpu", "A1000")
     assert status == 2 and "known: A100-80G" in err
+
+
+def test_a_model_that_answers(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    """Of a folder, standalone or not, without its weights; sizes are those of the model."""
+    model = write_folder(tmp_path / "toy", toy_paths)
+    (tmp_path / "toy" / "model.safetensors").unlink()
+    status, out, err = run(str(tmp_path / "toy"), "--gpu", "T4-16G", "--json", str(tmp_path / "plan.json"))
+    assert status == 0, err
+    assert "answering on one T4-16G" in out and "a picture: 4 tokens" in out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["parameters"]["llm"] == sum(p.numel() for p in model.llm.parameters())
+    assert plan["weights"] == sum(p.numel() * 4 for p in model.parameters())
+    config = model.llm.config
+    keys = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+    assert plan["token"] == 2 * config.num_hidden_layers * keys * 4 and plan["context"] == 512
+    assert plan["together"] * 512 * plan["token"] < 14.5 * 2**30
+    status, _, err = run("user/nowhere")
+    assert status == 2 and "cannot be had from the hub" in err

@@ -1,5 +1,6 @@
 """Folders of Hugging Face models: their weights, mapped and not loaded, and putting such into a module."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,19 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 _WEIGHTS = ["*.safetensors", "*.bin"]
 _UNUSED = ["*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.pth", "original/*"]
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
 
 class NoWeightsError(CheckpointError, FileNotFoundError):
     """A folder has no weights."""
+
+
+def is_model(name: str | Path) -> bool:
+    """Whether a name is that of a folder or of a hub's model, and not of a file; neither may be there."""
+    path = Path(name)
+    if path.suffix in (".py", ".json", ".yaml", ".yml") or path.is_file():
+        return False
+    return path.is_dir() or _HUB_ID.fullmatch(str(name)) is not None
 
 
 def find_folder(path: str | Path, weights: bool = True) -> Path:
@@ -41,7 +52,7 @@ def find_folder(path: str | Path, weights: bool = True) -> Path:
     except Exception as error:  # the hub's client has dozens
         raise FileNotFoundError(
             f"{path} is no folder here and cannot be had from the hub ({type(error).__name__}); download it, and give "
-            "its folder in the config or with --llm"
+            "its folder in its place"
         ) from error
 
 
