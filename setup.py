@@ -23,6 +23,7 @@ INSTALL = [
     "accelerate",
     "jinja2",
     "tqdm",
+    "psutil",
     "protobuf",  # reads tokenizer.model, which is all that Vicuna's folder has of a tokenizer
     "setuptools<81",  # mmengine still imports pkg_resources
 ]
