@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from mg_llava.profiling import _measure, _sizes, _step, boxes, packing, startup, train
+from mg_llava.profiling import _measure, _sizes, _step, boxes, checkpoint, packing, startup, train
 from mg_llava.profiling._sizes import LEVERS, Case
 from tests.run import call_here, run_tool
 
@@ -16,7 +16,7 @@ TINY = Case(vision="nano", batch_size=2, boxes=3, text=12, warmup=1, threads=1)
 @pytest.fixture
 def tool(monkeypatch):
     """Run ``tools/benchmark.py`` in this process; gives its result and its table."""
-    for module in (_measure, boxes, train):
+    for module in (_measure, boxes, checkpoint, train):
         monkeypatch.setattr(module, "run_child", call_here)
 
     def run(*arguments):
@@ -204,3 +204,11 @@ def test_this_package_imports_nothing_heavy_that_xtuner_does_not():
     code = f"{startup._PLAIN}\n{rooms}    room.import_from_location()"
     found = startup.split_imports(startup._watch([sys.executable, "-c", code]).processes[-1], {})
     assert set(found["brought_s"]) <= {"tabulate"} and found["modules"] > 20
+
+
+def test_saving_waits_for_the_copy_alone(tool):
+    result, table = tool("checkpoint", "--size", "20", "--step", "1", "--interval", "10")
+    assert result["benchmark"] == "checkpoint" and "background" in table
+    ours = result["background"]
+    assert 0 < ours["waits_s"] < ours["written_s"]
+    assert ours["share"] == pytest.approx(ours["waits_s"] / (ours["waits_s"] + 10), rel=1e-2)
