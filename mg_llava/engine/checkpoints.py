@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
 from mg_llava.engine.losses import NonFiniteError, nonfinite_parameters
-from mg_llava.engine.saving import Writing, collected, set_aside, write_all
+from mg_llava.engine.saving import Writing, collected, set_aside, write_files
 from mg_llava.registry import HOOKS
 from mg_llava.work.atomic import naming_full_disks, remove, settle, write_text
 
@@ -132,7 +132,7 @@ class SafeCheckpointHook(CheckpointHook):
         """Write, move, name and delete; runs in the thread, in all processes."""
         try:
             with naming_full_disks(path):
-                self._together(lambda: write_all(writings))
+                self._together(lambda: write_files(writings))
                 self._together(lambda: settle(part, path) if is_main_process() else None)
                 if _writes_here() and part.exists():  # another machine with a disk of its own
                     settle(part, path)

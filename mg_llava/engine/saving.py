@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-MARGIN = 1.25  # free memory that a copy needs, in its own size
+_MARGIN = 1.25  # free memory that a copy needs, in its own size
 _SAVERS = ("mmengine.runner.checkpoint", "mmengine.runner.runner", "mmengine._strategy.deepspeed")
 
 
@@ -32,7 +32,7 @@ class Writing:
             os.fsync(file.fileno())
 
 
-def write_all(writings: list[Writing]) -> None:
+def write_files(writings: list[Writing]) -> None:
     """Write files one after the other."""
     for writing in writings:
         writing.write()
@@ -67,14 +67,14 @@ def set_aside(writings: list[Writing]) -> bool:
     Tensors that share memory do so in the copy, as ``torch.save`` would store them.
 
     Returns:
-        Whether there was room: ``MARGIN`` of their size, for each process of this machine. Nothing is changed
+        Whether there was room: some more than their size, for each process of this machine. Nothing is changed
         otherwise.
     """
     pickled = BytesIO()
     pickler = _TensorsApart(pickled, pickle.HIGHEST_PROTOCOL)
     pickler.dump([writing.content for writing in writings])
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if psutil.virtual_memory().available < MARGIN * processes * pickler.size:
+    if psutil.virtual_memory().available < _MARGIN * processes * pickler.size:
         return False
     pickled.seek(0)
     unpickler = _TensorsBack(pickled)

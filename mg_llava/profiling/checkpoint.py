@@ -47,7 +47,7 @@ def measure_save(way: str, size: int, folder: str) -> dict[str, float]:
     import torch
     from mmengine.runner.checkpoint import save_checkpoint
 
-    from mg_llava.engine.saving import Writing, set_aside, write_all
+    from mg_llava.engine.saving import Writing, set_aside, write_files
     from mg_llava.profiling._measure import peak_memory
 
     content = {"state_dict": {str(index): torch.rand(2_500_000) for index in range(max(size // 10, 1))}}
@@ -61,7 +61,7 @@ def measure_save(way: str, size: int, folder: str) -> dict[str, float]:
         if not set_aside(writings):
             raise MemoryError(f"no room for a copy of {size} MB; choose a smaller --size")
         waited = time.perf_counter() - start
-        write_all(writings)
+        write_files(writings)
     written = time.perf_counter() - start
     path.unlink()
     return {"waits_s": waited, "written_s": written, "peak_mb": peak_memory()}
