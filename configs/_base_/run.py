@@ -10,7 +10,7 @@ from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, Param
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, OptimWrapper
 from torch.optim import AdamW
 
-from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset
+from mg_llava.data import LengthGroupedSampler, LLaVADataset, MixtureDataset, TokenBatchSampler
 from mg_llava.data.collate import collate  # the package's attribute of this name is the module
 from mg_llava.engine import (
     DataReportHook,
@@ -89,8 +89,19 @@ def train_model(system, precision, pretrained_pth, tuning, gradient_checkpointin
     return dict(model=model)
 
 
-def load_data(system, data, batch_size, sampler, context_length=2048, dataloader_num_workers=4, dataset=None):
+def load_data(
+    system,
+    data,
+    batch_size,
+    sampler,
+    context_length=2048,
+    dataloader_num_workers=4,
+    dataset=None,
+    batch_tokens=None,
+):
     """The data, with as many tokens for a picture as the model says; ``dataset`` changes settings of all sources.
+
+    With ``batch_tokens`` a batch has as many samples as fit into this number of tokens, ``batch_size`` at most.
 
     ``published_samples`` in ``data`` is for plans alone (``tools/plan.py``), while the files are not there.
     """
@@ -119,6 +130,9 @@ def load_data(system, data, batch_size, sampler, context_length=2048, dataloader
         sampler=sampler,
         collate_fn=dict(type=collate),
     )
+    if batch_tokens is not None:
+        loader["sampler"] = dict(type=LengthGroupedSampler, per_device_batch_size=batch_size)
+        loader["batch_sampler"] = dict(type=TokenBatchSampler, tokens=batch_tokens)
     return dict(**extra, train_dataloader=loader)
 
 

@@ -1,4 +1,4 @@
-"""Samplers: batches of similar length and, as far as can be, of one modality."""
+"""Samplers: batches of similar length, and as far as can be of one modality, or within a number of tokens."""
 
 import hashlib
 from collections.abc import Iterator
@@ -91,6 +91,68 @@ class LengthGroupedSampler(Sampler):
                 f"process {other} sees other lengths of the samples than process 0; give all nodes the same data "
                 "files and one token_cache folder that all of them see"
             )
+
+
+@DATA_SAMPLERS.register_module()
+class TokenBatchSampler(Sampler[list[int]]):
+    """Samples of similar length in batches whose number of samples times the longest of them stays within a limit.
+
+    So a video of thousands of tokens stands alone, and short texts come by the dozen, mixed with pictures of their
+    length. Every epoch cuts the same number of batches, on which schedules rely: samples change places with those of
+    their own length alone, and batches with all others. Processes take turns; where their number does not divide that
+    of the batches, some batches are repeated, so that all have equally many.
+
+    Args:
+        sampler: Knows lengths, seed, epoch and process; its own order is not used.
+        batch_size: Most samples of a batch.
+        tokens: Most tokens of a batch, padded.
+
+    Raises:
+        TypeError: The sampler does not know lengths.
+        ValueError: A sample is longer than the limit.
+    """
+
+    def __init__(self, sampler: Any, batch_size: int, tokens: int) -> None:
+        if not hasattr(sampler, "lengths"):
+            raise TypeError(
+                f"{type(sampler).__name__} knows no lengths, by which batches of {tokens} tokens are made; use "
+                "LengthGroupedSampler"
+            )
+        self.sampler, self.batch_size, self.tokens = sampler, batch_size, tokens
+        self._costs = np.abs(sampler.lengths)
+        longest = int(self._costs.argmax())
+        if self._costs[longest] > tokens:
+            raise ValueError(
+                f"sample {longest} has {self._costs[longest]} tokens, a batch at most {tokens}; raise the limit, or "
+                "lower context_length, frames or boxes"
+            )
+        self._ends = self._cut(np.sort(self._costs)[::-1])
+        self.skipped = 0
+        """Batches that the next pass leaves out, for a run that resumes."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of this process in this epoch."""
+        random = np.random.default_rng((self.sampler.seed, self.sampler.epoch))
+        mixed = random.permutation(len(self._costs))
+        order = mixed[np.argsort(-self._costs[mixed], kind="stable")]
+        batches = np.split(order, self._ends[:-1])
+        turns = np.resize(random.permutation(len(batches)), len(self) * self.sampler.world_size)
+        skipped, self.skipped = self.skipped, 0
+        for place in turns[self.sampler.rank :: self.sampler.world_size][skipped:]:
+            yield batches[place].tolist()
+
+    def __len__(self) -> int:
+        """Batches of each process."""
+        return -(-len(self._ends) // self.sampler.world_size)
+
+    def _cut(self, costs: np.ndarray) -> list[int]:
+        """Where batches of descending costs end."""
+        ends = []
+        begin = 0
+        while begin < len(costs):
+            begin += min(self.batch_size, self.tokens // int(costs[begin]))
+            ends.append(min(begin, len(costs)))
+        return ends
 
 
 def _lengths_of(dataset: Any, length_property: str) -> np.ndarray:

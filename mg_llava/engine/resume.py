@@ -225,8 +225,8 @@ def _resume_checked(runner: Any, resume: Callable[..., Any], filename: str, *arg
 
 
 def _can_skip(dataloader: DataLoader) -> bool:
-    """Tell whether the batches come from one sampler of indices; else mmengine's slow way is taken."""
-    return type(dataloader.batch_sampler) is BatchSampler
+    """Tell whether batches or indices can be left out before they are loaded; else mmengine's slow way is taken."""
+    return type(dataloader.batch_sampler) is BatchSampler or hasattr(dataloader.batch_sampler, "skipped")
 
 
 class _ResumedIterator:
@@ -271,7 +271,10 @@ class _ResumedIterator:
         # the checkpoint was written at the very end of an epoch.
         if batches == 0:
             self._restore()
-        loader.batch_sampler.sampler = _SkipOnce(sampler, batches * loader.batch_sampler.batch_size)
+        if hasattr(loader.batch_sampler, "skipped"):
+            loader.batch_sampler.skipped = batches
+        else:
+            loader.batch_sampler.sampler = _SkipOnce(sampler, batches * loader.batch_sampler.batch_size)
         self._inner._epoch = epoch
         self._inner._iterator = iter(loader)
         if batches:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
 
-from mg_llava.data.samplers import LengthGroupedSampler
+from mg_llava.data.samplers import LengthGroupedSampler, TokenBatchSampler
 
 
 class Lengths:
@@ -121,3 +121,52 @@ def test_processes_with_other_lengths_are_an_error(monkeypatch):
     monkeypatch.setattr("mg_llava.data.samplers.all_gather_object", lambda digest: [digest, digest, "other"])
     with pytest.raises(RuntimeError, match=r"process 2 sees other lengths .* one token_cache folder"):
         LengthGroupedSampler(Lengths([1, 2, 3]), 1, seed=0)
+
+
+LENGTHS = st.lists(st.one_of(st.integers(1, 600), st.integers(-600, -1)), min_size=1, max_size=150)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(600, 2000), st.integers(1, 4))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_batches_by_tokens_stay_within_the_limit_in_any_number_of_processes(
+    monkeypatch, lengths, most, tokens, world
+):
+    counts, orders = set(), []
+    for epoch in (0, 1):
+        parts = []
+        for rank in range(world):
+            monkeypatch.setattr("mg_llava.data.samplers.get_dist_info", lambda rank=rank: (rank, world))
+            sampler = TokenBatchSampler(LengthGroupedSampler(Lengths(lengths), most, seed=3), most, tokens)
+            sampler.sampler.set_epoch(epoch)
+            parts.append(list(sampler))
+            counts |= {len(sampler), len(parts[-1])}
+            sampler.skipped = 1
+            assert list(sampler) == parts[-1][1:] and list(sampler) == parts[-1], "a resumed run leaves out once"
+        together = [batch for step in zip(*parts, strict=True) for batch in step]
+        for batch in together:
+            assert len(batch) <= most and len(batch) * max(abs(lengths[i]) for i in batch) <= tokens
+        once = {tuple(batch) for batch in together}
+        assert sorted(index for batch in once for index in batch) == list(range(len(lengths)))
+        assert len(together) - len(once) < world
+        orders.append(together)
+    assert len(counts) == 1, "all processes and epochs have equally many batches"
+    assert len(lengths) < 100 or orders[0] != orders[1]
+
+
+def test_batches_by_tokens_waste_little_and_mix_what_has_equal_length():
+    rng = random.Random(0)
+    lengths = [rng.choice((5000, 700, 60)) + rng.randint(0, 40) for _ in range(600)]
+    sampler = TokenBatchSampler(LengthGroupedSampler(Lengths(lengths), 64, seed=0), 64, 8192)
+    batches = list(sampler)
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded < 1.03 * sum(lengths)
+    assert {len(b) for b in batches if lengths[b[0]] >= 5000} == {1} and max(map(len, batches)) == 64
+    sampler.sampler.set_epoch(1)
+    assert {frozenset(b) for b in sampler} != {frozenset(b) for b in batches}
+
+
+def test_batches_by_tokens_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="sample 1 has 90 tokens, a batch at most 64; raise the limit"):
+        TokenBatchSampler(LengthGroupedSampler(Lengths([5, -90]), 2, seed=0), 2, 64)
+    with pytest.raises(TypeError, match="list knows no lengths, .* use LengthGroupedSampler"):
+        TokenBatchSampler([1, 2], 2, 64)
