@@ -1,35 +1,71 @@
-"""What each branch buys: four variants of the miniature, three seeds, for ``tools/run_experiments.py``."""
+"""Rows of the paper's Tables 4 and 5 in miniature, for ``tools/run_experiments.py``."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluate import CHANCE
 
-ROWS = {"low_only": "low resolution only", "objects": "+ objects", "convgate": "+ Conv-Gate", "full": "full"}
+COMPONENTS = "Components (Table 4 of the paper: Vicuna-7B, LLaVA-1.5's data)"
+FUSIONS = "Fusion (Table 5; all with objects)"
+MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
+FEATURES = "work_dirs/nano_features"
+"""What the frozen encoders give, kept for all rows but those whose fusion reads all maps."""
 EVALUATE = "python data/nano/evaluate.py {config} --checkpoint {checkpoint} --out {out}"
 
 
-def leaves(name: str) -> list[str]:
-    """Both stages of a variant; the full model's leaves have no suffix."""
+def row(name: str, title: str, group: str, published: dict[str, float], features: bool = True) -> dict[str, Any]:
+    """A variant with both of its leaves; those of the full model have no suffix."""
     form = "configs/mg_llava_nano_{}.py" if name == "full" else f"configs/ablations/mg_llava_nano_{{}}_{name}.py"
-    return [form.format(stage) for stage in ("pretrain", "instruct")]
+    return {
+        "name": name,
+        "title": title,
+        "group": group,
+        "published": published,
+        "leaves": [form.format(stage) for stage in ("pretrain", "instruct")],
+        "options": [f"train_dataloader.dataset.caches.feature_cache={FEATURES}"] if features else [],
+        "seeds": [0, 1, 2, 3, 4] if group == COMPONENTS else [0, 1, 2],
+    }
+
+
+def components(mmb: float, seed: float, text: float) -> dict[str, float]:
+    """Numbers of the paper's Table 4."""
+    return {"MMB": mmb, "SEED-I": seed, "TextVQA": text}
+
+
+def designs(mmb: float, star: float) -> dict[str, float]:
+    """Numbers of the paper's Table 5."""
+    return {"MMB": mmb, "MMStar": star}
 
 
 grid = {
     "name": "nano",
     "caption": "Exact match in % on 1,120 held-out questions",
-    "rows": [{"name": name, "title": title, "leaves": leaves(name)} for name, title in ROWS.items()],
+    "rows": [
+        row("low_only", "low resolution only", COMPONENTS, components(68.2, 64.6, 56.7)),
+        row("objects", "+ objects", COMPONENTS, components(69.2, 65.0, 56.5)),
+        row("convgate", "+ Conv-Gate", COMPONENTS, {}),
+        row("full", "+ objects + Conv-Gate (full)", COMPONENTS, components(69.8, 65.5, 59.5)),
+        row("resampler", "resampler", FUSIONS, designs(55.6, 30.5)),
+        row("channel_concat", "channel concatenation", FUSIONS, designs(68.9, 32.6)),
+        row("patch_info_mining", "patch info mining", FUSIONS, designs(68.3, 32.9), features=False),
+        row("boxes_into_picture", "boxes into picture (F-to-B)", MERGERS, designs(65.7, 33.3)),
+        row("picture_into_boxes", "picture into boxes (B-to-F)", MERGERS, designs(67.7, 34.4)),
+    ],
     "seeds": [0, 1, 2],
-    "prepare": "python data/nano/make_data.py",
+    "prepare": f"python data/nano/make_data.py --features {FEATURES}",
     "evaluate": EVALUATE,
     "metrics": {kind: f"nano:exact/kinds/{kind}" for kind in CHANCE if kind != "all"} | {"all": "nano"},
     "reference": {"chance": CHANCE},
+    "plateau": 0.6,
     "results": "data/nano/results.json",
     "report": "data/nano/RESULTS.md",
     "quick": {
+        "rows": ["low_only", "objects", "convgate", "full"],
         "seeds": [0],
         "options": ["train_cfg.max_iters=12", "train_cfg.max_epochs=None"],
         "caption": "Exact match in % after twelve steps of each stage, a look at the way alone",
+        "plateau": None,
     },
 }

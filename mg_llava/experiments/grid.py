@@ -34,12 +34,18 @@ class GridRow:
         leaves: Configs of the stages in order; each starts from the checkpoint of the one before.
         title: For the table; the name by default.
         options: Changes of all leaves, as ``xtuner train --cfg-options`` takes them.
+        group: Rows of a group have a table of their own, under this title.
+        seeds: Those of this row; the grid's by default.
+        published: Numbers that others have published for it, by title, shown beside its own.
     """
 
     name: str
     leaves: tuple[str, ...]
     title: str = ""
     options: tuple[str, ...] = ()
+    group: str = ""
+    seeds: tuple[int, ...] = ()
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,15 @@ class Grid:
             ``tools/evaluate.py`` writes.
         metrics: What to show: ``BENCHMARK`` for its headline, or ``BENCHMARK:RULE/METRIC``, by title; the headlines of
             all benchmarks by default. The last one is plotted and compared.
-        seeds: Each row is run with each.
+        seeds: Each row is run with each, unless it has its own.
+        plateau: A run whose first stage ends with a larger loss has stayed on its plateau; None for no such limit.
         prepare: Command that makes the data, or sees that it is there.
         train: Command that takes a leaf, ``--work-dir``, ``--seed``, ``--resume`` and ``--cfg-options``.
         caption: What the numbers are, above the table.
         reference: Further lines of the table: metrics by title.
         results: JSON file of results that stay; in the work directory by default.
         report: Markdown file whose part between two marks becomes the table; in the work directory by default.
-        quick: Changes for ``--quick``; ``options`` there are added to those of all rows.
+        quick: Changes for ``--quick``; ``options`` there are added to those of all rows, ``rows`` are names of some.
     """
 
     name: str
@@ -68,6 +75,7 @@ class Grid:
     evaluate: tuple[str, ...]
     metrics: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
+    plateau: float | None = None
     prepare: tuple[str, ...] = ()
     train: tuple[str, ...] = ("xtuner", "train")
     caption: str = ""
@@ -92,10 +100,11 @@ class Grid:
         grid = self.with_options(changes.pop("options", ()))
         known = {item.name: getattr(grid, item.name) for item in fields(grid)}
         kept = {**known, "name": f"{self.name}-quick", "results": None, "report": None, "quick": {}}
-        return make_grid({**kept, **changes})
+        names = changes.pop("rows", ())
+        return make_grid({**kept, **changes}).only(names, changes.get("seeds", ()))
 
     def only(self, names: Sequence[str], seeds: Sequence[int]) -> "Grid":
-        """The grid with some of its rows and other seeds; empty ones keep all.
+        """The grid with some of its rows, and other seeds for all of them; empty ones keep all.
 
         Raises:
             ValueError: A row is unknown.
@@ -105,7 +114,14 @@ class Grid:
         if unknown:
             raise ValueError(f"rows {', '.join(unknown)} are unknown; the grid has {', '.join(known)}")
         rows = tuple(row for row in self.rows if row.name in (names or known))
+        if seeds:
+            rows = tuple(replace(row, seeds=()) for row in rows)
         return replace(self, rows=rows, seeds=tuple(seeds) or self.seeds)
+
+    def runs(self) -> Iterator[tuple[GridRow, int]]:
+        """Each row with each of its seeds, seed by seed."""
+        every = dict.fromkeys(seed for row in self.rows for seed in (row.seeds or self.seeds))
+        return ((row, seed) for seed in every for row in self.rows if seed in (row.seeds or self.seeds))
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -144,7 +160,7 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     for row in values["rows"]:
         if not isinstance(row, GridRow):
             _check_keys("row", row, GridRow)
-            lists = {name: tuple(row[name]) for name in ("leaves", "options") if name in row}
+            lists = {name: tuple(row[name]) for name in ("leaves", "options", "seeds") if name in row}
             row = GridRow(**{"title": row["name"], **row, **lists})
         rows.append(row)
     names = [row.name for row in rows]
@@ -175,6 +191,8 @@ def stage_fingerprint(leaf: str, options: Sequence[str], seed: int, before: str)
     if before:
         config.merge_from_dict({"model.pretrained_pth": None})  # it is the one of the stage before
     settings = {key: value for key, value in config.to_dict().items() if key not in WATCHING}
+    for source in _sources(settings.get("train_dataloader", {}).get("dataset", {})):
+        source.pop("caches", None)  # what is kept there does not change what is trained
     files = {text: digest for text in _texts(settings) if (digest := _digest_of(text))}
     return _digest([settings, files, seed, before])
 
@@ -188,6 +206,12 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--options", nargs="+", action=DictAction, default={})
     return parser.parse_args(["--options", *options]).options if options else {}
+
+
+def _sources(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield dataset
+    for source in dataset.get("sources", ()):
+        yield from _sources(source)
 
 
 def _texts(value: Any) -> Iterator[str]:

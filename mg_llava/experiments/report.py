@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.experiments.grid import Grid, GridRow
-from mg_llava.experiments.steps import Run
+from mg_llava.experiments.sizes import SIZE_HEADS, leaf_sizes
+from mg_llava.experiments.steps import Run, Training
 from mg_llava.work.atomic import write_text
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 RunEntry = dict[str, Any]
-"""``row``, ``seed``, ``fingerprint``, ``metrics`` (shares by title) and ``seconds`` (by kind of step)."""
+"""``row``, ``seed``, ``fingerprint``, ``metrics`` (shares by title), ``seconds`` and ``losses`` (by kind of step)."""
 
 
 def entry_of(run: Run, grid: Grid) -> RunEntry:
@@ -31,12 +32,14 @@ def entry_of(run: Run, grid: Grid) -> RunEntry:
     except KeyError as error:
         raise ValueError(f"{path} has no metric {error}; it has the benchmarks {', '.join(found)}") from error
     seconds = {step.kind: step.done["seconds"] for step in run.steps}
+    losses = {step.kind: step.last_loss for step in run.steps if isinstance(step, Training)}
     return {
         "row": run.row.name,
         "seed": run.seed,
         "fingerprint": run.fingerprint,
         "metrics": metrics,
         "seconds": seconds,
+        "losses": losses,
     }
 
 
@@ -94,27 +97,38 @@ class GridReport:
         return [value for value in found if value is not None]
 
     def markdown(self) -> str:
-        """Mean and spread of each row, differences to the first one, and each run."""
+        """Mean and spread of each row, group by group, differences to the first one, and each run."""
         if not self.entries:
             return "Nothing is measured yet."
         seeds = sorted({entry["seed"] for entry in self.entries})
         caption = f"{self.grid.caption}: " if self.grid.caption else ""
-        lines = [
-            f"{caption}mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}.",
-            "",
-            f"| | {' | '.join(self.titles)} |",
-            "|---|" + "---|" * len(self.titles),
-        ]
+        lines = [f"{caption}mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}.", ""]
+        for group in dict.fromkeys(row.group for row in self.rows):
+            lines += [f"### {group}", ""] if group else []
+            lines += [*self._table([row for row in self.rows if row.group == group], seeds), ""]
+        lines += [*self._differences(), "", *self._plateau(), *self._runs(), "", *self._old()]
+        return "\n".join([*lines, f"Measure with `{self.command}`; this table was written on {_machine()}."])
+
+    def _table(self, rows: Sequence[GridRow], seeds: Sequence[int]) -> list[str]:
+        """Rows with their published numbers, their own, and what they cost."""
+        published = list(dict.fromkeys(title for row in rows for title in row.published))
+        sizes = {row.name: leaf_sizes(row.leaves[-1]) for row in rows}
+        costs = [*SIZE_HEADS, "seconds"] if any(sizes.values()) else []
+        heads = [*published, *self.titles, *costs]
+        lines = [_line("", heads), "|" + "---|" * (1 + len(heads))]
         for name, known in self.grid.reference.items():
-            lines.append(
-                _line(name, [format_spread([known[title]]) if title in known else "-" for title in self.titles])
-            )
-        for row in self.rows:
+            cells = {title: format_spread([known[title]]) for title in self.titles if title in known}
+            lines.append(_line(name, [cells.get(head, "-") for head in heads]))
+        for row in rows:
             own = [entry["seed"] for entry in self.of(row)]
             title = row.title if own == seeds else f"{row.title} (seed {', '.join(map(str, own))})"
-            lines.append(_line(title, [format_spread(self.values(row, metric)) for metric in self.titles]))
-        lines += ["", *self._differences(), "", *self._runs(), "", *self._old()]
-        return "\n".join([*lines, f"Measure with `{self.command}`; this table was written on {_machine()}."])
+            cells = {name: f"{value:.1f}" for name, value in row.published.items()}
+            cells |= {metric: format_spread(self.values(row, metric)) for metric in self.titles}
+            if (size := sizes[row.name]) is not None:
+                seconds = statistics.fmean(sum(entry["seconds"].values()) for entry in self.of(row))
+                cells |= dict(zip(costs, [*size.cells(), f"{seconds:.0f}"], strict=True))
+            lines.append(_line(title, [cells.get(head, "-") for head in heads]))
+        return lines
 
     def _differences(self) -> list[str]:
         """How much more than the first row each of the others has, seed by seed."""
@@ -128,15 +142,30 @@ class GridReport:
                 lines.append(f"- {row.title} minus {base.title}, {title}, seed by seed: {each} points")
         return lines
 
+    def _plateau(self) -> list[str]:
+        """How many runs stayed on the plateau of their first stage, by its last loss."""
+        losses = [loss for entry in self.entries if (loss := _first_loss(entry)) is not None]
+        if self.grid.plateau is None or not losses:
+            return []
+        stayed = sum(loss > self.grid.plateau for loss in losses)
+        return [
+            f"A run whose loss at the end of stage 1 is above {self.grid.plateau} stayed on the plateau: {stayed} of "
+            f"{len(losses)} runs; it is in bold below.",
+            "",
+        ]
+
     def _runs(self) -> list[str]:
         kinds = list(dict.fromkeys(kind for entry in self.entries for kind in entry["seconds"]))
-        heads = ["run", self.titles[-1], *(f"{kind}, s" for kind in kinds), "config"]
+        limit = self.grid.plateau
+        last = [] if limit is None else ["last loss of stage 1"]
+        heads = ["run", self.titles[-1], *(f"{kind}, s" for kind in kinds), *last, "config"]
         lines = [_line(heads[0], heads[1:]), "|" + "---|" * len(heads)]
         for row in self.rows:
             for entry in self.of(row):
                 seconds = [f"{entry['seconds'].get(kind, 0):.0f}" for kind in kinds]
                 state = "stored, older config" if self.is_old(entry) else "present"
-                cells = [format_spread([entry["metrics"][self.titles[-1]]]), *seconds, state]
+                losses = [] if limit is None else [_mark(_first_loss(entry), limit)]
+                cells = [format_spread([entry["metrics"][self.titles[-1]]]), *seconds, *losses, state]
                 lines.append(_line(f"{row.title}, seed {entry['seed']}", cells))
         return lines
 
@@ -203,8 +232,19 @@ def format_spread(values: Sequence[float]) -> str:
     return f"{mean} ± {factor * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
+def _first_loss(entry: RunEntry) -> float | None:
+    """Last loss of the first stage; None where none was stored."""
+    return next(iter(entry.get("losses", {}).values()), None)
+
+
+def _mark(loss: float | None, limit: float) -> str:
+    if loss is None:
+        return "-"
+    return f"**{loss:.3f}**" if loss > limit else f"{loss:.3f}"
+
+
 def _line(head: str, cells: Iterable[str]) -> str:
-    return f"| {head} | {' | '.join(cells)} |"
+    return " ".join(["|", *([head, "|"] if head else ["|"]), " | ".join(cells), "|"])
 
 
 def _machine() -> str:

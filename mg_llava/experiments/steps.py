@@ -101,6 +101,12 @@ class Training(GridStep):
         is_last = not seen or number is None or int(number[1]) >= int(seen[-1][1])
         return checkpoint if is_last else None
 
+    @property
+    def last_loss(self) -> float | None:
+        """Mean loss of the last steps, as logged; None where there is none."""
+        found = [loss for *_, loss in _TRAINED.findall(tail(self.log, 200)) if loss]
+        return float(found[-1]) if found else None
+
     def progress(self) -> tuple[float, str]:
         """Steps and loss."""
         found = _TRAINED.findall(tail(self.log, 20))
@@ -157,7 +163,7 @@ def plan_runs(grid: Grid, folder: Path) -> list[Run]:
         grid: The grid.
         folder: Where the runs' folders are.
     """
-    return [_plan_run(grid, row, seed, folder.resolve()) for seed in grid.seeds for row in grid.rows]
+    return [_plan_run(grid, row, seed, folder.resolve()) for row, seed in grid.runs()]
 
 
 def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path) -> Run:

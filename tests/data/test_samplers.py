@@ -128,9 +128,7 @@ LENGTHS = st.lists(st.one_of(st.integers(1, 600), st.integers(-600, -1)), min_si
 
 @given(LENGTHS, st.integers(1, 9), st.integers(600, 2000), st.integers(1, 4))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_batches_by_tokens_stay_within_the_limit_in_any_number_of_processes(
-    monkeypatch, lengths, most, tokens, world
-):
+def test_batches_by_tokens_stay_within_the_limit_in_any_number_of_processes(monkeypatch, lengths, most, tokens, world):
     counts, orders = set(), []
     for epoch in (0, 1):
         parts = []
@@ -168,5 +166,5 @@ def test_batches_by_tokens_waste_little_and_mix_what_has_equal_length():
 def test_batches_by_tokens_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="sample 1 has 90 tokens, a batch at most 64; raise the limit"):
         TokenBatchSampler(LengthGroupedSampler(Lengths([5, -90]), 2, seed=0), 2, 64)
-    with pytest.raises(TypeError, match="list knows no lengths, .* use LengthGroupedSampler"):
+    with pytest.raises(TypeError, match=r"list knows no lengths, .* use LengthGroupedSampler"):
         TokenBatchSampler([1, 2], 2, 64)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mg_llava.experiments import grid as grids
-from mg_llava.experiments.grid import read_grid
+from mg_llava.experiments.grid import read_grid, stage_fingerprint
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid, write_leaf
 
@@ -20,12 +20,17 @@ def fingerprints(path: Path, folder: Path) -> dict[tuple[str, int], str]:
 def test_grid_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     grid = read_grid("data/nano/grid.py")
-    assert [row.name for row in grid.rows] == ["low_only", "objects", "convgate", "full"]
+    names = [row.name for row in grid.rows]
+    assert names[:4] == ["low_only", "objects", "convgate", "full"] and len(names) == 9
+    runs = list(grid.runs())
+    assert [sum(row.name == name for row, _ in runs) for name in names] == [5] * 4 + [3] * 5
+    assert [row.name for row, seed in runs if seed == 0] == names == [row.name for row, _ in runs[:9]], "seed by seed"
     assert list(grid.metrics) == [*grid.reference["chance"]], "chance is known for what is shown"
     quick = grid.as_quick()
     assert quick.seeds == (0,) and quick.results is quick.report is None and quick.evaluate == grid.evaluate
     assert all("train_cfg.max_iters=12" in row.options for row in quick.rows)
-    assert [row.name for row in grid.only(["full"], [7]).rows] == ["full"] and grid.only([], [7]).seeds == (7,)
+    assert [(row.name, seed) for row, seed in quick.runs()] == [(name, 0) for name in names[:4]]
+    assert [(row.name, seed) for row, seed in grid.only(["full"], [7]).runs()] == [("full", 7)]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +89,18 @@ def test_options_and_settings_are_one(tmp_path: Path) -> None:
     write_leaf(tmp_path, "pretrain", lr=2)
     (written,) = plan_runs(grid.only(["low"], [0]), tmp_path)
     assert optional.steps[0].folder == written.steps[0].folder
+
+
+def test_what_is_kept_for_the_training_does_not_matter(tmp_path: Path) -> None:
+    loader = {"dataset": {"sources": [{"data_path": "a"}]}}
+    leaf = write_leaf(tmp_path, "pretrain", train_dataloader=loader)
+    plain = stage_fingerprint(leaf, (), 0, "")
+    loader["dataset"]["sources"][0]["caches"] = {"feature_cache": "features"}
+    write_leaf(tmp_path, "pretrain", train_dataloader=loader)
+    assert stage_fingerprint(leaf, (), 0, "") == plain
+    loader["dataset"]["sources"][0]["data_path"] = "b"
+    write_leaf(tmp_path, "pretrain", train_dataloader=loader)
+    assert stage_fingerprint(leaf, (), 0, "") != plain
 
 
 def test_where_a_stage_starts_does_not_matter(tmp_path: Path) -> None:

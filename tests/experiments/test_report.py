@@ -38,6 +38,26 @@ def test_table(tmp_path: Path) -> None:
     assert "| low only (seed 0) | 15.0 | 30.0 |" in fewer
 
 
+def test_groups_published_numbers_sizes_and_runs_that_stayed_on_the_plateau(tmp_path: Path) -> None:
+    nano = "configs/mg_llava_nano_instruct.py"
+    rows = [
+        {"name": "low", "group": "Parts", "published": {"MMB": 68.2}, "leaves": [nano]},
+        {"name": "full", "group": "Whole", "leaves": [nano]},
+    ]
+    grid = read_grid(write_grid(tmp_path, rows=rows, plateau=0.6, reference={"chance": {"all": 0.25}}))
+    entries = [entry("low", 0, 0.4) | {"losses": {"stage 1": 0.71}}, entry("full", 0, 0.8), entry("full", 1, 0.9)]
+    entries[1]["losses"] = {"stage 1": 0.3, "stage 2": 0.7}
+    text = GridReport(grid, entries, [], "").markdown()
+    assert "### Parts\n\n| | MMB | a | all | connectors | parameters | FLOPs | seconds |" in text
+    assert "| chance | - | - | 25.0 | - | - | - | - |" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| low (seed 0) |"))
+    assert line.startswith("| low (seed 0) | 68.2 | 20.0 | 40.0 | 201,025 | 2.80 M |") and line.endswith("| 15 |")
+    assert "### Whole\n\n| | a | all | connectors |" in text
+    assert "above 0.6 stayed on the plateau: 1 of 2 runs" in text
+    ends = [line.split(" | ")[-2] for line in text.splitlines() if ", seed " in line and line.startswith("| ")]
+    assert ends == ["**0.710**", "0.300", "-"]
+
+
 def test_nothing_is_measured(tmp_path: Path) -> None:
     report = GridReport(read_grid(write_grid(tmp_path)), [], [], "")
     (page,) = report.write(tmp_path)

@@ -1,0 +1,45 @@
+"""Parameters and operations of a leaf's model, counted without weights, for the table of a grid."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mmengine.config import Config
+
+_TEXT, _BOXES = 48, 6
+"""Text and box tokens of the sample whose operations are counted: a question and its answer in the miniature."""
+
+
+class LeafSizes(NamedTuple):
+    """What a leaf's model costs.
+
+    Attributes:
+        connectors: Parameters of what stands between encoders and LLM.
+        parameters: All parameters.
+        flops: Operations of a forward pass over a sample with one picture; a multiply-add counts as two.
+    """
+
+    connectors: int
+    parameters: int
+    flops: float
+
+    def cells(self) -> list[str]:
+        """For a table with the heads of :data:`SIZE_HEADS`."""
+        return [f"{self.connectors:,}", f"{self.parameters / 1e6:.2f} M", f"{self.flops / 1e9:.2f} G"]
+
+
+SIZE_HEADS = ("connectors", "parameters", "FLOPs")
+
+
+def leaf_sizes(leaf: str | Path) -> LeafSizes | None:
+    """The sizes of a leaf's model; None where the leaf has no model that could be built."""
+    settings = Config.fromfile(leaf).get("model", {})
+    if settings.get("type") is None:
+        return None
+    from mg_llava.planning.flops import Sample, count_flops  # the planner loads torch and transformers
+    from mg_llava.planning.skeleton import build_skeleton
+
+    skeleton = build_skeleton(settings)
+    connectors = [module for part, module in skeleton.model.named_parts() if part.role == "connector"]
+    count = sum(parameter.numel() for module in connectors for parameter in module.parameters())
+    total = sum(parameter.numel() for parameter in skeleton.model.parameters())
+    return LeafSizes(count, total, sum(count_flops(skeleton, Sample(_TEXT, _BOXES)).forward.values()))
