@@ -7,7 +7,8 @@ with read_base():
     from .llms import vicuna_7b
     from .paper import paper_instruct, paper_pretrain
 
-# 8 x 576 tokens, boxes and text; fewer with model=dict(frame_pooler=FramePooling)
+# 8 x 576 tokens, boxes and text; fewer with model=dict(frame_pooler=FramePooling). With batch_tokens=16384 a batch has
+# as many samples as fit into that number of tokens: three videos, or dozens of pictures
 _frames = dict(picture=dict(video=dict(frames=8, pad_to_square=False)))
 _shared = dict(llm=vicuna_7b, context_length=8192, model=_frames)
 

@@ -119,6 +119,8 @@ def _data(loader: Any) -> RunFacts:
     if kind not in ("DefaultSampler", "InfiniteSampler"):  # their order depends on no more than the product
         facts |= {"batch size": loader.batch_size, "processes": processes}
         facts |= {f"{kind} {key}": value for key, value in _plain(vars(sampler)).items() if key in _SAMPLER_SETTINGS}
+    if hasattr(loader.batch_sampler, "tokens"):
+        facts["tokens in a batch"] = loader.batch_sampler.tokens
     return facts
 
 

@@ -68,6 +68,7 @@ class ToyData(Dataset):
 
     def __init__(self, length=12):
         self.x = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(0))
+        self.modality_length = [5 + index % 5 for index in range(length)]
 
     def __len__(self):
         return len(self.x)

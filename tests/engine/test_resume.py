@@ -11,6 +11,15 @@ from tests.engine import launch_toy
 from tests.engine.launch_toy import Killed, scramble_random_state
 
 WITH_DROPOUT = {"model.dropout": 0.3}
+BY_TOKENS = {
+    "train_dataloader.batch_size": 6,
+    "train_dataloader.sampler": {
+        "_delete_": True,
+        "type": "mg_llava.LengthGroupedSampler",
+        "per_device_batch_size": 6,
+    },
+    "train_dataloader.batch_sampler": {"type": "mg_llava.TokenBatchSampler", "tokens": 40},
+}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +31,8 @@ WITH_DROPOUT = {"model.dropout": 0.3}
         ("iter_4.pth", {"train_dataloader.batch_size": 3}),  # written at the end of an epoch of 4 batches
         ("iter_4.pth", {"train_dataloader.batch_size": 5}),  # second epoch, whose last batch is short
         ("iter_2.pth", {"train_dataloader.sampler.type": "InfiniteSampler"}),
+        ("iter_2.pth", BY_TOKENS),
+        ("iter_4.pth", BY_TOKENS),  # in the second epoch, of 3 batches
     ],
 )
 def test_resumed_losses_are_equal(runs, checkpoint, options):
