@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from torch import nn
 
+from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.engine.hooks import unwrap_model
 from mg_llava.models.weights.checkpoint import open_training_checkpoint
 
@@ -32,8 +34,8 @@ def describe_run(runner: Any) -> RunFacts:
     facts |= _data(loader)
     facts["steps in all (train_cfg)"] = loop.max_iters
     facts |= _precision(runner)
-    if get_world_size() * int(facts["gradient accumulation"] or 1) > 1:
-        facts[WEIGHTING] = loop.loss_weighting
+    shared = get_world_size() * int(facts["gradient accumulation"] or 1) > 1
+    facts[WEIGHTING] = loop.loss_weighting if shared else "tokens"  # of one batch all weigh the same
     facts |= _optimizer(runner.optim_wrapper)
     for number, scheduler in enumerate(runner.param_schedulers or ()):
         for key, value in _plain(scheduler.state_dict()).items():
@@ -60,8 +62,10 @@ def check_resume(runner: Any, path: str) -> None:
     stored = info.get(FACTS_KEY) if isinstance(info, Mapping) else None
     current = describe_run(runner)
     if isinstance(stored, Mapping):
-        earlier = {WEIGHTING: "micro_batches"} if WEIGHTING in current else {}  # before there was a choice
-        lines = differences({**earlier, **stored}, current)
+        shared = get_world_size() * int(current["gradient accumulation"] or 1) > 1
+        earlier = {WEIGHTING: "micro_batches" if shared else "tokens"}  # before there was a choice
+        kept = {name: value for name, value in stored.items() if name in current or name not in _SHARES}
+        lines = differences({**earlier, **kept}, current)
     else:
         print_log(f"{path} does not say with which settings it was trained; they are not compared", "current", 30)
         names = {name for name, p in unwrap_model(runner.model).named_parameters() if p.requires_grad}
@@ -116,14 +120,17 @@ def _data(loader: Any) -> RunFacts:
         "steps in an epoch": _length(loader),
         "order of samples": kind,
     }
-    if kind not in ("DefaultSampler", "InfiniteSampler"):  # their order depends on no more than the product
-        facts |= {"batch size": loader.batch_size, "processes": processes}
+    by_tokens = hasattr(loader.batch_sampler, "tokens")
+    if by_tokens or not isinstance(sampler, DefaultSampler | InfiniteSampler | LengthGroupedSampler):
+        facts |= dict(zip(_SHARES, (loader.batch_size, processes), strict=True))  # the others know the product alone
+    if not isinstance(sampler, DefaultSampler | InfiniteSampler):
         facts |= {f"{kind} {key}": value for key, value in _plain(vars(sampler)).items() if key in _SAMPLER_SETTINGS}
-    if hasattr(loader.batch_sampler, "tokens"):
+    if by_tokens:
         facts["tokens in a batch"] = loader.batch_sampler.tokens
     return facts
 
 
+_SHARES = ("batch size", "processes")
 _SAMPLER_SETTINGS = ("group_size", "round_up", "shuffle")
 
 

@@ -1,5 +1,6 @@
 """Batches of similar length and one modality: any mix, any number of processes, every sample once."""
 
+import itertools
 import random
 
 import numpy as np
@@ -168,3 +169,20 @@ def test_batches_by_tokens_refuse_what_does_not_fit():
         TokenBatchSampler(LengthGroupedSampler(Lengths([5, -90]), 2, seed=0), 2, 64)
     with pytest.raises(TypeError, match=r"list knows no lengths, .* use LengthGroupedSampler"):
         TokenBatchSampler([1, 2], 2, 64)
+
+
+@pytest.mark.parametrize("round_up", [True, False])
+def test_steps_hold_the_same_samples_in_any_number_of_processes(monkeypatch, round_up):
+    """Eight samples a step, whoever trains them: the k-th micro-batches of all processes are the k-th eight."""
+    lengths = [(-1) ** (i % 3) * (i % 17 + 1) for i in range(100)]
+    steps = []
+    for world in (1, 2, 4, 8):
+        parts = []
+        for rank in range(world):
+            monkeypatch.setattr("mg_llava.data.samplers.get_dist_info", lambda rank=rank, world=world: (rank, world))
+            sampler = LengthGroupedSampler(Lengths(lengths), 8 // world, seed=3, round_up=round_up)
+            sampler.set_epoch(2)
+            parts.append(list(sampler))
+        together = [index for group in itertools.zip_longest(*parts) for index in group if index is not None]
+        steps.append(together)
+    assert steps[0] == steps[1] == steps[2] == steps[3]

@@ -93,6 +93,17 @@ def test_resume_with_deepspeed(launched, tmp_path):
 
 
 @pytest.mark.slow
+def test_resume_in_another_number_of_processes(launched, runs):
+    """Two processes with two samples each go on as one with four: same samples, same order, same steps."""
+    folder = launched["ddp"][0]
+    runner, losses = runs.train(resume=folder / "iter_2.pth", **{"train_dataloader.batch_size": 4})
+    assert set(losses) == {3, 4, 5}
+    whole = load_training_checkpoint(folder / "iter_5.pth")
+    for name, tensor in runner.model.state_dict().items():
+        torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_dumped_config_prepares_too(launched):
     """A flattened config has lost the import statement; there mmengine reads ``custom_imports``."""
     text = (launched["ddp"][0] / "launch_config.py").read_text()
