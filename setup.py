@@ -60,7 +60,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mg_llava", "mg_llava.*"]),
-    package_data={"mg_llava": ["py.typed", "detection/names/*.txt", "evaluation/*.jinja", "inspection/doctor/*.tsv"]},
+    package_data={
+        "mg_llava": [
+            "py.typed",
+            "detection/names/*.txt",
+            "evaluation/*.jinja",
+            "inspection/doctor/*.tsv",
+            "data/synthesis/*.json",
+        ]
+    },
     python_requires=">=3.10,<3.13",
     install_requires=INSTALL,
     extras_require=EXTRAS,

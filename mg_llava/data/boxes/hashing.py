@@ -12,15 +12,14 @@ from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.pictures import files as pictures
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
-from mg_llava.work.journal import Journal, read_journal
-from mg_llava.work.pool import Pool, available_cores, split
+from mg_llava.work.pool import available_cores
+from mg_llava.work.resumed import run_resumed
 
 HashProgress = Callable[[int, int], object]
 
 _DIGITS = 32
 _UNREADABLE = "0" * _DIGITS
-_BATCH = 2048
-_TASK = 16
+_BATCH = 64
 
 
 class PictureHash(NamedTuple):
@@ -94,23 +93,8 @@ def _all_digests(
         "pictures": len(paths),
         "batch": _BATCH,
     }
-    records = [record.value for record in read_journal(journal)]
-    known: dict[int, str] = {}
-    if records[:1] == [about]:
-        known = {start: digests for start, digests in records[1:] if isinstance(digests, str)}
-    else:
-        journal.unlink(missing_ok=True)
-    with Journal(journal) as file, Pool(str(folder), workers or available_cores()) as pool:
-        if not known:
-            file.append([about])
-        for start, stop in split(len(paths), _BATCH):
-            if start not in known:
-                tasks = [paths[start + first : start + last] for first, last in split(stop - start, _TASK)]
-                known[start] = "".join(pool.run(_digests, tasks))
-                file.append([[start, known[start]]])
-            if progress is not None:
-                progress(stop, len(paths))
-    return "".join(known[start] for start, _ in split(len(paths), _BATCH))
+    work = workers or available_cores()
+    return "".join(run_resumed(_digests, str(folder), paths, _BATCH, work, journal, about, progress))
 
 
 def _digests(folder: str, paths: Sequence[str]) -> str:
