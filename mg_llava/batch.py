@@ -29,12 +29,14 @@ class TokenCount:
         per_box: Tokens of each box.
         per_media: Tokens of the placeholder itself, such as the queries of a Q-Former.
         per_frame: Tokens of a canvas that is a frame of a video; None for as many as of any other.
+        per_crop: Tokens of an object image; 0 for a system that reads none.
     """
 
     per_canvas: int
     per_box: int = 1
     per_media: int = 0
     per_frame: int | None = None
+    per_crop: int = 0
 
     def __call__(self, canvases: int, boxes: int) -> int:
         """Tokens of a placeholder with this many canvases, and boxes on all of them together."""
@@ -93,6 +95,11 @@ class Batch(TypedDict, total=False):
     where every canvas has a placeholder of its own. Numbers, not a tensor, so that they stay on the host."""
     frames: list[bool]
     """For each of the N canvases whether it is a frame of a video; absent where none is."""
+    crops: list[bool]
+    """For each of the N canvases whether it is an object image; absent where none is."""
+    named: list[bool]
+    """For each of the N canvases whether its boxes have placeholders of their own, after that of the canvas; absent
+    where none has."""
     cached: list[bool]
     """For each of the N canvases whether it is in ``features`` and not in ``canvas``; absent where all are in one."""
     layout: Layout

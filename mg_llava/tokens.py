@@ -1,5 +1,6 @@
 """Special token indices and the placeholder that the text side and the model agree on."""
 
+import re
 from typing import Any
 
 IMAGE_TOKEN_INDEX = -200
@@ -8,7 +9,13 @@ IMAGE_TOKEN_INDEX = -200
 VIDEO_TOKEN_INDEX = -201
 """Stands in ``input_ids`` where the frames of one video go."""
 
-PLACEHOLDER_IDS = frozenset({IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX})
+OBJECT_TOKEN_INDEX = -202
+"""Stands in ``input_ids`` where the tokens of an object image go."""
+
+BOX_TOKEN_INDEX = -203
+"""Stands in ``input_ids`` where the token of one named box goes."""
+
+PLACEHOLDER_IDS = frozenset({IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX, OBJECT_TOKEN_INDEX, BOX_TOKEN_INDEX})
 """All ids that stand for tokens of something else."""
 
 IGNORE_INDEX = -100
@@ -22,6 +29,12 @@ IMAGE_PLACEHOLDER = "<image>"
 
 VIDEO_PLACEHOLDER = "<video>"
 """Marks the place of all frames of a video."""
+
+BOX_PLACEHOLDER = re.compile(r"<box:([0-9]{1,6})>")
+"""Marks the place of the coordinates of a region, by its number from 0."""
+
+OBJECT_PLACEHOLDER = re.compile(r"<object:([0-9]{1,6})>")
+"""Marks the place of the object image of a region, by its number from 0."""
 
 
 def tokens_without_embeddings(tokenizer: Any, rows: int) -> str | None:

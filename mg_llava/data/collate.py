@@ -20,7 +20,8 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         instances: Samples of ``LLaVADataset``. ``labels`` may be absent in all of them (prompts). With ``tokens``, the
             tokens of each placeholder, in all of them, the layout is planned. ``media`` says for each canvas which of
             the sample's placeholders it belongs to; without it each has its own. With ``is_video`` the pictures of a
-            sample are frames of a video.
+            sample are frames of a video. ``crops`` and ``named`` say for each canvas whether it is an object image,
+            and whether its boxes have placeholders of their own.
 
     Returns:
         ``data``, a :class:`mg_llava.batch.Batch`, right-padded; without pictures there are neither ``canvas`` nor
@@ -47,18 +48,26 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if features:
         data["features"] = features
     if images and features:
-        counts = [(len(instance.get("images") or ()), len(instance.get("features") or ())) for instance in instances]
-        data["cached"] = [bool(own) for pair in counts for own in [False] * pair[0] + [True] * pair[1]]
+        data["cached"] = [flag for instance in instances for flag in _flags(instance, "cached")]
     if images or features:
         data["boxes"] = [boxes.to(torch.float32) for instance in instances for boxes in instance.get("boxes") or ()]
     if any(instance.get("is_video") for instance in instances):
         data["frames"] = [bool(one.get("is_video")) for one in instances for _ in one.get("boxes") or ()]
+    for name in ("crops", "named"):
+        if any(instance.get(name) for instance in instances):
+            data[name] = [flag for instance in instances for flag in _flags(instance, name)]
     if any(instance.get("media") is not None for instance in instances):
         data["media"] = _number_media(instances)
     if all(instance.get("tokens") is not None for instance in instances):
         tokens = [count for instance in instances for count in instance["tokens"]]
         data["layout"] = plan_layout(data["input_ids"], tokens, data["attention_mask"], data.get("labels"))
     return {"data": data, "data_samples": None}
+
+
+def _flags(instance: dict[str, Any], name: str) -> list[bool]:
+    """Of each canvas of a sample whether it is so; where it does not say, all are cached that have features alone."""
+    given, canvases = instance.get(name), len(instance.get("boxes") or ())
+    return [name == "cached" and bool(instance.get("features"))] * canvases if given is None else list(given)
 
 
 def _text(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -82,7 +91,8 @@ def _check(instance: dict[str, Any]) -> None:
     placeholders = sum(1 for token in instance["input_ids"] if int(token) in PLACEHOLDER_IDS)
     canvases = len(instance.get("images") or ()) + len(instance.get("features") or ())
     sets, media, tokens = instance.get("boxes") or (), instance.get("media"), instance.get("tokens")
-    if canvases != len(sets) or (placeholders != canvases if media is None else canvases != len(media)):
+    own = canvases + sum(len(boxes) for boxes, flag in zip(sets, _flags(instance, "named"), strict=True) if flag)
+    if canvases != len(sets) or (placeholders != own if media is None else canvases != len(media)):
         raise ValueError(
             f"{owner} has {placeholders} placeholders, {canvases} pictures and {len(sets)} sets of boxes"
             f"{'' if media is None else f', and {len(media)} pictures in media'}; it needs one of each per picture (a "

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from mg_llava.data.config import build_transform, open_boxes, resolve_paths
 from mg_llava.data.faults import FAULTS, SkippedSamples, StrayBoxes
 from mg_llava.data.features.cache import FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource
-from mg_llava.data.lengths import check_budget, count_boxes, find_lengths
+from mg_llava.data.lengths import check_budget, count_boxes, count_crops, find_lengths
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.loading import LoadedPicture, OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.index import Samples
-from mg_llava.data.records.schema import NO_BOXES, LLaVARecord, RecordError
+from mg_llava.data.records.schema import LLaVARecord, RecordError
+from mg_llava.data.samples import LoadedSample, make_sample
 from mg_llava.data.settings import (
     BoxUse,
     Caches,
@@ -35,21 +36,13 @@ from mg_llava.data.settings import (
 from mg_llava.data.text.budget import BudgetError, TokenBudget
 from mg_llava.data.text.conversation import EncodedConversation, NoLabelError, Template, encode_conversation
 from mg_llava.data.text.prompt import apply_parts, build_parts, describe_parts
+from mg_llava.data.text.regions import RegionUse, with_names
 from mg_llava.data.text.token_cache import TokenCache, cache_key
 from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.registry import DATASETS
 
 _NAMED = 3
 """Records that a report names of each kind."""
-
-
-@dataclass(frozen=True)
-class LoadedSample:
-    """A sample with its record, its text as ids, and its pictures."""
-
-    record: LLaVARecord
-    encoded: EncodedConversation
-    pictures: tuple[LoadedPicture, ...]
 
 
 @DATASETS.register_module()
@@ -119,8 +112,10 @@ class LLaVADataset(Dataset):
         self.prompt = build_parts(self.boxes.prompt)
         self.draw: Draw = build_group("draw", draw)
         self.caches: Caches = build_group("caches", caches)
-        self.budget: TokenBudget = build_group("budget", budget).counting(build_tokens(tokens))
-        self._is_counted = tokens is not None
+        self.regions = RegionUse() if self.picture_processor is None else self.picture_processor.regions
+        self._tokens = None if tokens is None else build_tokens(tokens)
+        counted = with_names(self._tokens or TokenCount(0), self.regions, self.tokenizer)
+        self.budget: TokenBudget = build_group("budget", budget).counting(counted)
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
         frames = 1 if self.picture_processor is None else self.picture_processor.video.frames
         self._samples = Samples(self.data_path, *drawn, self.caches.token_cache, frames)
@@ -150,8 +145,9 @@ class LLaVADataset(Dataset):
             ``id``; ``input_ids`` and ``labels``, lists of ints; ``images``, a list of (3, S, S) uint8 tensors;
             ``boxes``, as many (n, 4) float32 tensors in canvas pixels; and, where ``tokens`` was given, ``tokens``,
             what each placeholder stands for in the LLM. From a feature cache in place of the images: ``features``,
-            the arrays of each picture (see ``mg_llava.features``), and ``feature_cache``, its name. ``is_video`` where
-            the pictures are frames of one.
+            the arrays of each picture (see ``mg_llava.features``), ``feature_cache``, its name, and ``cached``, which
+            pictures come from there. ``is_video`` where the pictures are frames of one; ``crops`` and ``named``, which
+            are object images and which have named boxes, where there are any.
 
         Raises:
             PictureError: A picture cannot be read, and ``bad_image`` is ``error``.
@@ -171,20 +167,8 @@ class LLaVADataset(Dataset):
     def load(self, index: int) -> dict[str, Any]:
         """Sample ``index`` itself, whatever the policies say; errors as from ``__getitem__`` with policy ``error``."""
         loaded = (None if self.features is None else self._load(index, self.features)) or self.open(index)
-        encoded, pictures = loaded.encoded, loaded.pictures
-        sample: dict[str, Any] = {"id": loaded.record.id, "images": []}
-        sample |= {"input_ids": encoded.input_ids, "labels": encoded.labels}
-        sample["boxes"] = [picture.boxes for picture in pictures]
-        if self._is_counted:
-            count = self.budget.of(loaded.record.video).tokens
-            sample["tokens"] = [count(1, len(picture.boxes)) for picture in pictures]
-        if loaded.record.video is not None:
-            sample["is_video"] = True
-        if pictures and pictures[0].features is not None:
-            assert self.features is not None
-            features = [picture.features for picture in pictures]
-            return {**sample, "features": features, "feature_cache": self.features.cache.name}
-        return {**sample, "images": [picture.pixels for picture in pictures]}
+        count = self._tokens if loaded.record.video is None or self._tokens is None else self._tokens.of_frames
+        return make_sample(loaded, count, "" if self.features is None else self.features.cache.name)
 
     def open(self, index: int) -> LoadedSample:
         """Sample ``index`` with all that is known of its pictures, which are opened; errors as from ``load``."""
@@ -216,9 +200,7 @@ class LLaVADataset(Dataset):
     def encode(self, index: int) -> EncodedConversation:
         """Text of sample ``index``, cut to its limit; errors as from ``load``."""
         record = self.record(index)
-        if self.prompt and record.images:
-            return self.open(index).encoded
-        return self._encode(index, record, ())
+        return self.open(index).encoded if self._reads_pictures(record) else self._encode(index, record, ())
 
     @property
     def modality_length(self) -> list[int]:
@@ -233,7 +215,8 @@ class LLaVADataset(Dataset):
             texts = None if self.token_cache is None else self.token_cache.lengths_of(rows)
             processor = self.picture_processor if self.boxes.count_boxes else None
             boxes = None if processor is None else partial(count_boxes, processor=processor, store=self.box_store)
-            self._lengths = find_lengths(self._samples, texts, self.tokenizer, self.template, boxes, self.budget)
+            text = self.tokenizer, self.template
+            self._lengths = find_lengths(self._samples, texts, *text, boxes, self.budget, self.regions)
         return self._lengths[self._samples.positions].tolist()
 
     @property
@@ -292,13 +275,16 @@ class LLaVADataset(Dataset):
         record = self.record(index)
         if not record.images:
             return LoadedSample(record, self._encode(index, record, ()), ())
-        encoded = None if self.prompt else self._encode(index, record, ())
+        encoded = None if self._reads_pictures(record) else self._encode(index, record, ())
         owner, cache = self._owner(record), None if features is None else features.cache
         assert self.loader is not None  # checked at the start
         try:
             opened = self.loader.open(record, index, owner, cache)
             encoded = encoded or self._encode(index, record, opened)
-            return LoadedSample(record, encoded, self.loader.finish(opened, index, len(encoded.input_ids), cache))
+            pictures = self.loader.finish(opened, index, encoded, cache)
+            if self.regions.names:
+                encoded = self._name_boxes(encoded, pictures)
+            return LoadedSample(record, encoded, pictures)
         except NoPictureError:
             return None  # found again when it is opened, for ``bad_image``
         except FeatureError as error:
@@ -308,21 +294,30 @@ class LLaVADataset(Dataset):
 
     def _encode(self, index: int, record: LLaVARecord, opened: Sequence[OpenedPicture]) -> EncodedConversation:
         """Text of a record, with what prompt parts make of the boxes of its opened pictures."""
-        row, is_fixed = self.row(index), not (self.prompt and record.images)
+        row, is_fixed = self.row(index), not self._reads_pictures(record)
         encoded = self.token_cache.get(row) if self.token_cache is not None and is_fixed else None
         if encoded is not None:
             return encoded
         try:
-            limit = self.budget.of(record.video).text_limit(len(record.images))
-            objects = [NO_BOXES if picture.boxes is None else picture.boxes for picture in opened]
+            objects, sizes = [picture.record for picture in opened], [picture.frame for picture in opened]
+            turns, regions = self.regions.resolve_record(record, objects, sizes)
+            limit = self.budget.of(record.video).text_limit(len(record.images), len(regions))
             draw = None if self.loader is None else self.loader.draw_text(index)
-            turns = apply_parts(self.prompt, record.turns, objects, [picture.frame for picture in opened], draw)
-            encoded = encode_conversation(turns, self.tokenizer, self.template, limit)
+            turns = apply_parts(self.prompt, turns, objects, sizes, draw)
+            encoded = replace(encode_conversation(turns, self.tokenizer, self.template, limit), regions=regions)
         except (NoLabelError, BudgetError, RecordError) as error:
             raise type(error)(f"{self._owner(record)}: {error}") from error
         if self.token_cache is not None and is_fixed:
             self.token_cache.put(row, encoded)
         return encoded
+
+    def _reads_pictures(self, record: LLaVARecord) -> bool:
+        """Whether the text of a record depends on its pictures or their boxes."""
+        return bool(record.images) and (bool(self.prompt) or self.regions.concerns(record.turns))
+
+    def _name_boxes(self, encoded: EncodedConversation, pictures: Sequence[LoadedPicture]) -> EncodedConversation:
+        whole = [picture for picture in pictures if picture.region is None]
+        return self.regions.name_boxes(encoded, [one.box_numbers for one in whole], self.tokenizer)
 
     def _owner(self, record: LLaVARecord) -> str:
         return f"record {record.id!r} of {self.data_path}"
@@ -332,10 +327,11 @@ class LLaVADataset(Dataset):
         pictures = self._samples.index.sizes[:, 1]
         if not pictures.any():
             return
-        for error in picture_problems(self.image_folder, self.picture_processor, self.budget):
+        crops = bool(count_crops(self._samples, self.regions).any())
+        for error in picture_problems(self.image_folder, self.picture_processor, self.budget, self._tokens, crops):
             raise type(error)(f"{self.data_path}: {error}")
         if self.faults.over_budget == "error":
-            check_budget(self._samples, self.budget, self._owner)
+            check_budget(self._samples, self.budget, self._owner, self.regions)
 
     def _open_token_cache(self) -> TokenCache | None:
         if self.caches.token_cache is None:

@@ -12,6 +12,7 @@ from mg_llava.data.records.index import Samples
 from mg_llava.data.records.schema import LLaVARecord
 from mg_llava.data.text.budget import BudgetError, TokenBudget
 from mg_llava.data.text.conversation import Template, encode_conversation
+from mg_llava.data.text.regions import RegionUse
 
 _CALIBRATION = 64
 
@@ -23,6 +24,7 @@ def find_lengths(
     template: Template,
     boxes: Callable[[Samples, Sequence[LLaVARecord]], np.ndarray] | None,
     budget: TokenBudget,
+    use: RegionUse,
 ) -> np.ndarray:
     """Lengths of N records within the budget: (N,) int32, positive with pictures, negative without.
 
@@ -33,17 +35,25 @@ def find_lengths(
         template: Their template.
         boxes: Counts their boxes, (N,) int64, from all and from a few of them; None where boxes do not count.
         budget: The limits.
+        use: How regions enter the texts.
     """
     characters, pictures = samples.index.sizes.T
     count = len(characters)
     few = np.unique(np.linspace(0, count - 1, min(count, _CALIBRATION)).astype(int)).tolist()  # spread evenly
     records = [samples.at(position) for position in few]
     if texts is None:
-        tokens = sum(len(encode_conversation(record.turns, tokenizer, template).input_ids) for record in records)
+        turns = [use.measure(record)[0] for record in records]
+        tokens = sum(len(encode_conversation(own, tokenizer, template).input_ids) for own in turns)
         ratio = tokens / max(1, int(characters[few].sum()))
         texts = np.maximum(1, np.ceil(characters * ratio)).astype(np.int64)
     counts = np.zeros(count, dtype=np.int64) if boxes is None else boxes(samples, records)
-    return _signed_lengths(texts, pictures, counts, budget, samples.index.videos)
+    return _signed_lengths(texts, pictures, counts, budget, samples.index.videos, count_crops(samples, use))
+
+
+def count_crops(samples: Samples, use: RegionUse) -> np.ndarray:
+    """(N,) int64 object images of records, but for those of coordinates that are typed."""
+    images, coordinates = samples.index.regions.T.astype(np.int64)
+    return images + coordinates if use.attach == "coordinates" else images
 
 
 def count_boxes(
@@ -67,23 +77,28 @@ def count_boxes(
     return sums[ends] - sums[ends - pictures]
 
 
-def check_budget(samples: Samples, budget: TokenBudget, owner: Callable[[LLaVARecord], str]) -> None:
+def check_budget(samples: Samples, budget: TokenBudget, owner: Callable[[LLaVARecord], str], use: RegionUse) -> None:
     """Refuse records whose pictures, or frames of a video, leave no room for an answer; ``owner`` names a record.
 
     Raises:
         BudgetError: There is one.
     """
-    pictures, videos = samples.index.sizes[:, 1], samples.index.videos
+    pictures, videos, crops = samples.index.sizes[:, 1], samples.index.videos, count_crops(samples, use)
     for own, limits in ((pictures * ~videos, budget), (pictures * videos, budget.of_frames)):
-        worst = int(own.argmax())
+        worst = int((own * limits.tokens(1, 0) + (own > 0) * crops * limits.tokens.per_crop).argmax())
         try:
-            limits.text_limit(int(own[worst]))
+            limits.text_limit(int(own[worst]), int(crops[worst]))
         except BudgetError as error:
             raise BudgetError(f"{owner(samples.at(worst))}: {error}") from error
 
 
 def _signed_lengths(
-    texts: np.ndarray, pictures: np.ndarray, boxes: np.ndarray, budget: TokenBudget, videos: np.ndarray
+    texts: np.ndarray,
+    pictures: np.ndarray,
+    boxes: np.ndarray,
+    budget: TokenBudget,
+    videos: np.ndarray,
+    crops: np.ndarray,
 ) -> np.ndarray:
     """Lengths of N samples within the budget: positive with pictures, negative without; (N,) int32."""
     visual = np.where(videos, budget.of_frames.tokens(1, 0), budget.tokens(1, 0))  # tokens of a canvas
@@ -91,10 +106,10 @@ def _signed_lengths(
     if budget.max_length is not None:
         limits[:] = budget.max_length
     if budget.context_length is not None:
-        left = budget.context_length - pictures * (visual - 1)
+        left = budget.context_length - pictures * (visual - 1) - crops * (budget.tokens.per_crop - 1)
         limits = np.maximum(1, np.minimum(limits, left))
     texts = np.minimum(texts, limits)
-    lengths = texts + visual * pictures + budget.tokens.per_box * boxes
+    lengths = texts + visual * pictures + budget.tokens.per_crop * crops + budget.tokens.per_box * boxes
     if budget.context_length is not None:
         lengths = np.minimum(lengths, budget.context_length)
     return np.where(pictures > 0, lengths, -lengths).astype(np.int32)

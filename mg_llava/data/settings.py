@@ -160,14 +160,25 @@ def build_tokens(spec: TokenCount | Mapping[str, Any] | None) -> TokenCount:
     return TokenCount(0) if spec is None else spec
 
 
-def picture_problems(image_folder: str | None, processor: Any, budget: TokenBudget) -> Iterator[Exception]:
-    """Errors of a data set's settings that matter where records have pictures."""
+def picture_problems(
+    image_folder: str | None,
+    processor: Any,
+    budget: TokenBudget,
+    tokens: TokenCount | None = None,
+    crops: bool = False,
+) -> Iterator[Exception]:
+    """Errors of a data set's settings that matter where records have pictures, or ``crops``, object images."""
     if processor is None or image_folder is None:
         yield ValueError("there are records with pictures; set image_folder and picture_processor")
     elif not os.path.isdir(image_folder):
         yield FileNotFoundError(f"image_folder {image_folder} does not exist; check the path in the config")
     if budget.context_length is not None and budget.tokens(1, 0) < 1:
         yield ValueError("there are records with pictures; context_length needs tokens")
+    if crops and tokens is not None and not tokens.per_crop:
+        yield ValueError(
+            "there are records with object images, which the model does not read; give it an object_pooler, such as "
+            "dict(type='mg_llava.FramePooling', side=4)"
+        )
 
 
 def merge_settings(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,10 +188,10 @@ class Fusion(nn.Module):
 
 
 class FramePooler(nn.Module):
-    """Makes fewer visual tokens of a frame of a video."""
+    """Makes fewer visual tokens of a frame of a video, or of an object image."""
 
     def out_tokens(self, tokens: int) -> int:
-        """Tokens of a frame after it."""
+        """Tokens that are left."""
         raise NotImplementedError
 
     def forward(self, tokens: Tensor) -> Tensor:

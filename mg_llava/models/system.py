@@ -64,9 +64,30 @@ class System(Assembly):
         """Zeros in the shapes that :meth:`look` gives of one canvas with one box."""
         raise NotImplementedError
 
-    def encode(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Seeing:
-        """The segments of each canvas; arguments as for :meth:`look`."""
-        return self.connect(self.look(canvas, boxes), [len(item) for item in boxes])
+    def encode(self, canvas: Tensor, boxes: Sequence[Tensor], crops: Sequence[bool] | None = None) -> Seeing:
+        """The segments of each canvas.
+
+        Args:
+            canvas: As for :meth:`look`.
+            boxes: As for :meth:`look`.
+            crops: Which canvases are object images; None for none.
+        """
+        if crops is None or not any(crops):
+            return self.connect(self.look(canvas, boxes), [len(item) for item in boxes])
+        images = iter(self.see_crops(_those(canvas, crops, True)))
+        if all(crops):
+            return list(images)
+        kept = [item for item, crop in zip(boxes, crops, strict=False) if not crop]
+        pictures = iter(self.connect(self.look(_those(canvas, crops, False), kept), list(map(len, kept))))
+        return [next(images if crop else pictures) for crop in crops]
+
+    def see_crops(self, canvas: Tensor) -> Seeing:
+        """The segments of object images, ``(N, 3, S, S)``.
+
+        Raises:
+            ValueError: The system reads none.
+        """
+        raise ValueError(f"{type(self).__name__} reads no object images; remove <object:i> from the text")
 
     def as_frame(self, segments: list[Segment]) -> list[Segment]:
         """The segments of a canvas that is a frame of a video; as of any other by default."""
@@ -84,12 +105,15 @@ class System(Assembly):
         if batch.get("features") is not None:
             canvases = self.cached.see(batch)
         elif batch.get("canvas") is not None and len(batch["canvas"]):
-            canvases = self.encode(batch["canvas"], batch.get("boxes") or ())
+            canvases = self.encode(batch["canvas"], batch.get("boxes") or (), batch.get("crops"))
         else:
             return []
         if batch.get("frames") is not None:
             canvases = [self.as_frame(own) if one else own for own, one in zip(canvases, batch["frames"], strict=True)]
-        media = batch.get("media")
+        media, named = batch.get("media"), batch.get("named")
+        if named is not None:
+            assert media is None  # frames that share a placeholder have no named boxes
+            return [own for one, flag in zip(canvases, named, strict=True) for own in (_apart(one) if flag else [one])]
         if media is None:
             return canvases
         seeing: Seeing = [[] for _ in range(media[-1] + 1)]
@@ -245,6 +269,17 @@ class System(Assembly):
             )
             rows = collect(steps, len(inputs.rows))
         return [torch.tensor(row.ids, dtype=torch.int64) for row in rows]
+
+
+def _those(canvas: Tensor, flags: Sequence[bool], flag: bool) -> Tensor:
+    """The canvases with a flag; nothing waits for the device."""
+    return torch.stack([one for one, own in zip(canvas.unbind(), flags, strict=True) if own == flag])
+
+
+def _apart(segments: list[Segment]) -> Seeing:
+    """The segments of a canvas and of each of its boxes."""
+    boxes = [Segment("object", one[None]) for own in segments if own.kind == "object" for one in own.tokens.unbind()]
+    return [[segment for segment in segments if segment.kind != "object"], *([box] for box in boxes)]
 
 
 def _pieces(seeing: Seeing) -> list[list[Tensor]]:

@@ -89,7 +89,8 @@ class CachedFeatures:
                 f"feature cache {source} was filled with other encoders: {'; '.join(differences)}; fill another "
                 "folder with tools/fill_feature_cache.py"
             )
-        if not alone and is_split(self._system):
+        reads_crops = bool(self._system.token_count.per_crop)  # which no cache has
+        if (not alone or reads_crops) and is_split(self._system):
             raise ValueError(
                 "ZeRO-3 needs the same modules to run in every process: use a feature cache for all sources with "
                 "pictures and missing_features='error', or ZeRO-2"
@@ -107,7 +108,10 @@ class CachedFeatures:
         if canvas is None:
             return self._connect(features, boxes)
         cached = batch["cached"]
-        new = iter(self._system.encode(canvas, [item for item, old in zip(boxes, cached, strict=True) if not old]))
+        crops = batch.get("crops")
+        own = [item for item, old in zip(boxes, cached, strict=True) if not old]
+        flags = None if crops is None else [crop for crop, old in zip(crops, cached, strict=True) if not old]
+        new = iter(self._system.encode(canvas, own, flags))
         known = iter(self._connect(features, [item for item, old in zip(boxes, cached, strict=True) if old]))
         return [next(known if old else new) for old in cached]
 

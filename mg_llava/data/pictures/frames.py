@@ -5,6 +5,8 @@ around the original, or the original itself without padding) and canvas (S x S, 
 pixels of a frame divided by its width and height. Shapes: ``n`` boxes, ``S`` canvas side. Neither PIL nor torch.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +35,23 @@ def to_shares(boxes: np.ndarray, size: tuple[int, int], frame: Frame) -> np.ndar
 def from_shares(shares: np.ndarray, size: tuple[int, int], frame: Frame) -> np.ndarray:
     """Map (n, 4) boxes from shares of a frame to original pixels: the inverse of ``to_shares``."""
     return shares * np.tile(frame_size(size, frame), 2) - np.tile(frame_offset(size, frame), 2)
+
+
+def crop_of(box: Sequence[float], size: tuple[int, int], context: float = 0.0) -> tuple[int, int, int, int]:
+    """Whole pixels of a picture of width and height ``size`` around a box, at least one of each side.
+
+    Args:
+        box: xyxy in original pixels.
+        size: Width and height of the picture.
+        context: Share of its width and height by which the crop is wider on each side.
+    """
+    corners = []
+    for low, high, side in zip(box[:2], box[2:], size, strict=True):
+        more = context * (high - low)
+        first = min(max(math.floor(low - more), 0), side - 1)
+        corners.append((first, max(min(math.ceil(high + more), side), first + 1)))
+    (left, right), (top, bottom) = corners
+    return left, top, right, bottom
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,11 @@ from mg_llava.data.pictures.files import exif_orientation, open_picture, picture
 from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.pictures.processor import BoxFate, PictureProcessor
 from mg_llava.data.pictures.video import read_frames
+from mg_llava.data.records.regions import Region
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, LLaVARecord
 from mg_llava.data.text.budget import TokenBudget, share_room
+from mg_llava.data.text.conversation import EncodedConversation
+from mg_llava.tokens import OBJECT_TOKEN_INDEX
 
 _TURNED = 5
 """Smallest EXIF orientation that swaps width and height."""
@@ -37,13 +40,15 @@ class OpenedPicture:
     """A picture before it is placed.
 
     ``frame`` is its width and height, in the frame of its ``boxes`` in original pixels (None where there is no box
-    file); ``source`` the picture, or its entry in a feature cache; ``is_frame`` whether it is a frame of a video.
+    file); ``source`` the picture, or its entry in a feature cache; ``is_frame`` whether it is a frame of a video;
+    ``picture`` the picture, or what opens it.
     """
 
     frame: tuple[int, int]
     boxes: BoxRecord | None
     source: Image.Image | CachedPicture
     is_frame: bool = False
+    picture: Picture | None = None
 
     @property
     def record(self) -> BoxRecord:
@@ -64,6 +69,8 @@ class LoadedPicture:
         opened: The picture before.
         limits: What the text left for its boxes.
         order: (n,) int64: which of the boxes, by score, each token is.
+        numbers: (n,) int64: which of the boxes of ``opened`` each token is; empty where one stands for "no box".
+        region: Of an object image; None for a picture.
     """
 
     boxes: torch.Tensor
@@ -74,6 +81,13 @@ class LoadedPicture:
     opened: OpenedPicture
     limits: BoxLimits
     order: np.ndarray
+    numbers: np.ndarray
+    region: Region | None = None
+
+    @property
+    def box_numbers(self) -> list[int | None]:
+        """For each token the number of its box among those of ``opened``; None for what stands for "no box"."""
+        return self.numbers.tolist() if len(self.numbers) else [None] * len(self.boxes)
 
     def fates(self, processor: PictureProcessor) -> list[BoxFate]:
         """Fate of each box of the box file, in its order."""
@@ -139,7 +153,8 @@ class PictureLoader:
             sources, frames = [*known], [picture.frame for picture in known]
             pictures = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
         boxes = self._read_boxes(record, frames, pictures, index)
-        return [OpenedPicture(*parts) for parts in zip(frames, boxes, sources, strict=True)]
+        parts = zip(frames, boxes, sources, pictures, strict=True)
+        return [OpenedPicture(frame, own, source, picture=picture) for frame, own, source, picture in parts]
 
     def _open_video(
         self, record: LLaVARecord, index: int, owner: str, cache: FeatureCache | None
@@ -154,18 +169,41 @@ class PictureLoader:
         return [OpenedPicture(*parts, is_frame=True) for parts in zip(sizes, boxes, images, strict=True)]
 
     def finish(
-        self, opened: Sequence[OpenedPicture], index: int, ids: int, cache: FeatureCache | None = None
+        self,
+        opened: Sequence[OpenedPicture],
+        index: int,
+        encoded: EncodedConversation,
+        cache: FeatureCache | None = None,
     ) -> tuple[LoadedPicture, ...]:
-        """Place the pictures of sample ``index``, whose text has ``ids`` ids, with as many boxes as there is room for.
+        """Place the pictures of sample ``index`` with as many boxes as its text leaves room for, and object images.
+
+        Returns:
+            Pictures and object images in the order of their placeholders.
 
         Raises:
             FeatureError: Features are absent or stale.
+            PictureError: A picture cannot be read, for its object images.
         """
-        limits = self._limits(opened, ids)
-        return tuple(
+        limits = self._limits(opened, len(encoded.input_ids), len(encoded.regions))
+        pictures = [
             self._finish(picture, own, [index, number], cache)
             for number, (picture, own) in enumerate(zip(opened, limits, strict=True))
+        ]
+        if not encoded.regions:
+            return tuple(pictures)
+        whole, crops = iter(pictures), iter(encoded.regions)
+        places = [token for token in encoded.input_ids if token < 0]
+        return tuple(
+            self._crop(opened, next(crops)) if token == OBJECT_TOKEN_INDEX else next(whole) for token in places
         )
+
+    def _crop(self, opened: Sequence[OpenedPicture], region: Region) -> LoadedPicture:
+        parent = opened[region.picture]
+        image = parent.picture() if callable(parent.picture) else parent.picture
+        assert image is not None  # frames of videos have no regions
+        pixels, canvas = self.processor.crop(image, region.box)
+        none = np.zeros(0, dtype=np.int64)
+        return LoadedPicture(torch.zeros(0, 4), canvas, pixels, None, True, parent, BoxLimits(), none, none, region)
 
     def _finish(
         self, opened: OpenedPicture, limits: BoxLimits, seed: Sequence[int], cache: FeatureCache | None
@@ -185,7 +223,8 @@ class PictureLoader:
         else:
             assert cache is not None
             features = cache.read(opened.source, boxes)
-        return LoadedPicture(boxes, canvas, pixels, features, not len(index), opened, limits, order)
+        numbers = index[order] if len(index) else index
+        return LoadedPicture(boxes, canvas, pixels, features, not len(index), opened, limits, order, numbers)
 
     def possible_boxes(self, key: str, frame: tuple[int, int], opener: Callable[[], Image.Image]) -> torch.Tensor:
         """All boxes of a picture that may become tokens, whatever the text beside it and the augmentation leave.
@@ -231,10 +270,10 @@ class PictureLoader:
             for boxes, frame, draw in zip(found, frames, draws, strict=True)
         ]
 
-    def _limits(self, opened: Sequence[OpenedPicture], ids: int) -> list[BoxLimits]:
-        """What a text of ``ids`` ids leaves for the boxes of each picture."""
+    def _limits(self, opened: Sequence[OpenedPicture], ids: int, crops: int) -> list[BoxLimits]:
+        """What a text of ``ids`` ids and object images leave for the boxes of each picture."""
         budget = self.budget.of_frames if opened and opened[0].is_frame else self.budget
-        is_long, room = budget.is_long(ids, len(opened)), budget.box_room(ids, len(opened))
+        is_long, room = budget.is_long(ids, len(opened), crops), budget.box_room(ids, len(opened), crops)
         records = [picture.record for picture in opened]
         # Before the filter; a picture without boxes may get a stand-in.
         if room is None or sum(max(1, len(record)) for record in records) <= room:

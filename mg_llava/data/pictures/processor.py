@@ -1,7 +1,7 @@
 """One picture and its boxes, from the file's pixels to the model's input: for training, evaluation and chat alike."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
 
@@ -13,10 +13,11 @@ from mg_llava.data.boxes.filter import NO_LIMITS, BoxLimits, BoxRules, Cap, Filt
 from mg_llava.data.boxes.policy import StandIn
 from mg_llava.data.choices import wrong_choices, wrong_count
 from mg_llava.data.pictures.files import to_rgb
-from mg_llava.data.pictures.frames import Canvas, Resize
+from mg_llava.data.pictures.frames import Canvas, Resize, crop_of
 from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, picture_to_canvas, place_boxes
 from mg_llava.data.pictures.video import FrameUse
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
+from mg_llava.data.text.regions import RegionUse
 from mg_llava.registry import TRANSFORMS
 
 EmptyBox = Literal["corner", "none", "picture"]
@@ -80,6 +81,7 @@ class PictureProcessor:
         apply_exif: Rotate pictures as their EXIF orientation says; boxes must be in that frame.
         pad_color: 8-bit RGB of the padding.
         video: What is different for videos (see ``video.FrameUse``), or a dict of it.
+        regions: How regions enter the text (see ``text.regions.RegionUse``), or a dict of it.
 
     Raises:
         ValueError: An argument is out of range; all wrong arguments are named in one message.
@@ -97,10 +99,12 @@ class PictureProcessor:
     apply_exif: bool = False
     pad_color: tuple[int, int, int] = PAD_COLOR
     video: FrameUse = field(default_factory=FrameUse)
+    regions: RegionUse = field(default_factory=RegionUse)
 
     def __post_init__(self) -> None:
-        if isinstance(self.video, Mapping):
-            object.__setattr__(self, "video", FrameUse(**self.video))
+        for name, kind in (("video", FrameUse), ("regions", RegionUse)):
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, kind(**getattr(self, name)))
         object.__setattr__(self, "pad_color", tuple(self.pad_color))
         wrong = wrong_choices(self)
         wrong += wrong_count("image_size", self.image_size)
@@ -135,6 +139,13 @@ class PictureProcessor:
             canvas=canvas,
             is_empty=is_empty,
         )
+
+    def crop(self, image: Image.Image, box: Sequence[float]) -> tuple[torch.Tensor, Canvas]:
+        """An object image: (3, S, S) uint8, the part of a picture around a box in original pixels, and its canvas."""
+        rgb = to_rgb(image, self.mode, self.apply_exif)
+        part = rgb.crop(crop_of(box, rgb.size, self.regions.context))
+        canvas = Canvas(*part.size, self.image_size)
+        return self._draw(part, canvas), canvas
 
     def draw(self, image: Image.Image, canvas: Canvas) -> torch.Tensor:
         """(3, S, S) uint8: a picture in any color mode on the canvas that was made for its size."""
@@ -228,7 +239,8 @@ class PictureProcessor:
 
     def to_dict(self) -> dict:
         """The arguments this processor was built with, for files that keep them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"video": asdict(self.video)}
+        plain = {"video": asdict(self.video), "regions": asdict(self.regions)}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | plain
 
     @property
     def of_frames(self) -> "PictureProcessor":

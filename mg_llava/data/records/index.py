@@ -28,6 +28,7 @@ class RecordIndex:
 
     ``rows`` are their (N,) int64 places in the record file, ascending; ``sizes`` (N, 2) int32 the characters of the
     turns that are encoded, and the pictures; ``id_text`` the ids in UTF-8, which end at (N,) int64 ``id_ends``;
+    ``regions`` (N, 2) int32 the object images and the coordinates of regions in questions;
     ``videos`` (N,) bool those about a video, once :meth:`with_frames` has put its frames in place of -1 pictures.
     """
 
@@ -35,6 +36,7 @@ class RecordIndex:
     sizes: np.ndarray
     id_text: np.ndarray
     id_ends: np.ndarray
+    regions: np.ndarray
     videos: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def with_frames(self, frames: int) -> "RecordIndex":
@@ -71,13 +73,13 @@ def index_records(records: Sequence[Any], source: str, limit: int | None = None,
     Raises:
         RecordError: Records are malformed (the first ones are named), or none can be used.
     """
-    rows, sizes, ends, text = array("q"), array("i"), array("q"), bytearray()
+    rows, sizes, regions, ends, text = array("q"), array("i"), array("i"), array("q"), bytearray()
     problems: list[str] = []
     unanswered = silent = 0
     chosen = enumerate(records) if limit is None else ((n, records[n]) for n in draw(len(records), limit, seed))
     for row, raw in chosen:
         try:
-            record_id, characters, pictures, is_silent = measure_record(raw, source, row)
+            record_id, characters, pictures, is_silent, *named = measure_record(raw, source, row)
         except RecordError as error:
             problems.append(str(error))
             continue
@@ -87,6 +89,7 @@ def index_records(records: Sequence[Any], source: str, limit: int | None = None,
         silent += is_silent
         rows.append(row)
         sizes.extend((characters, pictures))
+        regions.extend(named)
         text += record_id.encode("utf-8", "surrogatepass")
         ends.append(len(text))
     if problems:
@@ -105,6 +108,7 @@ def index_records(records: Sequence[Any], source: str, limit: int | None = None,
         np.frombuffer(sizes, dtype=np.int32).reshape(-1, 2),
         np.frombuffer(bytes(text), dtype=np.uint8),
         np.frombuffer(ends, dtype=np.int64),
+        np.frombuffer(regions, dtype=np.int32).reshape(-1, 2),
     )
 
 

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mg_llava.data.records.regions import Region, count_regions, regions_of
 from mg_llava.data.records.turns import Turn, answered_turns, expand_video
 from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised when a record stands for something else than before, or another one is refused: it voids caches."""
 
 _ROLES = ("human", "gpt")
-_OWN_KEYS = ("id", "image", "video", "conversations")
+_OWN_KEYS = ("id", "image", "video", "conversations", "objects")
 _OTHER_TEXTS = ("system", "system_prompt", "instruction", "history", "messages", "tools")
 """Keys of other formats whose text would belong to the conversation."""
 
@@ -41,13 +42,15 @@ class LLaVARecord:
     """One sample: a conversation about no, one or several pictures, or about a video.
 
     ``images`` holds paths relative to the image folder, in the order of the placeholders. ``video`` is such a path; of
-    a record about a video ``images`` is empty until :meth:`with_frames` has its frames.
+    a record about a video ``images`` is empty until :meth:`with_frames` has its frames. ``regions`` are what
+    ``<box:i>`` and ``<object:i>`` stand for; without any, the boxes of its box file.
     """
 
     id: str
     images: tuple[str, ...]
     turns: tuple[Turn, ...]
     video: str | None = None
+    regions: tuple[Region, ...] = ()
 
     def with_frames(self, frames: int) -> "LLaVARecord":
         """A record about a video as one about so many pictures, whose placeholders stand side by side."""
@@ -123,8 +126,9 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
 
     Args:
         raw: ``{"id": str | int, "image": str | list (optional), "conversations": [{"from", "value"}, ...]}``, with
-            ``video``, a path, in place of ``image`` for a conversation about a video. Other
-            keys are metadata and ignored, unless they name other media or look like a misspelled key.
+            ``video``, a path, in place of ``image`` for a conversation about a video, and ``objects`` where the text
+            names regions (see ``records.regions``). Other keys are metadata and ignored, unless they name other media
+            or look like a misspelled key.
         source: The file, for messages.
         index: Place of the record in the file, for messages.
 
@@ -142,7 +146,12 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     where = f"{where} (id {show_value(record_id)})"
     _check_kind(raw, where)
     images, video = _parse_images(raw.get("image"), where), _parse_video(raw.get("video"), where)
-    record = LLaVARecord(record_id, images, _parse_turns(raw["conversations"], where), video)
+    turns = _parse_turns(raw["conversations"], where)
+    try:
+        regions = regions_of(turns, raw.get("objects"), len(images))
+    except ValueError as error:
+        raise RecordError(f"{where}: {error}") from error
+    record = LLaVARecord(record_id, images, turns, video, regions)
     if not _is_unicode([record.id, *record.images, video or "", *(turn.text for turn in record.turns)]):
         raise RecordError(f"{where}: half of a surrogate pair stands in the text, which is no Unicode; mend the text")
     _check_placeholders(record, where)
@@ -165,6 +174,10 @@ class Measure(NamedTuple):
     """-1 for a video, whose frames are as many as the data set takes."""
     is_silent: bool
     """Whether an answer is empty."""
+    crops: int = 0
+    """Object images in questions."""
+    boxes: int = 0
+    """Coordinates of regions in questions."""
 
 
 def measure_record(raw: Any, source: str = "record", index: int = 0) -> Measure:
@@ -180,7 +193,7 @@ def measure_record(raw: Any, source: str = "record", index: int = 0) -> Measure:
         characters = sum(len(turn.text) for turn in turns) + 1 if turns else 0
         is_silent = any(turn.role == "gpt" and not turn.text.strip() for turn in turns)
         pictures = len(record.images) if record.video is None else -1
-        measure = Measure(record.id, characters, pictures, is_silent)
+        measure = Measure(record.id, characters, pictures, is_silent, *count_regions(turns))
     return measure
 
 
@@ -200,7 +213,7 @@ def _measure_plain(raw: Any) -> Measure | None:
         if type(turn) is not dict:
             return None
         role, text = turn.get("from"), turn.get("value")
-        if type(text) is not str:
+        if type(text) is not str or "<box:" in text or "<object:" in text:
             return None
         if role == "human":
             if VIDEO_PLACEHOLDER in text:

@@ -75,36 +75,41 @@ class TokenBudget:
         """The budget of a record about pictures, or about a video."""
         return self if video is None else self.of_frames
 
-    def expanded(self, ids: int, pictures: int, boxes: int = 0) -> int:
+    def expanded(self, ids: int, pictures: int, boxes: int = 0, crops: int = 0) -> int:
         """Length of the sequence that the LLM sees, for ``ids`` ids of text with their placeholders."""
-        return ids + pictures * (self.tokens(1, 0) - 1) + self.tokens.per_box * boxes
+        return ids + self._visual(pictures, crops) + self.tokens.per_box * boxes
 
-    def text_limit(self, pictures: int) -> int | None:
-        """Largest number of ids beside this many pictures without boxes, placeholders included.
+    def _visual(self, pictures: int, crops: int) -> int:
+        """Tokens of pictures without boxes, and of object images, beyond their placeholders."""
+        return pictures * (self.tokens(1, 0) - 1) + crops * (self.tokens.per_crop - 1)
+
+    def text_limit(self, pictures: int, crops: int = 0) -> int | None:
+        """Largest number of ids beside this many pictures without boxes and object images, placeholders included.
 
         Raises:
             BudgetError: Not even the placeholders and one id of an answer fit.
         """
         if self.context_length is None:
             return self.max_length
-        left = self.context_length - pictures * (self.tokens(1, 0) - 1)
-        if left < pictures + 1:
+        left = self.context_length - self._visual(pictures, crops)
+        if left < pictures + crops + 1:
+            images = f", {crops} object images of {self.tokens.per_crop}" if crops else ""
             raise BudgetError(
-                f"{pictures} pictures of {self.tokens(1, 0)} tokens and one token of an answer exceed "
+                f"{pictures} pictures of {self.tokens(1, 0)} tokens{images} and one token of an answer exceed "
                 f"context_length {self.context_length}; use fewer pictures or a longer context, or leave such samples "
                 "out with over_budget='skip'"
             )
         return left if self.max_length is None else min(left, self.max_length)
 
-    def box_room(self, ids: int, pictures: int) -> int | None:
+    def box_room(self, ids: int, pictures: int, crops: int = 0) -> int | None:
         """Number of boxes that fit beside the text and the pictures; None for no limit."""
         if self.context_length is None or not self.tokens.per_box:
             return None
-        return max(0, self.context_length - self.expanded(ids, pictures)) // self.tokens.per_box
+        return max(0, self.context_length - self.expanded(ids, pictures, crops=crops)) // self.tokens.per_box
 
-    def is_long(self, ids: int, pictures: int) -> bool:
+    def is_long(self, ids: int, pictures: int, crops: int = 0) -> bool:
         """Whether a text of ``ids`` ids nearly fills its part of the context."""
-        limit = self.text_limit(pictures)
+        limit = self.text_limit(pictures, crops)
         return limit is not None and self.long_text_margin is not None and ids >= limit - self.long_text_margin
 
 

@@ -5,12 +5,20 @@ with at most one picture per exchange. A question with one placeholder has it mo
 newline, as the published weights were trained; several placeholders in one question stay where they are written.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mg_llava.data.records.regions import Region
 from mg_llava.data.records.schema import Turn, answered_turns
-from mg_llava.tokens import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
+from mg_llava.tokens import (
+    IGNORE_INDEX,
+    IMAGE_PLACEHOLDER,
+    IMAGE_TOKEN_INDEX,
+    OBJECT_PLACEHOLDER,
+    OBJECT_TOKEN_INDEX,
+)
 
 OWN_TEMPLATES: dict[str, dict[str, Any]] = {
     # The published Phi-3 weights were trained without a newline after <|user|>, which XTuner's template has today.
@@ -27,6 +35,9 @@ OWN_TEMPLATES: dict[str, dict[str, Any]] = {
 
 ENCODING_VERSION = 1
 """Raised when a conversation gives other ids or labels than before: it voids caches of token ids."""
+
+MARKS = re.compile(f"({IMAGE_PLACEHOLDER}|{OBJECT_PLACEHOLDER.pattern.replace('(', '(?:')})")
+"""What stands in a question for a picture or an object image."""
 
 _NO_BOS_CLASSES = ("QWenTokenizer", "QWen2Tokenizer", "Qwen2TokenizerFast")
 _CHATGLM_BOS = [64790, 64792]
@@ -72,11 +83,19 @@ class Template:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """Token ids, with ``IMAGE_TOKEN_INDEX`` for each picture, and labels, ``IGNORE_INDEX`` where no loss is."""
+    """Token ids and labels.
+
+    Attributes:
+        input_ids: With ``IMAGE_TOKEN_INDEX`` for each picture and ``OBJECT_TOKEN_INDEX`` for each object image.
+        labels: ``IGNORE_INDEX`` where no loss is.
+        truncated: Whether the text was cut.
+        regions: Of the object images, in the order of their placeholders.
+    """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool = False
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass
@@ -118,8 +137,8 @@ def encode_conversation(
     if max_length is None or len(full.input_ids) <= max_length:
         return full
     cut = EncodedConversation(full.input_ids[:max_length], full.labels[:max_length], truncated=True)
-    pictures = full.input_ids.count(IMAGE_TOKEN_INDEX)
-    if not _has_labels(cut) or cut.input_ids.count(IMAGE_TOKEN_INDEX) != pictures:
+    pictures = _count_placeholders(full)
+    if not _has_labels(cut) or _count_placeholders(cut) != pictures:
         cut = _shorten(exchanges, max_length)
     if not _has_labels(cut) or len(cut.input_ids) > max_length:
         raise NoLabelError(
@@ -166,6 +185,15 @@ def framing_ids(tokenizer: Any, template: Template) -> tuple[list[int], list[int
     """As :func:`special_ids`, without a BOS that the template writes itself, as ChatML does SmolLM2's <|im_start|>."""
     bos, eos = special_ids(tokenizer)
     return [] if tokenizer.bos_token and template.instruction.startswith(tokenizer.bos_token) else bos, eos
+
+
+def mark_id(mark: str) -> int:
+    """The id of a placeholder in a text, one of ``MARKS``."""
+    return IMAGE_TOKEN_INDEX if mark == IMAGE_PLACEHOLDER else OBJECT_TOKEN_INDEX
+
+
+def _count_placeholders(encoded: EncodedConversation) -> int:
+    return sum(token < 0 for token in encoded.input_ids)
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:
@@ -229,13 +257,14 @@ def _encode_question(question: str, number: int, tokenizer: Any, template: Templ
     around = template.instruction.partition("{input}")[::2]  # the question
     head, tail = (_encode(tokenizer, part.format(round=number + 1)) for part in around)
     system_text = template.system.format(system=system) if system else ""
-    pieces = [_encode(tokenizer, piece) for piece in (system_text + text).split(IMAGE_PLACEHOLDER)]
+    texts = MARKS.split(system_text + text)
+    pieces, marks = [_encode(tokenizer, piece) for piece in texts[::2]], texts[1::2]
     segments: list[_Segment] = []
     for index, ids in enumerate(pieces):
         first = min(len(head) if index == 0 and not system else 0, len(ids))
         last = max(first, len(ids) - (len(tail) if index == len(pieces) - 1 else 0))
         if index:
-            segments.append(_Segment("image", [IMAGE_TOKEN_INDEX]))
+            segments.append(_Segment("image", [mark_id(marks[index - 1])]))
         segments += [_Segment("frame", ids[:first]), _Segment("text", ids[first:last]), _Segment("frame", ids[last:])]
     return segments
 

@@ -31,6 +31,7 @@ TOKEN_COLORS = {
 """Two shades each, in turn, so that neighboring tokens can be told apart."""
 TOKEN_LEGEND = {"image": "picture", "boxes": "boxes", "supervised": "text with loss", "text": "text without loss"}
 
+_REGION_COLOR = "#2563eb"
 _PAPER, _INK, _GRAY, _MAT = "#ffffff", "#16181d", "#6b7280", "#d4d7dd"
 _MARGIN, _COLUMN, _LINE = 14, 760, 3
 _MAT_SIDE = 48
@@ -111,6 +112,9 @@ def _draw_panel(picture: PictureView, named: Sequence[tuple[str, BoxFate]], titl
         label = fate.label if len(fate.label) <= _LONGEST_LABEL else f"{fate.label[: _LONGEST_LABEL - 1]}…"
         caption = name if len(named) > _CROWD else f"{name} {label} {fate.score:.2f}".replace("  ", " ")
         marks.append(Mark(tuple(box), REASON_COLORS[fate.reason], caption, dashed=not fate.kept))
+    for name, place in picture.regions:
+        box = np.clip(np.array(place) * scale + mat, _LINE, side + 2 * mat - 1 - _LINE).tolist()
+        marks.append(Mark(tuple(box), _REGION_COLOR, name))
     draw_marks(sheet, marks, _LINE, face)
     if not title:
         return sheet

@@ -13,7 +13,8 @@ from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.frames import Canvas
 from mg_llava.data.pictures.loading import LoadedPicture
 from mg_llava.data.pictures.processor import BoxFate, PictureProcessor
-from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from mg_llava.data.samples import LoadedSample
+from mg_llava.tokens import BOX_TOKEN_INDEX, IGNORE_INDEX, IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX
 
 _UNKNOWN = "\ufffd"
 _WORD_START = "▁"
@@ -47,6 +48,7 @@ class PictureView:
         fates: What became of each box, in the order of the box file.
         boxes: (n, 4) canvas pixels: the boxes whose tokens the model gets, in their order.
         is_stand_in: Whether ``boxes`` only stands for "no box".
+        regions: Name and place, canvas pixels, of each region that has an object image.
     """
 
     path: str
@@ -55,6 +57,7 @@ class PictureView:
     fates: tuple[BoxFate, ...]
     boxes: np.ndarray
     is_stand_in: bool
+    regions: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; coordinates rounded."""
@@ -117,10 +120,12 @@ def view_sample(
     encoded, pictures = loaded.encoded, list[PictureView]()
     notes: list[str] = []
     if processor is not None:
-        named = zip(loaded.record.images, loaded.pictures, strict=True)
-        pictures = [_view_picture(path, picture, processor) for path, picture in named]
-    visual = source.budget.of(loaded.record.video).tokens(1, 0)
-    counts = [(visual, len(picture.boxes) * has_box_tokens) for picture in pictures]
+        pictures = _view_pictures(loaded, processor)
+    tokens_of = source.budget.of(loaded.record.video).tokens
+    crops = [picture.region is not None for picture in loaded.pictures]
+    boxes = [len(picture.boxes) * (has_box_tokens and not loaded.is_named) for picture in pictures]
+    visual = [tokens_of.per_crop if crop else tokens_of(1, 0) for crop in crops]
+    counts = list(zip(visual, boxes, strict=True))
     tokens = tuple(_list_tokens(encoded.input_ids, encoded.labels, source.tokenizer, counts))
     if encoded.truncated:
         notes.append(f"the text was cut to {len(encoded.input_ids)} ids")
@@ -149,16 +154,44 @@ def _list_tokens(
     """Tokens of ids and labels; ``counts`` are the numbers of visual tokens and box tokens of each picture."""
     waiting = iter(counts)
     for token, label in zip(map(int, ids), map(int, labels), strict=True):
-        if token == IMAGE_TOKEN_INDEX:
+        if token in (IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX):
             visual, boxes = next(waiting)
-            yield Token("image", f"<image: {visual} tokens>" if visual else "<image>", token, count=visual)
-            yield Token("boxes", f"<{boxes} box{'es' * (boxes != 1)}>", token, count=boxes)
+            name = "image" if token == IMAGE_TOKEN_INDEX else "object image"
+            yield Token("image", f"<{name}: {visual} tokens>" if visual else f"<{name}>", token, count=visual)
+            if token == IMAGE_TOKEN_INDEX:
+                yield Token("boxes", f"<{boxes} box{'es' * (boxes != 1)}>", token, count=boxes)
+        elif token == BOX_TOKEN_INDEX:
+            yield Token("boxes", "<box>", token)
         else:
             yield Token("text", decode_token(tokenizer, token), token, label != IGNORE_INDEX)
 
 
-def _view_picture(path: str, picture: LoadedPicture, processor: PictureProcessor) -> PictureView:
+def _view_pictures(loaded: LoadedSample, processor: PictureProcessor) -> list[PictureView]:
+    """Pictures and object images in the order of their placeholders, the latter named by their order."""
+    shown = [(picture.region, f"object image {number}") for number, picture in enumerate(_crops(loaded))]
+    paths, names = iter(loaded.record.images), iter(name for _, name in shown)
+    views, number = [], 0
+    for picture in loaded.pictures:
+        if picture.region is not None:
+            views.append(_view_picture(f"{next(names)} {picture.region.label}".strip(), picture, processor, ()))
+            continue
+        own = [(name, region.box) for region, name in shown if region is not None and region.picture == number]
+        places = picture.canvas.to_canvas(np.array([box for _, box in own]).reshape(-1, 4)).tolist()
+        regions = tuple((name, tuple(place)) for (name, _), place in zip(own, places, strict=True))
+        views.append(_view_picture(next(paths), picture, processor, regions))
+        number += 1
+    return views
+
+
+def _crops(loaded: LoadedSample) -> list[LoadedPicture]:
+    return [picture for picture in loaded.pictures if picture.region is not None]
+
+
+def _view_picture(
+    path: str, picture: LoadedPicture, processor: PictureProcessor, regions: tuple[tuple[str, tuple[float, ...]], ...]
+) -> PictureView:
     assert picture.pixels is not None  # it was opened, not looked up in a feature cache
     pixels = picture.pixels.permute(1, 2, 0).numpy()  # (3, S, S) -> (S, S, 3)
-    fates = tuple(picture.fates(processor))
-    return PictureView(path, pixels, picture.canvas, fates, picture.boxes.double().numpy(), picture.is_empty)
+    fates = tuple(picture.fates(processor)) if picture.region is None else ()
+    boxes = picture.boxes.double().numpy()
+    return PictureView(path, pixels, picture.canvas, fates, boxes, picture.is_empty, regions)

@@ -11,6 +11,7 @@ import numpy as np
 
 from mg_llava.data.boxes.filter import BoxLimits
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
+from mg_llava.data.text.coordinates import are_writable
 from mg_llava.inspection.doctor.coordinates import Mapped, map_and_return
 from mg_llava.inspection.doctor.findings import Found
 from mg_llava.inspection.doctor.images import PictureFacts, picture_findings
@@ -82,7 +83,8 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
     result = LinkResult()
     for used in source.used[start:stop]:
         drawn, pictures, budget = 0, len(used.images), source.budget_of(used.is_video)
-        limits = BoxLimits(bool(used.length) and budget.is_long(used.length, pictures))
+        limits = BoxLimits(bool(used.length) and budget.is_long(used.length, pictures, used.crops))
+        known = result.boxes
         for name, key in zip(used.images, used.box_keys, strict=True):
             if source.has_folder and source.is_outside(name):
                 result.found.append(Found("outside_picture", used.id, used.row, name))
@@ -93,12 +95,14 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
                 if facts.fault:
                     result.skipped.add(used.row)
             drawn += _check_boxes(source, facts, key, used, limits, result)
+        result.found.extend(_about_regions(check, source, used, result.boxes - known))
         # Without a text there is no sequence.
-        room = budget.box_room(used.length, pictures) if used.length else None
+        room = budget.box_room(used.length, pictures, used.crops) if used.length else None
         if room is not None and drawn > room:
             result.found.append(Found("boxes_cut", used.id, used.row, f"room for {room} of {drawn} boxes"))
             drawn = room
-        result.lengths.append(budget.expanded(used.length, pictures, drawn) if used.length else 0)
+        length = budget.expanded(used.length, pictures, drawn, used.crops) if used.length else 0
+        result.lengths.append(length)
         result.pictures += pictures
         result.box_tokens += drawn
     return result
@@ -177,6 +181,25 @@ def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedR
     yield from picture_findings(facts, name, used.id, used.row)
     if facts.content and facts.content in check.evaluation:
         yield Found("eval_leak", used.id, used.row, f"{name} is the same as {check.evaluation[facts.content]}")
+
+
+def _about_regions(check: LinkCheck, source: OpenedSource, used: UsedRecord, boxes: int) -> Iterator[Found]:
+    """Judge the regions that a record names; without its own they are ``boxes`` boxes of the box file."""
+    if not used.regions and used.named > boxes:
+        yield Found("placeholder_count", used.id, used.row, f"{used.named} regions are named, there are {boxes} boxes")
+    for number, region in enumerate(used.regions if source.has_folder else ()):
+        facts = check.facts.get((source.path_of(used.images[region.picture]), source.faults.max_pixels))
+        if facts is None or facts.fault:
+            continue
+        width, height = facts.upright_size(source.apply_exif)
+        x1, y1, x2, y2 = region.box
+        detail = f"object {number}, {[x1, y1, x2, y2]}, in a picture of {_by((width, height))}"
+        if not are_writable(np.array([region.box])).all():
+            yield Found("flat_box", used.id, used.row, detail)
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            yield Found("box_outside", used.id, used.row, detail)
+        elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+            yield Found("box_overhang", used.id, used.row, detail)
 
 
 def _check_boxes(

@@ -12,9 +12,11 @@ import numpy as np
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.pictures.files import PictureError, picture_path
+from mg_llava.data.records.regions import Region
 from mg_llava.data.settings import Draw, FaultPolicy
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.conversation import Template
+from mg_llava.data.text.regions import RegionUse
 from mg_llava.inspection.doctor.findings import Findings, Found
 
 
@@ -29,6 +31,11 @@ class UsedRecord(NamedTuple):
     """Before truncation."""
     has_labels: bool
     is_video: bool = False
+    regions: tuple[Region, ...] = ()
+    named: int = 0
+    """Regions that its text needs."""
+    crops: int = 0
+    """Object images in its text."""
 
     @property
     def box_keys(self) -> list[str]:
@@ -80,6 +87,11 @@ class OpenedSource:
     def frames(self) -> int:
         """Frames of a video."""
         return 1 if self.processor is None else self.processor.video.frames
+
+    @property
+    def regions(self) -> RegionUse:
+        """How regions enter texts."""
+        return getattr(self.processor, "regions", RegionUse())
 
     def budget_of(self, is_video: bool) -> TokenBudget:
         """The limits of a record about pictures or about a video."""

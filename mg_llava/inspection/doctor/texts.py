@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mg_llava.data.records.regions import count_named
 from mg_llava.data.records.schema import (
     LLaVARecord,
     PlaceholderError,
@@ -143,19 +144,22 @@ def _odd_turns(turns: Sequence[Turn]) -> Iterator[str]:
 def _measure(source: OpenedSource, record: LLaVARecord, row: int, found: list[Found]) -> UsedRecord:
     """Lengths, and whether labels are left."""
     is_video = record.video is not None
-    used = UsedRecord(row, record.id, record.images, 0, 0, True, is_video)
+    used = UsedRecord(row, record.id, record.images, 0, 0, True, is_video, record.regions, count_named(record.turns))
     if source.tokenizer is None or source.template is None:
         return used
     full = 0
     try:
-        limit = source.budget_of(is_video).text_limit(len(record.images))
-        encoded = encode_conversation(record.turns, source.tokenizer, source.template)
+        turns, crops = source.regions.measure(record)
+        used = used._replace(crops=crops)
+        limit = source.budget_of(is_video).text_limit(len(record.images), crops)
+        encoded = encode_conversation(turns, source.tokenizer, source.template)
         full = len(encoded.input_ids)
         if limit is not None and full > limit:
-            encoded = encode_conversation(record.turns, source.tokenizer, source.template, limit)
+            encoded = encode_conversation(turns, source.tokenizer, source.template, limit)
             found.append(Found("truncated_text", record.id, row, f"{full} ids, there is room for {limit}"))
-    except (NoLabelError, BudgetError) as error:
-        kind = "no_label" if isinstance(error, NoLabelError) else "over_budget"
+    except (NoLabelError, BudgetError, RecordError) as error:
+        kinds = {NoLabelError: "no_label", BudgetError: "over_budget"}
+        kind = kinds.get(type(error), "placeholder_count")
         found.append(Found(kind, record.id, row, str(error)))
         return used._replace(full_length=full, has_labels=False)
     return used._replace(length=len(encoded.input_ids), full_length=full)

@@ -26,7 +26,7 @@ from mg_llava.models.interfaces import (
 )
 from mg_llava.models.parts import PartOrConfig, build_part, check_part, kind_of, raise_together, spec_of, taken
 from mg_llava.models.system import System
-from mg_llava.models.vision import run_encoders
+from mg_llava.models.vision import is_split, run_encoders
 from mg_llava.registry import MODELS
 
 LOW, HIGH = "visual_encoder", "visual_encoder_aux"
@@ -49,6 +49,8 @@ class MGLLaVA(System):
         box_projector: Gives one token for each box.
         merger: Lets visual tokens and features of boxes read each other.
         frame_pooler: Makes fewer tokens of a frame of a video; None for as many as of a picture.
+        object_pooler: Makes fewer tokens of an object image, which the low-resolution encoder sees alone; None for a
+            model that reads no object images.
         prompts: Prompts inside the layers of the LLM.
         **options: As for :class:`System`.
 
@@ -65,6 +67,7 @@ class MGLLaVA(System):
         Part("bbox_projector", "box_projector", "connector"),
         Part("box_fuse_module", "merger", "connector"),
         Part("frame_pooler", "frame_pooler", "connector"),
+        Part("object_pooler", "object_pooler", "connector"),
         PROMPTS,
     )
 
@@ -78,6 +81,7 @@ class MGLLaVA(System):
         box_projector: PartOrConfig | None = None,
         merger: PartOrConfig | None = None,
         frame_pooler: PartOrConfig | None = None,
+        object_pooler: PartOrConfig | None = None,
         prompts: PartOrConfig | None = None,
         **options: Any,
     ) -> None:
@@ -90,14 +94,18 @@ class MGLLaVA(System):
             "fusion": (fusion, Fusion, fusion_sizes),
             "box_projector": (box_projector, ObjectReader, {"stage_channels": stages}),
         }
-        problems = _faults(low, high, readers, merger) + check_part("frame_pooler", frame_pooler, FramePooler, {})
-        raise_together(problems or _token_faults(low, fusion, fusion_sizes, projector))
+        poolers = {"frame_pooler": frame_pooler, "object_pooler": object_pooler}
+        problems = _faults(low, high, readers, merger)
+        problems += [fault for name, pooler in poolers.items() for fault in check_part(name, pooler, FramePooler, {})]
+        problems = problems or _token_faults(low, fusion, fusion_sizes, projector)
+        raise_together(problems or _crop_faults(low, fusion, fusion_sizes, projector, object_pooler))
         self.add("low_res_encoder", low_res_encoder)
         self.add("high_res_encoder", high_res_encoder)
         self.add("fusion", fusion, **fusion_sizes)
         hidden = self.add_llm(llm, prompts)
         self._add_projectors(low, hidden, projector, box_projector, merger, stages)
         self.add("frame_pooler", frame_pooler)
+        self.add("object_pooler", object_pooler)
         self.complete()
 
     def _add_projectors(
@@ -130,7 +138,9 @@ class MGLLaVA(System):
         for part in (self.fuse_module, self.projector):
             tokens = part.out_tokens(tokens) if hasattr(part, "out_tokens") else tokens
         per_frame = None if self.frame_pooler is None else self.frame_pooler.out_tokens(tokens)
-        return TokenCount(per_canvas=tokens, per_box=int(self._has_objects), per_frame=per_frame)
+        crop = self.visual_encoder.spec.tokens
+        per_crop = 0 if self.object_pooler is None else self.object_pooler.out_tokens(crop)
+        return TokenCount(tokens, int(self._has_objects), per_frame=per_frame, per_crop=per_crop)
 
     @property
     def _has_objects(self) -> bool:
@@ -176,6 +186,21 @@ class MGLLaVA(System):
             return segments
         pool = self.frame_pooler
         return [one._replace(tokens=pool(one.tokens)) if one.kind == "visual" else one for one in segments]
+
+    def see_crops(self, canvas: Tensor) -> Seeing:
+        """See :meth:`System.see_crops`."""
+        if self.object_pooler is None:
+            raise ValueError(
+                "there are object images, which this model does not read; give it an object_pooler, such as "
+                "dict(type='mg_llava.FramePooling', side=4)"
+            )
+        if is_split(self):
+            raise ValueError("object images are not in every batch, so that ZeRO-3 would wait for ever; use ZeRO-2")
+        low = run_encoders(self, (LOW,), canvas)[LOW].tokens
+        assert low is not None
+        tokens = self.projector(low.to(self.connector.dtype))
+        self.observe("crop", tokens)
+        return [[Segment("crop", self.object_pooler(own))] for own in tokens]
 
     def blank_looked(self) -> Looked:
         """See :meth:`System.blank_looked`."""
@@ -232,6 +257,20 @@ def _token_faults(low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: A
         with torch.device("meta"):
             tokens = build_part(fusion, **sizes).out_tokens(tokens)
     return conflicts(tokens, {"grid": low.grid, **_settings(projector)})
+
+
+def _crop_faults(low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: Any, pooler: Any) -> list[str]:
+    """Reasons why the projector cannot read tokens of object images, which the fusion does not see."""
+    if pooler is None:
+        return []
+    with torch.device("meta"):
+        channels = low.channels if fusion is None else build_part(fusion, **sizes).out_channels
+    if channels != low.channels:
+        return [
+            f"object_pooler reads object images at low resolution, in {low.channels} channels, and the fusion makes "
+            f"{channels} of them for the projector; use a fusion that keeps them, such as ConvGateFusion"
+        ]
+    return _token_faults(low, None, {}, projector)
 
 
 def _settings(part: Any) -> dict[str, Any]:
