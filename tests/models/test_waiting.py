@@ -36,7 +36,14 @@ UNSPLIT = [{"type": "mg_llava.LanguageLoss", "chunk": None}]
 def make_batch(model: Any, kind: str, canvas: int = toy.CANVAS) -> dict[str, Any]:
     """A batch whose samples are counted, as those of a data set are."""
     samples, boxes = BATCHES[kind]
-    count = model.token_count
+    return make_full_batch(model, samples, boxes, canvas)
+
+
+def make_full_batch(
+    model: Any, samples: list[tuple[int, int]], boxes: int, canvas: int | None = None
+) -> dict[str, Any]:
+    """A batch of samples with so many ids and pictures each, and at most so many boxes a picture."""
+    count, canvas = model.token_count, canvas or model.canvas_size
     instances = toy.make_batch(samples, boxes_per_image=boxes, canvas=canvas, seed=4)
     return collate([one | {"tokens": [count(1, len(own)) for own in one["boxes"]]} for one in instances])["data"]
 

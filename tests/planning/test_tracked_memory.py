@@ -1,0 +1,81 @@
+"""The planner's bytes of a step beside those that fake tensors of the full size really take."""
+
+import dataclasses
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mg_llava.models.recompute import enable_checkpointing
+from mg_llava.planning import build_skeleton
+from mg_llava.planning.memory import STRATEGIES, measure_activations, share_memory, weigh
+from tests.models.test_waiting import convert, faked, make_full_batch
+from tests.planning.conftest import load_config
+
+
+class Tracker(TorchDispatchMode):
+    """Bytes of all memory that is alive, beside what was there before, and the most of them at one time."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in own)}
+        self.alive, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage):
+        key = storage._cdata
+        if key not in self.own and key not in self.alive:
+            self.alive[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key):
+        self.now -= self.alive.pop(key)
+
+
+def track(model, data):
+    """Most bytes of a forward and backward pass that adds to gradients, weights and gradients included."""
+    with faked(model) as fake:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        own = [*model.parameters(), *model.buffers(), *gradients]
+        given = convert(data, fake)
+        with Tracker(own) as tracker:
+            model(given)["loss"].backward()
+        return tracker.peak + sum(storage.nbytes() for storage in tracker.own.values())
+
+
+@pytest.mark.parametrize(
+    ("leaf", "batch", "text", "boxes", "checkpointing", "packing"),
+    [
+        ("mg_llava_vicuna7b_instruct", 4, 200, 10, False, None),
+        ("mg_llava_vicuna7b_instruct", 16, 200, 100, True, None),
+        ("mg_llava_vicuna7b_instruct", 4, 200, 10, True, 4096),
+        ("mg_llava_vicuna7b_pretrain", 16, 60, 0, "selective", None),
+        ("mg_llava_vicuna7b_pretrain", 4, 60, 100, False, None),
+        ("mg_llava_vicuna13b_instruct", 8, 200, 10, "selective", None),
+    ],
+)
+def test_plan_agrees_with_a_tracked_step(leaf, batch, text, boxes, checkpointing, packing):
+    settings = {**load_config(leaf).model, "packing": packing}
+    skeleton = dataclasses.replace(build_skeleton(settings), checkpointing=checkpointing)
+    model = skeleton.model
+    data = make_full_batch(model, [(text, 1)] * batch, boxes)
+    length = text - 1 + model.token_count(1, boxes)
+    activations = measure_activations(skeleton, length * batch if packing else length, 1 if packing else batch)
+    planned = share_memory(weigh(skeleton), activations.peak, STRATEGIES[0], gpus=1)
+    planned_bytes = planned.weights + planned.gradients + planned.activations
+    enable_checkpointing(model.llm, checkpointing)
+    tracked = track(model.train(), data)
+    assert planned_bytes == pytest.approx(tracked, rel=0.1), f"{planned_bytes / 1e9:.1f} and {tracked / 1e9:.1f} GB"
