@@ -7,7 +7,7 @@ Shapes: B rows, T text ids (a placeholder counts one), N canvases (pictures, fra
 canvas in pixels, n_i boxes of canvas i, M placeholders, L merged length, K labeled positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg_llava.tokens import IGNORE_INDEX, PLACEHOLDER_IDS
+from mg_llava.tokens import BOX_TOKEN_INDEX, IGNORE_INDEX, IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX, PLACEHOLDER_IDS
 
 PaddingSide = Literal["left", "right"]
 
@@ -171,6 +171,18 @@ def plan_layout(
         counts=tuple(map(int, counts)),
         placeholders=tuple(np.bincount(row_of[is_placeholder], minlength=rows).tolist()),
     )
+
+
+def canvas_flags(rows: Iterable[Iterable[int]]) -> dict[str, list[bool]]:
+    """``crops`` and ``named`` of a :class:`Batch` by the placeholders in its rows of ids, where there are any."""
+    ids = [token for row in rows for token in row if token < 0]
+    canvases = [token for token in ids if token in (IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX)]
+    flags = {}
+    if OBJECT_TOKEN_INDEX in canvases:
+        flags["crops"] = [token == OBJECT_TOKEN_INDEX for token in canvases]
+    if BOX_TOKEN_INDEX in ids:
+        flags["named"] = [token == IMAGE_TOKEN_INDEX for token in canvases]
+    return flags
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -112,7 +112,6 @@ TRANSFORMS = Registry(
     "transform",
     "mg_llava.data.pictures.processor",
     "mg_llava.data.boxes.augment",
-    "mg_llava.data.text.prompt",
     "mg_llava.data.text.perception",
     parent=MMENGINE_TRANSFORMS,
 )

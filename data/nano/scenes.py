@@ -7,6 +7,7 @@ that the model sees. The canvas is divided into ``GRID`` x ``GRID`` cells; every
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,7 @@ BACKGROUNDS = {
     "heldout": ("chelsea.png", "gravel.png", "hubble_deep_field.jpg", "cell.png"),
 }
 Split = Literal["train", "heldout"]
+Sampler = Callable[[np.random.Generator, list[int], list[int]], list[tuple[int, int, int, int]]]
 
 
 @dataclass(frozen=True)
@@ -263,11 +265,11 @@ def sample_layout(rng: np.random.Generator, rows: list[int], columns: list[int])
     return layout
 
 
-def draw_scene(rng: np.random.Generator, split: Split) -> Scene:
-    """A picture of the task: few digits, few distractors, any of the picture sizes."""
+def draw_scene(rng: np.random.Generator, split: Split, sample: Sampler = sample_layout) -> Scene:
+    """A picture of the task: few digits, few distractors, any of the picture sizes; ``sample`` says what is where."""
     frame = random_frame(rng)
     pixels = draw_background(rng, split, frame)
-    layout = sample_layout(rng, *frame.usable_cells())
+    layout = sample(rng, *frame.usable_cells())
     marks = [_place(rng, pixels, frame, split, digit, (row, column), level) for digit, row, column, level in layout]
     return _finish(rng, pixels, marks)
 

@@ -39,6 +39,7 @@ class Question:
         box_key: Where the box store has its boxes.
         fields: What else the scorer wants on the prediction line, such as category or prompt.
         frames: Number of frames where ``picture`` yields a list of video frames; None for a still picture.
+        objects: What ``<box:i>`` and ``<object:i>`` in the text stand for, as in a request.
     """
 
     id: QuestionId
@@ -48,6 +49,7 @@ class Question:
     box_key: QuestionId | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     frames: int | None = None
+    objects: Sequence[Any] = ()
 
 
 class Benchmark(ABC):

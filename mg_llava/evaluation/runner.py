@@ -152,7 +152,8 @@ def _request(name: str, n: int, question: Question, source: BoxSource, found: di
         return list(found[n].boxes)
 
     frames = question.frames or 1
-    return Request(question.text, question.picture, look_up, owner, key=question.picture_key, pictures=frames)
+    shown = question.picture, look_up, owner, question.picture_key, frames
+    return Request(question.text, *shown, objects=question.objects)
 
 
 def _write(

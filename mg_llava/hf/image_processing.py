@@ -63,14 +63,22 @@ class MGLLaVAImageProcessor(BaseImageProcessor):
         seen = self.see(pictures, [None] * len(pictures) if boxes is None else boxes, _OWNER, **kwargs)
         return BatchFeature(picture_features(seen))
 
+    def settings(self, **kwargs: Any) -> PictureProcessor:
+        """The processor with settings that differ for a call.
+
+        Raises:
+            TypeError: One is unknown.
+        """
+        unknown = sorted(set(kwargs) - set(_settings()))
+        if unknown:
+            raise TypeError(f"unknown settings {', '.join(unknown)}; known: {', '.join(_settings())}")
+        return PictureProcessor(**{**self.picture_processor.to_dict(), **kwargs})
+
     def see(
         self, pictures: Sequence[Any], boxes: Sequence[Any], owner: str, are_frames: bool = False, **kwargs: Any
     ) -> list[ProcessedPicture]:
         """Pictures on their canvas with the boxes that are left; ``owner``, with a ``{}``, names them in messages."""
-        unknown = sorted(set(kwargs) - set(_settings()))
-        if unknown:
-            raise TypeError(f"unknown settings {', '.join(unknown)}; known: {', '.join(_settings())}")
-        process = PictureProcessor(**{**self.picture_processor.to_dict(), **kwargs})
+        process = self.settings(**kwargs)
         process = process.of_frames if are_frames else process
         return [
             process(

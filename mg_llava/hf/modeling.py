@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mg_llava.batch import canvas_flags
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.parts import build_system, spare_vision_parts
 from mg_llava.models.interfaces import ObjectReader
@@ -186,9 +187,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        context: AbstractContextManager[Any] = (
-            nullcontext()
-        )  # ``generate`` has opened it for the steps after the first
+        context: AbstractContextManager[Any] = nullcontext()  # ``generate`` has opened it for later steps
         if input_ids is not None and not _is_filled(past_key_values):
             merged = self._merge(input_ids, pixel_values, boxes, frames, attention_mask, labels)
             input_ids, inputs_embeds = None, merged.inputs_embeds
@@ -240,7 +239,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             data["attention_mask"] = attention_mask.bool()
         if pixel_values is not None:
             data["canvas"] = pixel_values.to(input_ids.device)
-            data["frames"] = None if frames is None else frames.tolist()
+            data |= {"frames": None if frames is None else frames.tolist(), **canvas_flags(input_ids.tolist())}
             if self.model.part_of(ObjectReader) is not None:
                 data["boxes"] = self._checked_boxes(boxes, len(pixel_values))
         if padding_side is None:

@@ -1,27 +1,31 @@
 """Text or conversation, pictures and boxes to a batch for the model, and generated ids back to answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, StoppingCriteriaList
 from transformers.processing_utils import ProcessorMixin
 
-from mg_llava.data.inputs import PictureLike, asks_about_video, list_boxes, list_pictures, list_video, make_turns
+from mg_llava.data.inputs import PictureLike, asks_about_video, list_video, load_picture, make_boxes, make_turns
+from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.data.pictures.video import read_frames
-from mg_llava.data.records.schema import Turn
-from mg_llava.data.text.conversation import encode_conversation, encode_prompt
+from mg_llava.data.records.regions import Region, parse_regions
+from mg_llava.data.records.schema import NO_BOXES, Turn
+from mg_llava.data.text.conversation import EncodedConversation, encode_conversation, encode_prompt
+from mg_llava.data.text.regions import regions_of_boxes
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import picture_features, require_torch
 from mg_llava.hf.prompts import chat_template as write_chat_template
 from mg_llava.hf.prompts import encode_written_prompt, template_of, template_to_dict, to_turns
+from mg_llava.hf.rows import list_rows, pad_rows, share_boxes, share_objects, share_pictures
 from mg_llava.tokens import (
     IGNORE_INDEX,
     IMAGE_PLACEHOLDER,
     IMAGE_TOKEN_INDEX,
+    OBJECT_TOKEN_INDEX,
     PAD_TOKEN_ID,
     VIDEO_PLACEHOLDER,
     tokens_without_embeddings,
@@ -90,6 +94,7 @@ class MGLLaVAProcessor(ProcessorMixin):
         images: Any = None,
         boxes: Any = None,
         conversation: Sequence[Any] | None = None,
+        objects: Any = None,
         padding: bool | str = True,
         return_tensors: Any = "pt",
         padding_side: str = "left",
@@ -110,6 +115,9 @@ class MGLLaVAProcessor(ProcessorMixin):
                 None where there are none.
             conversation: In place of ``text``: messages (``role``, ``content``), or a list of conversations. Pictures
                 without a placeholder come first.
+            objects: What ``<box:i>`` and ``<object:i>`` in a row stand for: boxes xyxy in original pixels, or dicts
+                with ``box``, ``label`` and ``picture``. Of several rows: a list with what each row has. The row's
+                boxes where None.
             padding: Fill up shorter rows to the longest (True, ``"longest"``), to ``max_length`` (``"max_length"``),
                 or not at all (False).
             return_tensors: ``"pt"`` is all there is.
@@ -119,9 +127,10 @@ class MGLLaVAProcessor(ProcessorMixin):
             **kwargs: Settings of the image processor that differ for this call.
 
         Returns:
-            ``input_ids`` (B, T) int64 with a negative id for each picture, ``attention_mask`` (B, T) int64, where
-            N > 0 ``pixel_values`` (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels; of
-            videos ``frames`` (N,) bool, which pictures are frames; with ``return_labels`` also ``labels`` (B, T).
+            ``input_ids`` (B, T) int64 with a negative id for each picture, object image and named box,
+            ``attention_mask`` (B, T) int64, where there are N > 0 pictures and object images ``pixel_values``
+            (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels; of videos ``frames`` (N,)
+            bool, which pictures are frames; with ``return_labels`` also ``labels`` (B, T).
 
         Raises:
             PictureError: A picture cannot be read.
@@ -133,32 +142,31 @@ class MGLLaVAProcessor(ProcessorMixin):
         if text is not None and return_labels:
             raise ValueError("labels need conversation: only there it is known which text is an answer")
         kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
-        rows, is_batch = _list_rows(text, conversation)
-        shared = _share_pictures(images, rows, is_batch)
+        rows, is_batch = list_rows(text, conversation)
+        shared = share_pictures(images, rows, is_batch)
         pictures = [self._frames(own, f"row {number}") for number, own in enumerate(shared)]
         videos = [
             bool(own) and (own is not given or asks_about_video(row if isinstance(row, str) else to_turns(row)[0]))
             for row, own, given in zip(rows, pictures, shared, strict=True)
         ]
-        found = _share_boxes(boxes, pictures, is_batch)
-        encoded = [
-            self._encode(row, len(own), f"row {number}", return_labels, max_length, video)
-            for number, (row, own, video) in enumerate(zip(rows, pictures, videos, strict=True))
+        found = share_boxes(boxes, pictures, is_batch)
+        given = share_objects(objects, len(rows), is_batch)
+        made = [
+            self._make_row(row, own, records, named, video, f"row {number}", (return_labels, max_length), kwargs)
+            for number, (row, own, records, named, video) in enumerate(
+                zip(rows, pictures, found, given, videos, strict=True)
+            )
         ]
-        seen = [
-            picture
-            for number, (own, records, video) in enumerate(zip(pictures, found, videos, strict=True))
-            for picture in self.image_processor.see(own, records, f"row {number}, picture {{}}", video, **kwargs)
-        ]
+        encoded, seen = [(ids, labels) for ids, labels, _ in made], [one for *_, shown in made for one in shown]
         pad = self.tokenizer.pad_token_id
-        data = _pad(
+        data = pad_rows(
             [ids for ids, _ in encoded], padding, padding_side, max_length, PAD_TOKEN_ID if pad is None else pad
         )
         if return_labels:
             labels = [labels for _, labels in encoded]
-            data["labels"] = _pad(labels, padding, padding_side, max_length, IGNORE_INDEX)["input_ids"]
+            data["labels"] = pad_rows(labels, padding, padding_side, max_length, IGNORE_INDEX)["input_ids"]
         if any(videos):
-            flags = [video for own, video in zip(pictures, videos, strict=True) for _ in own]
+            flags = [video for (*_, shown), video in zip(made, videos, strict=True) for _ in shown]
             data["frames"] = torch.tensor(flags)
         return BatchFeature({**data, **picture_features(seen)})
 
@@ -169,11 +177,60 @@ class MGLLaVAProcessor(ProcessorMixin):
             return pictures
         return [*read_frames(path, self.image_processor.picture_processor.video.frames, owner)]
 
+    def _make_row(
+        self,
+        row: Any,
+        pictures: Sequence[PictureLike],
+        boxes: Sequence[Any],
+        objects: Any,
+        video: bool,
+        owner: str,
+        training: tuple[bool, int | None],
+        settings: dict[str, Any],
+    ) -> tuple[list[int], list[int], list[ProcessedPicture]]:
+        """Ids, labels (none for a prompt), and pictures with object images in the order of their placeholders."""
+        images = [load_picture(picture, f"{owner}, picture {number}") for number, picture in enumerate(pictures)]
+        seen = self.image_processor.see(images, boxes, f"{owner}, picture {{}}", video, **settings)
+        process = self.image_processor.settings(**settings)
+        sizes, use = [(one.canvas.width, one.canvas.height) for one in seen], process.regions
+        regions: tuple[Region, ...] = ()
+
+        def resolve(turns: Sequence[Turn]) -> Sequence[Turn]:
+            nonlocal regions
+            if video or not use.concerns(turns):
+                return turns
+            try:
+                records = [NO_BOXES if own is None else make_boxes(own, owner) for own in boxes]
+                known = parse_regions(objects, len(images)) or regions_of_boxes(records)
+                resolved, regions = use.resolve(turns, known, sizes)
+            except ValueError as error:
+                raise ValueError(f"{owner}: {error}") from error
+            return resolved
+
+        encoded = self._encode(row, len(images), owner, training, video, resolve)
+        if use.names:
+            encoded = use.name_boxes(encoded, [one.numbers for one in seen], self.tokenizer)
+        whole, crops = iter(seen), iter(regions)
+        shown = [
+            process.object_image(images[region.picture], region)
+            if token == OBJECT_TOKEN_INDEX and (region := next(crops))
+            else next(whole)
+            for token in encoded.input_ids
+            if token in (IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX)
+        ]
+        return encoded.input_ids, encoded.labels, shown
+
     def _encode(
-        self, row: Any, pictures: int, owner: str, with_labels: bool, max_length: int | None, video: bool
-    ) -> tuple[list[int], list[int]]:
+        self,
+        row: Any,
+        pictures: int,
+        owner: str,
+        training: tuple[bool, int | None],
+        video: bool,
+        resolve: Callable[[Sequence[Turn]], Sequence[Turn]],
+    ) -> EncodedConversation:
         """Ids and labels of one row; no labels for a prompt."""
-        template = template_of(self.template)
+        template, (with_labels, max_length) = template_of(self.template), training
         if isinstance(row, str):
             row = row.replace(VIDEO_PLACEHOLDER, IMAGE_PLACEHOLDER * pictures) if video else row
             placeholders = row.count(IMAGE_PLACEHOLDER)
@@ -181,15 +238,16 @@ class MGLLaVAProcessor(ProcessorMixin):
                 raise ValueError(
                     f"{owner}: {placeholders} {IMAGE_PLACEHOLDER} in the text, {pictures} pictures; one each"
                 )
-            return encode_written_prompt(row, self.tokenizer, template), []
+            (written,) = resolve([Turn("human", row)])
+            return EncodedConversation(encode_written_prompt(written.text, self.tokenizer, template), [])
         turns, system = to_turns(row, owner)
         if not with_labels:
-            return encode_prompt(make_turns(turns, pictures, owner, video), self.tokenizer, template, system), []
+            asked = resolve(make_turns(turns, pictures, owner, video))
+            return EncodedConversation(encode_prompt(asked, self.tokenizer, template, system), [])
         if not turns or turns[-1].role != "gpt":
             raise ValueError(f"{owner}: labels are made of answers; the last message has to be the assistant's")
-        asked = [*make_turns(turns[:-1], pictures, owner, video), turns[-1]]
-        encoded = encode_conversation(asked, self.tokenizer, template, max_length, system)
-        return encoded.input_ids, encoded.labels
+        asked = resolve([*make_turns(turns[:-1], pictures, owner, video), turns[-1]])
+        return encode_conversation(asked, self.tokenizer, template, max_length, system)
 
     def apply_chat_template(
         self, conversation: Sequence[Any], chat_template: str | None = None, tokenize: bool = False, **kwargs: Any
@@ -263,85 +321,3 @@ class MGLLaVAProcessor(ProcessorMixin):
 
 _IGNORED = ("legacy", "add_special_tokens")
 """Arguments that transformers' pipelines give to every processor, and that mean nothing here."""
-
-
-def _list_rows(text: Any, conversation: Any) -> tuple[list[Any], bool]:
-    """Rows, and whether they were given as a batch."""
-    if text is not None:
-        if isinstance(text, str):
-            return [text], False
-        if not isinstance(text, Sequence) or not all(isinstance(row, str) for row in text):
-            raise ValueError(f"text is a {type(text).__name__}; it is a text or a list of texts")
-        return list(text), True
-    if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
-        raise ValueError("conversation is a list of messages, or a list of such lists")
-    is_batch = isinstance(conversation[0], Sequence) and not isinstance(conversation[0], str)
-    return (list(conversation), True) if is_batch else ([conversation], False)
-
-
-def _share_pictures(images: Any, rows: Sequence[Any], is_batch: bool) -> list[list[PictureLike]]:
-    """The pictures of each row."""
-    if images is None:
-        return [[] for _ in rows]
-    if not is_batch:
-        return [list_pictures(images, "images")]
-    if isinstance(images, PictureLike) or not isinstance(images, Sequence):
-        images = [images]
-    is_flat = all(isinstance(item, PictureLike) for item in images)
-    wanted = [_count_placeholders(row) for row in rows]
-    if is_flat and sum(wanted) == len(images):
-        rest = iter(images)
-        return [[next(rest) for _ in range(count)] for count in wanted]
-    if len(images) != len(rows):
-        raise ValueError(
-            f"{len(images)} pictures for {len(rows)} rows with {sum(wanted)} {IMAGE_PLACEHOLDER}; give for each row a "
-            "picture, a list of pictures or None, or as many pictures as there are placeholders"
-        )
-    return [list_pictures(item, f"row {number}") for number, item in enumerate(images)]
-
-
-def _share_boxes(boxes: Any, pictures: Sequence[Sequence[Any]], is_batch: bool) -> list[list[Any]]:
-    """The boxes of each picture of each row, None where there are none."""
-    if boxes is None:
-        return [[None] * len(own) for own in pictures]
-    if not is_batch:
-        boxes = [boxes]
-    if len(boxes) != len(pictures):
-        raise ValueError(f"{len(pictures)} rows but {len(boxes)} sets of boxes; give one, or None, for each row")
-    return [
-        list_boxes(None if _is_nothing(found) and not own else found, len(own), f"row {number}")
-        for number, (found, own) in enumerate(zip(boxes, pictures, strict=True))
-    ]
-
-
-def _is_nothing(boxes: Any) -> bool:
-    return boxes is None or (hasattr(boxes, "__len__") and len(boxes) == 0)
-
-
-def _count_placeholders(row: Any) -> int:
-    if isinstance(row, str):
-        return row.count(IMAGE_PLACEHOLDER)
-    turns: list[Turn] = to_turns(row)[0]
-    return sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
-
-
-def _pad(
-    rows: Sequence[Sequence[int]], padding: bool | str, side: str, max_length: int | None, value: int
-) -> dict[str, Tensor]:
-    """B rows to ``input_ids`` and ``attention_mask``, (B, T) each."""
-    if side not in ("left", "right"):
-        raise ValueError(f"padding_side is {side!r}; allowed: 'left', 'right'")
-    if padding not in (True, False, "longest", "max_length", "do_not_pad"):
-        raise ValueError(f"padding is {padding!r}; allowed: True, 'longest', 'max_length', False")
-    lengths = [len(row) for row in rows]
-    longest = max(lengths)
-    if padding in (False, "do_not_pad") and len(set(lengths)) > 1:
-        raise ValueError(f"rows of {sorted(set(lengths))} ids make no tensor; set padding=True")
-    if padding == "max_length":
-        if max_length is None or max_length < longest:
-            raise ValueError(f"padding='max_length' needs a max_length of {longest} or more, found {max_length}")
-        longest = max_length
-    full = torch.zeros(longest, dtype=torch.int64)  # a row that has the length of all
-    ids = pad_sequence([full, *(torch.tensor(row, dtype=torch.int64) for row in rows)], True, value, side)[1:]
-    mask = pad_sequence([full, *(torch.ones(count, dtype=torch.int64) for count in lengths)], True, 0, side)[1:]
-    return {"input_ids": ids, "attention_mask": mask}

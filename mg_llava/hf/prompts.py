@@ -11,8 +11,8 @@ from string import Formatter
 from typing import Any
 
 from mg_llava.data.records.schema import Turn
-from mg_llava.data.text.conversation import Template, framing_ids
-from mg_llava.tokens import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
+from mg_llava.data.text.conversation import MARKS, Template, framing_ids, mark_id
+from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 _ROLES = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system"}
 
@@ -121,8 +121,8 @@ def _cut_after(text: str, mark: str) -> tuple[str, str]:
 
 def _encode_pieces(text: str, tokenizer: Any) -> list[int]:
     ids: list[int] = []
-    for number, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
-        ids += ([IMAGE_TOKEN_INDEX] if number else []) + _encode(piece, tokenizer)
+    for number, piece in enumerate(MARKS.split(text)):
+        ids += [mark_id(piece)] if number % 2 else _encode(piece, tokenizer)
     return ids
 
 

@@ -26,10 +26,17 @@ from mg_llava.data.inputs import (
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.data.pictures.video import read_frames
-from mg_llava.data.records.schema import BoxRecord
+from mg_llava.data.records.regions import Region, parse_regions, region_problem
+from mg_llava.data.records.schema import BoxRecord, RecordError
+from mg_llava.data.text.conversation import EncodedConversation
+from mg_llava.data.text.regions import regions_of_boxes
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.requests import Request
+from mg_llava.tokens import BOX_TOKEN_INDEX, IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX
 from mg_llava.work.prefetch import prefetched
+
+MOST_OBJECTS = 64
+"""Object images of one request."""
 
 
 class PreparedRequest:
@@ -55,7 +62,25 @@ class PreparedRequest:
         if not callable(self.boxes):
             self.boxes = list_boxes(self.boxes, self.count, self.owner)
         self.turns = make_turns(request.question, self.count, self.owner, self.is_video)
+        try:
+            self.objects = parse_regions(request.objects, self.count)
+            problem = region_problem(self.turns, len(self.objects)) if self._is_known else None
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise ValueError(f"{self.owner}: {problem}")
+        self.regions: tuple[Region, ...] = ()
         self.ids = front_end.encode(self.turns, request.system)
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether it is known, before pictures are opened, which regions the question may name."""
+        return bool(self.objects) or not self.count or self.is_video
+
+    @property
+    def is_named(self) -> bool:
+        """Whether boxes have placeholders of their own, with names before them."""
+        return BOX_TOKEN_INDEX in self.ids
 
     @property
     def key(self) -> Hashable:
@@ -81,10 +106,29 @@ class PreparedRequest:
             raise PictureError(f"{self.owner}: {len(images)} pictures or frames were opened, not {self.count}")
         return images
 
-    def encode_again(self, objects: Sequence[BoxRecord], sizes: Sequence[tuple[int, int]]) -> None:
-        """Make the text anew where it depends on the boxes of the pictures; arguments as of ``FrontEnd.encode``."""
-        if self.front_end.parts and objects:
-            self.ids = self.front_end.encode(self.turns, self.request.system, objects, sizes)
+    def encode_again(self, boxes: Sequence[BoxRecord], seen: Sequence[ProcessedPicture]) -> None:
+        """Make the text anew where it depends on the pictures, their boxes and the regions of a question.
+
+        Raises:
+            PictureError: A placeholder stands for no region, or there are too many object images.
+        """
+        if not seen:
+            return
+        use, turns = self.front_end.picture_processor.regions, tuple(self.turns)
+        sizes = [(picture.canvas.width, picture.canvas.height) for picture in seen]
+        concerned = use.concerns(turns) and not self.is_video
+        if concerned:
+            try:
+                turns, self.regions = use.resolve(turns, self.objects or regions_of_boxes(boxes), sizes)
+            except RecordError as error:
+                raise PictureError(f"{self.owner}: {error}") from error
+            if len(self.regions) > MOST_OBJECTS:
+                raise PictureError(f"{self.owner}: {len(self.regions)} object images; at most {MOST_OBJECTS} are seen")
+        if self.front_end.parts or concerned:
+            self.ids = self.front_end.encode(turns, self.request.system, boxes, sizes)
+        if use.names:
+            encoded = EncodedConversation(self.ids, [])
+            self.ids = use.name_boxes(encoded, [one.numbers for one in seen], self.front_end.tokenizer).input_ids
 
     def boxes_in(self, images: Sequence[Image.Image]) -> list[BoxRecord]:
         """The boxes of each opened picture: given, found, or none."""
@@ -143,9 +187,27 @@ class PictureGroup:
                     processor = processor.of_frames if request.is_video else processor
                     decoded.pictures.append(processor(image, record))
                 chosen.append(known[content])
-            canvases = [decoded.pictures[number].canvas for number in chosen]
-            request.encode_again(records, [(canvas.width, canvas.height) for canvas in canvases])
+            request.encode_again(records, [decoded.pictures[number] for number in chosen])
+            if request.regions:
+                decoded.chosen[request.number] = _with_crops(request, images, chosen, decoded.pictures)
         return decoded
+
+
+def _with_crops(
+    request: PreparedRequest, images: Sequence[Image.Image], whole: Sequence[int], pictures: list[ProcessedPicture]
+) -> list[int]:
+    """The pictures and object images of a request in the order of their placeholders; the latter are added."""
+    processor, waiting = request.front_end.picture_processor, iter(whole)
+    crops = iter(request.regions)
+    chosen = []
+    for token in request.ids:
+        if token == IMAGE_TOKEN_INDEX:
+            chosen.append(next(waiting))
+        elif token == OBJECT_TOKEN_INDEX:
+            region = next(crops)
+            chosen.append(len(pictures))
+            pictures.append(processor.object_image(images[region.picture], region))
+    return chosen
 
 
 Loaded = tuple[PictureGroup, DecodedPictures | PictureError]

@@ -9,7 +9,6 @@ import torch
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest
 from mg_llava.models.interfaces import Seeing
-from mg_llava.tokens import IMAGE_TOKEN_INDEX
 
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 
@@ -40,8 +39,8 @@ class EncodedRequest:
     """A request with its encoded pictures.
 
     Attributes:
-        seeing: For each picture its segments.
-        pictures: The pictures as they were processed, with pixels where they may be encoded again.
+        seeing: For each placeholder its segments.
+        pictures: The pictures and object images as they were processed, with pixels where they may be encoded again.
         alone: Whether the pictures were encoded as for this request alone.
         prefix: The same for rows of the window that are equal up to their last picture; None without pictures.
     """
@@ -55,7 +54,7 @@ class EncodedRequest:
     @property
     def cut(self) -> int:
         """Number of ids up to and with the last placeholder."""
-        return len(self.prepared.ids) - self.prepared.ids[::-1].index(IMAGE_TOKEN_INDEX)
+        return max(place for place, token in enumerate(self.prepared.ids) if token < 0) + 1
 
     @property
     def rest(self) -> int:
@@ -109,8 +108,9 @@ class RequestEncoder:
         return replace(one, seeing=self._of(one.prepared, self._run(one.pictures)), alone=True)
 
     def _of(self, request: PreparedRequest, seeing: Seeing) -> Seeing:
-        """The segments of a request's pictures, which may be frames of a video."""
-        return [self.model.as_frame(own) for own in seeing] if request.is_video else seeing
+        """The segments of a request's placeholders; its pictures may be frames of a video, or have named boxes."""
+        seeing = [self.model.as_frame(own) for own in seeing] if request.is_video else seeing
+        return [own for one in seeing for own in self.model.apart(one)] if request.is_named else seeing
 
     @torch.no_grad()
     def _run(self, pictures: Sequence[ProcessedPicture]) -> Seeing:
@@ -120,4 +120,4 @@ class RequestEncoder:
         self.statistics.encodings += 1
         canvas, boxes = torch.stack([one.pixels for one in pictures]), [one.boxes for one in pictures]
         data = self.model.data_preprocessor({"canvas": canvas, "boxes": boxes}, False)
-        return self.model.encode(data["canvas"], data["boxes"])
+        return self.model.encode(data["canvas"], data["boxes"], [one.region is not None for one in pictures])

@@ -122,6 +122,7 @@ class Predictor:
         picture: PictureLike | Sequence[PictureLike] | None = None,
         question: str | Sequence[Any] = "",
         boxes: BoxesLike = None,
+        objects: Sequence[Any] = (),
         **generation: Any,
     ) -> Answer:
         """Answer one question; arguments as in :class:`Request`, ``generation`` overrides the predictor's.
@@ -130,7 +131,7 @@ class Predictor:
             PictureError: A picture cannot be read.
             ValueError: The question is empty or too long, or boxes are malformed (see ``requests``).
         """
-        return self.predict_many([Request(question, picture, boxes)], **generation)[0]
+        return self.predict_many([Request(question, picture, boxes, objects=objects)], **generation)[0]
 
     def chat(
         self,

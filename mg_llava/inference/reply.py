@@ -93,8 +93,10 @@ class Reply:
     def answer(self) -> Answer:
         """The answer, when it is done."""
         text, _ = self.stops.cut(self.stops.read(self.ids))
-        seen, request = tuple(map(_seen, self.one.pictures)), self.one.prepared.request
-        return Answer(text, tuple(self.ids), seen, self.ended == "limit", request.id, self.one.length)
+        seen = tuple(_seen(picture) for picture in self.one.pictures if picture.region is None)
+        objects = tuple(picture.region for picture in self.one.pictures if picture.region is not None)
+        name = self.one.prepared.request.id
+        return Answer(text, tuple(self.ids), seen, self.ended == "limit", name, self.one.length, objects)
 
 
 def _seen(picture: ProcessedPicture) -> SeenPicture:

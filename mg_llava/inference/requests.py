@@ -1,7 +1,7 @@
 """Requests to a predictor and its answers."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,6 +9,7 @@ from PIL import Image
 
 from mg_llava.data.inputs import BoxesLike, PictureLike
 from mg_llava.data.pictures.frames import Canvas
+from mg_llava.data.records.regions import Region
 
 PictureOpener: TypeAlias = Callable[[], Image.Image | Sequence[Image.Image]]
 """Opens a picture, or several, when they are due."""
@@ -35,6 +36,8 @@ class Request:
             keys as there are different paths and objects.
         pictures: How many pictures a function ``picture`` opens.
         system: System text before the first question; None for the predictor's.
+        objects: What ``<box:i>`` and ``<object:i>`` in the question stand for: boxes xyxy in original pixels, or
+            ``{"box", "label", "picture"}``. Without any, the boxes of the pictures.
     """
 
     question: str | Sequence[Any]
@@ -44,6 +47,7 @@ class Request:
     key: Hashable = None
     pictures: int = 1
     system: str | None = None
+    objects: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Answer:
         truncated: Whether the limit of new tokens ended it.
         prompt_tokens: Length of what the LLM read before it, with template, visual and box tokens.
         id: Name of the request.
+        objects: The regions whose object images the model saw, in their order.
     """
 
     text: str
@@ -83,6 +88,7 @@ class Answer:
     truncated: bool = False
     id: str = ""
     prompt_tokens: int = 0
+    objects: tuple[Region, ...] = ()
 
     @property
     def boxes(self) -> np.ndarray:
@@ -101,4 +107,5 @@ class Answer:
             }
             for seen in self.pictures
         ]
-        return {"id": self.id, "text": self.text, "truncated": self.truncated, "pictures": pictures}
+        plain = {"id": self.id, "text": self.text, "truncated": self.truncated, "pictures": pictures}
+        return {**plain, "objects": [asdict(region) for region in self.objects]} if self.objects else plain

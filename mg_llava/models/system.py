@@ -93,6 +93,13 @@ class System(Assembly):
         """The segments of a canvas that is a frame of a video; as of any other by default."""
         return segments
 
+    @staticmethod
+    def apart(segments: list[Segment]) -> Seeing:
+        """The segments of a canvas whose boxes have placeholders of their own: first without them, then each box."""
+        boxes = [own.tokens.split(1) for own in segments if own.kind == "object"]
+        rest = [segment for segment in segments if segment.kind != "object"]
+        return [rest, *([Segment("object", token)] for tokens in boxes for token in tokens)]
+
     def see(self, batch: Mapping[str, Any], question: Tensor | None = None) -> Seeing:
         """The segments of each placeholder of a batch, in order.
 
@@ -113,7 +120,8 @@ class System(Assembly):
         media, named = batch.get("media"), batch.get("named")
         if named is not None:
             assert media is None  # frames that share a placeholder have no named boxes
-            return [own for one, flag in zip(canvases, named, strict=True) for own in (_apart(one) if flag else [one])]
+            pairs = zip(canvases, named, strict=True)
+            return [own for one, flag in pairs for own in (self.apart(one) if flag else [one])]
         if media is None:
             return canvases
         seeing: Seeing = [[] for _ in range(media[-1] + 1)]
@@ -274,12 +282,6 @@ class System(Assembly):
 def _those(canvas: Tensor, flags: Sequence[bool], flag: bool) -> Tensor:
     """The canvases with a flag; nothing waits for the device."""
     return torch.stack([one for one, own in zip(canvas.unbind(), flags, strict=True) if own == flag])
-
-
-def _apart(segments: list[Segment]) -> Seeing:
-    """The segments of a canvas and of each of its boxes."""
-    boxes = [Segment("object", one[None]) for own in segments if own.kind == "object" for one in own.tokens.unbind()]
-    return [[segment for segment in segments if segment.kind != "object"], *([box] for box in boxes)]
 
 
 def _pieces(seeing: Seeing) -> list[list[Tensor]]:

@@ -101,10 +101,16 @@ def test_stage_decides_what_is_trained(leaf: str, skeleton: Callable[..., Skelet
     trained = {n for n, part in made.parts().items() if any(p.requires_grad for p in part.parameters())}
     filled = {n for n, part in made.parts().items() if any(True for _ in part.parameters())}
     connectors = TRAINED_IN_STAGE_1 | {"box_fuse_module"}
-    expected = connectors & filled | ({"llm"} if "instruct" in leaf else set())
+    expected = connectors & filled | ({"llm"} if "instruct" in leaf or "alignment" in leaf else set())
     assert trained == expected
     whole = {n for n in trained if all(p.requires_grad for p in made.parts()[n].parameters())}
     assert whole == (trained - {"llm"} if "lora" in leaf else trained)
+
+
+def test_a_grounding_model_has_about_3b_parameters(skeleton: Callable[..., Skeleton]) -> None:
+    for stage in ("object_pretrain", "local_alignment", "global_alignment"):
+        parts = skeleton(f"tiny_grounding/grounding_qwen2_5_3b_{stage}").parts()
+        assert 2.7e9 <= sum(p.numel() for part in parts.values() for p in part.parameters()) <= 3.9e9
 
 
 def test_numbers_of_the_published_model(skeleton: Callable[..., Skeleton]) -> None:

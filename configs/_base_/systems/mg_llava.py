@@ -19,6 +19,7 @@ def mg_llava(
     projector=MLPProjector,
     merger=None,
     frame_pooler=None,
+    object_pooler=None,
     picture=None,
     **options,
 ):
@@ -45,6 +46,7 @@ def mg_llava(
             box_projector=part(box_projector),
             merger=part(merger),
             frame_pooler=part(frame_pooler),
+            object_pooler=part(object_pooler),
             **options,
         ),
     )

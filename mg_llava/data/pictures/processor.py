@@ -16,6 +16,7 @@ from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.frames import Canvas, Resize, crop_of
 from mg_llava.data.pictures.geometry import PAD_COLOR, BoxMode, picture_to_canvas, place_boxes
 from mg_llava.data.pictures.video import FrameUse
+from mg_llava.data.records.regions import Region
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.data.text.regions import RegionUse
 from mg_llava.registry import TRANSFORMS
@@ -37,6 +38,10 @@ class ProcessedPicture:
     scores: list[float]
     canvas: Canvas
     is_empty: bool
+    numbers: list[int | None] = field(default_factory=list)
+    """Which of the given boxes each one is; None for a stand-in."""
+    region: Region | None = None
+    """Of an object image; None for a picture."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,13 @@ class PictureProcessor:
             scores=[float(record.scores[i]) for i in index] + [0.0] * blank,
             canvas=canvas,
             is_empty=is_empty,
+            numbers=[*index.tolist(), *[None] * blank],
         )
+
+    def object_image(self, image: Image.Image, region: Region) -> ProcessedPicture:
+        """The object image of a region of a picture, which has no boxes."""
+        pixels, canvas = self.crop(image, region.box)
+        return ProcessedPicture(pixels, torch.zeros(0, 4), [], [], canvas, True, region=region)
 
     def crop(self, image: Image.Image, box: Sequence[float]) -> tuple[torch.Tensor, Canvas]:
         """An object image: (3, S, S) uint8, the part of a picture around a box in original pixels, and its canvas."""

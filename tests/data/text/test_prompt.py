@@ -10,10 +10,9 @@ from mg_llava.data.boxes.augment import BoxAugmentation
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.inputs import make_turns
 from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.data.records.schema import RecordError, Turn, make_box_record
+from mg_llava.data.records.schema import RecordError, Turn
 from mg_llava.data.text.conversation import encode_conversation, encode_prompt
-from mg_llava.data.text.coordinates import BoxText
-from mg_llava.data.text.prompt import BoxesAsText, describe_parts
+from mg_llava.data.text.prompt import describe_parts
 from mg_llava.tokens import IMAGE_TOKEN_INDEX
 from tests.settings import grouped
 
@@ -46,23 +45,6 @@ def make(files, tokenizer, **changes):
 def answer_of(dataset, index):
     sample = dataset[index]
     return dataset.tokenizer.decode([token for token in sample["labels"] if token >= 0])
-
-
-def test_boxes_are_written_into_questions_and_answers():
-    boxes = make_box_record([[0, 0, 50, 100], [25, 50, 75, 100]])
-    part = BoxesAsText({"style": "unit2", "frame": "original"})
-    question, answer = part(TURNS, [boxes], [(100, 100)])
-    assert question.text == "<image>\nWhat is at [0.25, 0.50, 0.75, 1.00]?"
-    assert answer.text == "A digit; another one is at [0.00, 0.00, 0.50, 1.00]."
-
-
-def test_boxes_are_numbered_through_all_pictures():
-    boxes = [make_box_record([[0, 0, 10, 10]]), make_box_record([[5, 5, 10, 10]])]
-    part = BoxesAsText(BoxText("int100", "original"))
-    question, _ = part(TURNS, boxes, [(10, 10), (20, 10)])
-    assert "{<25><50><50><100>}" in question.text
-    with pytest.raises(RecordError, match=r"<box:1> stands in the text, but there are 1 boxes"):
-        part(TURNS, boxes[:1], [(10, 10)])
 
 
 def test_a_sample_is_encoded_after_its_boxes(files, tokenizer):
@@ -100,7 +82,7 @@ def test_a_record_that_names_too_many_boxes_is_named(files, tokenizer):
     text = (files / "data.json").read_text().replace("A picture.", "At <box:5>.")
     (files / "data.json").write_text(text)
     with pytest.raises(RecordError, match=r"record '1' of .*data\.json: <box:5> stands in the text"):
-        make(files, tokenizer, prompt=[dict(type="mg_llava.BoxesAsText")])[1]
+        make(files, tokenizer)[1]
 
 
 def test_token_caches_of_other_prompts_are_apart_and_hold_no_boxes(files, tokenizer, tmp_path):

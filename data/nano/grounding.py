@@ -1,0 +1,280 @@
+"""Records about regions of the miniature's pictures: words, coordinates, object images and names of boxes.
+
+Scenes have two to five digits, of which classes repeat, and one to four distractors. A phrase names exactly one mark:
+``the 7`` where there is one, else ``the leftmost 7`` and the like. ``python data/nano/grounding.py`` writes records,
+pictures, box files and an LLM with words for coordinates into ``generated/grounding``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scenes
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "generated" / "grounding"
+BINS = 64
+FORMAT = 3
+"""Changes with the data; folders of another one are made again."""
+LETTERS = "ABC"
+TURNS = 6
+Layout = list[tuple[int, int, int, int]]
+Pair = tuple[str, str]
+_ENDS: dict[str, tuple[int, Callable[[Sequence[int]], int]]] = {
+    "leftmost": (0, min),
+    "rightmost": (0, max),
+    "topmost": (1, min),
+}
+
+
+def sample_repeated(rng: np.random.Generator, rows: list[int], columns: list[int]) -> Layout:
+    """Two to five digits of at most three classes, at most one mark a row and column among them, and distractors."""
+    count = int(rng.integers(2, 6))
+    classes = rng.permutation(10)[:3]
+    digits = rng.choice(classes, count)
+    places = zip(rng.permutation(rows)[:count], rng.permutation(columns)[:count], strict=True)
+    layout = [
+        (int(digit), int(row), int(column), int(rng.integers(3)))
+        for digit, (row, column) in zip(digits, places, strict=True)
+    ]
+    taken = {(row, column) for _, row, column, _ in layout}
+    wanted = len(layout) + int(rng.integers(1, 5))
+    while len(layout) < wanted:
+        cell = (int(rng.choice(rows)), int(rng.choice(columns)))
+        if cell not in taken:
+            taken.add(cell)
+            layout.append((-1, *cell, int(rng.integers(3))))
+    return layout
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about regions and its answer; placeholders are numbers of the scene's marks."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+def phrases(scene: scenes.Scene) -> dict[int, str]:
+    """A phrase for each digit that one can be named by, by its number among the marks."""
+    found: dict[int, str] = {}
+    digits = [number for number, mark in enumerate(scene.marks) if mark.digit >= 0]
+    for number in digits:
+        own = scene.marks[number].digit
+        same = [other for other in digits if scene.marks[other].digit == own]
+        if len(same) == 1:
+            found[number] = f"the {own}"
+            continue
+        for word, (axis, choose) in _ENDS.items():
+            places = {other: (scene.marks[other].column, scene.marks[other].row)[axis] for other in same}
+            if places[number] == choose(list(places.values())):
+                found[number] = f"the {word} {own}"
+                break
+    return found
+
+
+def ask(rng: np.random.Generator, scene: scenes.Scene, kind: str, number: int) -> Asked | None:
+    """A question of a kind about a mark that has a phrase; None where the scene has none."""
+    phrase, digit = phrases(scene)[number], str(scene.marks[number].digit)
+    if kind == "T->C":
+        return Asked(kind, f"Where is {phrase}?", f"<box:{number}>")
+    if kind == "C->T":
+        return Asked(kind, f"Which digit is at <box:{number}>?", digit)
+    if kind == "I->T":
+        return Asked(kind, f"Which digit is <object:{number}>?", digit)
+    if kind == "C+I->T":
+        return Asked(kind, f"Which digit is at <box:{number}> <object:{number}>?", digit)
+    if kind == "I->C":
+        return Asked(kind, f"Where is <object:{number}>?", f"<box:{number}>")
+    options, letter = _options(rng, scene, number, kind == "T->I")
+    if kind == "T->I":
+        return Asked(kind, f"Which of these is {phrase}?{options}", letter) if options else None
+    if kind == "C->I":
+        return Asked(kind, f"Which of these is at <box:{number}>?{options}", letter) if options else None
+    raise ValueError(f"unknown kind of question {kind!r}; known: {', '.join(KINDS)}")
+
+
+def _options(rng: np.random.Generator, scene: scenes.Scene, number: int, other_class: bool) -> tuple[str, str]:
+    """Three object images, one of them the right one, and its letter; a class comes once where words are asked for."""
+    own = scene.marks[number].digit
+    others = [n for n, mark in enumerate(scene.marks) if n != number and (mark.digit != own or not other_class)]
+    if len(others) < len(LETTERS) - 1:
+        return "", ""
+    chosen = [int(n) for n in rng.permutation(others)[: len(LETTERS) - 1]]
+    place = int(rng.integers(len(LETTERS)))
+    chosen.insert(place, number)
+    options = "".join(f"\n{letter}. <object:{n}>" for letter, n in zip(LETTERS, chosen, strict=True))
+    return options, LETTERS[place]
+
+
+KINDS = ("T->C", "C->T", "I->T", "C+I->T", "I->C", "T->I", "C->I")
+ARMS: dict[str, tuple[str, ...]] = {
+    "text": ("T->C", "C->T"),
+    "images": ("T->C", "C->T", "T->C", "C+I->T", "I->C", "I->T"),
+    "choices": ("T->C", "C->T", "I->C", "C+I->T", "T->I", "C->I"),
+}
+"""Kinds of the questions of an arm, which its records go through in turn; all arms ask about the same marks, each once
+in a record, so that no answer is in the text already."""
+
+
+def describe(scene: scenes.Scene) -> list[Pair]:
+    """A caption with coordinates, from left to right."""
+    order = sorted(
+        (number for number, mark in enumerate(scene.marks) if mark.digit >= 0), key=lambda n: scene.marks[n].column
+    )
+    texts = [f"{scene.marks[number].digit} at <box:{number}>" for number in order]
+    return [("Describe the picture.", f"There are {len(order)} digits. From left to right: {', '.join(texts)}.")]
+
+
+RELATIONS = ("left", "right")
+
+
+def ask_named(rng: np.random.Generator, scene: scenes.Scene, kind: str) -> Asked:
+    """A question about boxes by their names, which are numbers from 1 on in the order of the box file."""
+    digits = [number for number, mark in enumerate(scene.marks) if mark.digit >= 0]
+    first, second = (int(number) for number in rng.permutation(digits)[:2])
+    one, other = scene.marks[first], scene.marks[second]
+    if kind == "which":
+        return Asked(kind, f"Which digit is obj{first + 1}?", str(one.digit))
+    if kind == "relation":
+        side = "left" if one.column < other.column else "right"
+        return Asked(kind, f"Is obj{first + 1} left or right of obj{second + 1}?", side)
+    raise ValueError(f"unknown kind of question {kind!r}; known: which, relation")
+
+
+def _objects(scene: scenes.Scene) -> list[dict[str, Any]]:
+    names = [str(mark.digit) if mark.digit >= 0 else "shape" for mark in scene.marks]
+    return [
+        {"box": [round(float(side), 2) for side in mark.box], "label": name}
+        for mark, name in zip(scene.marks, names, strict=True)
+    ]
+
+
+def _talk(pairs: Sequence[Pair]) -> list[dict[str, str]]:
+    turns = []
+    for number, (question, answer) in enumerate(pairs):
+        turns.append({"from": "human", "value": ("" if number else "<image>\n") + question})
+        turns.append({"from": "gpt", "value": answer})
+    return turns
+
+
+class Writer:
+    """Draws the pictures of a part and writes its records, one file for each arm that sees the same pictures."""
+
+    def __init__(self, out: Path, part: str, split: scenes.Split, seed: int) -> None:
+        self.out, self.part, self.split, self.rng = out, part, split, np.random.default_rng(seed)
+        (out / "images" / part).mkdir(parents=True, exist_ok=True)
+
+    def scene(self, index: int) -> tuple[str, scenes.Scene]:
+        """Draw and write one picture."""
+        scene = scenes.draw_scene(self.rng, self.split, sample_repeated)
+        name = f"{self.part}/{index:05d}.jpg"
+        scene.image.save(self.out / "images" / name, quality=95, subsampling=0)
+        return name, scene
+
+    def ask(self, index: int, scene: scenes.Scene, kinds: Sequence[str]) -> list[Asked]:
+        """A question about each mark that has a phrase; where a scene has none of a kind, one of ``T->C``."""
+        marks = np.random.default_rng([index, 5]).permutation(list(phrases(scene))).tolist()
+        rng, asked = np.random.default_rng([index, 3]), []
+        for turn, number in enumerate(marks):
+            kind = kinds[(index + turn) % len(kinds)]
+            asked.append(ask(rng, scene, kind, number) or ask(rng, scene, "T->C", number))
+        return asked  # type: ignore[return-value]
+
+
+def write_training(out: Path, count: int, seed: int) -> None:
+    """Records of the arms, grounded captions, and named boxes with their box file, of the same pictures."""
+    writer = Writer(out, "train", "train", seed)
+    files: dict[str, list[Any]] = {name: [] for name in (*ARMS, "captions", "named", "named_boxes")}
+    for index in range(count):
+        name, scene = writer.scene(index)
+        base = {"id": f"train-{index:05d}", "image": name, "objects": _objects(scene)}
+        for arm, kinds in ARMS.items():
+            asked = [(one.question, one.answer) for one in writer.ask(index, scene, kinds)]
+            files[arm].append({**base, "conversations": _talk(asked)})
+        files["captions"].append({**base, "conversations": _talk(describe(scene))})
+        rng = np.random.default_rng([index, 7])
+        named = [ask_named(rng, scene, kind) for kind in ("which", "relation") * (TURNS // 2)]
+        talk = _talk([(one.question, one.answer) for one in named])
+        files["named"].append({"id": base["id"], "image": name, "conversations": talk})
+        files["named_boxes"].append(_box_record(str(base["id"]), scene))
+    for name, records in files.items():
+        (out / f"{name}.json").write_text(json.dumps(records))
+
+
+def _box_record(key: str, scene: scenes.Scene) -> dict[str, Any]:
+    objects = _objects(scene)
+    return {"id": key, "boxes": [one["box"] for one in objects], "labels": [one["label"] for one in objects]}
+
+
+def write_heldout(out: Path, count: int, seed: int) -> None:
+    """Questions of every kind about held-out pictures, as JSON lines, with box files."""
+    writer, lines, boxes = Writer(out, "heldout", "heldout", seed), [], []
+    for index in range(count):
+        name, scene = writer.scene(index)
+        picture = f"heldout-{index:05d}"
+        rng = np.random.default_rng([index, 11])
+        named = list(phrases(scene))
+        asked = [ask(rng, scene, kind, int(rng.choice(named))) for kind in KINDS]
+        asked += [ask_named(rng, scene, kind) for kind in ("which", "relation")]
+        for one in asked:
+            if one is not None:
+                line = {"id": f"{picture}-{one.kind}", "picture": picture, "image": name, "size": scene.image.size}
+                lines.append({**line, **vars(one), "objects": _objects(scene)})
+        boxes.append(_box_record(picture, scene))
+    for name, chosen in (("heldout", KINDS), ("heldout_named", ("which", "relation"))):
+        some = [line for line in lines if line["kind"] in chosen]
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+    (out / "heldout_boxes.json").write_text(json.dumps(boxes))
+
+
+def write_llm(out: Path) -> None:
+    """The miniature's LLM with words for coordinates, whose rows are new; seeded."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sys.path[:0] = [str(HERE.parents[1])]
+    from mg_llava.data.text.coordinates import BoxText
+
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "llm")
+    llm = AutoModelForCausalLM.from_pretrained(HERE / "llm", torch_dtype=torch.float32)
+    tokenizer.add_tokens(list(BoxText("bins", bins=BINS).words))
+    torch.manual_seed(0)
+    llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    llm.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=3000, help="training pictures (default: %(default)s)")
+    parser.add_argument("--heldout", type=int, default=250, help="held-out pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=OUT, help="default: data/nano/generated/grounding")
+    arguments = parser.parse_args()
+    out, meta = arguments.out, arguments.out / "meta.json"
+    sizes = {name: getattr(arguments, name) for name in ("train", "heldout", "seed")}
+    settings = {"format": FORMAT, **sizes}
+    if meta.is_file() and json.loads(meta.read_text()) == settings:
+        print(f"{out} already holds this data; nothing to do")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    meta.unlink(missing_ok=True)
+    write_training(out, arguments.train, 1000 * arguments.seed + 11)
+    write_heldout(out, arguments.heldout, 1000 * arguments.seed + 12)
+    write_llm(out / "llm")
+    meta.write_text(json.dumps(settings, indent=2) + "\n")
+    print(f"wrote {arguments.train} training and {arguments.heldout} held-out pictures to {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The miniature's records about regions: what is asked, what the benchmark counts, and three stages in a row."""
+
+import json
+import re
+import runpy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mg_llava.data.records.schema import parse_record
+from mg_llava.inference import Predictor
+from mg_llava.tokens import OBJECT_PLACEHOLDER
+from tests.configs.test_leaves_train import nodes
+from tests.run import forget_runs
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("object_pretrain", "local_alignment", "global_alignment")
+
+
+@pytest.fixture(scope="module")
+def grounding() -> Any:
+    import sys
+
+    sys.path.insert(0, str(ROOT / "data" / "nano"))
+    import grounding
+
+    return grounding
+
+
+@pytest.fixture(scope="module")
+def made(grounding: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("grounding")
+    grounding.write_training(out, 24, seed=1)
+    grounding.write_heldout(out, 6, seed=2)
+    grounding.write_llm(out / "llm")
+    return out
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text()
+    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+
+
+def test_arms_ask_about_the_same_marks_and_no_answer_is_in_the_text_before(grounding: Any, made: Path) -> None:
+    arms = {arm: read(made / f"{arm}.json") for arm in grounding.ARMS}
+    pictures = {arm: [(one["image"], len(one["conversations"])) for one in records] for arm, records in arms.items()}
+    assert len(set(map(str, pictures.values()))) == 1
+    for records in arms.values():
+        for raw in records:
+            parse_record(raw)
+            answers = [turn["value"] for turn in raw["conversations"][1::2]]
+            boxes = [answer for answer in answers if answer.startswith("<box")]
+            assert len(set(boxes)) == len(boxes)
+    shown = {arm: sum(len(OBJECT_PLACEHOLDER.findall(json.dumps(raw))) for raw in own) for arm, own in arms.items()}
+    assert shown["text"] == 0 < shown["images"] < shown["choices"]
+
+
+def test_a_phrase_names_one_mark_and_classes_repeat(grounding: Any) -> None:
+    rng, repeated = np.random.default_rng(0), 0
+    for _ in range(30):
+        scene = grounding.scenes.draw_scene(rng, "heldout", grounding.sample_repeated)
+        named = grounding.phrases(scene)
+        assert named and len(set(named.values())) == len(named)
+        repeated += max(Counter(mark.digit for mark in scene.digits).values()) > 1
+    assert repeated > 15
+
+
+def test_named_questions_follow_the_box_file(made: Path) -> None:
+    boxes = {one["id"]: one["labels"] for one in read(made / "named_boxes.json")}
+    for raw in read(made / "named.json"):
+        for question, answer in zip(raw["conversations"][::2], raw["conversations"][1::2], strict=True):
+            if match := re.search(r"Which digit is obj(\d+)", question["value"]):
+                assert boxes[raw["id"]][int(match[1]) - 1] == answer["value"]
+
+
+def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(made: Path) -> None:
+    module = runpy.run_path(str(ROOT / "data" / "nano" / "grounding_benchmark.py"))
+    lines = module["load_lines"]([made / "heldout.jsonl"])
+
+    def replies(shift: float) -> list[dict[str, str]]:
+        said = []
+        for line in lines:
+            box = re.fullmatch(r"<box:(\d+)>", line["answer"])
+            place = np.array([line["objects"][int(box[1])]["box"]]) + shift if box else None
+            text = line["answer"] if place is None else module["BOX_TEXT"].write(place, tuple(line["size"]))
+            said.append({"id": line["id"], "prediction": text})
+        return said
+
+    gold, moved = (module["score_regions"](lines, replies(shift))["rules"]["regions"]["metrics"] for shift in (0, 60))
+    assert gold["accuracy"] == 1 and gold["no_box"] == 0
+    assert moved["kinds"]["T->C"] == moved["kinds"]["I->C"] == 0 and moved["kinds"]["C->T"] == 1
+    silent = module["score_regions"](lines, [])["rules"]["regions"]["metrics"]
+    assert silent["accuracy"] == 0 and silent["no_box"] == 1
+
+
+@pytest.mark.slow
+def test_three_stages_train_one_after_the_other(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
+    for stage in STAGES:
+        name = f"grounding_nano_{stage}"
+        config = Config.fromfile(ROOT / "configs" / "tiny_grounding" / f"{name}.py")
+        for node in nodes(config._cfg_dict):
+            for key, value in node.items():
+                if isinstance(value, str) and value.startswith("data/nano/"):
+                    node[key] = str(ROOT / value).replace(f"{ROOT}/data/nano/generated/grounding", str(made))
+            if str(node.get("data_path", "")).endswith(("stage1.json", "stage2.json")):
+                node.update(data_path=str(made / "text.json"), image_folder=str(made / "images"))
+        config.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        config.train_cfg.pop("max_epochs")
+        config.train_cfg.max_iters, config.work_dir = 2, str(tmp_path / "work_dirs" / name)
+        config.experiment_name = stage
+        Runner.from_cfg(config).train()
+        forget_runs()
+    predictor = Predictor.from_pretrained(config, tmp_path / "work_dirs" / name / "iter_2.pth", max_new_tokens=3)
+    line = read(made / "heldout.jsonl")[0]
+    box = line["objects"][0]["box"]
+    answer = predictor.predict(made / "images" / line["image"], "Which digit is at <box:0>?", objects=[box])
+    assert len(answer.objects) == 1, "coordinates bring their object image"
