@@ -40,7 +40,7 @@ EXTRAS = {
     "lmms": ["lmms-eval==0.7.3"],
     "detect": ["scikit-image", "scipy"],
     "demo": ["scikit-image", "scikit-learn", "scipy"],
-    "eval": ["scikit-image", "scipy", "openpyxl"],
+    "eval": ["scikit-image", "scipy", "openpyxl", "pycocoevalcap==1.2"],
     "serve": [
         "fastapi==0.165.0",
         "uvicorn==0.54.0",

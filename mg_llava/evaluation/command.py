@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
     add("--device", default="auto", help="auto, cpu, cuda:0, ... (default: each process its own GPU)")
+    add("--gallery", type=int, default=0, metavar="N", help="page of N pictures with boxes of replies (boxes.html)")
     add("--out", type=Path, help="folder of results (default: work_dirs/evaluation/CHECKPOINT)")
     add("--fresh", action="store_true", help="throw away the replies of an earlier run in --out")
 
@@ -108,6 +109,7 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
         detector=detector,
         asking=Asking(**{field.name: getattr(arguments, field.name) for field in fields(Asking)}),
         generation={} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens},
+        gallery=arguments.gallery,
     )
     return suite.run()
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from mmengine.logging import print_log
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
-from mg_llava.evaluation.release import BASELINES, MG_LLAVA, PAPER_MODEL
+from mg_llava.evaluation.release import BASELINES, GROUNDING, GROUNDING_COLUMNS, MG_LLAVA, PAPER_MODEL
 from mg_llava.evaluation.results import RESULTS_FILE, RunResult
 from mg_llava.evaluation.statistics import break_down, facts_of, scores_of
 from mg_llava.work.atomic import write_json, write_text
@@ -70,10 +70,27 @@ def merge_results(out: str | Path, entries: Iterable[Reported], ablation: Mappin
 
 def format_table(results: Overview, paper_model: str = PAPER_MODEL) -> str:
     """The headline of each benchmark, with its rule, its counts and the paper's number, for the terminal."""
-    notes = [f"paper: {paper_model}; percent except for sums such as MME's"]
+    notes = [f"paper: {paper_model}; percent except for sums such as MME's", *_mean_of_refcoco(results)]
     notes += [f"{name}: {text}" for name, entry in results["benchmarks"].items() for text in notes_of(entry)]
-    rows = [_headings("result", ["paper"]), *_headlines(results, [paper_model])]
+    others = neighbours(results)
+    rows = [_headings("result", ["paper", *others]), *_headlines(results, [paper_model, *others])]
     return "\n".join([text_table(rows, left=(0, 3)), *notes])
+
+
+def neighbours(results: Overview) -> list[str]:
+    """Models outside of the paper that have a number for some benchmark."""
+    entries = results["benchmarks"].values()
+    models = dict.fromkeys(model for entry in entries for model in entry.get("paper", {}).get("numbers", {}))
+    return [model for model in models if model in GROUNDING]
+
+
+def _mean_of_refcoco(results: Overview) -> list[str]:
+    """The mean of the eight splits beside that of the neighbours, where all of them were evaluated."""
+    values = [results["benchmarks"].get(name, {}).get("headline", {}).get("value") for name in GROUNDING_COLUMNS]
+    if any(value is None for value in values):
+        return []
+    others = ", ".join(f"{model} {sum(row) / len(row):.2f}" for model, row in GROUNDING.items())
+    return [f"mean of the eight RefCOCO splits: {show(sum(values) / len(values))} ({others})"]
 
 
 def text_table(rows: Sequence[Sequence[str]], left: Container[int]) -> str:
@@ -140,7 +157,7 @@ def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> Iterable[tuple
 
 def write_page(results: Overview, path: str | Path, title: str = "Evaluation", paper_model: str = PAPER_MODEL) -> Path:
     """Write the report as one HTML file that needs nothing else; returns the file."""
-    models = [paper_model, *(model for model in (*MG_LLAVA, *BASELINES) if model != paper_model)]
+    models = [paper_model, *(model for model in (*MG_LLAVA, *BASELINES) if model != paper_model), *neighbours(results)]
     intervals = [row["interval"] for row in (results.get("ablation") or {}).get("differences", ())]
     environment = Environment(loader=PackageLoader("mg_llava.evaluation", "."), autoescape=True)
     page = environment.get_template("report.html.jinja").render(

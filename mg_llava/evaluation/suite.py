@@ -16,6 +16,7 @@ from mg_llava.evaluation.ablation import Difference, Setting, compare, format_di
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.box_source import BoxSource, build_box_source
 from mg_llava.evaluation.catalog import benchmark_config, default_boxes, find_release
+from mg_llava.evaluation.gallery import write_gallery
 from mg_llava.evaluation.identity import hash_checkpoint, hash_config
 from mg_llava.evaluation.overview import PAGE_FILE, format_table, make_entry, merge_results, write_page
 from mg_llava.evaluation.results import RunResult
@@ -73,6 +74,7 @@ class Suite:
         detector: Finds missing boxes; see ``build_box_source``.
         asking: How questions are asked.
         generation: Arguments of ``generate`` in place of the defaults.
+        gallery: Pictures with true and found boxes, on a page beside the results of each benchmark about boxes.
     """
 
     predictor: Predictor
@@ -86,6 +88,7 @@ class Suite:
     detector: Any
     asking: Asking
     generation: Mapping[str, Any]
+    gallery: int = 0
 
     def run(self) -> str:
         """Run all, write ``results.json`` and the HTML report.
@@ -127,6 +130,8 @@ class Suite:
             with tqdm(desc=benchmark.name, disable=not self.processes.is_main, **style) as bar:
                 settings["progress"] = partial(_show, bar)
                 run = run_benchmark(benchmark, self.predictor, out, boxes, self.asking, **settings)
+            if run is not None and self.gallery:
+                write_gallery(benchmark, run, self.gallery, self.predictor.front_end.picture_processor.mode)
             runs += [run] if run is not None else []
         return runs
 

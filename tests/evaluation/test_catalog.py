@@ -12,7 +12,7 @@ from mg_llava.evaluation.catalog import (
     format_list,
     missing_files,
 )
-from mg_llava.evaluation.release import COLUMNS, VIDEO
+from mg_llava.evaluation.release import COLUMNS, GROUNDING_COLUMNS, VIDEO
 
 RELEASES = {name: release for name, (_, release) in BENCHMARKS.releases.items()}
 
@@ -28,7 +28,8 @@ def test_benchmark_is_registered_and_documented(name: str) -> None:
 
 
 def test_every_number_of_the_paper_has_its_benchmark() -> None:
-    assert {release.column for release in RELEASES.values()} - {None} == {*COLUMNS, *VIDEO}
+    assert {release.column for release in RELEASES.values()} - {None} == {*COLUMNS, *VIDEO, *GROUNDING_COLUMNS}
+    assert RELEASES["refcoco+_testb"].paper == {"GroundingGPT-7B": 73.18, "Shikra-7B": 72.1, "InternVL2-8B": 71.4}
     assert RELEASES["textvqa"].paper["MG-LLaVA Vicuna-7B"] == 67.3
     assert RELEASES["mmvp"].paper == {
         "MG-LLaVA Vicuna-7B": 47.3,

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from mg_llava.evaluation.overview import format_table, make_entry, merge_results, show, write_page
+from mg_llava.evaluation.release import GROUNDING_COLUMNS
 from mg_llava.evaluation.runner import RunResult
 
 EVIL = "<script>alert('x')</script>"
@@ -102,3 +103,13 @@ def test_answers_that_are_boxes_tell_the_size_of_the_object() -> None:
     rules = {"official": {"metrics": {"accuracy": 1.0}, "per_sample": scores}}
     rows = make_entry(run("refcoco_val", score={"rules": rules}))["breakdowns"]["size of the annotated object"]
     assert [(row["name"].split()[0], row["n"]) for row in rows] == [("small", 1), ("medium", 1), ("large", 1)]
+
+
+def test_neighbours_stand_beside_refcoco_alone() -> None:
+    entries = [make_entry(run(name, 0.5 + number / 100)) for number, name in enumerate(GROUNDING_COLUMNS)]
+    table = format_table({"benchmarks": {entry["benchmark"]: entry for entry in entries}, "ablation": None})
+    assert "GroundingGPT-7B" in table and "82.5" in table and "mean of the eight RefCOCO splits: 53.5" in table
+    assert "GroundingGPT-7B 83.46" in table
+    part = format_table({"benchmarks": {"refcoco_val": entries[0], "mmstar": make_entry(run())}, "ablation": None})
+    assert "Shikra-7B" in part and "mean of the eight" not in part
+    assert "Shikra" not in format_table({"benchmarks": {"mmstar": make_entry(run())}, "ablation": None})

@@ -199,6 +199,7 @@ PACKAGES = {
     "openpyxl": "openpyxl",
     "prometheus_client": "prometheus_client",
     "pyarrow": "pyarrow",
+    "pycocoevalcap": "pycocoevalcap",
     "pydantic": "pydantic",
     "ray": "ray",
     "scikit-image": "skimage",

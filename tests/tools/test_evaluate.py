@@ -262,3 +262,27 @@ def test_kill_and_two_processes(trained: list[str], tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("whole", "killed"))
     first, second = (results["benchmarks"]["mmbench_dev_en"] for results in (first, second))
     assert first["score"] == second["score"] and second["counts"]["resumed"] == known
+
+
+def test_boxes_of_replies_are_scored_and_shown(trained: list[str], tmp_path: Path) -> None:
+    record = {"img_id": "COCO_train2014_000000000007_2", "height": 48, "width": 47, "bbox": [1, 2, 30, 40]}
+    (tmp_path / f"COCO_train2014_{7:012d}.jpg").write_bytes(picture(7))
+    file = tmp_path / "refcoco_val.json"
+    file.write_text(json.dumps([{**record, "sents": text} for text in ("left one", "the other")]))
+    arguments = [
+        "--benchmarks",
+        f"refcoco_val={file}",
+        "--prompt",
+        "regions",
+        "--gallery",
+        2,
+        "--out",
+        tmp_path / "out",
+    ]
+    done = run_tool("evaluate", *trained, *arguments, "--max-new-tokens", 2)
+    assert done.status == 0, done.err
+    assert "box_text, accuracy" in done.out and "GroundingGPT-7B" in done.out and "88.0" in done.out
+    scores = json.loads((tmp_path / "out" / "refcoco_val" / "scores.json").read_text())["rules"]["box_text"]
+    assert scores["metrics"]["n_pictures"] == 1 and len(scores["per_sample"]) == 2
+    page = (tmp_path / "out" / "refcoco_val" / "boxes.html").read_text()
+    assert page.count("<figure>") == 2 and "Where is this in the picture: the other?" in page

@@ -145,6 +145,12 @@ SCORED = {
         "lmms_eval",
         {"accuracy": 1.0, "ACC@0.9": 1.0},
     ),
+    "region_captions": (
+        {"r.json": [REFER, {**REFER, "sents": "a man at the left"}]},
+        [{"id": "000000000009#0", "text": "a man at the left"}],
+        "official",
+        {"CIDEr/low": 0.0},
+    ),
     "hallusionbench": (
         {"m.tsv": [{"index": "VD_a_1_0_1_0", "question": "?", "answer": "No", "image": PICTURE, "l2-category": "a"}]},
         [{"index": "VD_a_1_0_1_0", "prediction": "No, it is not"}],
@@ -243,4 +249,4 @@ def test_rules_stand_side_by_side(results: dict[str, Any]) -> None:
     assert rules["mmbench"] == rules["ai2d"] == rules["scienceqa_image"] == {"reference", "vlmevalkit"}
     assert rules["mmstar"] == {"official", "reference", "vlmevalkit"}
     assert {"official", "reference"} == rules["pope"] == rules["mme"]
-    assert rules["refcoco"] == {"xtuner"} and "lmms_eval" in rules["refcoco --box-format padded"]
+    assert rules["refcoco"] == {"xtuner", "box_text"} and "lmms_eval" in rules["refcoco --box-format padded"]

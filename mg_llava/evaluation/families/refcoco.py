@@ -1,7 +1,8 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: does the box that a reply names overlap the true one by more than half?
 
 Two forms of replies: ``{<x1><y1><x2><y2>}`` in percent of the original picture (XTuner), and ``[x1, y1, x2, y2]``
-as fractions of the original or of the padded picture (LLaVA).
+as fractions of the original or of the padded picture (LLaVA). Published rules read them as their scripts do; the rule
+``box_text`` reads any style of boxes as models of ours are taught to write them, see ``scoring.grounding``.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.data.text import published_boxes
+from mg_llava.data.text.coordinates import Style
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, Release
 from mg_llava.evaluation.scoring import box_replies, joining
@@ -81,12 +83,17 @@ def load_refcoco(paths: Sequence[Path]) -> list[Referred]:
 
 
 def score_refcoco(
-    annotations: Sequence[Referred], predictions: Lines, box_format: BoxFormat = "original", **options: Any
+    annotations: Sequence[Referred],
+    predictions: Lines,
+    box_format: BoxFormat = "original",
+    style: Style | None = None,
+    **options: Any,
 ) -> ScoreResult:
     """Accuracy at an overlap of one half by the rules for the form of the replies.
 
     Lines have an ``id`` and ``ans`` (XTuner's form) or ``pred_text`` (LLaVA's); under another name the reply's own
-    form decides. Fractions are of the original or, by ``box_format``, of the padded picture.
+    form decides. Fractions are of the original or, by ``box_format``, of the padded picture; ``style`` is how boxes
+    are written for the rule ``box_text``, by default as the form has them.
     """
     if box_format not in get_args(BoxFormat):
         raise ValueError(f"box_format is {box_format!r}; allowed: {', '.join(get_args(BoxFormat))}")
@@ -96,6 +103,7 @@ def score_refcoco(
     rules = {
         rule: _score(annotations, joined.lines, field, rule, box_format) for field in forms for rule in _RULES[field]
     }
+    rules["box_text"] = _score_box_text(annotations, joined.lines, box_format, style)
     return joined.result(rules, box_format=box_format)
 
 
@@ -163,6 +171,29 @@ def _score(
     return metrics, samples
 
 
+def _score_box_text(
+    annotations: Sequence[Referred], lines: Sequence[Line | None], box_format: BoxFormat, style: Style | None
+) -> Rule:
+    """Replies as ``BoxText`` reads them; lines of XTuner's form have percent of the original picture."""
+    import numpy as np  # other benchmarks are scored without it
+
+    from mg_llava.evaluation.scoring.grounding import compare_boxes, grounding_rule, read_reply
+
+    samples = []
+    for record, line in zip(annotations, lines, strict=True):
+        given = line or {}
+        in_percent = "ans" in given and style is None
+        frame: BoxFormat = "original" if in_percent else box_format
+        text = joining.reply_text(given.get("ans", given.get("pred_text")))
+        # Where the file has fractions, they are of the frame that replies are in.
+        size = None if record.fractions is not None else record.size
+        found = read_reply(text, size, style or ("int100" if in_percent else "unit3"), frame)
+        target = np.array([record.box("original")])
+        shares_of = frame if size is None else "original"
+        samples.append({"id": record.id, **compare_boxes(found, target), "frame": shares_of})
+    return grounding_rule(samples, [record.picture or record.id for record in annotations])
+
+
 def _referred(line: Any, where: str, number: int) -> Referred:
     sentence = next(
         (str(line[name]) for name in ("sents", "sent", "sentence", "text", "question") if name in line), ""
@@ -211,19 +242,30 @@ def _with_form(line: Line) -> Line:
 _PROMPTS = {
     "llava": "Please provide the bounding box coordinate of the region this sentence describes: {}",
     "xtuner": "[refer] give me the location of {}\n" + IMAGE_PLACEHOLDER,
+    "regions": "Where is this in the picture: {}? Answer with one box.",
 }
 _SPLITS = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
 
 
+REFCOCO_ADVICE = (
+    "a JSON list with img_id, sents, bbox [x, y, w, h], height, width as {file} (or a LLaVA-style jsonl), made of the "
+    "REFER annotations (https://github.com/lichengunc/refer; RefCOCOg: the umd split); COCO train2014 pictures "
+    f"({COCO}train2014.zip) to coco/train2014"
+)
+"""How to get the data of a split."""
+
+
 def _release(name: str, split: str) -> Release:
     file = f"refcoco/{name}_{split}.json"
-    get = (
-        f"a JSON list with img_id, sents, bbox [x, y, w, h], height, width as {file} (or a LLaVA-style jsonl), made "
-        "of the REFER annotations (https://github.com/lichengunc/refer; RefCOCOg: the umd split); COCO train2014 "
-        f"pictures ({COCO}train2014.zip) to coco/train2014"
-    )
-    caution = f"not in the paper; lmms-lab's {name} is another split of the same name"
-    return Release(f"{name}_{split.lower()}", (file,), "coco/train2014", get, None, caution)
+    caution = f"not in MG-LLaVA's paper; lmms-lab's {name} is another split of the same name"
+    label = f"{name}_{split.lower()}"
+    return Release(label, (file,), "coco/train2014", REFCOCO_ADVICE.format(file=file), label, caution)
+
+
+def find_coco_picture(folder: Path, picture: str) -> str:
+    """The name that a picture of COCO has in a folder, with or without its prefix."""
+    spellings = (picture, f"COCO_train2014_{picture}", picture.removeprefix("COCO_train2014_"))
+    return next((name for name in spellings if (folder / name).is_file()), picture)
 
 
 @BENCHMARKS.register
@@ -234,9 +276,11 @@ class RefCOCO(Benchmark):
     that the model is trained on, fractions of the original picture, and an overlap of at least 0.5.
 
     Args:
-        box_format: Whether the model's fractions are of the ``original`` or of the ``padded`` picture.
+        box_format: Whether the model's fractions are of the ``original`` or of the ``padded`` picture; by default
+            padded for the prompt ``regions``.
+        style: How the model writes boxes, see ``BoxText``; None for the form of the prompt.
         **arguments: As of ``Benchmark``. Prompt ``llava`` asks for ``[x1, y1, x2, y2]``; ``xtuner``, with the picture
-            behind the sentence, for ``{<x1><y1><x2><y2>}``.
+            behind the sentence, for ``{<x1><y1><x2><y2>}``; ``regions`` as synthesized records do.
     """
 
     scorer = "refcoco"
@@ -246,24 +290,27 @@ class RefCOCO(Benchmark):
     prompts = tuple(_PROMPTS)
     id_field = "id"
 
-    def __init__(self, *args: Any, box_format: BoxFormat = "original", **arguments: Any) -> None:
+    def __init__(
+        self, *args: Any, box_format: BoxFormat | None = None, style: Style | None = None, **arguments: Any
+    ) -> None:
         super().__init__(*args, **arguments)
-        self.box_format = box_format
+        is_ours = self.prompt == "regions" or style is not None
+        self.box_format = box_format or ("padded" if is_ours else "original")
+        self.style: Style | None = style or ("unit3" if is_ours else None)
         self.text_field = "ans" if self.prompt == "xtuner" else "pred_text"  # type: ignore[misc]
-        self.headline = ("xtuner" if self.prompt == "xtuner" else "lmms_eval", "accuracy")  # type: ignore[misc]
+        rule = "box_text" if is_ours else "xtuner" if self.prompt == "xtuner" else "lmms_eval"
+        self.headline = (rule, "accuracy")  # type: ignore[misc]
 
     def questions(self) -> Sequence[Question]:
         """All sentences."""
         return [self._question(record) for record in load_refcoco(self.data)]
 
     def score(self, predictions: Lines, **options: Any) -> ScoreResult:
-        """As of ``Benchmark``, with the class's ``box_format``."""
-        return super().score(predictions, **{"box_format": self.box_format, **options})
+        """As of ``Benchmark``, with the class's ``box_format`` and ``style``."""
+        return super().score(predictions, **{"box_format": self.box_format, "style": self.style, **options})
 
     def _question(self, record: Referred) -> Question:
         text, picture = _PROMPTS[self.prompt].format(record.sentence), record.picture
-        # COCO names its pictures with and without the prefix.
-        spellings = (picture, f"COCO_train2014_{picture}", picture.removeprefix("COCO_train2014_"))
-        name = next((name for name in spellings if (self.picture_folder() / name).is_file()), picture)
+        name = find_coco_picture(self.picture_folder(), picture)
         asked = self.ask(record.id, text, name, owner=f"sentence {record.id!r}", box_key=picture)
         return replace(asked, picture_key=picture)
