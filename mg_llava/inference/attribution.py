@@ -73,11 +73,17 @@ def attribute(predictor: Any, request: Request, answer: Answer) -> Attribution:
         raise ValueError("the answer is empty: there is nothing to attribute")
     answering = predictor.answering({}, 1)
     with evaluating(predictor.model):
-        one = _encode(answering, PreparedRequest(predictor.front_end, 0, request))
+        one = encode_request(answering, PreparedRequest(predictor.front_end, 0, request))
         return _contributions(predictor.model, one, answer.token_ids)
 
 
-def _encode(answering: Answering, prepared: PreparedRequest) -> EncodedRequest:
+def encode_request(answering: Answering, prepared: PreparedRequest) -> EncodedRequest:
+    """A request with its pictures as tokens.
+
+    Raises:
+        PictureError: A picture cannot be read.
+        ValueError: It is too long.
+    """
     group, failed = PictureGroup([prepared]), list[Any]()
     found = list(answering.encoded([(group, group.load())], failed))
     for _, error in failed:
@@ -86,25 +92,45 @@ def _encode(answering: Answering, prepared: PreparedRequest) -> EncodedRequest:
 
 
 def _contributions(model: Any, one: EncodedRequest, answer: Sequence[int]) -> Attribution:
-    ids = torch.tensor([[*one.prepared.ids, *answer]])
-    data = model.data_preprocessor({"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}, False)
-    with torch.no_grad():
-        inputs = model.merge(data, seeing=one.seeing)
+    inputs = merge_answer(model, one, answer)
     with torch.enable_grad():
         embeds = inputs.inputs_embeds.detach().requires_grad_()
         score = answer_score(model, inputs, embeds, answer)
         (gradient,) = torch.autograd.grad(score, embeds)
     shares = (gradient.double() * embeds.detach().double()).sum(dim=-1)[0].cpu()  # (L,)
-    source = inputs.layout.source[0].cpu() - 1 - ids.shape[1]  # tokens of pictures count from 0, text is negative
-    tokens = shares[source >= 0][source[source >= 0].argsort()]
-    pictures, start = [], 0
+    places = token_places(one, inputs)
+    pictures = tuple(_shares(model, {kind: shares[own] for kind, own in kinds.items()}) for kinds in places)
+    of_pictures = sum((shares[own].sum() for kinds in places for own in kinds.values()), torch.zeros(()))
+    return Attribution(float(score.detach()), pictures, float(shares.sum() - of_pictures))
+
+
+def merge_answer(model: Any, one: EncodedRequest, answer: Sequence[int]) -> Spliced:
+    """The row that the LLM reads of a request and an answer to it, whose ids end it."""
+    ids = torch.tensor([[*one.prepared.ids, *answer]])
+    data = model.data_preprocessor({"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}, False)
+    with torch.no_grad():
+        return model.merge(data, seeing=one.seeing)
+
+
+def token_places(one: EncodedRequest, inputs: Spliced) -> list[dict[str, Tensor]]:
+    """For each placeholder of the row of a request the positions of its tokens by their kind, int64 on the CPU."""
+    source = inputs.layout.source[0].cpu()
+    positions = source.argsort()[-sum(segment.length for own in one.seeing for segment in own) or len(source) :]
+    found, start = [], 0
     for segments in one.seeing:
         kinds: dict[str, list[Tensor]] = {"object": [], "visual": []}
         for segment in segments:
-            kinds.setdefault(segment.kind, []).append(tokens[start : start + segment.length])
+            kinds.setdefault(segment.kind, []).append(positions[start : start + segment.length])
             start += segment.length
-        pictures.append(_shares(model, kinds))
-    return Attribution(float(score.detach()), tuple(pictures), float(shares[source < 0].sum()))
+        none = torch.zeros(0, dtype=torch.int64)
+        found.append({kind: torch.cat([none, *own]) for kind, own in kinds.items()})
+    return found
+
+
+def visual_grid(model: Any, tokens: int) -> int | None:
+    """Side of the grid that so many visual tokens of a canvas are on; None where they are on none."""
+    grids = [part.spec.grid for entry, part in model.named_parts() if entry.role == "encoder" and part.spec.tokens]
+    return next((side for side in grids if side**2 == tokens), None)
 
 
 def answer_score(model: Any, inputs: Spliced, embeds: Tensor, answer: Sequence[int]) -> Tensor:
@@ -116,14 +142,17 @@ def answer_score(model: Any, inputs: Spliced, embeds: Tensor, answer: Sequence[i
             position_ids=inputs.position_ids,
             use_cache=False,
         )
-    logits = output.logits[0, -len(answer) - 1 : -1].float()  # each position tells of the next
-    ids = torch.tensor(answer, device=logits.device)
-    return logits.log_softmax(dim=-1).gather(1, ids[:, None]).sum()
+    return answer_log_probabilities(output.logits, answer).sum()
 
 
-def _shares(model: Any, kinds: dict[str, list[Tensor]]) -> PictureShares:
-    visual = torch.cat([torch.zeros(0, dtype=torch.float64), *kinds["visual"]]).numpy()
-    objects = torch.cat([torch.zeros(0, dtype=torch.float64), *kinds["object"]]).numpy()
-    grids = [part.spec.grid for entry, part in model.named_parts() if entry.role == "encoder" and part.spec.tokens]
-    grid = next((side for side in grids if side**2 == len(visual)), None)
+def answer_log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
+    """``(k,)`` log-probabilities of the ids that end a row, by its logits ``(1, L, V)``."""
+    told = logits[0, -len(answer) - 1 : -1].float()  # each position tells of the next
+    ids = torch.tensor(answer, device=told.device)
+    return told.log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
+
+
+def _shares(model: Any, kinds: dict[str, Tensor]) -> PictureShares:
+    visual, objects = kinds["visual"].numpy(), kinds["object"].numpy()
+    grid = visual_grid(model, len(visual))
     return PictureShares(objects, None if grid is None else visual.reshape(grid, grid), float(visual.sum()))
