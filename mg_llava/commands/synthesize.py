@@ -19,6 +19,7 @@ exactly: a picture that was resized or compressed again is known by its name alo
 Examples:
     mg-llava synthesize --refcoco refcoco coco/train2014 --refcoco refcocog coco/train2014 --coco \
         instances_train2017.json coco/train2017 --out data/regions --dry-run
+    mg-llava synthesize --refcoco refcocog coco/train2014 --out data/regions --eval-files data/eval/refcoco
     mg-llava synthesize --boxes boxes.safetensors train.json images --reserve refcocog --out data/regions \
         --mixture text_to_box=5000,caption=2000
     mg-llava synthesize ... --endpoint http://localhost:8000/v1 --model Qwen2.5-7B-Instruct --rewrite-share 0.2
@@ -52,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--scale", type=float, default=1.0, help="multiplies the numbers of samples (default: %(default)s)")
     add("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
     add("--workers", type=int, help="processes (default: one per core)")
+    add("--eval-files", type=Path, help="folder for the test splits of --refcoco, as tools/evaluate.py reads them")
     add("--dry-run", action="store_true", help="count and plan, look at no pictures; writes OUT/plan.json")
     add("--endpoint", help="base URL of an OpenAI-compatible endpoint that puts texts into other words")
     add("--model", help="name of the model there")
@@ -94,6 +96,17 @@ def build_synthesis(arguments: argparse.Namespace, progress: Any) -> Any:
         build_rewriter(arguments) if arguments.endpoint else None,
         progress,
     )
+
+
+def write_splits(readers: list[Any], folder: Path) -> None:
+    """Write ``NAME_SPLIT.json`` for each test split of RefCOCO, RefCOCO+ and RefCOCOg."""
+    from mg_llava.data.synthesis.refer import RefCOCOReader
+    from mg_llava.work.atomic import write_json
+
+    for reader in readers:
+        if isinstance(reader, RefCOCOReader):
+            for split, records in reader.held_out().items():
+                write_json(folder / f"{reader.name}_{split}.json", records)
 
 
 def read_mixture(text: str, scale: float) -> dict[str, int]:
@@ -191,6 +204,8 @@ def main() -> int:
 
     try:
         synthesis = build_synthesis(arguments, progress)
+        if arguments.eval_files:
+            write_splits(synthesis.readers, arguments.eval_files)
         report = synthesis.plan() if arguments.dry_run else synthesis.run()
     except (OSError, ValueError, RuntimeError) as error:
         bar.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mg_llava.evaluation.families.refcoco import RefCOCO
 from tests.data.synthesis import toys
 from tests.run import run_tool
 
@@ -41,6 +42,22 @@ def test_test_pictures_of_all_kinds_are_left_out(folder: Path) -> None:
     shown = {json.loads(line)["image"] for line in (folder / "out" / "regions.jsonl").read_text().splitlines()}
     assert f"train2017/{504:012d}.jpg" in shown
     assert not shown & {f"train2017/{number:012d}.jpg" for number in (501, 502, 503)}
+
+
+def test_test_splits_become_files_of_the_benchmark(folder: Path) -> None:
+    arguments = ["--refcoco", folder / "refcoco", folder / "images" / "train2014", "--out", folder / "splits"]
+    done = run_tool("synthesize_regions", *arguments, "--dry-run", "--eval-files", folder / "eval")
+    assert done.status == 0, done.err
+    assert sorted(path.name for path in (folder / "eval").iterdir()) == [
+        f"refcoco_{split}.json" for split in ("testA", "testB", "val")
+    ]
+    benchmark = RefCOCO(folder / "eval" / "refcoco_val.json", folder / "images" / "train2014")
+    first, second, third = benchmark.questions()
+    assert "left café" in first.text and first.picture_key == second.picture_key == third.picture_key
+    assert first.picture is not None and first.picture().size == toys.SIZE
+    lines = [{"id": question.id, "pred_text": "[0.025, 0.050, 0.275, 0.383]"} for question in (first, second)]
+    found = benchmark.score(lines)["rules"]["box_text"]["metrics"]
+    assert found["accuracy"] == pytest.approx(2 / 3) and found["no_box"] == pytest.approx(1 / 3)
 
 
 def test_wrong_arguments_and_files(folder: Path) -> None:

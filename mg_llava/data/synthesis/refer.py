@@ -113,6 +113,23 @@ class RefCOCOReader(CocoReader):
         """See :class:`SceneReader`."""
         return reserved_refs(self.refs, [str(self.images)])
 
+    def held_out(self) -> dict[str, list[dict[str, Any]]]:
+        """The sentences of each other split as the benchmark ``refcoco`` reads them, one a record."""
+        content = self._content()
+        boxes = {entry["id"]: entry.get("bbox") for entry in content["annotations"]}
+        sizes = {image["id"]: {name: image[name] for name in ("height", "width")} for image in content["images"]}
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for number, ref in enumerate(load_refs(self.refs)):
+            key, image = ref["ann_id"], ref["image_id"]
+            if key not in boxes or image not in sizes:
+                raise RecordError(f"{self.refs}: reference {number} is about {key}, which is not in {self.files[0]}")
+            name = f"COCO_train2014_{int(image):012d}_{key}"
+            if ref["split"] != _TRAINING:
+                texts = [text_of(one.get("sent") or one.get("raw")) for one in ref["sentences"]]
+                about = {"img_id": name, "bbox": boxes[key], **sizes[image]}
+                found[ref["split"]] += [{**about, "sents": text} for text in texts]
+        return dict(found)
+
 
 def instance_scenes(
     content: Mapping[str, Any],
