@@ -8,6 +8,7 @@ from PIL import Image
 
 from mg_llava.evaluation.families.refcoco import RefCOCO
 from tests.data.synthesis import toys
+from tests.evaluation.judging.endpoints import endpoints, error, reply
 from tests.run import run_tool
 
 
@@ -58,6 +59,25 @@ def test_test_splits_become_files_of_the_benchmark(folder: Path) -> None:
     lines = [{"id": question.id, "pred_text": "[0.025, 0.050, 0.275, 0.383]"} for question in (first, second)]
     found = benchmark.score(lines)["rules"]["box_text"]["metrics"]
     assert found["accuracy"] == pytest.approx(2 / 3) and found["no_box"] == pytest.approx(1 / 3)
+
+
+def test_texts_are_rewritten_by_an_endpoint(folder: Path) -> None:
+    source = ["--refcoco", folder / "refcoco", folder / "images" / "train2014", "--mixture", "text_to_box=100"]
+
+    def answer(body: dict) -> tuple[int, dict]:
+        text = body["messages"][-1]["content"].rsplit("\n", 1)[1]
+        return error("flagged by moderation") if text.startswith("the ") else reply(f"that is {text}")
+
+    with endpoints() as start:
+        url, seen = start(answer)
+        more = ["--endpoint", url, "--model", "toy", "--rewrite-share", 1, "--out", folder / "rewritten"]
+        done = run_tool("synthesize_regions", *source, *more)
+    assert done.status == 0, done.err
+    assert "left café" in {body["messages"][-1]["content"].rsplit("\n", 1)[1] for body in seen}
+    found = json.loads((folder / "rewritten" / "report.json").read_text())["rewriting"]
+    assert found == {"model": "toy", "texts": 6, "refused": 4, "rewritten": 2}
+    text = (folder / "rewritten" / "regions.jsonl").read_text()
+    assert text.count("that is left café") == text.count("left café") == 9
 
 
 def test_wrong_arguments_and_files(folder: Path) -> None:

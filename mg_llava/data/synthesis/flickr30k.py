@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.synthesis.readers import SceneReader
 from mg_llava.data.synthesis.reserved import Reserved, reserved_names
-from mg_llava.data.synthesis.scenes import Corners, Scene, Thing
+from mg_llava.data.synthesis.scenes import BETWEEN_BOXES, Corners, Scene, Thing
 
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+)\s([^\]]*)\]")
 _MOST_BOXES = 4
@@ -141,6 +141,6 @@ def _grounded(sentence: EntitySentence, boxes: dict[str, list[int]]) -> str:
         own: Sequence[int] = boxes.get(phrase.chain, ())
         parts.append(sentence.text[end:stop])
         if own and len(own) <= _MOST_BOXES:
-            parts.append(" " + ", ".join(f"<box:{number}>" for number in own))
+            parts.append(" " + BETWEEN_BOXES.join(f"<box:{number}>" for number in own))
         end = stop
     return "".join([*parts, sentence.text[end:]])

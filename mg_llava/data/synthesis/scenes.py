@@ -18,7 +18,9 @@ MOST_WORDS = 30
 SAME_PLACE = 0.7
 MOST_THINGS = 40
 _DECIMALS = 2
-_BOX = re.compile(r"(,? ?)<box:(\d+)>")
+_BOX = re.compile(r"(;? ?)<box:(\d+)>")
+BETWEEN_BOXES = "; "
+"""Stands between boxes of one thing; with a comma, boxes in words of their own could not be told apart."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from mg_llava.data.synthesis.relations import describe_relation, relations_of
-from mg_llava.data.synthesis.scenes import Scene, box_overlap
+from mg_llava.data.synthesis.scenes import BETWEEN_BOXES, Scene, box_overlap
 
 _LETTERS = "ABCD"
 _LEAST_OPTIONS = 3
@@ -196,8 +196,7 @@ def _listed(view: View) -> list[Draft]:
 def _write_list(view: View, choice: Draft, rng: Random, words: Mapping[str, str]) -> Worded:
     numbers = sorted(_instances(view, choice[0]), key=lambda one: view.scene.things[one].box)
     sample = Worded({"label": choice[0], "number": str(len(numbers))})
-    *before, last = [sample.mark("box", number) for number in numbers]
-    sample.fields["boxes"] = f"{', '.join(before)} and {last}" if before else last
+    sample.fields["boxes"] = BETWEEN_BOXES.join(sample.mark("box", number) for number in numbers)
     return sample
 
 

@@ -66,7 +66,7 @@ def test_useless_objects_are_counted_by_reason() -> None:
             Thing((100, 10, 150, 60)),
             Thing((100, 10, 150.006, 60), "cat"),
             links=(Link(5, "NEAR <b>", 8), Link(5, "on", 3)),
-            captions=("A dog <box:5> and <box:6>, <box:8> here", "Thin <box:3>."),
+            captions=("A dog <box:5> and <box:6>; <box:8> here", "Thin <box:3>."),
             complete=("dog", "cat", "thin"),
         ),
         objects,
@@ -84,7 +84,7 @@ def test_useless_objects_are_counted_by_reason() -> None:
     assert kept.things == (Thing((10, 10, 50, 50), "dog", ("a dog",)), Thing((100, 10, 150.01, 60), "cat"))
     assert (phrases.read, phrases.kept, phrases.dropped.total()) == (5, 1, 4)
     assert kept.links == (Link(0, "NEAR b", 1),)
-    assert kept.captions == ("A dog <box:0> and, <box:1> here",)
+    assert kept.captions == ("A dog <box:0> and; <box:1> here",)
     assert kept.complete == ("dog",)
     assert Scene.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
     assert sift(scene(Thing((0, 0, 5, 5), "a")), Sieve(), Sieve()) is None

@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from mg_llava.data.records.schema import parse_record
@@ -20,6 +21,8 @@ from mg_llava.data.synthesis.run import OtherSynthesisError, Synthesis
 from mg_llava.data.synthesis.screening import BY_NAME, BY_PIXELS
 from mg_llava.data.synthesis.shares import WANTED, spread
 from mg_llava.data.synthesis.tasks import TASKS
+from mg_llava.data.text.coordinates import Style
+from mg_llava.data.text.regions import RegionUse
 from mg_llava.work.lock import FolderInUseError, folder_lock
 from tests.data.synthesis import toys
 
@@ -81,7 +84,7 @@ def test_the_six_pairs_and_the_rest_say_what_is_there(records: list[dict[str, An
         assert "ABCD"[place] == answer and (named is None or int(named[1]) == place)
     assert {"A", "B", "C"} <= set(answers["text_to_image"]) <= set("ABCD")
     assert set(answers["box_is_image"]) == set(answers["presence"]) == {"Yes", "No"}
-    assert any(re.match(r"2: <box:0> and <box:1>", text) for text in answers["list"])
+    assert any(re.match(r"2: <box:0>; <box:1>", text) for text in answers["list"])
     assert any("horse" in text and "riding" in text for text in answers["relation"])
     assert any("wearing" in text for text in asked["relation_to_box"])
     assert "A tall man <box:0> with brown hair holds a red bag <box:1> ." in answers["caption"]
@@ -94,6 +97,27 @@ def test_the_six_pairs_and_the_rest_say_what_is_there(records: list[dict[str, An
         if crowded in one["image"]
     )
     assert any("toothbrush" in text for text in absent)
+
+
+@pytest.mark.parametrize("style", get_args(Style))
+def test_every_way_to_write_boxes_serves_the_same_records(records: list[dict[str, Any]], style: Style) -> None:
+    use = RegionUse({"style": style})
+    for record in records[::7]:
+        turns, crops = use.resolve_record(parse_record(record), [], [toys.SIZE])
+        for turn, raw in zip(turns, record["conversations"], strict=True):
+            marks = MARK.findall(raw["value"])
+            boxes = [record["objects"][int(number)]["box"] for kind, number in marks if kind == "box"]
+            read = use.box_text.read(turn.text, toys.SIZE)
+            assert len(read.boxes) == len(boxes) and read.failures == 0
+            moved = np.abs(read.boxes - np.array(boxes).reshape(-1, 4))
+            assert (moved <= np.tile(use.box_text.bound(toys.SIZE), 2) + 1e-6).all()
+        shown = [
+            int(number)
+            for turn in record["conversations"]
+            for kind, number in MARK.findall(turn["value"])
+            if kind == "object"
+        ]
+        assert [list(crop.box) for crop in crops] == [record["objects"][number]["box"] for number in shown]
 
 
 def test_a_text_that_fits_two_objects_asks_for_none(records: list[dict[str, Any]]) -> None:

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,50 +12,15 @@ from mg_llava.evaluation.judging.protocol import JudgeError, JudgeRefusal
 from mg_llava.evaluation.judging.run import run_judge
 from mg_llava.evaluation.score import find_protocol, score_predictions
 from mg_llava.evaluation.scoring.files import read_predictions
+from tests.evaluation.judging.endpoints import Answer, Body, endpoints, error, reply
 
-Body = dict[str, Any]
-Answer = Callable[[Body], tuple[int, Body]]
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
-
-
-def reply(content: str | None, end: str = "stop", **message: Any) -> tuple[int, Body]:
-    return 200, {"choices": [{"message": {"content": content, **message}, "finish_reason": end}]}
-
-
-def error(message: str, status: int = 400, **more: Any) -> tuple[int, Body]:
-    return status, {"error": {"message": message, **more}}
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], tuple[str, list[Body]]]]:
-    servers = []
-
-    def start(answer: Answer) -> tuple[str, list[Body]]:
-        seen: list[Body] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                seen.append(body)
-                status, content = answer(body)
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}/v1", seen
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with endpoints() as start:
+        yield start
 
 
 REFUSALS = {
