@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def explain(arguments: argparse.Namespace) -> str:
+def explain_answer(arguments: argparse.Namespace) -> str:
     """Write both figures; gives the table."""
     import numpy as np
 
@@ -83,7 +83,7 @@ def main() -> int:
     """Explain, and print the table."""
     arguments = parse_arguments()
     try:
-        print(explain(arguments))
+        print(explain_answer(arguments))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
