@@ -3,7 +3,7 @@
 import difflib
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mg_llava.detection.boxes import tidy_boxes
 from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.files import NotFound
 from mg_llava.detection.proposals import Proposals
-from mg_llava.detection.tags import PictureName, Tagger, Tags, split_tags
+from mg_llava.detection.tags import FixedTags, PictureName, Tagger, Tags, split_tags
 from mg_llava.registry import DETECTORS, PROPOSERS, TAGGERS
 from mg_llava.safe_config import check_config
 from mg_llava.work.json_text import load_object
@@ -129,9 +129,11 @@ class BoxPipeline:
             if self.tagger is not None and self.detector.needs_tags:
                 tags = [*self.tagger(images, names)]
             found = self.detector.find(inputs, sizes, [tag or () for tag in tags], names)
+        # a list that is the same for all pictures says nothing of one
+        said = [() if tag is None or isinstance(self.tagger, FixedTags) else tag for tag in tags]
         return [
-            Detection(tidy_boxes(record, size, self.rules), tag, not isinstance(record, NotFound))
-            for record, size, tag in zip(found, sizes, tags, strict=True)
+            Detection(replace(tidy_boxes(record, size, self.rules), tags=own), tag, not isinstance(record, NotFound))
+            for record, size, tag, own in zip(found, sizes, tags, said, strict=True)
         ]
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[PictureName] | None = None) -> list[BoxRecord]:

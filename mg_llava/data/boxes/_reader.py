@@ -49,7 +49,8 @@ def read_box_records(path: str | Path, problems: Problems, on_chunk: OnChunk | N
 
     A ``.json`` file holds a list of ``{"id", "boxes", "scores", "labels"}`` or an object of such records by id, a
     ``.jsonl`` file one such record a line. A record may have the size of its picture in pixels as ``width`` and
-    ``height``, or as ``image_size``, a list of both. ``on_chunk`` is as of ``stream_json``.
+    ``height``, or as ``image_size``, a list of both; and ``tags`` of its picture, a list. ``on_chunk`` is as of
+    ``stream_json``.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -81,10 +82,10 @@ def _parse(raw: Any, owner: str) -> BoxRecord:
     if not isinstance(raw, Mapping) or not isinstance(raw.get("boxes"), list):
         found = str(raw)[:_SHOWN_CHARACTERS]
         raise RecordError(f"{owner}: found {found}; a box record has boxes, scores and labels")
-    for name in ("scores", "labels"):
+    for name in ("scores", "labels", "tags"):
         if not isinstance(raw.get(name), list | None):
             raise RecordError(f"{owner}: {name} is a {type(raw[name]).__name__}; a list is needed")
-    return make_box_record(raw["boxes"], raw.get("scores"), raw.get("labels"), owner)
+    return make_box_record(raw["boxes"], raw.get("scores"), raw.get("labels"), owner, raw.get("tags"))
 
 
 def _size(raw: Mapping[str, Any]) -> tuple[int, int] | None:

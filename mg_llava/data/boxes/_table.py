@@ -13,6 +13,8 @@ Arrays, with R records, B boxes, L different labels and P hashed pictures:
 ``labels``          (B,)       numbers of labels
 ``label_text``      bytes      the labels in UTF-8
 ``label_ends``      (L + 1,)   where the labels begin and end
+``tags``            (G,)       numbers of labels: tags of the pictures; absent where there is none
+``tag_ends``        (R + 1,)   where the tags of a record begin and end; absent with them
 ``sizes``           (R, 2)     width and height of the pictures, 0 where not known; (0, 2) where none is
 ``picture_hashes``  (P,)       sorted first halves of the 128-bit hashes of the pictures' content
 ``picture_rests``   (P,)       their second halves
@@ -139,10 +141,16 @@ class BoxTable:
         boxes, scores = arrays["boxes"][part].astype(np.float64), arrays["scores"][part].astype(np.float64)
         boxes.setflags(write=False)
         scores.setflags(write=False)
-        numbers, ends, text = arrays["labels"][part].astype(np.int64), arrays["label_ends"], arrays["label_text"]
+        tags: tuple[str, ...] = ()
+        if "tags" in arrays:
+            tags = self._words(arrays["tags"][slice(*arrays["tag_ends"][row : row + 2].tolist())])
+        return BoxRecord(boxes, scores, self._words(arrays["labels"][part]), tags=tags)
+
+    def _words(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """Labels by their numbers."""
+        numbers, ends, text = numbers.astype(np.int64), self.arrays["label_ends"], self.arrays["label_text"]
         places = zip(ends[numbers].tolist(), ends[numbers + 1].tolist(), strict=True)
-        labels = (decode_text(text[start:end].tobytes()) for start, end in places)
-        return BoxRecord(boxes, scores, tuple(labels))
+        return tuple(decode_text(text[start:end].tobytes()) for start, end in places)
 
     def image_size(self, row: int) -> tuple[int, int] | None:
         """Width and height of a row's picture, where the source said it."""
@@ -178,6 +186,8 @@ def _check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
         "picture_hashes": (len(arrays["picture_rows"]),),
         "picture_rests": (len(arrays["picture_rows"]),),
     }
+    if "tags" in arrays or "tag_ends" in arrays:
+        expected |= {"tags": (int(arrays["tag_ends"][-1]),), "tag_ends": (records + 1,)}
     shapes = {name: arrays[name].shape for name in expected}
     wrong = [f"{name} has shape {shapes[name]}" for name, shape in expected.items() if shapes[name] != shape]
     ends = {"key_ends": len(arrays["key_text"]), "box_ends": boxes, "label_ends": len(arrays["label_text"])}

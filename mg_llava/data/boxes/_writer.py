@@ -46,7 +46,8 @@ class BoxWriter:
 
     def __init__(self) -> None:
         self._boxes, self._scores = _Numbers("d", _BOX_TYPES), _Numbers("d", _SCORE_TYPES)
-        self._labels = _Numbers("i", _LABEL_TYPES)
+        self._labels, self._tags = _Numbers("i", _LABEL_TYPES), _Numbers("i", _LABEL_TYPES)
+        self._tag_counts = array("q")
         self._keys, self._hashes = bytearray(), array("Q")
         self._counts, self._lengths, self._sizes = array("q"), array("q"), array("i")
         self._vocabulary: dict[str, int] = {}
@@ -61,9 +62,14 @@ class BoxWriter:
         self._keys += text
         self._boxes.append(record.boxes.tobytes())
         self._scores.append(record.scores.tobytes())
-        known = self._vocabulary
-        self._labels.append(array("i", [known.setdefault(label, len(known)) for label in record.labels]).tobytes())
+        self._labels.append(self._numbers_of(record.labels))
+        self._tags.append(self._numbers_of(record.tags))
+        self._tag_counts.append(len(record.tags))
         self._sizes.extend(size or (0, 0))
+
+    def _numbers_of(self, words: Sequence[str]) -> bytes:
+        known = self._vocabulary
+        return array("i", [known.setdefault(word, len(known)) for word in words]).tobytes()
 
     def arrays(self, problems: Problems) -> dict[str, np.ndarray]:
         """The arrays of ``BoxTable``, without pictures; of several records with one key, the last.
@@ -75,10 +81,12 @@ class BoxWriter:
         parts = self._boxes.whole().reshape(-1, 4), self._scores.whole(), self._labels.whole()  # (4 B,) -> (B, 4)
         text = np.frombuffer(bytes(self._keys), dtype=np.uint8)
         sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)  # (2 R,) -> (R, 2)
+        tags, tag_counts = self._tags.whole(), np.array(self._tag_counts)
         live = self._find_live(hashes, _ends(lengths), _ends(counts), parts, problems)
         if not live.all():
             kept = np.repeat(live, counts)
             parts, text = (parts[0][kept], parts[1][kept], parts[2][kept]), text[np.repeat(live, lengths)]
+            tags, tag_counts = tags[np.repeat(live, tag_counts)], tag_counts[live]
             hashes, counts, lengths, sizes = (values[live] for values in (hashes, counts, lengths, sizes))
         order = np.argsort(hashes, kind="stable")
         labels = [encode_text(label) for label in self._vocabulary]
@@ -93,6 +101,7 @@ class BoxWriter:
             "labels": _narrow(parts[2], _LABEL_TYPES),
             "label_text": np.frombuffer(b"".join(labels), dtype=np.uint8),
             "label_ends": _ends(list(map(len, labels))),
+            **({"tags": _narrow(tags, _LABEL_TYPES), "tag_ends": _ends(tag_counts)} if len(tags) else {}),
             "sizes": sizes if sizes.any() else sizes[:0],
             **_picture_arrays(*(np.zeros(0, kind) for kind in ("u8", "u8", "i4"))),
         }

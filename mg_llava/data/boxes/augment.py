@@ -108,4 +108,5 @@ def _has_area(boxes: np.ndarray) -> np.ndarray:
 def _select(record: BoxRecord, kept: np.ndarray) -> BoxRecord:
     if len(kept) == len(record):
         return record
-    return BoxRecord(record.boxes[kept], record.scores[kept], tuple(record.labels[i] for i in kept.tolist()))
+    labels = tuple(record.labels[i] for i in kept.tolist())
+    return replace(record, boxes=record.boxes[kept], scores=record.scores[kept], labels=labels)

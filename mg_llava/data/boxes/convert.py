@@ -195,6 +195,7 @@ def _raw_records(table: BoxTable) -> Iterator[dict[str, Any]]:
         record, size = table.record(row), table.image_size(row)
         boxes = record.boxes.astype(np.int64) if is_integer else record.boxes
         raw = {"id": key, "boxes": boxes.tolist(), "scores": record.scores.tolist(), "labels": list(record.labels)}
+        raw |= {"tags": list(record.tags)} if record.tags else {}
         yield {**raw, "width": size[0], "height": size[1]} if size else raw
 
 

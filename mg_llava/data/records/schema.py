@@ -3,7 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -69,12 +69,13 @@ class LLaVARecord:
 class BoxRecord:
     """The boxes of one picture: (n, 4) float64 xyxy in original pixels, (n,) scores and n labels, parallel.
 
-    Build it with ``make_box_record``, which checks.
+    ``tags`` were looked for in this picture. Build it with ``make_box_record``, which checks.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: tuple[str, ...]
+    tags: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,7 +86,11 @@ NO_BOXES = BoxRecord(np.zeros((0, 4)), np.zeros(0), ())
 
 
 def make_box_record(
-    boxes: Any, scores: Sequence[float] | None = None, labels: Sequence[str] | None = None, owner: str = "boxes"
+    boxes: Any,
+    scores: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
+    owner: str = "boxes",
+    tags: Sequence[str] | None = None,
 ) -> BoxRecord:
     """Check and pack the boxes of one picture.
 
@@ -94,6 +99,7 @@ def make_box_record(
         scores: n scores; 1 for every box where None.
         labels: n labels; empty strings where None.
         owner: Whose boxes they are, for messages.
+        tags: Of the picture.
 
     Raises:
         RecordError: Lists of unequal length, values that are not finite numbers, or x2 < x1 or y2 < y1.
@@ -118,7 +124,7 @@ def make_box_record(
             "the original picture, with x1 <= x2 and y1 <= y2",
             "with inverted boxes",
         )
-    return BoxRecord(array, score_array, label_tuple)
+    return BoxRecord(array, score_array, label_tuple, tags=tuple(map(str, tags or ())))
 
 
 def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecord:

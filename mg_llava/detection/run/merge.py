@@ -82,7 +82,8 @@ class Results:
         result = self._unreadable[number] if unique < 0 else self.unique(unique)
         if "error" in result:
             return Outcome(key, picture, None, result)
-        record = make_box_record(result["boxes"], result["scores"], result["labels"], f"id {key!r}")
+        boxes, scores, labels = (result[name] for name in ("boxes", "scores", "labels"))
+        record = make_box_record(boxes, scores, labels, f"id {key!r}", result.get("names"))
         return Outcome(key, picture, record, {}, not result.get("unknown"))
 
     def _read_line(self, number: int) -> list[dict[str, Any]]:

@@ -138,5 +138,6 @@ def _plain(detection: Detection) -> dict[str, Any]:
         "scores": record.scores.astype(np.float32).astype(float).tolist(),
         "labels": list(record.labels),
         "tags": None if detection.tags is None else len(detection.tags),
+        **({"names": list(record.tags)} if record.tags else {}),
         "kept": len(filter_boxes(record.boxes, record.scores, record.labels).kept),
     }

@@ -52,6 +52,21 @@ def test_integer_and_string_ids_are_one_key(tmp_path, kind, layout):
     assert store.counts(["y", "17", "x", "17"]).tolist() == [0, 2, 0, 2]
 
 
+@pytest.mark.parametrize("kind", ["json", "converted"])
+def test_tags_stay_with_their_pictures(tmp_path, kind):
+    records = [
+        {"id": "a", **GOOD, "tags": ["dog", "a", "very long"]},
+        {"id": "b", **GOOD},
+        {"id": "a", **GOOD, "tags": ["cat"]},  # the last counts
+        {"id": "c", "boxes": [], "tags": ["dog"]},
+    ]
+    store = open_as(kind, tmp_path, records)
+    assert [store.get(key).tags for key in "abc"] == [("cat",), (), ("dog",)]
+    assert store.get("a").labels == ("a", "b")
+    with pytest.raises(RecordError, match="tags is a str; a list is needed"):
+        open_as("json", tmp_path, [{"id": "a", **GOOD, "tags": "dog"}])
+
+
 def test_an_empty_store(tmp_path):
     for kind in ("json", "converted"):
         store = open_as(kind, tmp_path, [], missing="empty")
