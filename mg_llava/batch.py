@@ -111,7 +111,7 @@ class Batch(TypedDict, total=False):
     loss_weights: Sequence[float] | Tensor
     """For each loss how much this batch counts in a step of several; absent where all count the same."""
     extra: dict[str, Any]
-    """What one system alone reads."""
+    """What one system alone reads; ``pieces``, rows of :class:`mg_llava.pieces.Pieces`, one for each canvas."""
 
 
 def plan_layout(

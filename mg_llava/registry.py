@@ -113,6 +113,7 @@ TRANSFORMS = Registry(
     "mg_llava.data.pictures.processor",
     "mg_llava.data.boxes.augment",
     "mg_llava.data.text.perception",
+    "mg_llava.data.text.pieces",
     parent=MMENGINE_TRANSFORMS,
 )
 HOOKS = Registry("hook", "mg_llava.engine", parent=MMENGINE_HOOKS)

@@ -14,6 +14,8 @@ STAGE_CHANNELS = (8, 12, 16, 24)
 CLIP_WIDTH = 16
 LLM_WIDTH = 32
 WORDS = ["<unk>", "<s>", "</s>", "<pad>"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[", "]", *"0123456789", ".", "dog", "cat", "a", "and", "##s"]
+"""WordPiece vocabulary; [DEC] comes after it."""
 
 
 def write_clip(folder: Path, image_size: int = 28, patch_size: int = 14) -> Path:
@@ -114,6 +116,23 @@ def write_llm(folder: Path, tokenizer: bool = True, layers: int = 2) -> Path:
     return folder
 
 
+def write_sam(folder: Path) -> Path:
+    """A SAM of 32 px, 4 x 4 cells and 8 channels as a Hugging Face folder."""
+    from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+    torch.manual_seed(6)
+    vision = SamVisionConfig(
+        **dict(hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=32),
+        **dict(patch_size=8, window_size=2, global_attn_indexes=[1], mlp_dim=24),
+    )
+    prompt = SamPromptEncoderConfig(hidden_size=8, image_size=32, patch_size=8, mask_input_channels=4)
+    decoder = SamMaskDecoderConfig(
+        **dict(hidden_size=8, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=8)
+    )
+    SamModel(SamConfig(vision.to_dict(), prompt.to_dict(), decoder.to_dict())).save_pretrained(folder)
+    return folder
+
+
 def write_all(folder: Path) -> dict[str, str]:
     """All three folders; returns their paths as ``clip``, ``convnext`` and ``llm``."""
     return {
@@ -199,6 +218,21 @@ def make_batch(
                 ],
             }
         )
+    return instances
+
+
+def add_pieces(instances: list[dict]) -> list[dict]:
+    """The instances with items and a caption as word pieces for each picture, every one another."""
+    from mg_llava.pieces import Item, WordPieces
+
+    words, count = WordPieces(PIECES), 0
+    for instance in instances:
+        rows = []
+        for _ in instance["images"]:
+            items = [Item("dog", ("0.1", str(count % 10), "3", str(k))) for k in range(count % 3)]
+            rows.append(words.caption(items, f"a dog and {count % 10} cats"))
+            count += 1
+        instance["extra"] = {"pieces": rows}
     return instances
 
 

@@ -87,7 +87,8 @@ def _connectors(settings: ModelSettings | None, tensors: TensorMap, folder: Path
 def _own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:
     """Names and shapes of what is saved of a config's model beside an LLM of hidden size D ``width``."""
     try:
-        llm = model["llm"] if _asks_llm(model) else _Width(width)
+        has_llm = bool(keys_of(parts_of(model), "llm"))
+        llm = model.get("llm") if _asks_llm(model) or not has_llm else _Width(width)
         built = build_empty({**model, "llm": llm, "trains": None})
     except FileNotFoundError:
         raise

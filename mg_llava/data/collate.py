@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.batch import plan_layout
 from mg_llava.features import stack
+from mg_llava.pieces import Pieces, stack_pieces
 from mg_llava.registry import FUNCTIONS
 from mg_llava.tokens import IGNORE_INDEX, PAD_TOKEN_ID, PLACEHOLDER_IDS
 
@@ -21,7 +22,8 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
             tokens of each placeholder, in all of them, the layout is planned. ``media`` says for each canvas which of
             the sample's placeholders it belongs to; without it each has its own. With ``is_video`` the pictures of a
             sample are frames of a video. ``crops`` and ``named`` say for each canvas whether it is an object image,
-            and whether its boxes have placeholders of their own.
+            and whether its boxes have placeholders of their own. ``extra`` has lists by
+            name, with an entry for each picture.
 
     Returns:
         ``data``, a :class:`mg_llava.batch.Batch`, right-padded; without pictures there are neither ``canvas`` nor
@@ -58,6 +60,8 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
             data[name] = [flag for instance in instances for flag in _flags(instance, name)]
     if any(instance.get("media") is not None for instance in instances):
         data["media"] = _number_media(instances)
+    if extra := _stack_extra(instances):
+        data["extra"] = extra
     if all(instance.get("tokens") is not None for instance in instances):
         tokens = [count for instance in instances for count in instance["tokens"]]
         data["layout"] = plan_layout(data["input_ids"], tokens, data["attention_mask"], data.get("labels"))
@@ -121,6 +125,19 @@ def _number_media(instances: Sequence[dict[str, Any]]) -> list[int]:
         own = instance.get("media")
         media += [first + place for place in (range(len(instance.get("boxes") or ())) if own is None else own)]
     return media
+
+
+def _stack_extra(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What one system alone reads, for each of the N canvases; rows of pieces are stacked."""
+    found: dict[str, list[Any]] = {}
+    for instance in instances:
+        for name, rows in (instance.get("extra") or {}).items():
+            found.setdefault(name, []).extend(rows)
+    canvases = sum(len(instance.get("boxes") or ()) for instance in instances)
+    for name, rows in found.items():
+        if len(rows) != canvases:
+            raise ValueError(f"{canvases} pictures in the batch but {len(rows)} entries of extra[{name!r}]")
+    return {name: stack_pieces(rows) if isinstance(rows[0], Pieces) else rows for name, rows in found.items() if rows}
 
 
 def _stack_features(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -61,8 +61,7 @@ class LLaVADataset(Dataset):
         picture_processor: A ``PictureProcessor``, or a dict to build it from; None for text alone.
         box_path: Box file, keyed by record id (several pictures: see ``boxes.store.picture_keys``), or an open
             ``BoxStore``; None for no boxes.
-        tokens: Tokens that a picture and its boxes take in the LLM, or a dict to ask them with, such as
-            ``dict(type="mg_llava.count_tokens", model=...)``; None where no setting needs them.
+        tokens: Tokens of a picture and its boxes in the LLM, or ``dict(type="mg_llava.count_tokens", model=...)``.
         budget: Limits of text, pictures and boxes together (see ``TokenBudget``).
         boxes: What is done with boxes (see ``BoxUse``).
         faults: What happens about data that cannot be used (see ``FaultPolicy``).
@@ -109,7 +108,7 @@ class LLaVADataset(Dataset):
         self.picture_processor: PictureProcessor | None = build_transform(picture_processor)
         self.faults: FaultPolicy = build_group("faults", faults)
         self.boxes: BoxUse = build_group("boxes", boxes)
-        self.prompt = build_parts(self.boxes.prompt)
+        self.prompt, self.extra = build_parts(self.boxes.prompt), build_transform(self.boxes.extra)
         self.draw: Draw = build_group("draw", draw)
         self.caches: Caches = build_group("caches", caches)
         self.regions = RegionUse() if self.picture_processor is None else self.picture_processor.regions
@@ -119,9 +118,8 @@ class LLaVADataset(Dataset):
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
         frames = 1 if self.picture_processor is None else self.picture_processor.video.frames
         self._samples = Samples(self.data_path, *drawn, self.caches.token_cache, frames)
-        policies = {fault: getattr(self.faults, fault) for fault in FAULTS}
-        count, limit = len(self._samples.index.rows), self.faults.max_bad_samples
-        self._skipped = SkippedSamples(count, policies, limit, self.data_path)
+        policies, count = {fault: getattr(self.faults, fault) for fault in FAULTS}, len(self._samples.index.rows)
+        self._skipped = SkippedSamples(count, policies, self.faults.max_bad_samples, self.data_path)
         self._check_pictures()
         self.token_cache = self._open_token_cache()
         box_faults = self.faults.missing_box, self.faults.bad_box_record
@@ -147,7 +145,7 @@ class LLaVADataset(Dataset):
             what each placeholder stands for in the LLM. From a feature cache in place of the images: ``features``,
             the arrays of each picture (see ``mg_llava.features``), ``feature_cache``, its name, and ``cached``, which
             pictures come from there. ``is_video`` where the pictures are frames of one; ``crops`` and ``named``, which
-            are object images and which have named boxes, where there are any.
+            are object images and which have named boxes, where there are any; ``extra`` (see ``BoxUse``).
 
         Raises:
             PictureError: A picture cannot be read, and ``bad_image`` is ``error``.
@@ -168,7 +166,11 @@ class LLaVADataset(Dataset):
         """Sample ``index`` itself, whatever the policies say; errors as from ``__getitem__`` with policy ``error``."""
         loaded = (None if self.features is None else self._load(index, self.features)) or self.open(index)
         count = self._tokens if loaded.record.video is None or self._tokens is None else self._tokens.of_frames
-        return make_sample(loaded, count, "" if self.features is None else self.features.cache.name)
+        sample = make_sample(loaded, count, "" if self.features is None else self.features.cache.name)
+        if self.extra is not None and loaded.pictures:
+            read = [(picture.opened.record, picture.opened.frame) for picture in loaded.pictures]
+            sample["extra"] = self.extra(loaded.record.turns, *map(list, zip(*read, strict=True)))
+        return sample
 
     def open(self, index: int) -> LoadedSample:
         """Sample ``index`` with all that is known of its pictures, which are opened; errors as from ``load``."""

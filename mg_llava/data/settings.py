@@ -73,6 +73,8 @@ class BoxUse:
         count_boxes: Whether boxes count in ``modality_length``.
         proposer: Finds boxes for ``missing_box="detect"``, or a dict to build it from.
         prompt: Change the text by the boxes, or dicts to build them from (see ``text.prompt.PromptPart``).
+        extra: Reads text and boxes for one system alone, such as ``text.pieces.PieceWriter``, or a dict to build it
+            from: its lists by name, with an entry for each picture, are the ``extra`` of a sample.
     """
 
     box_augmentation: Augmentation | Mapping[str, Any] | None = None
@@ -80,6 +82,7 @@ class BoxUse:
     count_boxes: bool = True
     proposer: Any = None
     prompt: Sequence[PromptPart | Mapping[str, Any]] = ()
+    extra: Any = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def picture_problems(
         yield ValueError("there are records with pictures; set image_folder and picture_processor")
     elif not os.path.isdir(image_folder):
         yield FileNotFoundError(f"image_folder {image_folder} does not exist; check the path in the config")
-    if budget.context_length is not None and budget.tokens(1, 0) < 1:
+    if budget.context_length is not None and tokens is None:
         yield ValueError("there are records with pictures; context_length needs tokens")
     if crops and tokens is not None and not tokens.per_crop:
         yield ValueError(

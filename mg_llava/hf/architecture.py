@@ -77,7 +77,8 @@ def build_processor(config: Mapping[str, Any]) -> MGLLaVAProcessor:
     tokenizer = build_tokenizer(config["tokenizer"])
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
     image_processor = MGLLaVAImageProcessor(**build_transform(config["picture_processor"]).to_dict())
-    return MGLLaVAProcessor(image_processor, tokenizer, template=config["prompt_template"])
+    asks = kind_of(config["model"]).reads_question
+    return MGLLaVAProcessor(image_processor, tokenizer, template=config["prompt_template"], reads_question=asks)
 
 
 def _llm_config(spec: Mapping[str, Any]) -> PretrainedConfig:
@@ -112,7 +113,8 @@ def _part(name: str, config: Any) -> dict[str, Any]:
         spec = asdict(kind.describe(config))
         del spec["source"]  # a path of this machine
         return _plain(spec)
-    return {"type": kind.__name__} | {key: _plain(value) for key, value in config.items() if key != "type"}
+    own = kind.portable(config) if hasattr(kind, "portable") else config
+    return {"type": kind.__name__} | {key: _plain(value) for key, value in own.items() if key != "type"}
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mg_llava.batch import canvas_flags
 from mg_llava.hf.configuration import MGLLaVAConfig
+from mg_llava.hf.inputs import checked_boxes, is_filled, with_prompt
 from mg_llava.hf.parts import build_system, spare_vision_parts
 from mg_llava.models.interfaces import ObjectReader
 from mg_llava.models.losses.language import token_loss
@@ -146,6 +147,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
         frames: Tensor | None = None,
+        questions: Sequence[str] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
@@ -166,6 +168,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: ``(N, 3, S, S)`` uint8 pictures on their canvas, in the order of the placeholders.
             boxes: For each picture ``(n_i, 4)`` float32 xyxy in canvas pixels; n_i may be 0.
             frames: ``(N,)`` bool, which pictures are frames of a video; None for none.
+            questions: The question about each picture, for a system that reads it.
             attention_mask: ``(B, T)``, 0 on padding, left or right.
             position_ids: ``(B, L)`` with ``inputs_embeds`` or in a step with a cache; else they are counted.
             past_key_values: Cache of a step before; pictures are in it already.
@@ -188,8 +191,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         context: AbstractContextManager[Any] = nullcontext()  # ``generate`` has opened it for later steps
-        if input_ids is not None and not _is_filled(past_key_values):
-            merged = self._merge(input_ids, pixel_values, boxes, frames, attention_mask, labels)
+        if input_ids is not None and not is_filled(past_key_values):
+            merged = self._merge(input_ids, (pixel_values, boxes, frames, questions), attention_mask, labels)
             input_ids, inputs_embeds = None, merged.inputs_embeds
             labels = None if labels is None else merged.labels
             attention_mask, position_ids = merged.attention_mask.long(), merged.position_ids
@@ -226,14 +229,13 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _merge(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor | None,
-        boxes: Sequence[Tensor] | None,
-        frames: Tensor | None,
+        pictures: tuple[Tensor | None, Sequence[Tensor] | None, Tensor | None, Sequence[str] | None],
         attention_mask: Tensor | None,
         labels: Tensor | None = None,
         padding_side: str | None = None,
     ) -> Spliced:
         """Put the tokens of pictures and boxes into the text; rows are padded on the side they came padded on."""
+        pixel_values, boxes, frames, questions = pictures
         data: dict[str, Any] = {"input_ids": input_ids, "labels": labels}
         if attention_mask is not None:
             data["attention_mask"] = attention_mask.bool()
@@ -241,24 +243,13 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             data["canvas"] = pixel_values.to(input_ids.device)
             data |= {"frames": None if frames is None else frames.tolist(), **canvas_flags(input_ids.tolist())}
             if self.model.part_of(ObjectReader) is not None:
-                data["boxes"] = self._checked_boxes(boxes, len(pixel_values))
+                data["boxes"] = checked_boxes(boxes, len(pixel_values))
+            if questions is not None and (pieces := self.model.word_pieces(questions)) is not None:
+                data["extra"] = {"pieces": pieces.map(lambda part: part.to(input_ids.device))}
         if padding_side is None:
             is_left = attention_mask is not None and not bool(attention_mask[:, 0].all())
             padding_side = "left" if is_left else "right"
         return self.model.merge(data, padding_side=padding_side)  # type: ignore[arg-type]
-
-    def _checked_boxes(self, boxes: Sequence[Tensor] | None, pictures: int) -> list[Tensor]:
-        if boxes is None:
-            raise ValueError(
-                f"{pictures} pictures but no boxes; give a list of {pictures} tensors (n, 4), as the processor does"
-            )
-        if len(boxes) != pictures:
-            raise ValueError(f"{pictures} pictures but {len(boxes)} sets of boxes; give one, maybe empty, for each")
-        checked = [torch.as_tensor(item, dtype=torch.float32).reshape(-1, 4) for item in boxes]
-        for picture, item in enumerate(checked):
-            if not item.isfinite().all():
-                raise ValueError(f"boxes of picture {picture} must be finite numbers, found {item.tolist()}")
-        return checked
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
@@ -270,6 +261,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
         frames: Tensor | None = None,
+        questions: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue every row of a batch.
@@ -280,6 +272,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: As for :meth:`forward`.
             boxes: As for :meth:`forward`.
             frames: As for :meth:`forward`.
+            questions: As for :meth:`forward`.
             **kwargs: As for transformers' ``generate``, ``attention_mask`` included.
 
         Returns:
@@ -292,10 +285,10 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None or kwargs.get("inputs_embeds") is not None:
             return super().generate(input_ids, *args, **kwargs)
-        if _is_filled(kwargs.get("past_key_values")):
+        if is_filled(kwargs.get("past_key_values")):
             raise ValueError("generate cannot continue from a filled cache; give all ids with all pictures")
         mask = kwargs.pop("attention_mask", None)
-        merged = self._merge(input_ids, pixel_values, boxes, frames, mask, padding_side="left")
+        merged = self._merge(input_ids, (pixel_values, boxes, frames, questions), mask, padding_side="left")
         with self.model.condition(merged.rows):
             output = super().generate(
                 None,
@@ -305,8 +298,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 **kwargs,
             )
         if isinstance(output, Tensor):
-            return _with_prompt(input_ids, output)
-        output.sequences = _with_prompt(input_ids, output.sequences)
+            return with_prompt(input_ids, output)
+        output.sequences = with_prompt(input_ids, output.sequences)
         return output
 
     def prepare_inputs_for_generation(
@@ -332,18 +325,3 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
     loss = token_loss(logits, labels)
     return loss if items is None else loss * (labels[:, 1:] != IGNORE_INDEX).sum() / items
-
-
-def _is_filled(past_key_values: Any) -> bool:
-    """True for a cache that holds something."""
-    if past_key_values is None:
-        return False
-    if hasattr(past_key_values, "get_seq_length"):
-        return int(past_key_values.get_seq_length()) > 0
-    return len(past_key_values) > 0
-
-
-def _with_prompt(input_ids: Tensor, new: Tensor) -> Tensor:
-    """``(B, T)`` and ``(B * k, new)`` to ``(B * k, T + new)``: k sequences for each row."""
-    prompts = input_ids.repeat_interleave(len(new) // len(input_ids), dim=0)
-    return torch.cat([prompts.to(new.device), new], dim=1)

@@ -14,6 +14,7 @@ from mg_llava.data.pictures.video import read_frames
 from mg_llava.data.records.regions import Region, parse_regions
 from mg_llava.data.records.schema import NO_BOXES, Turn
 from mg_llava.data.text.conversation import EncodedConversation, encode_conversation, encode_prompt
+from mg_llava.data.text.pieces import question_of
 from mg_llava.data.text.regions import regions_of_boxes
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
@@ -40,11 +41,12 @@ class MGLLaVAProcessor(ProcessorMixin):
         tokenizer: The LLM's tokenizer.
         template: The prompt template that the model was trained with: its name, or its pieces.
         chat_template: Jinja; written from ``template`` where None.
+        reads_question: Whether the model reads the question about each picture beside the text.
         **kwargs: As for ``ProcessorMixin``.
     """
 
     attributes = ["image_processor", "tokenizer"]
-    valid_kwargs = ["template", "chat_template"]
+    valid_kwargs = ["template", "chat_template", "reads_question"]
     image_processor_class = "AutoImageProcessor"
     tokenizer_class = "AutoTokenizer"
 
@@ -54,8 +56,10 @@ class MGLLaVAProcessor(ProcessorMixin):
         tokenizer: Any = None,
         template: Any = None,
         chat_template: str | None = None,
+        reads_question: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.reads_question = reads_question
         if template is None:
             raise ValueError("a processor needs template, the prompt template that the model was trained with")
         self.template = template_to_dict(template)
@@ -86,7 +90,7 @@ class MGLLaVAProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Keys of a batch."""
-        return ["input_ids", "attention_mask", "pixel_values", "boxes", "frames"]
+        return ["input_ids", "attention_mask", "pixel_values", "boxes", "frames", "questions"]
 
     def __call__(
         self,
@@ -130,7 +134,8 @@ class MGLLaVAProcessor(ProcessorMixin):
             ``input_ids`` (B, T) int64 with a negative id for each picture, object image and named box,
             ``attention_mask`` (B, T) int64, where there are N > 0 pictures and object images ``pixel_values``
             (N, 3, S, S) uint8 and ``boxes``, N tensors (n_i, 4) float32 in canvas pixels; of videos ``frames`` (N,)
-            bool, which pictures are frames; with ``return_labels`` also ``labels`` (B, T).
+            bool, which pictures are frames; with ``return_labels`` also ``labels`` (B, T); and
+            ``questions``, N texts, for a model that reads them.
 
         Raises:
             PictureError: A picture cannot be read.
@@ -159,12 +164,14 @@ class MGLLaVAProcessor(ProcessorMixin):
         ]
         encoded, seen = [(ids, labels) for ids, labels, _ in made], [one for *_, shown in made for one in shown]
         pad = self.tokenizer.pad_token_id
-        data = pad_rows(
+        data: dict[str, Any] = pad_rows(
             [ids for ids, _ in encoded], padding, padding_side, max_length, PAD_TOKEN_ID if pad is None else pad
         )
         if return_labels:
             labels = [labels for _, labels in encoded]
             data["labels"] = pad_rows(labels, padding, padding_side, max_length, IGNORE_INDEX)["input_ids"]
+        if self.reads_question and any(pictures):
+            data["questions"] = [_question(row) for row, (*_, shown) in zip(rows, made, strict=True) for _ in shown]
         if any(videos):
             flags = [video for (*_, shown), video in zip(made, videos, strict=True) for _ in shown]
             data["frames"] = torch.tensor(flags)
@@ -321,3 +328,10 @@ class MGLLaVAProcessor(ProcessorMixin):
 
 _IGNORED = ("legacy", "add_special_tokens")
 """Arguments that transformers' pipelines give to every processor, and that mean nothing here."""
+
+
+def _question(row: Any) -> str:
+    """What a conversation asks."""
+    if isinstance(row, str):
+        raise ValueError("this model reads questions apart; give conversation, in which they are told from the rest")
+    return question_of(to_turns(row)[0])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mg_llava.data.pictures.processor import ProcessedPicture
+from mg_llava.data.text.pieces import question_of
 from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest
 from mg_llava.models.interfaces import Seeing
 
@@ -83,7 +84,9 @@ class RequestEncoder:
         self.keeps_pixels = keeps_pixels
 
     def encode(self, groups: Sequence[tuple[PictureGroup, DecodedPictures]]) -> list[EncodedRequest]:
-        """Encode the pictures of some groups in one batch."""
+        """Encode the pictures of some groups in one batch; anew for each request where the model reads questions."""
+        if self.model.reads_question:
+            return self._encode_asked(groups)
         seeing = self._run([picture for _, decoded in groups for picture in decoded.pictures])
         ready, first = [], 0
         for group, decoded in groups:
@@ -101,11 +104,31 @@ class RequestEncoder:
             first += len(decoded.pictures)
         return ready
 
+    def _encode_asked(self, groups: Sequence[tuple[PictureGroup, DecodedPictures]]) -> list[EncodedRequest]:
+        """Encode the pictures of each request with its question."""
+        asked = [
+            (request, [decoded.pictures[place] for place in decoded.chosen[request.number]])
+            for group, decoded in groups
+            for request in group.requests
+        ]
+        questions = [question_of(request.turns) for request, seen in asked for _ in seen]
+        rest = iter(self._run([picture for _, seen in asked for picture in seen], questions))
+        return [
+            EncodedRequest(
+                request,
+                self._of(request, [next(rest) for _ in seen]),
+                seen if self.keeps_pixels else [replace(picture, pixels=_NO_PIXELS) for picture in seen],
+                alone=len(asked) == 1,
+            )
+            for request, seen in asked
+        ]
+
     def alone(self, one: EncodedRequest) -> EncodedRequest:
         """A request with its pictures encoded as for it alone, which rounds differently."""
         if one.alone:
             return one
-        return replace(one, seeing=self._of(one.prepared, self._run(one.pictures)), alone=True)
+        questions = [question_of(one.prepared.turns)] * len(one.pictures) if self.model.reads_question else None
+        return replace(one, seeing=self._of(one.prepared, self._run(one.pictures, questions)), alone=True)
 
     def _of(self, request: PreparedRequest, seeing: Seeing) -> Seeing:
         """The segments of a request's placeholders; its pictures may be frames of a video, or have named boxes."""
@@ -113,11 +136,13 @@ class RequestEncoder:
         return [own for one in seeing for own in self.model.apart(one)] if request.is_named else seeing
 
     @torch.no_grad()
-    def _run(self, pictures: Sequence[ProcessedPicture]) -> Seeing:
+    def _run(self, pictures: Sequence[ProcessedPicture], questions: Sequence[str] | None = None) -> Seeing:
         if not pictures:
             return []
         self.statistics.pictures += len(pictures)
         self.statistics.encodings += 1
         canvas, boxes = torch.stack([one.pixels for one in pictures]), [one.boxes for one in pictures]
-        data = self.model.data_preprocessor({"canvas": canvas, "boxes": boxes}, False)
-        return self.model.encode(data["canvas"], data["boxes"], [one.region is not None for one in pictures])
+        pieces = None if questions is None else self.model.word_pieces(questions)
+        crops = [one.region is not None for one in pictures]
+        data = self.model.data_preprocessor({"canvas": canvas, "boxes": boxes, "pieces": pieces}, False)
+        return self.model.encode(data["canvas"], data["boxes"], crops, data["pieces"])

@@ -44,6 +44,9 @@ class Assembly(BaseModel):
     parts: ClassVar[tuple[Part, ...]] = ()
     """The table of parts: nothing else lists them."""
 
+    left_behind: ClassVar[tuple[str, ...]] = ()
+    """Keys of parts of an earlier stage whose tensors this one does not take over."""
+
     training_only: ClassVar[tuple[str, ...]] = ("losses", "packing", "compile_vision")
     """Arguments that change how a system is trained, and nothing of what it answers."""
 

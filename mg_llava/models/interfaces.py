@@ -65,6 +65,8 @@ class Looked(NamedTuple):
     """By key of the encoder's part."""
     pooled: Tensor | None = None
     """``(sum n_i, C_b)`` float32, canvas by canvas; None for a system without objects."""
+    boxes: Sequence[Tensor] = ()
+    """N tensors ``(n_i, 4)`` xyxy, canvas pixels, of which these are; for systems that read places too."""
 
 
 @dataclass(frozen=True)
@@ -257,16 +259,17 @@ class Merger(nn.Module):
 class Segment(NamedTuple):
     """Consecutive tokens of a placeholder."""
 
-    kind: Literal["visual", "object", "query", "crop", "prompt"]
+    kind: Literal["visual", "object", "query", "crop", "prompt", "source"]
     tokens: Tensor
-    """``(m, D)``; of a ``prompt`` not in the sequence, but for :meth:`System.condition`."""
+    """``(m, D)``; of a ``prompt`` not in the sequence, but for :meth:`System.condition`, and of a ``source`` for the
+    losses of a system without LLM."""
     about: Any = None
     """What the system itself reads again, such as the objects that a prompt was made of."""
 
     @property
     def length(self) -> int:
         """Positions that it takes in the sequence."""
-        return 0 if self.kind == "prompt" else len(self.tokens)
+        return 0 if self.kind in ("prompt", "source") else len(self.tokens)
 
 
 Seeing = list[list[Segment]]

@@ -19,6 +19,7 @@ from mg_llava.models.interfaces import LLMInputs, Looked, Seeing, Segment
 from mg_llava.models.packing import Packed, pack, pair_cost, training_arguments
 from mg_llava.models.splice import Spliced, layout_of, splice
 from mg_llava.models.vision import is_split
+from mg_llava.pieces import Pieces
 
 
 class System(Assembly):
@@ -64,16 +65,31 @@ class System(Assembly):
         """Zeros in the shapes that :meth:`look` gives of one canvas with one box."""
         raise NotImplementedError
 
-    def encode(self, canvas: Tensor, boxes: Sequence[Tensor], crops: Sequence[bool] | None = None) -> Seeing:
+    def ask(self, looked: Looked, counts: Sequence[int], question: Pieces | None) -> Seeing:
+        """As :meth:`connect`, for a system that reads the question about each canvas."""
+        return self.connect(looked, counts)
+
+    def word_pieces(self, questions: Sequence[str]) -> Pieces | None:
+        """What such a system reads of N questions."""
+        return None
+
+    def encode(
+        self,
+        canvas: Tensor,
+        boxes: Sequence[Tensor],
+        crops: Sequence[bool] | None = None,
+        question: Pieces | None = None,
+    ) -> Seeing:
         """The segments of each canvas.
 
         Args:
             canvas: As for :meth:`look`.
             boxes: As for :meth:`look`.
             crops: Which canvases are object images; None for none.
+            question: What is asked about each canvas, for systems that read it.
         """
         if crops is None or not any(crops):
-            return self.connect(self.look(canvas, boxes), [len(item) for item in boxes])
+            return self.ask(self.look(canvas, boxes), [len(item) for item in boxes], question)
         images = iter(self.see_crops(_those(canvas, crops, True)))
         if all(crops):
             return list(images)
@@ -100,19 +116,19 @@ class System(Assembly):
         rest = [segment for segment in segments if segment.kind != "object"]
         return [rest, *([Segment("object", token)] for tokens in boxes for token in tokens)]
 
-    def see(self, batch: Mapping[str, Any], question: Tensor | None = None) -> Seeing:
+    def see(self, batch: Mapping[str, Any]) -> Seeing:
         """The segments of each placeholder of a batch, in order.
 
         Args:
             batch: A :class:`mg_llava.batch.Batch`; ``seeing`` in it stands for pictures that are encoded already.
-            question: Embeddings of the text, for systems that read it.
         """
         if batch.get("seeing") is not None:
             return batch["seeing"]
         if batch.get("features") is not None:
             canvases = self.cached.see(batch)
         elif batch.get("canvas") is not None and len(batch["canvas"]):
-            canvases = self.encode(batch["canvas"], batch.get("boxes") or (), batch.get("crops"))
+            question = (batch.get("extra") or {}).get("pieces")
+            canvases = self.encode(batch["canvas"], batch.get("boxes") or (), batch.get("crops"), question)
         else:
             return []
         if batch.get("frames") is not None:
@@ -144,16 +160,19 @@ class System(Assembly):
         too, because every process has to take part in gathering them. Nothing of it is observed.
         """
         monitor = dict(self.monitor)
+        seeing = self.blank_seeing()
+        self.monitor = monitor
+        return _zero(seeing)
+
+    def blank_seeing(self) -> Seeing:
+        """The segments of a blank canvas with one box, of which :meth:`blank` is made."""
         encoders = [module for part, module in self.named_parts() if part.role == "encoder"]
         trained = any(parameter.requires_grad for encoder in encoders for parameter in encoder.parameters())
         if trained or (is_split(self) and not self.cached.replaces_encoders):
             size = self.canvas_size
             canvas = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
-            seeing = self.encode(canvas, [torch.zeros(1, 4, device=self.device)])
-        else:
-            seeing = self.connect(self.blank_looked(), [1])
-        self.monitor = monitor
-        return _zero(seeing)
+            return self.encode(canvas, [torch.zeros(1, 4, device=self.device)])
+        return self.connect(self.blank_looked(), [1])
 
     @torch.no_grad()
     def observe(self, name: str, tokens: Tensor, where: Tensor | None = None) -> None:

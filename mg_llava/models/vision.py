@@ -15,6 +15,7 @@ from mg_llava.features import Features, unpack
 from mg_llava.models.encoders.views import normalize
 from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Seeing, Seen
 from mg_llava.models.parts import build_part
+from mg_llava.pieces import Pieces
 
 _VERSION = 1
 _DIGITS = 16
@@ -105,17 +106,20 @@ class CachedFeatures:
             ValueError: These features were not compared with the encoders.
         """
         canvas, features, boxes = batch.get("canvas"), batch["features"], batch.get("boxes", ())
+        question = (batch.get("extra") or {}).get("pieces")
         if canvas is None:
-            return self._connect(features, boxes)
+            return self._connect(features, boxes, question)
         cached = batch["cached"]
-        crops = batch.get("crops")
-        own = [item for item, old in zip(boxes, cached, strict=True) if not old]
-        flags = None if crops is None else [crop for crop, old in zip(crops, cached, strict=True) if not old]
-        new = iter(self._system.encode(canvas, own, flags))
-        known = iter(self._connect(features, [item for item, old in zip(boxes, cached, strict=True) if old]))
+        crops, asked = batch.get("crops"), [None, None]
+        rows = [[row for row, old in enumerate(cached) if old == wanted] for wanted in (False, True)]
+        flags = None if crops is None else [crops[row] for row in rows[0]]
+        if question is not None:
+            asked = [question.map(lambda part, own=own: part[own]) for own in rows]
+        new = iter(self._system.encode(canvas, [boxes[row] for row in rows[0]], flags, asked[0]))
+        known = iter(self._connect(features, [boxes[row] for row in rows[1]], asked[1]))
         return [next(known if old else new) for old in cached]
 
-    def _connect(self, features: Mapping[str, Any], boxes: Sequence[Tensor]) -> Seeing:
+    def _connect(self, features: Mapping[str, Any], boxes: Sequence[Tensor], question: Pieces | None) -> Seeing:
         if features["source"] not in self._accepted:
             raise ValueError(
                 "features of a cache were not compared with the model's encoders; add "
@@ -126,7 +130,7 @@ class CachedFeatures:
         seen = {low: Seen(found.low)}
         if found.high is not None and high is not None:
             seen[high] = Seen(maps=[found.high])
-        return self._system.connect(Looked(seen, found.pooled), [len(item) for item in boxes])
+        return self._system.ask(Looked(seen, found.pooled, boxes), [len(item) for item in boxes], question)
 
 
 class FeatureExtractor(nn.Module):

@@ -16,8 +16,11 @@ from torch import nn
 from mg_llava.models.adapters.prompts import GatedPrompts
 from mg_llava.models.interfaces import Encoder, FramePooler, Fusion, Loss, Merger, ObjectReader
 from mg_llava.models.losses.boxes import RefinementLoss
+from mg_llava.models.losses.grounding import GroundedLoss
 from mg_llava.models.parts import kind_of
 from mg_llava.models.queries.branches import PromptBranch, SharedQueries
+from mg_llava.models.queries.heads import LyricsHeads
+from mg_llava.models.queries.mq_former import MQFormer, PieceReader
 from mg_llava.models.queries.refinement import RefinementHead
 from mg_llava.models.system import System
 from mg_llava.registry import MODELS
@@ -26,6 +29,7 @@ from tests.detection import toys
 
 TIMM = "test_convnext2.r160_in1k"
 TIMM_SIZE = 64
+TIMM_TOKENS = "test_vit.r160_in1k"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ TOYS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
         "checkpoint": paths["timm"],
         "dtype": "float32",
     },
+    "SAMEncoder": lambda paths: {"path": paths["sam"], "pool": 2, "dtype": "float32"},
+    "TimmTokenEncoder": lambda paths: {
+        "name": TIMM_TOKENS,
+        "image_size": 32,
+        "class_token": False,  # the other parts of the toy need a square
+        "checkpoint": paths["timm_tokens"],
+        "dtype": "float32",
+    },
     "TransformerDetector": lambda paths: {"path": paths["detector"], "objects": 4, "dtype": "float32"},
     "build_language_model": lambda paths: {"path": paths["llm"], "tuning": "full", "dtype": "float32"},
 }
@@ -65,6 +77,17 @@ TOYS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
 
 def _clip(paths: dict[str, str]) -> dict[str, Any]:
     return {"type": "mg_llava.CLIPEncoder", **TOYS["CLIPEncoder"](paths)}
+
+
+def _refiner(paths: dict[str, str]) -> dict[str, Any]:
+    """Parts that both stages of Lyrics have."""
+    sizes = dict(width=16, layers=2, heads=2, intermediate=24, vocabulary=len(toy.PIECES) + 1, positions=64)
+    return {
+        "visual_encoder": _clip(paths),
+        "detector": {"type": "mg_llava.TransformerDetector", **TOYS["TransformerDetector"](paths)},
+        "mq_former": {"type": "mg_llava.MQFormer", "queries": [3, 4], **sizes},
+        "pieces": {"type": "mg_llava.PieceReader", "vocabulary": toy.PIECES},
+    }
 
 
 SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
@@ -81,6 +104,17 @@ SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
         },
         "shared_queries": {"type": "mg_llava.SharedQueries", "width": 16, "queries": 5, "heads": 2},
         "refine": {"type": "mg_llava.RefinementHead", "width": 16, "heads": 2},
+    },
+    "Lyrics": lambda paths: {
+        "type": "mg_llava.Lyrics",
+        **_refiner(paths),
+        **{name: toy.model_config(paths, "full")[name] for name in ("llm", "projector")},
+    },
+    "LyricsPretrain": lambda paths: {
+        "type": "mg_llava.LyricsPretrain",
+        **_refiner(paths),
+        "heads": {"type": "mg_llava.LyricsHeads", "embedding": 8},
+        "losses": [{"type": f"mg_llava.{name}"} for name in ("AlignmentLoss", "CaptionLoss", "SpatialLoss")],
     },
     "TwoViews": lambda paths: {  # of the README, where it was added
         "type": "mg_llava.TwoViews",
@@ -106,12 +140,17 @@ ROLES: dict[str, type] = {
     "branch": PromptBranch,
     "shared queries": SharedQueries,
     "refinement": RefinementHead,
+    "mq former": MQFormer,
+    "pieces": PieceReader,
+    "heads": LyricsHeads,
 }
 """Interface of each role."""
 
 
 _OF_MR_MLLM = {"branch": "scene", "shared queries": "shared_queries", "refinement": "refine"}
 """Places of the roles that MR-MLLM alone has."""
+_OF_LYRICS = {"mq former": "mq_former", "pieces": "pieces", "heads": "heads"}
+"""Of those that Lyrics' first stage alone has."""
 
 
 def write_all(folder: Path) -> dict[str, str]:
@@ -121,9 +160,16 @@ def write_all(folder: Path) -> dict[str, str]:
 
     paths = toy.write_all(folder)
     torch.manual_seed(4)
-    file = folder / "timm.safetensors"
-    save_file(timm.create_model(TIMM, pretrained=False).state_dict(), file)
-    return {**paths, "timm": str(file), "detector": str(toys.write_detr(folder / "detector"))}
+    files = {"timm": folder / "timm.safetensors", "timm_tokens": folder / "timm_tokens.safetensors"}
+    for name, file in zip((TIMM, TIMM_TOKENS), files.values(), strict=True):
+        sizes = {"img_size": 32} if name == TIMM_TOKENS else {}
+        save_file(timm.create_model(name, pretrained=False, **sizes).state_dict(), file)
+    paths |= {name: str(file) for name, file in files.items()}
+    return {
+        **paths,
+        "detector": str(toys.write_detr(folder / "detector")),
+        "sam": str(toy.write_sam(folder / "sam")),
+    }
 
 
 def registered() -> dict[str, Any]:
@@ -181,6 +227,11 @@ def case_of(part: Any, paths: dict[str, str], **settings: Any) -> Case:
         return Case(name, role, {**system, place: {**system[place], **config}})
     if part is RefinementLoss:
         return Case(name, role, {**SYSTEMS["MRMLLM"](paths), "losses": [{"type": "mg_llava.LanguageLoss"}, config]})
+    if role in _OF_LYRICS:
+        system, place = SYSTEMS["LyricsPretrain"](paths), _OF_LYRICS[role]
+        return Case(name, role, {**system, place: {**system[place], **config}})
+    if role == "loss" and issubclass(part, GroundedLoss):
+        return Case(name, role, {**SYSTEMS["LyricsPretrain"](paths), "losses": [config]})
     system = SYSTEMS["MGLLaVA"](paths)
     if role == "loss":
         return Case(name, role, {**system, "losses": [config]})

@@ -16,6 +16,7 @@ from mg_llava.conversion import TARGETS, ConversionOptions, convert
 from mg_llava.data.collate import collate
 from mg_llava.inference.predictor import Predictor
 from mg_llava.models.counting import count_tokens
+from mg_llava.models.systems.lyrics import Refined
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.models.weights.parts import load_parts
 from mg_llava.planning.flops import Sample, count_flops
@@ -60,7 +61,8 @@ class Contract:
 
     def batch(self, samples: list[tuple[int, int]]) -> dict[str, Any]:
         """A batch as the data side makes it."""
-        return collate(toy.make_batch(samples, canvas=self.system.canvas_size))["data"]
+        made = toy.make_batch(samples, canvas=self.system.canvas_size)
+        return collate(toy.add_pieces(made) if isinstance(self.system, Refined) else made)["data"]
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -200,10 +202,20 @@ class Contract:
         self.counts()
         self.computes()
         self.saves()
-        self.converts(*TARGETS)
-        self.exports()
-        self.predicts()
+        self.converts(*(TARGETS if self.answers else [target for target in TARGETS if target not in ("hf", "parts")]))
+        self.used()
         self.plans()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the system has an LLM, so that it can be asked."""
+        return self.config["model"].get("llm") is not None
+
+    def used(self) -> None:
+        """What is done with a system that answers."""
+        if self.answers:
+            self.exports()
+            self.predicts()
 
     def short(self) -> None:
         """Every step, for the Hugging Face folder alone."""
@@ -211,8 +223,7 @@ class Contract:
         self.counts()
         self.computes()
         self.saves()
-        self.exports()
-        self.predicts()
+        self.used()
         self.plans()
 
 

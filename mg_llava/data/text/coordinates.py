@@ -160,6 +160,10 @@ class BoxText:
             rows = [[number / self.steps for number in row] for row in rows]
         return self.separator.join(writing.form.format(*row) for row in rows)
 
+    def numbers(self, boxes: np.ndarray, size: tuple[int, int]) -> list[list[str]]:
+        """The four numbers of each box as they are written; arguments and errors as for :meth:`write`."""
+        return [_FIND_NUMBER.findall(self.write(box, size)) for box in np.asarray(boxes).reshape(-1, 1, 4)]
+
     def read(self, text: str, size: tuple[int, int]) -> BoxesInText:
         """Boxes of a text, in original pixels of a picture of width and height ``size``; never raises."""
         found = self.find(text)

@@ -127,7 +127,8 @@ def _check_texts(sources: Sequence[OpenedSource], options: CheckOptions) -> None
         source.findings.extend(_duplicates(source, source.used))
         if any(record.images for record in source.used):
             folder, processor = source.arguments["image_folder"], source.arguments["picture_processor"]
-            for error in picture_problems(folder, processor, source.budget):
+            counted = None if source.arguments.get("tokens") is None else source.budget.tokens
+            for error in picture_problems(folder, processor, source.budget, counted):
                 if isinstance(error, FileNotFoundError):
                     source.tell("config_path", str(folder), f"{error}; no picture was checked")
                 else:

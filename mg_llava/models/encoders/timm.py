@@ -56,6 +56,11 @@ class TimmEncoder(VisionEncoder):
         super().__init__(own | stages | kwargs, dtype)
 
     @classmethod
+    def create(cls, name: str, **kwargs: Any) -> Any:
+        """The network of a name."""
+        return create_timm_model(name, cls.__name__, features_only=True, **kwargs)
+
+    @classmethod
     def describe(cls, config: Mapping[str, Any]) -> Spec:
         """See :meth:`Encoder.describe`."""
         import timm
@@ -68,7 +73,7 @@ class TimmEncoder(VisionEncoder):
         if cfg is not None and cfg.fixed_input_size:
             kwargs.setdefault("img_size", size)
         with torch.device("meta"):
-            backbone: Any = create_timm_model(name, cls.__name__, features_only=True, **kwargs)
+            backbone: Any = cls.create(name, **kwargs)
         data = timm.data.resolve_model_data_config(backbone)
         spec = Spec(
             type=cls.__name__,
@@ -90,9 +95,7 @@ class TimmEncoder(VisionEncoder):
         checkpoint = config.get("checkpoint")
         pretrained = bool(config.get("pretrained")) and checkpoint is None
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if checkpoint is None else "meta"):
-            backbone = create_timm_model(
-                config["name"], cls.__name__, pretrained=pretrained, features_only=True, **kwargs
-            )
+            backbone = cls.create(config["name"], pretrained=pretrained, **kwargs)
         own = map_state_dict(backbone.state_dict())
         if checkpoint is not None:
             own = _feature_names(map_weights(Path(checkpoint))[0], own, Path(checkpoint))
@@ -103,7 +106,7 @@ class TimmEncoder(VisionEncoder):
         from timm.layers import Format
 
         name, kwargs = spec.architecture["name"], spec.architecture["kwargs"]
-        self.backbone = create_timm_model(name, type(self).__name__, features_only=True, **kwargs)
+        self.backbone = self.create(name, **kwargs)
         self.channels_last = getattr(self.backbone, "output_fmt", None) == Format.NHWC
 
     def see(self, pixels: Tensor) -> Seen:
@@ -111,6 +114,77 @@ class TimmEncoder(VisionEncoder):
         maps = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         # some backbones (Swin) give (N, H, W, C)
         return Seen(maps=[item.permute(0, 3, 1, 2) for item in maps] if self.channels_last else list(maps))
+
+
+@MODELS.register_module()
+class TimmTokenEncoder(TimmEncoder):
+    """Tokens of a timm vision transformer after its last norm, such as EVA ViT-g.
+
+    Args:
+        name: timm model name.
+        image_size: Side of the view; None for timm's.
+        class_token: Whether the class token is among them, at the front.
+        checkpoint: As of :class:`TimmEncoder`; tensors of blocks beyond ``depth`` are left out.
+        pretrained: As of :class:`TimmEncoder`.
+        dtype: As of :class:`TimmEncoder`.
+        **kwargs: Passed to ``timm.create_model``, such as ``depth=39``.
+
+    Raises:
+        ValueError: As of :class:`TimmEncoder`; or the model is no vision transformer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int | None = None,
+        class_token: bool = True,
+        checkpoint: str | None = None,
+        pretrained: bool = False,
+        dtype: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        own = {"name": name, "image_size": image_size, "class_token": class_token}
+        own |= {"checkpoint": checkpoint, "pretrained": pretrained}
+        VisionEncoder.__init__(self, own | kwargs, dtype)
+
+    @classmethod
+    def create(cls, name: str, **kwargs: Any) -> Any:
+        """See :meth:`TimmEncoder.create`."""
+        return create_timm_model(name, cls.__name__, num_classes=0, global_pool="", **kwargs)
+
+    @classmethod
+    def describe(cls, config: Mapping[str, Any]) -> Spec:
+        """See :meth:`Encoder.describe`."""
+        import timm
+
+        name, size = config["name"], config.get("image_size")
+        kwargs = {key: value for key, value in config.items() if key not in (*_OWN, "class_token")}
+        if size is not None:
+            kwargs["img_size"] = size
+        with torch.device("meta"):
+            backbone = cls.create(name, **kwargs)
+        if not hasattr(backbone, "num_prefix_tokens") or not hasattr(backbone, "patch_embed"):
+            raise ValueError(f"timm's {name!r} is no vision transformer; TimmEncoder gives the maps of other networks")
+        data = timm.data.resolve_model_data_config(backbone)
+        dropped = 0 if config.get("class_token", True) else backbone.num_prefix_tokens
+        return Spec(
+            type=cls.__name__,
+            image_size=backbone.patch_embed.img_size[0],
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            tokens=backbone.patch_embed.num_patches + backbone.num_prefix_tokens - dropped,
+            channels=backbone.num_features,
+            architecture={"name": name, "kwargs": kwargs, "dropped": dropped},
+            source="timm",
+        )
+
+    def build(self, spec: Spec) -> None:
+        """See :meth:`VisionEncoder.build`."""
+        self.backbone = self.create(spec.architecture["name"], **spec.architecture["kwargs"])
+
+    def see(self, pixels: Tensor) -> Seen:
+        """Tokens ``(N, P, C)``."""
+        return Seen(self.backbone.forward_features(pixels)[:, self.spec.architecture["dropped"] :])
 
 
 def _feature_names(state: TensorMap, own: TensorMap, file: Path) -> TensorMap:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mg_llava.pieces import Pieces, WordPieces, stack_pieces
+from mg_llava.registry import MODELS
 
 Sees = Literal["all", "left", "queries"]
 """How queries and text attend to each other: ``all`` to all; with ``left`` and ``queries`` no text reaches the
@@ -66,6 +67,7 @@ class GroupedCrossAttention(nn.Module):
         return torch.cat(read, dim=1), None
 
 
+@MODELS.register_module()
 class MQFormer(nn.Module):
     """Groups of learned queries that read tokens of encoders, and word pieces.
 
@@ -201,6 +203,7 @@ def _reach(queries: int, pieces: int, sees: Sees, device: torch.device) -> Tenso
     return reach
 
 
+@MODELS.register_module()
 class PieceReader(nn.Module):
     """Questions to word pieces of an MQ-Former; it has no weights, and reads its vocabulary when it is asked.
 

@@ -80,7 +80,8 @@ def load_parts(
     require = (saved_parts(model) if require is None else set(require)) - set(fresh)
     _raise_on_other_tuning(model, state, source)
     shapes = {name: full_shape(tensor) for name, tensor in own.items()}
-    ignored = [key for key in state if key.endswith("rotary_emb.inv_freq")]
+    left_behind = getattr(model, "left_behind", ())
+    ignored = [key for key in state if key.endswith("rotary_emb.inv_freq") or _part(key) in left_behind]
     tensors = map_state_dict({key: value for key, value in state.items() if key not in ignored})
     fitting = {key: state[key] for key, tensor in tensors.items() if shapes.get(key) == tensor.shape}
     loaded = {_part(key) for key in fitting}

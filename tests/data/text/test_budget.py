@@ -175,7 +175,9 @@ def test_pictures_alone_exceed_the_context(folder, tokenizer):
     dataset = make(folder, tokenizer, context_length=27, over_budget="skip")
     assert dataset[1]["id"] == "2" and dataset.report()["skipped"]["over_budget"] == 1
     with pytest.raises(ValueError, match="context_length needs tokens"):
-        make(folder, tokenizer, context_length=27, tokens_per_image=0)
+        make(folder, tokenizer, context_length=27, tokens=None)
+    # pictures that take no place in the sequence are counted too
+    assert len(make(folder, tokenizer, context_length=27, tokens_per_image=0)[1]["images"]) == 3
 
 
 def test_limits():

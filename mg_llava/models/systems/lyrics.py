@@ -1,0 +1,308 @@
+"""Lyrics (arXiv 2312.05278): an MQ-Former reads a picture, the objects of a detector and text; then an LLM reads it.
+
+Stage 1 (:class:`LyricsPretrain`) has no LLM: pictures and captions with their items are matched. In stage 2
+(:class:`Lyrics`) the question enters the MQ-Former, whose queries are the tokens of the picture.
+
+Shapes: N canvases, P tokens of C channels, K or n_i objects of C_o channels, Q queries of width w, D hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
+
+from mg_llava.batch import TokenCount, send
+from mg_llava.models.interfaces import Detected, Looked, ObjectReader, Part, Seeing, Seen, Segment, Spec
+from mg_llava.models.parts import PartOrConfig, check_part, kind_of, raise_together, spec_of
+from mg_llava.models.queries.mq_former import Source
+from mg_llava.models.system import System
+from mg_llava.models.vision import run_encoders
+from mg_llava.pieces import Pieces, blank_pieces
+from mg_llava.registry import MODELS
+
+_VISUAL, _DETECTOR, _SEGMENTER = "visual_encoder", "detector", "segmenter"
+_BOX = 4
+
+
+class Refined(System):
+    """Base of both stages: the encoders, whose outputs are the sources of an MQ-Former.
+
+    Objects are those that a detector finds, or, where ``detector`` gives maps, the given boxes, pooled from them by
+    ``box_reader``. Their boxes stand behind their states, as shares of the canvas (cxcywh).
+    """
+
+    parts: ClassVar[tuple[Part, ...]] = (
+        Part(_VISUAL, "visual_encoder", "encoder"),
+        Part(_DETECTOR, "detector", "encoder"),
+        Part(_SEGMENTER, "segmenter", "encoder"),
+        Part("box_reader", "box_reader", "connector"),
+        Part("mq_former", "mq_former", "connector"),
+        Part("pieces", "pieces", "connector"),
+    )
+
+    def add_refiner(
+        self,
+        visual_encoder: PartOrConfig,
+        detector: PartOrConfig | None,
+        segmenter: PartOrConfig | None,
+        box_reader: PartOrConfig | None,
+        mq_former: PartOrConfig,
+        pieces: PartOrConfig,
+    ) -> None:
+        """Build the encoders and the MQ-Former.
+
+        Raises:
+            ValueError: With every impossible combination of parts in one message, before weights are read.
+        """
+        given = {_VISUAL: visual_encoder, _DETECTOR: detector, _SEGMENTER: segmenter}
+        specs = {name: spec_of(name, part) for name, part in given.items()}
+        raise_together(_faults(specs, box_reader))
+        for name, part in given.items():
+            self.add(name, part)
+        stages = [] if specs[_DETECTOR] is None else list(specs[_DETECTOR].stage_channels)
+        self.add("box_reader", box_reader, stage_channels=stages, out_channels=None)
+        channels = [specs[_VISUAL].channels]
+        if self.box_reader is not None:
+            channels.append(self.box_reader.in_channels + _BOX)
+        elif specs[_DETECTOR] is not None:
+            channels.append(specs[_DETECTOR].object_channels + _BOX)
+        if specs[_SEGMENTER] is not None:
+            channels.append(specs[_SEGMENTER].channels)
+        self.add("mq_former", mq_former, in_channels=channels)
+        self.add("pieces", pieces)
+
+    def look(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Looked:
+        """See :meth:`System.look`; boxes are read where the objects are not a detector's own."""
+        encoders = [part.key for part, _ in self.named_parts() if part.role == "encoder"]
+        seen = run_encoders(self, encoders, canvas)
+        if self.box_reader is None:
+            return Looked(seen)
+        return Looked(seen, self.box_reader.pool(seen[_DETECTOR], boxes, canvas.shape[-1]), boxes)
+
+    def sources(self, looked: Looked, counts: Sequence[int]) -> list[Source]:
+        """What the groups of queries read of N canvases: tokens, objects, tokens of the segmenter."""
+        dtype, found = self.mq_former.dtype, []
+        tokens = looked.seen[_VISUAL].tokens
+        assert tokens is not None
+        found.append(Source(tokens.to(dtype)))
+        if self.box_reader is not None:
+            assert looked.pooled is not None
+            sides = looked.pooled.new_zeros(0, _BOX) if not len(looked.boxes) else torch.cat(list(looked.boxes))
+            places = box_convert(sides / self.canvas_size, "xyxy", "cxcywh")
+            rows = torch.cat([looked.pooled, places.to(looked.pooled)], dim=-1).to(dtype)
+            found.append(padded_source(rows.split(list(counts))))
+        elif self.detector is not None:
+            detected = looked.seen[_DETECTOR].detected
+            assert detected is not None
+            found.append(Source(torch.cat([detected.states.to(dtype), detected.boxes.to(dtype)], dim=-1)))
+        if self.segmenter is not None:
+            tokens = looked.seen[_SEGMENTER].tokens
+            assert tokens is not None
+            found.append(Source(tokens.to(dtype)))
+        return found
+
+    def blank_looked(self) -> Looked:
+        """See :meth:`System.blank_looked`."""
+        nothing = self.mq_former.query_tokens.new_zeros
+        seen = {}
+        for part, module in self.named_parts():
+            if part.role != "encoder":
+                continue
+            spec: Spec = module.spec
+            zeros = [nothing(1, spec.objects, size) for size in (spec.object_channels, _BOX, 1)]
+            detected = Detected(zeros[0], zeros[1], zeros[2][..., 0], zeros[2]) if spec.objects else None
+            seen[part.key] = Seen(nothing(1, spec.tokens, spec.channels) if spec.tokens else None, detected=detected)
+        if self.box_reader is None:
+            return Looked(seen)
+        return Looked(seen, nothing(1, self.box_reader.in_channels), [nothing(1, _BOX)])
+
+
+@MODELS.register_module()
+class Lyrics(Refined):
+    """Stage 2: a picture is Q tokens, for which the MQ-Former reads the question.
+
+    Args:
+        llm: Causal LM.
+        visual_encoder: Gives tokens of the canvas: CLIP, or EVA ViT-g.
+        mq_former: Says Q.
+        pieces: Questions to word pieces of the MQ-Former.
+        projector: From queries to D.
+        detector: Gives objects, or maps from which ``box_reader`` pools them; None leaves the group out.
+        segmenter: Gives tokens of a third group; None leaves it out.
+        box_reader: Pools given boxes from the maps of ``detector``.
+        **options: As for :class:`System`.
+
+    Raises:
+        ValueError: With every impossible combination of parts in one message, before weights are read.
+    """
+
+    reads_question = True
+    left_behind = ("heads",)
+    parts = (*Refined.parts, Part("projector", "projector", "connector"), Part("llm", "llm", "llm"))
+
+    def __init__(
+        self,
+        llm: PartOrConfig | None,
+        visual_encoder: PartOrConfig,
+        mq_former: PartOrConfig,
+        pieces: PartOrConfig,
+        projector: PartOrConfig,
+        detector: PartOrConfig | None = None,
+        segmenter: PartOrConfig | None = None,
+        box_reader: PartOrConfig | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.add_refiner(visual_encoder, detector, segmenter, box_reader, mq_former, pieces)
+        hidden = self.add_llm(llm)
+        self.add("projector", projector, in_channels=self.mq_former.width, out_channels=hidden)
+        self.complete()
+
+    @property
+    def token_count(self) -> TokenCount:
+        """Q tokens."""
+        return TokenCount(per_canvas=sum(self.mq_former.sizes), per_box=0)
+
+    def connect(self, looked: Looked, counts: Sequence[int]) -> Seeing:
+        """See :meth:`System.connect`; of pictures without a question."""
+        return self.ask(looked, counts, None)
+
+    def ask(self, looked: Looked, counts: Sequence[int], question: Pieces | None) -> Seeing:
+        """See :meth:`System.ask`."""
+        sources = self.sources(looked, counts)
+        states = sources[0].states
+        text = blank_pieces(len(states), states.device) if question is None else question
+        queries, read = self.mq_former(sources, text)
+        self.observe("query", queries)
+        if torch.is_grad_enabled():
+            queries = queries + 0.0 * read.sum()  # what reads the text in the last layer alone has a gradient too
+        return [[Segment("query", item)] for item in self.projector(queries)]
+
+    def word_pieces(self, questions: Sequence[str]) -> Pieces:
+        """See :meth:`System.word_pieces`."""
+        pieces: Pieces = self.pieces(questions)
+        return pieces
+
+
+class Grounded(NamedTuple):
+    """Pictures of a batch with their texts, as the losses of stage 1 read them."""
+
+    sources: list[Source]
+    pieces: Pieces
+    weight: float
+    """0 for a batch without pictures, for which a blank one stands, else 1."""
+
+
+@MODELS.register_module()
+class LyricsPretrain(Refined):
+    """Stage 1: the MQ-Former learns to match, tell apart and write pictures and captions with items; without LLM.
+
+    Args:
+        llm: None; there for the builders of systems.
+        visual_encoder: As of :class:`Lyrics`.
+        mq_former: As of :class:`Lyrics`.
+        pieces: The vocabulary of the word pieces.
+        heads: What the losses read the MQ-Former with.
+        detector: As of :class:`Lyrics`.
+        segmenter: As of :class:`Lyrics`.
+        box_reader: As of :class:`Lyrics`.
+        **options: As for :class:`System`; ``losses`` are such as ``AlignmentLoss``, ``CaptionLoss``, ``SpatialLoss``.
+
+    Raises:
+        ValueError: With every impossible combination of parts in one message, before weights are read.
+    """
+
+    parts = (*Refined.parts, Part("heads", "heads", "connector"))
+    llm = None
+
+    def __init__(
+        self,
+        visual_encoder: PartOrConfig,
+        mq_former: PartOrConfig,
+        pieces: PartOrConfig,
+        heads: PartOrConfig,
+        llm: None = None,
+        detector: PartOrConfig | None = None,
+        segmenter: PartOrConfig | None = None,
+        box_reader: PartOrConfig | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if llm is not None:
+            raise_together(["llm is given, and LyricsPretrain trains none; use Lyrics, or llm=None"])
+        self.add_refiner(visual_encoder, detector, segmenter, box_reader, mq_former, pieces)
+        sizes = dict(width=self.mq_former.width, vocabulary=self.mq_former.word_embeddings.num_embeddings)
+        self.add("heads", heads, **sizes)
+        self.complete()
+
+    @property
+    def token_count(self) -> TokenCount:
+        """No tokens, for there is no LLM."""
+        return TokenCount(per_canvas=0, per_box=0)
+
+    def connect(self, looked: Looked, counts: Sequence[int]) -> Seeing:
+        """See :meth:`System.connect`; segments are the sources."""
+        sources = self.sources(looked, counts)
+        rows = range(len(sources[0].states))
+        return [[Segment("source", _row(source, row)) for source in sources] for row in rows]
+
+    def grounded(self, batch: Mapping[str, Any], seeing: Seeing) -> Grounded:
+        """The pictures of a batch with their texts; a blank one in place of none.
+
+        Raises:
+            ValueError: Pictures have no text.
+        """
+        if not seeing:
+            blank = self.blank_seeing()
+            return Grounded(_join(blank), blank_pieces(1, self.device), 0.0)
+        pieces = (batch.get("extra") or {}).get("pieces")
+        if pieces is None or len(pieces.ids) != len(seeing):
+            found = 0 if pieces is None else len(pieces.ids)
+            raise ValueError(
+                f"{len(seeing)} pictures have {found} captions as word pieces; give the data set "
+                "boxes=dict(extra=dict(type='mg_llava.PieceWriter', ...)), and records of one picture each"
+            )
+        return Grounded(_join(seeing), pieces, 1.0)
+
+
+def padded_source(rows: Sequence[Tensor]) -> Source:
+    """Objects ``(n_i, C)`` of N canvases, padded to the most, and to one where there is none."""
+    most = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
+    filler = rows[0].new_zeros(most, rows[0].shape[1])  # a row that has the length of all
+    states = pad_sequence([filler, *rows], batch_first=True)[1:]
+    counts = send(torch.tensor([len(row) for row in rows]), states.device)
+    return Source(states, torch.arange(most, device=states.device) < counts[:, None])
+
+
+def _row(source: Source, row: int) -> Tensor:
+    """What is not padding of a canvas."""
+    return source.states[row] if source.mask is None else source.states[row][source.mask[row]]
+
+
+def _join(seeing: Seeing) -> list[Source]:
+    """The sources of all canvases, from their segments."""
+    return [padded_source([segment.tokens for segment in group]) for group in zip(*seeing, strict=True)]
+
+
+def _faults(specs: Mapping[str, Any], box_reader: Any) -> list[str]:
+    """Reasons why these encoders cannot be the sources of an MQ-Former."""
+    problems = [
+        f"{name} is {specs[name].type}, which gives no tokens; use one such as CLIPEncoder"
+        for name in (_VISUAL, _SEGMENTER)
+        if specs[name] is not None and not specs[name].tokens
+    ]
+    detector = specs[_DETECTOR]
+    if detector is None and box_reader is not None:
+        problems.append("box_reader pools from the maps of detector, which is None; give both or neither")
+    if detector is not None and not detector.objects:
+        if box_reader is None or not detector.stage_channels:
+            problems.append(
+                f"detector is {detector.type}, which detects nothing; use TransformerDetector, or an encoder with "
+                "maps and a box_reader"
+            )
+    if detector is not None and detector.objects and box_reader is not None:
+        problems.append(f"detector is {detector.type}, which finds its own objects; set box_reader=None")
+    return problems + check_part("box_reader", box_reader, ObjectReader, {}) if kind_of(box_reader) else problems

@@ -1,0 +1,192 @@
+"""Lyrics: from stage 1 to stage 2, and the same answers with a question by every door."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor
+
+from mg_llava.conversion import convert
+from mg_llava.data.collate import collate
+from mg_llava.data.records.turns import Turn
+from mg_llava.data.text.pieces import question_of
+from mg_llava.inference.predictor import Predictor
+from mg_llava.inference.requests import Request
+from mg_llava.models.systems.lyrics import padded_source
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
+from mg_llava.models.weights.parts import load_parts
+from mg_llava.registry import MODELS
+from tests import toy
+from tests.contract import cases
+
+SAMPLES = [(9, 1), (6, 0), (12, 2)]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return cases.write_all(tmp_path_factory.mktemp("lyrics"))
+
+
+def build(paths: dict[str, str], name: str, **changes: Any) -> Any:
+    """A toy system whose words and queries are large enough to matter."""
+    torch.manual_seed(3)
+    system = MODELS.build({**cases.SYSTEMS[name](paths), **changes})
+    with torch.no_grad():
+        for parameter in system.mq_former.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(20)
+    return system.eval()
+
+
+def batch_of(system: Any, samples: list[tuple[int, int]] = SAMPLES, pieces: bool = True) -> dict[str, Any]:
+    made = toy.make_batch(samples, canvas=system.canvas_size)
+    return collate(toy.add_pieces(made) if pieces else made)["data"]
+
+
+def pooled_from_maps(paths: dict[str, str]) -> dict[str, Any]:
+    """Parts in which objects are the given boxes."""
+    config = toy.model_config(paths)
+    return {"detector": config["high_res_encoder"], "box_reader": {"type": "mg_llava.RoIAlignBoxProjector"}}
+
+
+def test_stage_2_starts_from_stage_1_with_every_key_accounted_for(paths: dict[str, str], tmp_path: Path) -> None:
+    first = build(paths, "LyricsPretrain")
+    torch.save({"state_dict": first.state_dict(), "meta": {}}, tmp_path / "stage1.pth")
+    second = build(paths, "Lyrics", pretrained_pth=str(tmp_path / "stage1.pth"), fresh=["projector"])
+    again = build(paths, "Lyrics")
+    state = load_training_checkpoint(tmp_path / "stage1.pth")
+    report = load_parts(again, state, "stage 1", {"mq_former"}, fresh=["projector"])
+    assert not (report.missing or report.unknown or report.misshapen)
+    assert report.ignored and all(key.startswith("heads.") for key in report.ignored)
+    for name, tensor in first.mq_former.state_dict().items():
+        assert torch.equal(again.mq_former.state_dict()[name], tensor)
+        assert second.mq_former.state_dict()[name].shape == tensor.shape
+    with pytest.raises(ValueError, match="the whole part projector is absent"):
+        build(paths, "Lyrics", pretrained_pth=str(tmp_path / "stage1.pth"))
+
+
+def test_stage_1_learns_all_its_losses(paths: dict[str, str]) -> None:
+    for changes in ({}, pooled_from_maps(paths), {"detector": None, "mq_former": {"queries": [3]}}):
+        config = cases.SYSTEMS["LyricsPretrain"](paths)
+        changes = {key: {**config[key], **value} if key == "mq_former" else value for key, value in changes.items()}
+        torch.manual_seed(3)
+        system = MODELS.build({**config, **changes}).train()
+        frozen = {k: v.clone() for k, v in system.visual_encoder.state_dict().items()}
+        optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=3e-3)
+        batch, totals = batch_of(system, [(9, 1)] * 6), []
+        for _ in range(40):
+            losses = system(batch)
+            assert set(losses) == {"loss_itc", "loss_itm", "loss_icg", "loss_msp"}
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            totals.append(float(losses["loss_itc"] + losses["loss_icg"]))
+        assert totals[-1] < 0.8 * totals[0]
+        assert all(torch.equal(v, frozen[k]) for k, v in system.visual_encoder.state_dict().items())
+        assert system.loss_counts(batch) == [6, 6, 6]
+        nothing = batch_of(system, [(5, 0), (6, 0)])
+        assert system.loss_counts(nothing) == [0, 0, 0]
+        assert all(float(value) == 0 for value in system(nothing).values())
+        with pytest.raises(ValueError, match="3 pictures have 0 captions as word pieces; give the data set"):
+            system(batch_of(system, pieces=False))
+
+
+def test_tokens_follow_the_question(paths: dict[str, str]) -> None:
+    system = build(paths, "Lyrics")
+    canvas = batch_of(system)["canvas"][:1].expand(2, -1, -1, -1)
+    boxes = [torch.zeros(0, 4)] * 2
+    asked = system.encode(canvas, boxes, question=system.word_pieces(["a dog", "and 7 cats"]))
+    assert [segment.kind for segment in asked[0]] == ["query"] and asked[0][0].tokens.shape == (7, toy.LLM_WIDTH)
+    assert not torch.allclose(asked[0][0].tokens, asked[1][0].tokens, atol=1e-2)
+    same = system.encode(canvas, boxes, question=system.word_pieces(["a dog", "a dog"]))
+    torch.testing.assert_close(same[0][0].tokens, same[1][0].tokens)
+    assert system.tokens_of(2, 5) == 14
+
+
+def test_objects_of_given_boxes(paths: dict[str, str]) -> None:
+    system = build(paths, "Lyrics", **pooled_from_maps(paths))
+    canvas = batch_of(system)["canvas"][:1].expand(2, -1, -1, -1)
+    box = torch.tensor([[2.0, 3.0, 20.0, 30.0]])
+    none, one = system.encode(canvas, [box[:0], box])
+    moved, _ = system.encode(canvas, [box + 4, box])
+    assert not torch.allclose(none[0].tokens, one[0].tokens, atol=1e-3)
+    assert not torch.allclose(moved[0].tokens, one[0].tokens, atol=1e-4)
+    padded = padded_source([torch.ones(0, 3), torch.ones(2, 3)])
+    assert padded.mask is not None and padded.mask.tolist() == [[False, False], [True, True]]
+    assert padded_source([torch.ones(0, 3)]).states.shape == (1, 1, 3)
+
+
+def settings_of(paths: dict[str, str], system: Any) -> dict[str, Any]:
+    return {
+        "model": cases.SYSTEMS["Lyrics"](paths),
+        "tokenizer": {
+            "type": "transformers.AutoTokenizer.from_pretrained",
+            "pretrained_model_name_or_path": paths["llm"],
+            "padding_side": "right",
+        },
+        "prompt_template": "vicuna",
+        "picture_processor": {"type": "mg_llava.PictureProcessor", "image_size": system.canvas_size},
+    }
+
+
+def test_every_door_reads_the_question(paths: dict[str, str], tmp_path: Path) -> None:
+    import mg_llava.hf
+
+    system = build(paths, "Lyrics")
+    config = settings_of(paths, system)
+    meta = {"iter": 1, "epoch": 0, "seed": 0, "cfg": Config(config).pretty_text}
+    torch.save({"meta": meta, "state_dict": system.state_dict(), "optimizer": {}}, tmp_path / "iter_1.pth")
+    convert(tmp_path / "iter_1.pth", tmp_path / "hf", "hf")
+    assert str(toy.PIECES[-1]) in (tmp_path / "hf" / "config.json").read_text()  # the words come along
+    loaded = mg_llava.hf.MGLLaVAForConditionalGeneration.from_pretrained(tmp_path / "hf", torch_dtype=torch.float32)
+    processor = mg_llava.hf.MGLLaVAProcessor.from_pretrained(tmp_path / "hf")
+    picture = Image.effect_noise((50, 40), 90).convert("RGB")
+    predictor = Predictor.from_pretrained(Config(config), tmp_path / "iter_1.pth", device="cpu", max_new_tokens=6)
+    texts = {}
+    for question in ("a dog", "and 7 cats"):
+        row = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        inputs = processor(conversation=row, images=picture)
+        assert inputs["questions"] == [question]
+        sample = {
+            "input_ids": inputs["input_ids"][0],
+            "images": [inputs["pixel_values"][0]],
+            "boxes": [torch.zeros(0, 4)],
+            "extra": {"pieces": [system.pieces.words.question(question)]},
+        }
+        with torch.no_grad():
+            found = loaded(**inputs).logits
+            expected: Tensor = system(collate([sample])["data"], mode="tensor")["logits"]
+            torch.testing.assert_close(found, expected)
+            unasked = loaded(**{**inputs, "questions": None}).logits
+            assert not torch.allclose(unasked, found, atol=1e-3)
+        output = loaded.generate(**inputs, max_new_tokens=6)
+        texts[question] = processor.decode_answers(output, inputs["input_ids"])[0]
+        assert predictor.predict(picture, question).text == texts[question]
+    # together, in one window, the picture is encoded for each question
+    answers = predictor.predict_many([Request(question, picture) for question in texts])
+    assert [answer.text for answer in answers] == list(texts.values())
+    with pytest.raises(ValueError, match="this model reads questions apart; give conversation"):
+        processor("USER: <image>\nwhat ASSISTANT:", picture)
+
+
+def test_questions_are_what_was_asked_so_far() -> None:
+    turns = [Turn("human", "<image>\nwhat is it?"), Turn("gpt", "a dog"), Turn("human", "and <image> that?")]
+    assert question_of(turns) == "what is it?\nand   that?"
+
+
+def test_impossible_combinations_are_one_message(paths: dict[str, str]) -> None:
+    config = cases.SYSTEMS["Lyrics"](paths)
+    maps = pooled_from_maps(paths)
+    with pytest.raises(ValueError, match=r"visual_encoder is Transf.*no tokens.*detector is CLIPEncoder, which d"):
+        MODELS.build({**config, "visual_encoder": config["detector"], "detector": config["visual_encoder"]})
+    with pytest.raises(ValueError, match="finds its own objects; set box_reader=None"):
+        MODELS.build({**config, "box_reader": maps["box_reader"]})
+    with pytest.raises(ValueError, match="which is None; give both or neither"):
+        MODELS.build({**config, "detector": None, "box_reader": maps["box_reader"]})
+    with pytest.raises(ValueError, match=r"2 groups of queries .* for 1 sources"):
+        MODELS.build({**config, "detector": None})
+    with pytest.raises(ValueError, match="LyricsPretrain trains none"):
+        MODELS.build({**cases.SYSTEMS["LyricsPretrain"](paths), "llm": config["llm"]})
