@@ -8,8 +8,10 @@ from typing import Any
 from mg_llava.conversion.adapters import split_adapters
 from mg_llava.conversion.expected import expected_parts, keys_of, parts_of
 from mg_llava.conversion.files import ConversionError, check_files, read_manifest
+from mg_llava.conversion.lyrics import is_published_lyrics, name_published_lyrics
 from mg_llava.conversion.settings import ModelSettings, stored_settings
 from mg_llava.conversion.types import Checkpoint
+from mg_llava.models.parts import kind_of
 from mg_llava.models.weights.archive import CheckpointError
 from mg_llava.models.weights.checkpoint import newest_checkpoint, open_training_checkpoint
 from mg_llava.models.weights.deepspeed import MODEL_STATES
@@ -50,6 +52,8 @@ def open_checkpoint(
         config = read_folder_config(path)
         if config.get("model_type") == "mg_llava":
             return _open_whole(path, settings)
+        if config.get("model_type") == "blip-2":
+            return name_tensors(path, "folder of Lyrics", map_folder(path), settings)
         if any("CausalLM" in name for name in config.get("architectures") or ()):
             return name_tensors(path, "LLM folder", _prefixed(map_folder(path)), settings, llm_folder=path)
     found = open_training_checkpoint(path)
@@ -90,13 +94,21 @@ def name_tensors(
         ConversionError: Adapters among them cannot be used.
     """
     model = settings.model if settings else None
+    unknown: list[str] = []
+    ignored: list[str] = []
+    if is_published_lyrics(tensors):
+        if model is None:
+            raise ConversionError(
+                f"{path} has weights of Lyrics; give its config, one of configs/lyrics, with --config"
+            )
+        tensors, ignored = name_published_lyrics(tensors)
     encoders, own = keys_of(parts_of(model), "encoder"), expected_parts(model)
+    left_behind = () if model is None else kind_of(model).left_behind
     kept: TensorMap = {}
-    unknown, ignored = [], []
     for key, tensor in tensors.items():
         name = key.removeprefix("module.")
         part = name.split(".", 1)[0]
-        if name.endswith("rotary_emb.inv_freq") or (part in encoders and part not in own):
+        if name.endswith("rotary_emb.inv_freq") or part in left_behind or (part in encoders and part not in own):
             ignored.append(name)
         elif part not in own:
             unknown.append(name)
