@@ -57,7 +57,8 @@ def stage(system, data, *, precision="bfloat16", seed=None, evaluation=None, **s
         moved = [f"{name} is now {_MOVED[name]}" for name in unknown if name in _MOVED]
         known_ones = f"known: {', '.join(sorted(known - {'system', 'data'}))}"
         raise TypeError("; ".join([f"unknown settings {', '.join(unknown)}", *moved, known_ones]))
-    keys = dict(**system, randomness=dict(seed=seed, deterministic=False))
+    own = {name: value for name, value in system.items() if name != "extra"}  # of the data set
+    keys = dict(**own, randomness=dict(seed=seed, deterministic=False))
     for build, names in arguments.items():
         keys.update(build(**{name: settings[name] for name in names if name in settings}))
     if evaluation:
@@ -76,7 +77,7 @@ def train_model(system, precision, pretrained_pth, tuning, gradient_checkpointin
     model = dict(system["model"], pretrained_pth=pretrained_pth)
     dtype = "auto" if precision == "bfloat16" else precision
     for name, part in model.items():
-        if part is not None and (name == "llm" or name.endswith("encoder")):
+        if part is not None and (name in _SIGHTED or name.endswith("encoder")):
             model[name] = {"dtype": dtype, **part}
     if prompts is not None and tuning != "gated_prompts":
         raise TypeError(f"prompts are settings of tuning='gated_prompts', but tuning={tuning!r}")
@@ -116,8 +117,9 @@ def load_data(
         budget=dict(context_length=context_length, spare_picture=True),
         **source,
     )
-    if system.get("prompt_parts"):
-        train_dataset["boxes"] = dict(prompt=system["prompt_parts"])
+    boxes = dict(prompt=system.get("prompt_parts"), extra=system.get("extra"))
+    if any(boxes.values()):
+        train_dataset["boxes"] = {name: value for name, value in boxes.items() if value}
     for name, value in (dataset or {}).items():
         is_group = isinstance(value, dict) and "type" not in value
         train_dataset[name] = {**train_dataset.get(name, {}), **value} if is_group else value
@@ -144,8 +146,9 @@ def optimize(
     max_norm=1,
     accumulative_counts=1,
     fused_optimizer=True,
+    lr_mult=None,
 ):
-    """AdamW with clipped gradients."""
+    """AdamW with clipped gradients; ``lr_mult`` has factors of the learning rate by key of a part."""
     fused = dict(fused=True) if fused_optimizer else {}
     wrapper = dict(
         type=OptimWrapper if precision == "float32" else AmpOptimWrapper,
@@ -153,13 +156,15 @@ def optimize(
         clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
         accumulative_counts=accumulative_counts,
     )
+    if lr_mult is not None:
+        wrapper["paramwise_cfg"] = dict(custom_keys={key: dict(lr_mult=value) for key, value in lr_mult.items()})
     if precision != "float32":
         wrapper.update(dtype=precision, loss_scale="dynamic" if precision == "float16" else 1.0)
     return dict(optim_wrapper=wrapper)
 
 
-def schedule(max_epochs=1, warmup_ratio=0.03, loss_weighting="tokens"):
-    """Linear warmup for a share of all steps, then a cosine to zero.
+def schedule(max_epochs=1, warmup_ratio=0.03, loss_weighting="tokens", min_lr=0.0):
+    """Linear warmup for a share of all steps, then a cosine to ``min_lr``.
 
     Labeled tokens of a step weigh the same in its gradient, however they are spread over micro-batches and processes;
     with ``loss_weighting="micro_batches"`` micro-batches of processes do, as in the reference.
@@ -169,7 +174,7 @@ def schedule(max_epochs=1, warmup_ratio=0.03, loss_weighting="tokens"):
         train_cfg=dict(type=TrainLoop, max_epochs=max_epochs, loss_weighting=loss_weighting),
         param_scheduler=[
             dict(type=WarmupLR, start_factor=1e-5, begin=0, end=warmup, **steps),
-            dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup, end=max_epochs, **steps),
+            dict(type=CosineAnnealingLR, eta_min=min_lr, begin=warmup, end=max_epochs, **steps),
         ],
     )
 
@@ -204,6 +209,9 @@ def watch(system, log_interval=10, save_steps=500, save_total_limit=2, evaluatio
     )
     return dict(custom_hooks=custom_hooks, default_hooks=default_hooks)
 
+
+_SIGHTED = ("llm", "detector", "segmenter")
+"""Parts with a dtype beside those whose names end with ``encoder``."""
 
 _ROW = "a key of the LLM's row, the builder's first argument: {**nano, '%s': ...}"
 _PART = "an argument of the system: model=dict(%s=...)"

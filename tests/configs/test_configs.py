@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 LEAVES = sorted(
     file.relative_to(ROOT).as_posix() for file in (ROOT / "configs").rglob("*.py") if "_base_" not in file.parts
 )
+OF_MG_LLAVA = [leaf for leaf in LEAVES if not leaf.startswith("configs/lyrics/")]
 LONGEST_LEAF = 20
 
 SWAPPED = """
@@ -112,7 +113,7 @@ TOKENS = {"nano": 64, "siglip": 729}
 """Tokens of a picture where they are not 576."""
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize("leaf", OF_MG_LLAVA)
 def test_data_counts_the_tokens_of_the_model_and_makes_pictures_in_its_size(leaf: str) -> None:
     config = read(leaf)
     budget, dataset = budget_of(config), config.train_dataloader.dataset
@@ -159,7 +160,7 @@ def test_the_papers_models_have_the_papers_schedule(name: str, stage: str, total
 def test_names_of_leaves_are_true(leaf: str) -> None:
     config = read(leaf)
     assert f"xtuner train {leaf}" in (text := (ROOT / leaf).read_text()) or f"\n#       {leaf} " in text
-    stage1 = config.model.llm.tuning == "frozen"
+    stage1 = config.model.llm is None or config.model.llm.tuning == "frozen"
     assert stage1 == ("_pretrain" in leaf)
     if not stage1:
         start = ROOT / "configs" / f"{Path(config.model.pretrained_pth).name}.py"
@@ -170,12 +171,12 @@ def test_every_llm_has_leaves_of_both_stages() -> None:
     rows = runpy.run_path(str(ROOT / "configs" / "_base_" / "llms.py"))
     paths = {row["llm_name_or_path"] for row in rows.values() if isinstance(row, dict) and "llm_name_or_path" in row}
     for stage in ("pretrain", "instruct"):
-        configs = [read(leaf) for leaf in LEAVES if f"_{stage}" in leaf]
+        configs = [read(leaf) for leaf in OF_MG_LLAVA if f"_{stage}" in leaf]
         assert {config.model.llm.path for config in configs} == paths
 
 
 def test_code_of_an_llms_folder_is_trusted_only_where_its_row_says_so() -> None:
-    for leaf in LEAVES:
+    for leaf in OF_MG_LLAVA:
         config = read(leaf)
         trusted = "internlm" in leaf
         assert config.tokenizer.get("trust_remote_code", False) == trusted

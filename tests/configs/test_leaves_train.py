@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from tests import toy
 from tests.configs.test_configs import LEAVES, ROOT
+from tests.detection import toys
 from tests.run import forget_runs, read_losses
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def nodes(value: Any) -> Iterator[dict]:
 
 def shrink(config: Config, paths: dict[str, str], data: dict[str, str]) -> None:
     """Toys in place of what a leaf names; everything else stays as the leaf says."""
-    llm = config.model.llm.path
+    llm = config.tokenizer.pretrained_model_name_or_path
     for node in nodes(config._cfg_dict):
         for key in ("path", "pretrained_model_name_or_path"):
             if node.get(key) == llm:
@@ -52,13 +53,17 @@ def shrink(config: Config, paths: dict[str, str], data: dict[str, str]) -> None:
                     {"path": paths["convnext"]} if "path" in high else {"name": "resnet18", "pretrained": False}
                 )
                 high.update(image_size=toy.CANVAS)
+        if "pieces" in node:
+            shrink_refiner(node, paths)
+        if "extra" in node:
+            node["extra"].update(vocabulary=toy.PIECES)
         if "picture_processor" in node:
             node["picture_processor"].update(image_size=toy.CANVAS)
         if "data_path" in node:
             node.update(data)
         if "data_root" in node:
             node["data_root"] = None
-    if config.model.llm.tuning == "qlora":
+    if config.model.llm is not None and config.model.llm.tuning == "qlora":
         config.model.llm.tuning = "lora"  # 4-bit weights need a GPU
     config.model.pretrained_pth = None
     config.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
@@ -69,10 +74,35 @@ def shrink(config: Config, paths: dict[str, str], data: dict[str, str]) -> None:
     config.default_hooks.logger.interval = config.log_processor.window_size = 1
 
 
+def shrink_refiner(model: dict, paths: dict[str, str]) -> None:
+    """Toys in place of the parts that Lyrics has before its LLM."""
+    sizes = dict(width=16, layers=2, heads=2, intermediate=24, positions=256, vocabulary=len(toy.PIECES) + 1)
+    model["mq_former"].update(sizes)
+    model["pieces"].update(vocabulary=toy.PIECES)
+    if "name" in model["visual_encoder"]:
+        model["visual_encoder"].update(name="test_vit.r160_in1k", checkpoint=None, depth=2)
+    else:
+        model["visual_encoder"].update(path=paths["clip"])
+    if model.get("detector") is None:
+        return
+    if model.get("box_reader") is not None:
+        model["detector"].update(path=paths["convnext"], image_size=toy.CANVAS)
+    else:
+        model["detector"].update(path=paths["detector"], image_size=64, classes=None)
+
+
+@pytest.fixture(scope="module")
+def toy_folders(toy_paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The toy folders with a detector."""
+    return {**toy_paths, "detector": str(toys.write_detr(tmp_path_factory.mktemp("detector")))}
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_leaf_trains_two_steps(leaf: str, toy_paths: dict[str, str], toy_data: dict[str, str], tmp_path: Path) -> None:
+def test_leaf_trains_two_steps(
+    leaf: str, toy_folders: dict[str, str], toy_data: dict[str, str], tmp_path: Path
+) -> None:
     config = Config.fromfile(ROOT / leaf)
-    shrink(config, toy_paths, toy_data)
+    shrink(config, toy_folders, toy_data)
     config.work_dir, config.experiment_name = str(tmp_path), Path(leaf).stem
     runner = Runner.from_cfg(config)
     runner.train()

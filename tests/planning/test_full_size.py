@@ -12,7 +12,8 @@ from tests.planning.conftest import LEAVES, PUBLISHED, load_config
 
 PARAMETERS = json.loads((PUBLISHED / "parameters.json").read_text())
 TRAINED_IN_STAGE_1 = {"fuse_module", "projector", "bbox_projector"}
-PAPERS = [leaf for leaf in LEAVES if not leaf.startswith("ablations/")]
+OF_MG_LLAVA = [leaf for leaf in LEAVES if not leaf.startswith("lyrics/")]
+PAPERS = [leaf for leaf in OF_MG_LLAVA if not leaf.startswith("ablations/")]
 
 # The published towers, without what is not computed: CLIP's last layer (12,596,224) and last norm, the classifier
 # and last norm of timm's ConvNeXt and ResNet.
@@ -95,7 +96,7 @@ def test_parameters_of_each_part(leaf: str, skeleton: Callable[..., Skeleton]) -
     assert ENCODERS.get(Path(config.low_res_encoder.path).name, counts["visual_encoder"]) == counts["visual_encoder"]
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize("leaf", OF_MG_LLAVA)
 def test_stage_decides_what_is_trained(leaf: str, skeleton: Callable[..., Skeleton]) -> None:
     made = skeleton(leaf)
     trained = {n for n, part in made.parts().items() if any(p.requires_grad for p in part.parameters())}
@@ -111,6 +112,35 @@ def test_a_grounding_model_has_about_3b_parameters(skeleton: Callable[..., Skele
     for stage in ("object_pretrain", "local_alignment", "global_alignment"):
         parts = skeleton(f"tiny_grounding/grounding_qwen2_5_3b_{stage}").parts()
         assert 2.7e9 <= sum(p.numel() for part in parts.values() for p in part.parameters()) <= 3.9e9
+
+
+@pytest.mark.parametrize(
+    ("leaf", "trained"),
+    [
+        ("lyrics/lyrics_pretrain", {"mq_former", "heads"}),
+        ("lyrics/lyrics_vicuna13b_instruct", {"mq_former", "projector", "llm"}),
+        ("lyrics/lyrics_qwen2_5_3b_instruct", {"mq_former", "projector", "llm"}),
+    ],
+)
+def test_lyrics_at_full_size(leaf: str, trained: set[str], skeleton: Callable[..., Skeleton]) -> None:
+    made = skeleton(leaf)
+    parts = made.parts()
+    assert {n for n, part in parts.items() if any(p.requires_grad for p in part.parameters())} == trained
+    model = made.model
+    assert [model.visual_encoder.spec.tokens, model.visual_encoder.spec.channels] == [257, 1408]
+    assert model.detector.spec.objects == 100
+    # BERT's layers and embeddings, a feed-forward network for the queries, and 6 x 2 cross-attentions
+    w, inner = 768, 3072
+    norm, square, words = 2 * w, w * w + w, 30523 * w + 512 * w
+    network = w * inner + inner + inner * w + w + norm
+    crossed = sum(2 * square + 2 * (channels * w + w) + norm for channels in (1408, 256 + 4))
+    expected = words + norm + 96 * w + 12 * (4 * square + norm + 2 * network) + 6 * crossed
+    assert sum(p.numel() for p in parts["mq_former"].parameters()) == expected
+    if "llm" in trained:
+        adapters = [name for name, p in model.llm.named_parameters() if p.requires_grad]
+        assert adapters and all(re.search(r"\.(q|k|v)_proj\.lora_[AB]\.", name) for name in adapters)
+        width = model.llm.get_input_embeddings().embedding_dim
+        assert sum(p.numel() for p in parts["projector"].parameters()) == w * width + width
 
 
 def test_numbers_of_the_published_model(skeleton: Callable[..., Skeleton]) -> None:

@@ -1,0 +1,11 @@
+# Lyrics with Vicuna-13B, as published, stage 2: instructions, LoRA on q, k and v.
+#   NPROC_PER_NODE=8 xtuner train configs/lyrics/lyrics_vicuna13b_instruct.py --deepspeed deepspeed_zero2 --seed 0
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.llms import vicuna_13b
+    from .._base_.lyrics import paper_lyrics_instruct
+    from .._base_.runtime import *
+
+globals().update(paper_lyrics_instruct(vicuna_13b, gpus=8))
+del paper_lyrics_instruct, vicuna_13b
