@@ -5,6 +5,7 @@ has; nothing else lists it.
 """
 
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def registered(name: str, package: str, *registries: Registry) -> Any:
     raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
+@cache
 def _names_below(package: str) -> set[str]:
     """First names of the modules and packages below a package."""
     return {module.removeprefix(f"{package}.").split(".")[0] for module in _modules(package)}
