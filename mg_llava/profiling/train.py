@@ -51,7 +51,6 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=int, default=232, help="mean text tokens of a sample (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
-    parser.add_argument("--architectures", help="folder with sizes of models that are not here, in NAME.json")
     parser.add_argument(
         "--checkpointing",
         choices=list(_CHECKPOINTING),
@@ -78,10 +77,9 @@ def case_from(args: argparse.Namespace, **values: Any) -> Any:
     if unknown := [key for key in model if key not in known]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(known)}")
     checkpointing = _CHECKPOINTING[args.checkpointing]
-    folder = {} if args.architectures is None else {"architectures": args.architectures}
     names = ("llm", "vision", "stage", "device", "batch_size", "text", "threads", "seed")
     common = {name: getattr(args, name) for name in names}
-    return Case(**common, **folder, checkpointing=checkpointing, model=model, **values)
+    return Case(**common, checkpointing=checkpointing, model=model, **values)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
