@@ -197,9 +197,12 @@ def pictures(draw):
 
 
 def overlap(first, second):
+    """Of boxes as the filter sees them, in float32."""
+    first, second = (np.asarray(box, np.float32).astype(np.float64) for box in (first, second))
     sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
-    shared = float(np.prod(np.maximum(sides, 0)))
-    return shared / max(1e-12, float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])) - shared)
+    shared = np.prod(np.maximum(sides, 0))
+    union = np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]) - shared
+    return shared / union if union > 0 else 0.0
 
 
 @given(processors, pictures(), st.booleans(), st.one_of(st.none(), st.integers(0, 8)))
