@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from mg_llava.data.collate import collate
 from mg_llava.models import compilation
@@ -30,7 +31,10 @@ def test_compiled_parts_take_the_same_step(toy_paths):
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         return model, {"loss": loss.detach(), **model.monitor, **gradients}
 
-    (plain, expected), (compiled, found) = step(), step(compile_vision=True)
+    plain, expected = step()
+    # plain loops and no pool of compilers, which take two thirds of the time and whose numbers are the same
+    with inductor.patch({"cpp.simdlen": 1, "compile_threads": 1}):
+        compiled, found = step(compile_vision=True)
     assert list(compiled.state_dict()) == list(plain.state_dict())
     assert compiled.visual_encoder._compiled_call_impl is not None
     assert found.keys() == expected.keys()
