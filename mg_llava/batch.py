@@ -111,7 +111,9 @@ class Batch(TypedDict, total=False):
     loss_weights: Sequence[float] | Tensor
     """For each loss how much this batch counts in a step of several; absent where all count the same."""
     extra: dict[str, Any]
-    """What one system alone reads; ``pieces``, rows of :class:`mg_llava.pieces.Pieces`, one for each canvas."""
+    """What some systems alone read, for each of the N canvases: ``pieces``, rows of :class:`mg_llava.pieces.Pieces`;
+    ``objects``, its annotated objects, ``boxes`` (n, 4) float32 xyxy, canvas pixels, and ``labels``, n names, or None
+    where nobody annotated them."""
 
 
 def plan_layout(

@@ -119,7 +119,8 @@ def load_data(
     )
     boxes = dict(prompt=system.get("prompt_parts"), extra=system.get("extra"))
     if any(boxes.values()):
-        train_dataset["boxes"] = {name: value for name, value in boxes.items() if value}
+        own = {name: value for name, value in boxes.items() if value}
+        train_dataset["boxes"] = {**train_dataset.get("boxes", {}), **own}
     for name, value in (dataset or {}).items():
         is_group = isinstance(value, dict) and "type" not in value
         train_dataset[name] = {**train_dataset.get(name, {}), **value} if is_group else value

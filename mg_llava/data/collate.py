@@ -53,6 +53,10 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         data["cached"] = [flag for instance in instances for flag in _flags(instance, "cached")]
     if images or features:
         data["boxes"] = [boxes.to(torch.float32) for instance in instances for boxes in instance.get("boxes") or ()]
+    objects = {}
+    if any("objects" in instance for instance in instances):
+        known = [instance.get("objects") or [None] * len(instance.get("boxes") or ()) for instance in instances]
+        objects = {"objects": [one for some in known for one in some]}
     if any(instance.get("is_video") for instance in instances):
         data["frames"] = [bool(one.get("is_video")) for one in instances for _ in one.get("boxes") or ()]
     for name in ("crops", "named"):
@@ -60,7 +64,7 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
             data[name] = [flag for instance in instances for flag in _flags(instance, name)]
     if any(instance.get("media") is not None for instance in instances):
         data["media"] = _number_media(instances)
-    if extra := _stack_extra(instances):
+    if extra := {**_stack_extra(instances), **objects}:
         data["extra"] = extra
     if all(instance.get("tokens") is not None for instance in instances):
         tokens = [count for instance in instances for count in instance["tokens"]]

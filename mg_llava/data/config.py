@@ -25,8 +25,14 @@ def resolve_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a source with ``data_root`` worked into the three paths that are relative to it."""
     root = settings.get("data_root")
     paths = {name: settings[name] for name in _PATHS if isinstance(settings.get(name), str | Path)}
-    below = {name: os.path.join(root, path) if root is not None else os.fspath(path) for name, path in paths.items()}
-    return {**settings, **below, "data_root": None}
+    return {**settings, **{name: below(root, path) for name, path in paths.items()}, "data_root": None}
+
+
+def below(root: str | Path | None, path: Any) -> Any:
+    """A path of a source that is relative to its ``data_root``; what is no path stays as it is."""
+    if not isinstance(path, str | Path):
+        return path
+    return os.fspath(path) if root is None else os.path.join(root, path)
 
 
 def build_transform(spec: Any) -> Any:
@@ -37,7 +43,7 @@ def build_transform(spec: Any) -> Any:
 def open_boxes(
     spec: str | Path | BoxStore | None,
     missing: MissingBox,
-    bad: BadRecord,
+    bad: BadRecord = "error",
     proposer: Any = None,
     processor: PictureProcessor | None = None,
 ) -> BoxStore | None:

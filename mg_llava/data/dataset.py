@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from mg_llava.batch import TokenCount
 from mg_llava.data.boxes.store import BoxStore, check_frames
-from mg_llava.data.config import build_transform, open_boxes, resolve_paths
+from mg_llava.data.config import below, build_transform, open_boxes, resolve_paths
 from mg_llava.data.faults import FAULTS, SkippedSamples, StrayBoxes
 from mg_llava.data.features.cache import FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource
@@ -129,7 +129,7 @@ class LLaVADataset(Dataset):
         if self.box_store is not None:
             check_frames(self.box_store, self._samples.index.video_ids(), frames)
             self.missing_boxes = self.box_store.check(self._samples.index.box_keys())
-        self.loader = self._make_loader()
+        self.loader = self._make_loader(data_root)
         self.features = self._open_features()
         self._lengths: np.ndarray | None = None
 
@@ -248,7 +248,7 @@ class LLaVADataset(Dataset):
             if int(self._samples.positions[candidate]) not in self._skipped:
                 yield candidate
 
-    def _make_loader(self) -> PictureLoader | None:
+    def _make_loader(self, root: str | Path | None) -> PictureLoader | None:
         """Loads the pictures of records; None where the source is text alone."""
         if self.picture_processor is None or self.image_folder is None:
             return None
@@ -260,6 +260,7 @@ class LLaVADataset(Dataset):
             strays=self._strays,
             max_pixels=self.faults.max_pixels,
             allow_outside=self.faults.outside_pictures == "allow",
+            targets=open_boxes(below(root, self.boxes.targets), "empty"),
         )
 
     def _open_features(self) -> FeatureSource | None:

@@ -39,6 +39,9 @@ def make_sample(loaded: LoadedSample, count: TokenCount | None, feature_cache: s
     sample["boxes"] = [picture.boxes for picture in pictures]
     if count is not None:
         sample["tokens"] = [tokens for one in pictures for tokens in _tokens(one, count, loaded.is_named)]
+    objects = [picture.objects for picture in pictures]
+    if any(known is not None for known in objects):
+        sample["objects"] = objects
     if loaded.record.video is not None:
         sample["is_video"] = True
     if encoded.regions:

@@ -75,6 +75,8 @@ class BoxUse:
         prompt: Change the text by the boxes, or dicts to build them from (see ``text.prompt.PromptPart``).
         extra: Reads text and boxes for one system alone, such as ``text.pieces.PieceWriter``, or a dict to build it
             from: its lists by name, with an entry for each picture, are the ``extra`` of a sample.
+        targets: Box file with all annotated objects of pictures, which teach a system to detect; under ``data_root``.
+            Pictures that it lacks teach nothing of that kind.
     """
 
     box_augmentation: Augmentation | Mapping[str, Any] | None = None
@@ -83,6 +85,7 @@ class BoxUse:
     proposer: Any = None
     prompt: Sequence[PromptPart | Mapping[str, Any]] = ()
     extra: Any = None
+    targets: str | Path | None = None
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,11 @@ def budget_of(config: Config) -> TokenBudget:
     return build_group("budget", dataset.budget).counting(build_tokens(dataset.tokens))
 
 
-TOKENS = {"nano": 64, "siglip": 729}
+TOKENS = {"mr_mllm": 0, "nano": 64, "siglip": 729}
 """Tokens of a picture where they are not 576."""
+
+SIZES = {"mr_mllm_nano": 256, "mr_mllm": 800, "nano": 256, "siglip": 864}
+"""Sides of pictures where they are not 768."""
 
 
 @pytest.mark.parametrize("leaf", OF_MG_LLAVA)
@@ -118,7 +121,7 @@ def test_data_counts_the_tokens_of_the_model_and_makes_pictures_in_its_size(leaf
     config = read(leaf)
     budget, dataset = budget_of(config), config.train_dataloader.dataset
     per_canvas = next((TOKENS[name] for name in TOKENS if name in leaf), 576)
-    has_objects = config.model.box_projector is not None and "boxes_into_picture" not in leaf
+    has_objects = config.model.get("box_projector") is not None and "boxes_into_picture" not in leaf
     per_crop = {"grounding_nano": 4, "grounding_qwen": 36}.get(Path(leaf).stem[:14], 0)
     assert budget.tokens == TokenCount(per_canvas, per_box=int(has_objects), per_crop=per_crop)
     assert budget.max_length == dataset.budget.context_length - per_canvas
@@ -127,7 +130,7 @@ def test_data_counts_the_tokens_of_the_model_and_makes_pictures_in_its_size(leaf
         for key, value in config.model.items()
         if key != "pretrained_pth"
     }
-    size = {"nano": 256, "siglip": 864}.get(next((name for name in TOKENS if name in leaf), ""), 768)
+    size = next((SIZES[name] for name in SIZES if name in leaf), 768)
     assert config.picture_processor.image_size == dataset.picture_processor.image_size == size
 
 
@@ -160,7 +163,7 @@ def test_the_papers_models_have_the_papers_schedule(name: str, stage: str, total
 def test_names_of_leaves_are_true(leaf: str) -> None:
     config = read(leaf)
     assert f"xtuner train {leaf}" in (text := (ROOT / leaf).read_text()) or f"\n#       {leaf} " in text
-    stage1 = config.model.llm is None or config.model.llm.tuning == "frozen"
+    stage1 = config.model.pretrained_pth is None
     assert stage1 == ("_pretrain" in leaf)
     if not stage1:
         start = ROOT / "configs" / f"{Path(config.model.pretrained_pth).name}.py"
@@ -226,6 +229,21 @@ def test_settings_of_speed_reach_model_and_optimizer(load) -> None:
     assert plain.optim_wrapper.optimizer.fused is True and plain.model.llm.gradient_checkpointing is True
     assert "fused" not in changed.optim_wrapper.optimizer and changed.model.llm.gradient_checkpointing == "selective"
     assert (changed.model.packing, changed.model.compile_vision) == (4096, True)
+
+
+def test_another_detector_is_a_line_of_a_leaf_of_mr_mllm(tmp_path: Path) -> None:
+    (tmp_path / "_base_").symlink_to(ROOT / "configs" / "_base_")
+    leaf = (ROOT / "configs" / "mr_mllm" / "mr_mllm_qwen2_5_3b_pretrain.py").read_text().replace(".._base_", "._base_")
+    for name, path in (
+        ("deformable_detr", "SenseTime/deformable-detr"),
+        ("grounding_dino", "IDEA-Research/grounding-dino-tiny"),
+    ):
+        (tmp_path / f"{name}.py").write_text(leaf.replace("detr_r50", name))
+        config = Config.fromfile(tmp_path / f"{name}.py")
+        detector = config.train_dataloader.dataset.tokens.model.detector
+        assert detector.path == config.model.detector.path == path
+        assert len(detector.get("classes") or ()) == (80 if name == "grounding_dino" else 0)
+    assert config.prompt_parts == config.train_dataloader.dataset.boxes.prompt
 
 
 def test_prompts_inside_the_llm_are_one_word(load) -> None:

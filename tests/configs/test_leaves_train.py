@@ -1,5 +1,6 @@
 """Every leaf trains two steps through mmengine's runner, with toys in place of its encoders, LLM and data."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,18 @@ def nodes(value: Any) -> Iterator[dict]:
         yield from nodes(item)
 
 
-def shrink(config: Config, paths: dict[str, str], data: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def annotated(toy_data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A toy detector, and the toy boxes with labels that it knows."""
+    folder = tmp_path_factory.mktemp("annotated")
+    records = json.loads(Path(toy_data["box_path"]).read_text())
+    for record in records:
+        record["labels"] = ["LABEL_1"] * len(record["boxes"])
+    (folder / "targets.json").write_text(json.dumps(records))
+    return {"detector": str(toys.write_detr(folder / "detr")), "targets": str(folder / "targets.json")}
+
+
+def shrink(config: Config, paths: dict[str, str], data: dict[str, str], annotated: dict[str, str]) -> None:
     """Toys in place of what a leaf names; everything else stays as the leaf says."""
     llm = config.tokenizer.pretrained_model_name_or_path
     for node in nodes(config._cfg_dict):
@@ -57,6 +69,15 @@ def shrink(config: Config, paths: dict[str, str], data: dict[str, str]) -> None:
             shrink_refiner(node, paths)
         if "extra" in node:
             node["extra"].update(vocabulary=toy.PIECES)
+        if "scene_encoder" in node:
+            node["scene_encoder"].update(path=paths["clip"])
+            node["detector"] = {
+                "type": "mg_llava.TransformerDetector",
+                "path": annotated["detector"],
+                "dtype": "float32",
+            }
+        if "targets" in node:
+            node["targets"] = annotated["targets"]
         if "picture_processor" in node:
             node["picture_processor"].update(image_size=toy.CANVAS)
         if "data_path" in node:
@@ -99,10 +120,10 @@ def toy_folders(toy_paths: dict[str, str], tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_leaf_trains_two_steps(
-    leaf: str, toy_folders: dict[str, str], toy_data: dict[str, str], tmp_path: Path
+    leaf: str, toy_folders: dict[str, str], toy_data: dict[str, str], annotated: dict[str, str], tmp_path: Path
 ) -> None:
     config = Config.fromfile(ROOT / leaf)
-    shrink(config, toy_folders, toy_data)
+    shrink(config, toy_folders, toy_data, annotated)
     config.work_dir, config.experiment_name = str(tmp_path), Path(leaf).stem
     runner = Runner.from_cfg(config)
     runner.train()

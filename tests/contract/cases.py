@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mg_llava.models.adapters.biases import AddedBiases
 from mg_llava.models.adapters.prompts import GatedPrompts
 from mg_llava.models.interfaces import Encoder, FramePooler, Fusion, Loss, Merger, ObjectReader
 from mg_llava.models.losses.boxes import RefinementLoss
@@ -70,6 +71,7 @@ TOYS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
         "dtype": "float32",
     },
     "TransformerDetector": lambda paths: {"path": paths["detector"], "objects": 4, "dtype": "float32"},
+    "CellDetector": lambda paths: {"path": paths["cells"], "image_size": toy.CANVAS, "objects": 3, "dtype": "float32"},
     "build_language_model": lambda paths: {"path": paths["llm"], "tuning": "full", "dtype": "float32"},
 }
 """Arguments that no system gives, from the folders of :func:`write_all`."""
@@ -104,6 +106,7 @@ SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
         },
         "shared_queries": {"type": "mg_llava.SharedQueries", "width": 16, "queries": 5, "heads": 2},
         "refine": {"type": "mg_llava.RefinementHead", "width": 16, "heads": 2},
+        "biases": {"type": "mg_llava.AddedBiases"},
     },
     "Lyrics": lambda paths: {
         "type": "mg_llava.Lyrics",
@@ -143,11 +146,12 @@ ROLES: dict[str, type] = {
     "mq former": MQFormer,
     "pieces": PieceReader,
     "heads": LyricsHeads,
+    "biases": AddedBiases,
 }
 """Interface of each role."""
 
 
-_OF_MR_MLLM = {"branch": "scene", "shared queries": "shared_queries", "refinement": "refine"}
+_OF_MR_MLLM = {"branch": "scene", "shared queries": "shared_queries", "refinement": "refine", "biases": "biases"}
 """Places of the roles that MR-MLLM alone has."""
 _OF_LYRICS = {"mq former": "mq_former", "pieces": "pieces", "heads": "heads"}
 """Of those that Lyrics' first stage alone has."""
@@ -168,6 +172,7 @@ def write_all(folder: Path) -> dict[str, str]:
     return {
         **paths,
         "detector": str(toys.write_detr(folder / "detector")),
+        "cells": str(toys.write_cells(folder / "cells", paths)),
         "sam": str(toy.write_sam(folder / "sam")),
     }
 

@@ -1,6 +1,8 @@
 """Batches of samples: their layout and the placeholders of their canvases, and samples that are refused by name."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,11 @@ import torch
 
 from mg_llava.batch import Layout, TokenCount
 from mg_llava.data.collate import collate
+from mg_llava.data.dataset import LLaVADataset
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
 from tests import toy
+from tests.settings import grouped
 
 COUNT = TokenCount(4)
 
@@ -101,3 +106,29 @@ def test_frames_out_of_order() -> None:
     two |= {"images": two["images"] * 2, "boxes": two["boxes"] * 2}
     with pytest.raises(ValueError, match="in the order of their placeholders"):
         collate([two])
+
+
+def test_annotated_objects_stand_beside_their_canvases(files: Path, tokenizer: Any) -> None:
+    """Those of a box file of their own, in canvas pixels; None for pictures that it lacks."""
+    records = json.loads((files / "boxes.json").read_text())
+    known = [{**record, "labels": ["dog"] * len(record["boxes"])} for record in records if record["id"] == 1]
+    (files / "targets.json").write_text(json.dumps(known))
+    dataset = LLaVADataset(
+        **grouped(
+            data_path=files / "data.json",
+            image_folder=files / "images",
+            box_path=files / "boxes.json",
+            tokenizer=tokenizer,
+            template="vicuna",
+            picture_processor=PictureProcessor(32),
+            targets=files / "targets.json",
+        )
+    )
+    batch = collate([dataset[index] for index in range(4)])["data"]
+    objects = batch["extra"]["objects"]
+    assert len(objects) == len(batch["canvas"]) == 4
+    assert [one is not None for one in objects] == [True, False, False, False]
+    assert objects[0]["labels"] == ["dog"] * len(known[0]["boxes"])
+    assert torch.allclose(objects[0]["boxes"], dataset.open(1).pictures[0].objects["boxes"])
+    size, boxes = 40, torch.tensor(known[0]["boxes"], dtype=torch.float32)  # 40 x 30 in a square
+    assert torch.allclose(objects[0]["boxes"], (boxes + torch.tensor([0.0, 5.0, 0.0, 5.0])) * 32 / size, atol=1e-4)

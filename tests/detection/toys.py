@@ -162,3 +162,19 @@ def write_detr(folder: Path, kind: str = "detr", queries: int = 6, size: int = 6
     processor["image_processor_type"] = "DetrImageProcessor"
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
+
+
+def write_cells(folder: Path, paths: dict[str, str]) -> Path:
+    """A detector of the cells of the toy ConvNeXt, with two classes."""
+    from safetensors.torch import save_file
+
+    from mg_llava.models.encoders.cell_detector import CellHead
+    from tests import toy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"backbone": paths["convnext"], "classes": ["dog", "cat"], "width": 8}
+    (folder / "config.json").write_text(json.dumps(about))
+    head = CellHead(toy.STAGE_CHANNELS[-1], 8, 3)
+    _spread(head, 6, 0.3)
+    save_file(head.state_dict(), folder / "model.safetensors")
+    return folder

@@ -13,7 +13,8 @@ from tests.planning.conftest import LEAVES, PUBLISHED, load_config
 PARAMETERS = json.loads((PUBLISHED / "parameters.json").read_text())
 TRAINED_IN_STAGE_1 = {"fuse_module", "projector", "bbox_projector"}
 OF_MG_LLAVA = [leaf for leaf in LEAVES if not leaf.startswith("lyrics/")]
-PAPERS = [leaf for leaf in OF_MG_LLAVA if not leaf.startswith("ablations/")]
+PAPERS = [leaf for leaf in OF_MG_LLAVA if not leaf.startswith(("ablations/", "mr_mllm/"))]
+MR_MLLM = {"adapter", "scene", "objects", "shared_queries"}
 
 # The published towers, without what is not computed: CLIP's last layer (12,596,224) and last norm, the classifier
 # and last norm of timm's ConvNeXt and ResNet.
@@ -103,6 +104,8 @@ def test_stage_decides_what_is_trained(leaf: str, skeleton: Callable[..., Skelet
     filled = {n for n, part in made.parts().items() if any(True for _ in part.parameters())}
     connectors = TRAINED_IN_STAGE_1 | {"box_fuse_module"}
     expected = connectors & filled | ({"llm"} if "instruct" in leaf or "alignment" in leaf else set())
+    if leaf.startswith("mr_mllm/"):  # the LLM's own weights stay
+        expected = MR_MLLM | ({"refine", "llm_bias"} if "instruct" in leaf else set())
     assert trained == expected
     whole = {n for n in trained if all(p.requires_grad for p in made.parts()[n].parameters())}
     assert whole == (trained - {"llm"} if "lora" in leaf else trained)
@@ -141,6 +144,22 @@ def test_lyrics_at_full_size(leaf: str, trained: set[str], skeleton: Callable[..
         assert adapters and all(re.search(r"\.(q|k|v)_proj\.lora_[AB]\.", name) for name in adapters)
         width = model.llm.get_input_embeddings().embedding_dim
         assert sum(p.numel() for p in parts["projector"].parameters()) == w * width + width
+
+
+@pytest.mark.parametrize("name", ["vicuna7b", "llama3_8b", "qwen2_5_3b"])
+def test_parameters_of_mr_mllm(name: str, skeleton: Callable[..., Skeleton]) -> None:
+    made = skeleton(f"mr_mllm/mr_mllm_{name}_instruct")
+    counts = {key: sum(p.numel() for p in part.parameters()) for key, part in made.parts().items()}
+    llm = made.model.llm
+    width, layers = llm.get_input_embeddings().embedding_dim, llm.config.num_hidden_layers
+    assert counts["llm"] == PARAMETERS[Path(load_config(f"mr_mllm/mr_mllm_{name}_instruct").model.llm.path).name]
+    assert counts["detector"] == 41_524_768  # as published for DETR-R50
+    assert counts["adapter"] == (layers - 1) * (10 * width + llm.config.num_attention_heads)
+    # behind q, o, gate, up and down
+    assert counts["llm_bias"] == layers * (3 * width + 2 * llm.config.intermediate_size)
+    open_vocabulary = {"type": "mg_llava.TransformerDetector", "path": "IDEA-Research/grounding-dino-tiny"}
+    changed = skeleton(f"mr_mllm/mr_mllm_{name}_instruct", detector={**open_vocabulary, "classes": ["dog", "cat"]})
+    assert sum(p.numel() for p in changed.parts()["detector"].parameters()) == 172_249_090
 
 
 def test_numbers_of_the_published_model(skeleton: Callable[..., Skeleton]) -> None:

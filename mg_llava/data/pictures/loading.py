@@ -7,6 +7,7 @@ canvases.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class OpenedPicture:
 
     ``frame`` is its width and height, in the frame of its ``boxes`` in original pixels (None where there is no box
     file); ``source`` the picture, or its entry in a feature cache; ``is_frame`` whether it is a frame of a video;
-    ``picture`` the picture, or what opens it.
+    ``picture`` the picture, or what opens it; ``annotated`` its annotated objects, None where nobody annotated them.
     """
 
     frame: tuple[int, int]
@@ -49,6 +50,7 @@ class OpenedPicture:
     source: Image.Image | CachedPicture
     is_frame: bool = False
     picture: Picture | None = None
+    annotated: BoxRecord | None = None
 
     @property
     def record(self) -> BoxRecord:
@@ -89,6 +91,14 @@ class LoadedPicture:
         """For each token the number of its box among those of ``opened``; None for what stands for "no box"."""
         return self.numbers.tolist() if len(self.numbers) else [None] * len(self.boxes)
 
+    @property
+    def objects(self) -> dict[str, Any] | None:
+        """Annotated objects: ``boxes``, (n, 4) float32 canvas pixels, and ``labels``; None where there are none."""
+        if self.opened.annotated is None or self.region is not None:
+            return None
+        boxes = self.canvas.to_canvas(self.opened.annotated.boxes).astype(np.float32)
+        return {"boxes": torch.from_numpy(boxes), "labels": list(self.opened.annotated.labels)}
+
     def fates(self, processor: PictureProcessor) -> list[BoxFate]:
         """Fate of each box of the box file, in its order."""
         processor = processor.of_frames if self.opened.is_frame else processor
@@ -116,6 +126,7 @@ class PictureLoader:
         strays: Counts boxes that lie outside of their pictures; None where there are no boxes.
         max_pixels: Largest number of pixels of a picture; see ``files.open_picture``.
         allow_outside: Whether pictures may lie outside of the folder.
+        targets: Annotated objects of the pictures, all of each that it has; None where nothing reads them.
         epoch: () int64, in memory that processes share.
     """
 
@@ -129,6 +140,7 @@ class PictureLoader:
     strays: StrayBoxes | None = None
     max_pixels: int | None = None
     allow_outside: bool = False
+    targets: BoxStore | None = None
     epoch: torch.Tensor = field(default_factory=_shared_number, compare=False)
 
     def open(
@@ -153,8 +165,12 @@ class PictureLoader:
             sources, frames = [*known], [picture.frame for picture in known]
             pictures = [partial(open_picture, path, owner, self.max_pixels) for path in paths]
         boxes = self._read_boxes(record, frames, pictures, index)
-        parts = zip(frames, boxes, sources, pictures, strict=True)
-        return [OpenedPicture(frame, own, source, picture=picture) for frame, own, source, picture in parts]
+        annotated = [None if self.targets is None else self.targets.find(key) for key in record.box_keys]
+        parts = zip(frames, boxes, sources, pictures, annotated, strict=True)
+        return [
+            OpenedPicture(frame, own, source, picture=picture, annotated=objects)
+            for frame, own, source, picture, objects in parts
+        ]
 
     def _open_video(
         self, record: LLaVARecord, index: int, owner: str, cache: FeatureCache | None

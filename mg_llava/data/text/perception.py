@@ -26,7 +26,7 @@ class PerceptionPrompt:
     ``Detected objects: dog [0.214, 0.330, 0.402, 0.718]; cat [...].``, or ``none`` for no object.
 
     Args:
-        text: How boxes are written, or a dict of its settings.
+        text: How boxes are written, or a dict of its settings; None writes labels alone.
         threshold: Least score of an object.
         most: Number of objects of a picture, those with the best scores.
         order: By ``score``, best first, or from ``left`` to right, by centers.
@@ -37,7 +37,7 @@ class PerceptionPrompt:
         ValueError: A setting is out of its range.
     """
 
-    text: BoxText | Mapping[str, Any] = field(default_factory=BoxText)
+    text: BoxText | Mapping[str, Any] | None = field(default_factory=BoxText)
     threshold: float = 0.3
     most: int = 20
     order: Literal["score", "left"] = "score"
@@ -96,9 +96,20 @@ class PerceptionPrompt:
         items = [self._write_one(record, number, size) for number in self.select(record).tolist()]
         return f"Detected objects: {'; '.join(items) or _NONE}."
 
+    def list_objects(self, boxes: np.ndarray, labels: Sequence[str], size: tuple[int, int]) -> str:
+        """The beginning of a prompt, up to the last of some objects in their order; arguments as of :meth:`write`."""
+        record = make_box_record(boxes, None, labels)
+        items = [self._write_one(record, number, size) for number in range(len(record))]
+        return f"Detected objects: {'; '.join(items)}"
+
     def read(self, text: str, size: tuple[int, int]) -> BoxRecord:
-        """The objects of a prompt that :meth:`write` made, original pixels; scores are 1, of uncertain ones 0."""
-        assert isinstance(self.text, BoxText)
+        """The objects of a prompt that :meth:`write` made, original pixels; scores are 1, of uncertain ones 0.
+
+        Raises:
+            ValueError: It writes labels alone.
+        """
+        if not isinstance(self.text, BoxText):
+            raise ValueError("a prompt without boxes cannot be read; set text=dict(style='unit3')")
         found = self.text.read(text, size)
         start, labels, scores = text.find(":") + 1, [], []
         for begin, end in found.spans:
@@ -109,8 +120,8 @@ class PerceptionPrompt:
         return make_box_record(found.boxes, scores, labels) if labels else NO_BOXES
 
     def _write_one(self, record: BoxRecord, number: int, size: tuple[int, int]) -> str:
-        assert isinstance(self.text, BoxText)
         # brackets and separators belong to the format
         label = " ".join(re.sub(r"[\[\]{}<>();:]", " ", record.labels[number]).split()) or "object"
         certainty = "" if self.sure is None else (_CERTAIN if record.scores[number] >= self.sure else _UNCERTAIN)
-        return f"{label} {self.text.write(record.boxes[number], size)}{certainty}"
+        box = f" {self.text.write(record.boxes[number], size)}" if isinstance(self.text, BoxText) else ""
+        return f"{label}{box}{certainty}"

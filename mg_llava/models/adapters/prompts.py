@@ -61,9 +61,8 @@ class GatedPrompt(nn.Module):
         scores = (queries @ keys.transpose(-1, -2)).float() * attention.scaling  # prompts have no position
         weights = scores.softmax(-1) * self.gate.tanh()
         mixed = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
-        output = attention.o_proj(mixed)
-        bias = getattr(attention.o_proj, "bias", None)
-        return output if bias is None else output - bias  # the attention itself has added it
+        # the attention itself has added what the layer gives without input: its bias, or one that was added to it
+        return attention.o_proj(mixed) - attention.o_proj(mixed.new_zeros(1, 1, mixed.shape[-1]))
 
 
 @MODELS.register_module()

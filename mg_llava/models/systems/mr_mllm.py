@@ -40,6 +40,7 @@ class MRMLLM(System):
         objects: From objects to prompts; None with the detector.
         shared_queries: Reads both; None leaves them out.
         refine: Refines the detector's objects; None leaves them as they are.
+        biases: Added to the linear layers of the LLM; None adds none.
         losses: As for :class:`System`; by default of the language, and of refined objects where there are any.
         **options: As for :class:`System`.
 
@@ -52,6 +53,7 @@ class MRMLLM(System):
         Part(DETECTOR, "detector", "encoder"),
         Part("llm", "llm", "llm"),
         PROMPTS,
+        Part("llm_bias", "biases", "connector"),
         Part("scene", "scene", "connector"),
         Part("objects", "objects", "connector"),
         Part("shared_queries", "shared_queries", "connector"),
@@ -68,6 +70,7 @@ class MRMLLM(System):
         objects: PartOrConfig | None = None,
         shared_queries: PartOrConfig | None = None,
         refine: PartOrConfig | None = None,
+        biases: PartOrConfig | None = None,
         losses: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
@@ -86,6 +89,7 @@ class MRMLLM(System):
         self.add("scene_encoder", scene_encoder)
         self.add("detector", detector)
         hidden = self.add_llm(llm, prompts)
+        self.add("biases", None if self.llm is None else biases, llm=self.llm)
         sizes = {"out_channels": hidden, "prompts": getattr(self.adapter, "prompts", 1)}
         channels = [low.channels] if found is None else [low.channels, found.object_channels + _BOX]
         self.add("scene", scene, in_channels=channels[0], **sizes)

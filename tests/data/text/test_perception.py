@@ -32,6 +32,10 @@ def test_threshold_cap_order_and_certainty() -> None:
     assert write(threshold=0.0, most=1) == f"Detected objects: {dog}."
     assert write(threshold=0.0, order="left") == f"Detected objects: {dog}; {bird}; {cat}."
     assert write(sure=0.6) == f"Detected objects: {dog} (sure); {cat} (maybe)."
+    bare = PerceptionPrompt(text=None, order="left")
+    assert bare.write(FOUND, SIZE) == "Detected objects: dog; cat."
+    with pytest.raises(ValueError, match="a prompt without boxes cannot be read"):
+        bare.read("Detected objects: dog.", SIZE)
     assert write(threshold=0.95) == "Detected objects: none." == PerceptionPrompt().write(NO_BOXES, SIZE)
 
 

@@ -187,6 +187,37 @@ def test_beside_lora() -> None:
         assert not parameter.requires_grad or parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_added_biases_come_once(family: str) -> None:
+    """Zero at the start; behind the same layers as a linear layer's own bias, with and without prompts."""
+    from mg_llava.models.adapters.biases import AddedBiases
+
+    plain, llm = build(family), build(family)
+    names = list(llm.state_dict())
+    prompts, biases = attach(llm, 0.3), AddedBiases(llm)
+    oracle = attach(plain, 0.3)
+    oracle.load_state_dict(prompts.state_dict())
+    assert torch.equal(llm(ids()).logits, plain(ids()).logits)
+    assert list(llm.state_dict()) == names and len(biases.state_dict()) == LAYERS * (4 if family == "phi3" else 5)
+    for key, value in biases.named_parameters():
+        number, name, _ = key.split(".")
+        nn.init.normal_(value, std=0.2)
+        linear = next(own for place, own in plain.model.layers[int(number)].named_modules() if place.endswith(name))
+        before = 0 if linear.bias is None else linear.bias.data
+        linear.bias = nn.Parameter(before + value.detach())
+    with torch.no_grad():
+        assert torch.allclose(llm(ids()).logits, plain(ids()).logits, atol=2e-4)
+    llm(ids()).logits.square().mean().backward()
+    assert all(value.grad.abs().max() > 0 for value in biases.parameters())
+
+
+def test_biases_of_unknown_layers_are_refused() -> None:
+    from mg_llava.models.adapters.biases import AddedBiases
+
+    with pytest.raises(ValueError, match="has no linear layers c_attn in its layers"):
+        AddedBiases(build("llama"), names=["c_attn"])
+
+
 def test_half_precision_keeps_gates_in_float32() -> None:
     llm = build("llama").to(torch.bfloat16)
     prompts = attach(llm, 0.3)

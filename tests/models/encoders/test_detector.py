@@ -114,3 +114,31 @@ def test_other_models_are_refused(toy_paths: dict[str, str], tmp_path: Path) -> 
         TransformerDetector(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="objects is 0"):
         TransformerDetector(str(toys.write_detr(tmp_path / "detr")), objects=0)
+
+
+def test_cells_hold_an_object_each(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    """Against a loop over the cells of the ConvNeXt's last map; boxes have their centers in their cells."""
+    from mg_llava.models.encoders.cell_detector import CellDetector
+    from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder
+    from tests import toy
+
+    folder = str(toys.write_cells(tmp_path / "cells", toy_paths))
+    detector = CellDetector(folder, toy.CANVAS, objects=9, dtype="float32")
+    assert (detector.spec.objects, detector.spec.classes, detector.spec.has_rest) == (4, ("dog", "cat"), True)
+    canvas = torch.randint(0, 256, (2, 3, toy.CANVAS, toy.CANVAS), dtype=torch.uint8)
+    found = detector(canvas).detected
+    cells = OpenCLIPConvNeXtEncoder(toy_paths["convnext"], toy.CANVAS, dtype="float32")(canvas).maps[-1]
+    assert found is not None
+    for picture in range(2):
+        seen = []
+        for row in range(2):
+            for column in range(2):
+                states, logits, boxes = detector.head(cells[picture, :, row, column].view(1, -1, 1, 1))
+                center = (boxes[0, 0, :2] + torch.tensor([column, row])) / 2
+                seen.append((states[0, 0], logits[0, 0], torch.cat([center, boxes[0, 0, 2:] / 2])))
+        seen.sort(key=lambda one: -float(one[1].softmax(-1)[:2].max()))
+        for place, (states, logits, box) in enumerate(seen):
+            assert torch.allclose(found.states[picture, place], states, atol=1e-5)
+            assert torch.allclose(found.logits[picture, place], logits, atol=1e-5)
+            assert torch.allclose(found.boxes[picture, place], box, atol=1e-5)
+            assert abs(float(found.scores[picture, place]) - float(logits.softmax(-1)[:2].max())) < 1e-5
