@@ -31,7 +31,7 @@ from mg_llava.models.encoders.cell_detector import CellDetector, CellHead  # noq
 from mg_llava.models.encoders.convnext import OpenCLIPConvNeXtEncoder  # noqa: E402
 from mg_llava.models.interfaces import Detected  # noqa: E402
 
-FORMAT = 1
+FORMAT = 2
 CLASSES = [*map(str, range(10)), "shape"]
 WIDTH = 128
 KINDS = ("list", "count", "presence", "leftmost")
@@ -164,6 +164,7 @@ class Part:
         self.out, self.name, self.split, self.detector = out, name, split, detector
         self.rng = np.random.default_rng(seed)
         self.records: list[Record] = []
+        self.pictures: list[Record] = []
         self.boxes: dict[str, list[Record]] = {"exact": [], "detected": []}
         (out / "images" / name).mkdir(parents=True, exist_ok=True)
 
@@ -181,9 +182,10 @@ class Part:
                 asked = language.ask(self.rng, layout, kind)
                 line = {"id": f"{identifier}-{kind}", "picture": identifier, "image": place, "kind": kind}
                 self.records.append(line | {"question": asked.question, "answer": asked.answer})
+        self.boxes["exact"].append({"id": identifier, **objects_of(scene)})
+        self.boxes["detected"].append({"id": identifier, **detect(self.detector, scene)})
         size = dict(zip(("width", "height"), scene.image.size, strict=True))
-        self.boxes["exact"].append({"id": identifier, **objects_of(scene), **size})
-        self.boxes["detected"].append({"id": identifier, **detect(self.detector, scene), **size})
+        self.pictures.append({"id": index, "file_name": place, **size})
 
     def write(self) -> None:
         """Write records and box files."""
@@ -193,6 +195,18 @@ class Part:
             (self.out / f"{self.name}.json").write_text(json.dumps(self.records))
         else:
             (self.out / f"{self.name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.records))
+            (self.out / f"{self.name}_instances.json").write_text(json.dumps(self.instances()))
+
+    def instances(self) -> Record:
+        """What is there, as COCO's annotations."""
+        annotations: list[Record] = []
+        for index, record in enumerate(self.boxes["exact"]):
+            for (x1, y1, x2, y2), label in zip(record["boxes"], record["labels"], strict=True):
+                place = {"id": len(annotations) + 1, "image_id": index, "category_id": 1 + CLASSES.index(label)}
+                shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+                annotations.append({**place, **shape})
+        categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+        return {"images": self.pictures, "annotations": annotations, "categories": categories}
 
 
 def main() -> None:
