@@ -1,9 +1,9 @@
-"""One checkpoint under several settings of boxes and fusion: what each is worth, with paired bootstrap intervals."""
+"""One checkpoint under several settings of boxes and parts: what each is worth, with paired bootstrap intervals."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from mg_llava.evaluation.statistics import Interval, paired_bootstrap, scores_of
 
 @dataclass(frozen=True)
 class Setting:
-    """How a checkpoint is run: its boxes, as ``--boxes`` takes them, and whether the fusion is on."""
+    """How a checkpoint is run: its boxes, as ``--boxes`` takes them, whether the fusion is on, and without what."""
 
     boxes: str = "detected"
     fusion: bool = True
+    without: str = ""
 
     @property
     def name(self) -> str:
         """For tables."""
-        return f"boxes {self.boxes}" + ("" if self.fusion else ", fusion off")
+        name = f"boxes {self.boxes}" + ("" if self.fusion else ", fusion off")
+        return f"{name}, without {self.without}" if self.without else name
 
     @property
     def folder(self) -> str:
@@ -32,11 +34,14 @@ class Setting:
         plain = "".join(c if c.isalnum() or c in "=.-" else "_" for c in Path(self.boxes).name)
         if Path(self.boxes).name != self.boxes:  # box files of one name in two places
             plain += "-" + hashlib.blake2b(self.boxes.encode(), digest_size=3).hexdigest()
-        return f"boxes-{plain}" + ("" if self.fusion else "_fusion-off")
+        folder = f"boxes-{plain}" + ("" if self.fusion else "_fusion-off")
+        return f"{folder}_without-{self.without}" if self.without else folder
 
 
-def parse_settings(boxes: str, fusion: str = "on") -> list[Setting]:
+def parse_settings(boxes: str, fusion: str = "on", without: str = "") -> list[Setting]:
     """All combinations of ``--boxes`` and ``--fusion``, each with commas between several, the baseline first.
+
+    After them come the combinations of ``--boxes`` and ``--without``.
 
     Raises:
         ValueError: A spec is malformed or comes twice.
@@ -49,7 +54,11 @@ def parse_settings(boxes: str, fusion: str = "on") -> list[Setting]:
     for spec in specs:
         if not is_box_file(spec):
             parse_box_spec(spec)
+    left_out = [part.strip() for part in without.split(",") if part.strip()]
+    if unknown := sorted(set(left_out) - set(SWITCHES)):
+        raise ValueError(f"without={without!r}: {unknown[0]!r} is unknown; allowed: {', '.join(SWITCHES)}")
     settings = [Setting(spec, switch == "on") for switch in switches for spec in specs]
+    settings += [Setting(spec, without=part) for part in left_out for spec in specs]
     if len(set(settings)) < len(settings):
         raise ValueError(f"boxes={boxes!r}, fusion={fusion!r}: a setting comes twice; name each once")
     return settings
@@ -81,6 +90,58 @@ def fusion_off(model: Any) -> Iterator[None]:
         yield
     finally:
         model.fuse_module = fusion
+
+
+@contextmanager
+def without_prompt(predictor: Any) -> Iterator[None]:
+    """Ask without what the boxes change in the text.
+
+    Raises:
+        ValueError: They change nothing.
+    """
+    front_end = predictor.front_end
+    if not front_end.parts:
+        raise ValueError("no prompt is made of the boxes; leave out --without prompt")
+    predictor.front_end = replace(front_end, parts=())
+    try:
+        yield
+    finally:
+        predictor.front_end = front_end
+
+
+@contextmanager
+def without_objects(predictor: Any) -> Iterator[None]:
+    """Add nothing of the object branch to the prompts inside the LLM's layers.
+
+    Raises:
+        ValueError: The model has no object branch.
+    """
+    branch = getattr(predictor.model, "objects", None)
+    if branch is None:
+        raise ValueError("the model has no object branch; leave out --without objects")
+    handle = branch.register_forward_hook(lambda module, given, output: output.new_zeros(output.shape))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+SWITCHES: dict[str, Callable[[Any], AbstractContextManager[None]]] = {
+    "prompt": without_prompt,
+    "objects": without_objects,
+}
+"""What ``--without`` knows; each takes the predictor."""
+
+
+@contextmanager
+def applied(setting: Setting, predictor: Any) -> Iterator[None]:
+    """Inside, a predictor is as a setting says, but for its boxes."""
+    with ExitStack() as stack:
+        if not setting.fusion:
+            stack.enter_context(fusion_off(predictor.model))
+        if setting.without:
+            stack.enter_context(SWITCHES[setting.without](predictor))
+        yield
 
 
 @dataclass(frozen=True)

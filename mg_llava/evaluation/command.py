@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--tagger", help="tags for the detector: ram:CHECKPOINT, coco80, ..., as in tools/generate_boxes.py")
     add("--fusion", default="on", help="on, off, or on,off (default: %(default)s)")
+    add("--without", default="", help="prompt, objects, or both with a comma: also ask without these (default: none)")
     add("--prompt", help="version of the prompts (default: each benchmark's first)")
     add("--limit", type=_positive, help="only the first so many questions of each benchmark")
     add("--batch-size", type=_positive, default=32, help="questions at a time (default: %(default)s)")
@@ -103,7 +104,7 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
         benchmarks=benchmarks,
         out=out,
         processes=processes,
-        settings=parse_settings(boxes, arguments.fusion),
+        settings=parse_settings(boxes, arguments.fusion, arguments.without),
         box_files=box_files,
         oracle=arguments.oracle_boxes,
         detector=detector,

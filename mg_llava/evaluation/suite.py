@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from mg_llava.data.pictures.files import to_rgb
-from mg_llava.evaluation.ablation import Difference, Setting, compare, format_differences, fusion_off
+from mg_llava.evaluation.ablation import Difference, Setting, applied, compare, format_differences
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.evaluation.box_source import BoxSource, build_box_source
 from mg_llava.evaluation.catalog import benchmark_config, default_boxes, find_release
@@ -99,7 +98,7 @@ class Suite:
         runs: dict[str, list[RunResult]] = {}
         for setting in self.settings:
             out = self.out if len(self.settings) == 1 else self.out / setting.folder
-            with nullcontext() if setting.fusion else fusion_off(self.predictor.model):
+            with applied(setting, self.predictor):
                 runs[setting.name] = self._run_benchmarks(setting, out)
         if not self.processes.is_main:
             return ""
@@ -122,6 +121,7 @@ class Suite:
     def _run_benchmarks(self, setting: Setting, out: Path) -> list[RunResult]:
         """Run all benchmarks under a setting; results in the main process only."""
         identity = {**self.identity, "fusion": "on" if setting.fusion else "off"}
+        identity |= {"without": setting.without} if setting.without else {}
         settings = {"model_identity": identity, "processes": self.processes, **self.generation}
         style: dict[str, Any] = {"unit": " questions", "file": sys.stderr, "smoothing": 0.05}
         runs = []

@@ -96,3 +96,35 @@ def test_differences_are_paired_and_quote_the_headline() -> None:
 def test_a_split_without_answers_has_no_differences() -> None:
     assert compare({"a": {"b": {"rules": {}}}, "c": {"b": {"rules": {}}}}) == []
     assert "nothing" in format_differences([], "a")
+
+
+def test_without_prompt_and_objects(tmp_path) -> None:
+    """Each is left out inside its context alone; systems that have none of it are refused."""
+    from mg_llava.evaluation.ablation import applied
+    from tests.contract import cases
+    from tests.inference.test_objects import predictor
+    from tests.models.systems.test_refinement import build, stir
+
+    paths = cases.write_all(tmp_path)
+    settings = parse_settings("none", "on", "prompt,objects")
+    assert [setting.without for setting in settings] == ["", "prompt", "objects"]
+    assert len({setting.folder for setting in settings}) == len({setting.name for setting in settings}) == 3
+    asked = predictor(paths, stir(build(paths)))
+    system, front_end = asked.model, asked.front_end
+    canvas = {"canvas": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "boxes": [torch.zeros(0, 4)]}
+    with torch.no_grad():
+        ((with_objects,),) = system.see(canvas)
+        looked = system.look(**canvas)
+        own = system.objects(torch.cat([*looked.seen["detector"].detected[:2]], dim=-1))[0]
+        with applied(settings[1], asked):
+            assert asked.front_end.parts == () and torch.equal(system.see(canvas)[0][0].tokens, with_objects.tokens)
+        with applied(settings[2], asked):
+            assert asked.front_end is front_end
+            without = system.see(canvas)[0][0].tokens
+        assert torch.allclose(with_objects.tokens - without, own, atol=1e-4) and own.abs().max() > 0.1
+        assert torch.equal(system.see(canvas)[0][0].tokens, with_objects.tokens) and asked.front_end is front_end
+    with pytest.raises(ValueError, match="'picture' is unknown; allowed: prompt, objects"):
+        parse_settings("none", without="picture")
+    bare = predictor(paths, build(paths, detector=None, objects=None, refine=None))
+    with pytest.raises(ValueError, match="no object branch"), applied(settings[2], bare):
+        pass
