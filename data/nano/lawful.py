@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ from mg_llava.models.interfaces import Detected  # noqa: E402
 FORMAT = 2
 CLASSES = [*map(str, range(10)), "shape"]
 WIDTH = 128
+SIZES = {"stage1": 1200, "stage2": 1200, "heldout": 160}
+"""Pictures of each part."""
+FITTED = 100
+"""Pictures on which the LLM's weight beside the detector is fitted."""
 KINDS = ("list", "count", "presence", "leftmost")
 """Questions that the names of the objects answer."""
 Record = dict[str, Any]
@@ -212,28 +217,45 @@ class Part:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage1", type=int, default=1200, help="pictures of stage A (default: %(default)s)")
-    parser.add_argument("--stage2", type=int, default=1200, help="pictures of stage B (default: %(default)s)")
-    parser.add_argument("--heldout", type=int, default=160, help="held-out pictures (default: %(default)s)")
+    parser.add_argument(
+        "--stage1", type=int, default=SIZES["stage1"], help="pictures of stage A (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stage2", type=int, default=SIZES["stage2"], help="pictures of stage B (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--heldout", type=int, default=SIZES["heldout"], help="held-out pictures (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--detector", type=int, default=480, help="pictures of the detector (default: %(default)s)")
     parser.add_argument("--retrain", action="store_true", help="train the detector again")
     parser.add_argument("--out", type=Path, default=HERE / "lawful", help="default: data/nano/lawful")
     arguments = parser.parse_args()
-    out, folder = arguments.out, HERE / "detector"
-    if arguments.retrain or not (folder / "model.safetensors").is_file():
-        train_detector(folder, arguments.detector, arguments.seed)
     sizes = {name: getattr(arguments, name) for name in ("stage1", "stage2", "heldout")}
-    settings = {"format": FORMAT, "seed": arguments.seed, **sizes}
+    prepare(arguments.out, sizes, arguments.seed, arguments.detector, arguments.retrain)
+
+
+def prepare(
+    out: Path = HERE / "lawful",
+    sizes: Mapping[str, int] = SIZES,
+    seed: int = 0,
+    pictures: int = 480,
+    retrain: bool = False,
+) -> None:
+    """Make detector and data, or see that they are there."""
+    folder = HERE / "detector"
+    if retrain or not (folder / "model.safetensors").is_file():
+        train_detector(folder, pictures, seed)
+    settings = {"format": FORMAT, "seed": seed, **sizes}
     meta = out / "meta.json"
     if meta.is_file() and json.loads(meta.read_text()) == settings:
         print(f"{out} already holds this data; nothing to do")
         return
     out.mkdir(parents=True, exist_ok=True)
     detector = CellDetector(str(folder), scenes.CANVAS, dtype="float32")
-    for number, (name, count) in enumerate({**sizes, "fit": 100}.items()):
+    for number, (name, count) in enumerate({**sizes, "fit": FITTED}.items()):
         split: scenes.Split = "heldout" if name in ("heldout", "fit") else "train"
-        part = Part(out, name, split, 1000 * arguments.seed + 11 + number, detector)
+        part = Part(out, name, split, 1000 * seed + 11 + number, detector)
         for index in range(count):
             part.add(index)
         part.write()

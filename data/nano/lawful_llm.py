@@ -1,4 +1,4 @@
-"""Two LLMs for the scenes of ``lawful.py``: one reads texts with their law, the other as many without it.
+"""Two LLMs for the scenes of ``lawful.py``, which it makes first: one reads texts with their law, the other without.
 
 Both go on from data/nano/llm with the same steps. A text names the objects from left to right, as the perception
 prompt does, and asks about them; all of it is learnt. Into data/nano/lawful/knowing and unknowing.
@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=HERE / "lawful", help="default: data/nano/lawful")
     arguments = parser.parse_args()
+    if arguments.out == HERE / "lawful":
+        lawful.prepare()
     for arm in ARMS:
         if (arguments.out / arm / "config.json").is_file():
             print(f"{arguments.out / arm} is there; nothing to do")
