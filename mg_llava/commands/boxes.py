@@ -9,7 +9,8 @@ detected once.
 OUT/boxes.safetensors opens with mg_llava's box store (by record id and by picture content); OUT/failures.jsonl names
 every picture without boxes and why; OUT/work may be removed afterwards.
 
-Detectors: owlv2:PATH, grounding-dino:PATH, coco:FILE, yolo:FOLDER, boxes:FILE, proposals, or a config (.py, .json).
+Detectors: owlv2:PATH, grounding-dino:PATH, detr:PATH, coco:FILE, yolo:FOLDER, boxes:FILE, proposals, or a config
+(.py, .json).
 Taggers: ram:CHECKPOINT, clip:FOLDER, tags:FILE, list:FILE, coco80, common, or tags separated by commas.
 
 Examples:

@@ -32,6 +32,7 @@ _TAGGERS = {
 _DETECTORS = {
     "owlv2": ("OWLv2Detector", "path"),
     "grounding-dino": ("GroundingDINODetector", "path"),
+    "detr": ("EncoderDetector", "path"),
     "coco": ("CocoBoxes", "path"),
     "yolo": ("YoloBoxes", "folder"),
     "boxes": ("BoxFile", "path"),
@@ -40,6 +41,7 @@ _DETECTORS = {
 _OPTIONS = {
     "OWLv2Detector": ("device", "dtype", "threshold"),
     "GroundingDINODetector": ("device", "dtype", "threshold"),
+    "EncoderDetector": ("device", "threshold"),
     "RAMPlusTagger": ("device", "dtype"),
     "OpenCLIPTagger": ("device", "dtype"),
 }
@@ -168,8 +170,9 @@ def pipeline_config(detector: str, tagger: str | None = None, **settings: Any) -
     """Arguments of :class:`BoxPipeline` from two short texts, as command lines give them.
 
     Args:
-        detector: ``owlv2:PATH``, ``grounding-dino:PATH``, ``coco:FILE``, ``yolo:FOLDER``, ``boxes:FILE``,
-            ``proposals``; or a config file (``.py`` with ``box_pipeline = dict(...)``, or ``.json``).
+        detector: ``owlv2:PATH``, ``grounding-dino:PATH``, ``detr:PATH`` (or another of its family), ``coco:FILE``,
+            ``yolo:FOLDER``, ``boxes:FILE``, ``proposals``; or a config file (``.py`` with ``box_pipeline = dict(...)``,
+            or ``.json``).
         tagger: ``ram:CHECKPOINT``, ``clip:FOLDER``, ``tags:FILE`` (for each picture), ``list:FILE``, ``coco80``,
             ``common``, or the tags themselves, separated by commas.
         **settings: More arguments; those that are None are left out. ``threshold``, ``device`` and ``dtype`` go to the

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -139,9 +138,7 @@ class ObjectFinder:
 
     def _record(self, found: Detected, canvas: Canvas) -> BoxRecord:
         """Objects of one canvas, original pixels, clipped to the picture."""
-        classes, side = self.model.detector.spec.classes, self.front_end.picture_processor.image_size
-        centers, sides = found.boxes[0].double().cpu().numpy().reshape(-1, 2, 2).transpose(1, 0, 2)
-        corners = canvas.to_original(np.concatenate([centers - sides / 2, centers + sides / 2], axis=1) * side)
-        corners = corners.clip(0, np.array([canvas.width, canvas.height] * 2))
+        classes = self.model.detector.spec.classes
+        corners = canvas.from_centers(found.boxes[0].double().cpu().numpy())
         labels = [classes[number] for number in found.logits[0, :, : len(classes)].argmax(-1).tolist()]
         return make_box_record(corners, found.scores[0].double().cpu().tolist(), labels, "detected objects")

@@ -378,3 +378,27 @@ def test_tags_that_contradict_each_other(tmp_path):
     (tmp_path / "t.json").write_text('{"1": ["a"], "2": ["b"], "1": ["c"]}')
     with pytest.raises(RecordError, match=r"t\.json: id '1' comes again with other tags"):
         TagFile(tmp_path / "t.json")
+
+
+def test_a_systems_detector_finds_the_same_on_its_own(tmp_path):
+    """Boxes of a picture in the middle of a square canvas, in its own pixels; the command names it by a folder."""
+    from mg_llava.detection.pipeline import build_pipeline
+
+    folder = str(toys.write_detr(tmp_path / "detr"))
+    pipeline = build_pipeline(f"detr:{folder}", threshold=0.4, device="cpu")
+    detector = pipeline.detector
+    for size in ((100, 50), (30, 90)):
+        image = noise(size)
+        (record,) = detector([image])
+        found = detector.encoder(detector.processor(image).pixels[None]).detected
+        kept = found.scores[0] >= 0.4
+        assert 0 < kept.sum() and set(record.labels) <= {"LABEL_0", "LABEL_1", "LABEL_2"}
+        side, offset = max(size), [(max(size) - own) / 2 for own in size]
+        centers, sides = found.boxes[0, kept].split(2, dim=1)
+        corners = torch.cat([centers - sides / 2, centers + sides / 2], dim=1).numpy() * side - [*offset, *offset]
+        wanted = np.clip(corners, 0, [*size, *size])
+        seen = (wanted[:, 2:] > wanted[:, :2]).all(1)
+        assert np.allclose(record.boxes, wanted[seen], atol=1e-3)
+        assert np.allclose(record.scores, found.scores[0, kept].numpy()[seen])
+    with pytest.raises(ValueError, match="give either path"):
+        type(detector)()

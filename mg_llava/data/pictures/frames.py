@@ -126,6 +126,11 @@ class Canvas:
         """Map (n, 4) boxes from canvas to original pixels: the inverse of ``to_canvas``."""
         return (boxes + np.tile(self.crop_offset, 2)) / self._scale() - np.tile(self.pad_offset, 2)
 
+    def from_centers(self, boxes: np.ndarray) -> np.ndarray:
+        """Map (n, 4) cxcywh shares of the canvas to xyxy in original pixels, clipped to the picture."""
+        corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+        return np.clip(self.to_original(corners * self.size), 0, np.tile((self.width, self.height), 2))
+
     def misses(self, boxes: np.ndarray) -> np.ndarray:
         """(n,) bool: which of (n, 4) boxes in original pixels have no part of the picture that the canvas shows."""
         left, top, right, bottom = self.to_original(self.picture_box[None])[0]
