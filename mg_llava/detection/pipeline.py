@@ -171,8 +171,8 @@ def pipeline_config(detector: str, tagger: str | None = None, **settings: Any) -
 
     Args:
         detector: ``owlv2:PATH``, ``grounding-dino:PATH``, ``detr:PATH`` (or another of its family), ``coco:FILE``,
-            ``yolo:FOLDER``, ``boxes:FILE``, ``proposals``; or a config file (``.py`` with ``box_pipeline = dict(...)``,
-            or ``.json``).
+            ``yolo:FOLDER``, ``boxes:FILE``, ``proposals``; or a config file (``.json``, or ``.py`` with
+            ``box_pipeline = dict(...)``).
         tagger: ``ram:CHECKPOINT``, ``clip:FOLDER``, ``tags:FILE`` (for each picture), ``list:FILE``, ``coco80``,
             ``common``, or the tags themselves, separated by commas.
         **settings: More arguments; those that are None are left out. ``threshold``, ``device`` and ``dtype`` go to the
