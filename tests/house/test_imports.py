@@ -200,6 +200,7 @@ PACKAGES = {
     "prometheus_client": "prometheus_client",
     "pyarrow": "pyarrow",
     "pycocoevalcap": "pycocoevalcap",
+    "pycocotools": "pycocotools",
     "pydantic": "pydantic",
     "ray": "ray",
     "scikit-image": "skimage",
