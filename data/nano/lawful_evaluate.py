@@ -56,7 +56,7 @@ def fit_weight(predictor: Predictor, data: Path, limit: int | None) -> float:
 
 def finder_of(predictor: Predictor, refine: Any, weight: float = 0.0) -> ObjectFinder:
     """Objects as an arm finds them."""
-    naming = Naming(weight=weight, beam=3, candidates=4)
+    naming = Naming(weight=weight, beam=6, candidates=4)
     return ObjectFinder(predictor.model, predictor.front_end, refine, naming, language.WHERE_PROMPT)
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
 from mg_llava.data.choices import wrong_count
@@ -51,8 +52,11 @@ def name_objects(
     probabilities: tuple[Tensor, Tensor, Sequence[str]],
     prompt: PerceptionPrompt,
     likelihood: Likelihood,
-) -> tuple[str, ...]:
-    """New names of K objects.
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """New names of K objects, and ``(K,)`` float64 how sure they are.
+
+    A name is as sure as the lists of the beam that agree with it, by their share of the probability; 1 where an object
+    keeps its name.
 
     Args:
         naming: How they are chosen.
@@ -80,7 +84,9 @@ def name_objects(
         told = likelihood(texts) if naming.weight else [0.0] * len(texts)
         scored = [(*option, option[1] + naming.weight * own) for option, own in zip(options, told, strict=True)]
         beams = sorted(scored, key=lambda one: -one[2])[: naming.beam]
-    labels = list(record.labels)
-    for number, name in zip(order, beams[0][0], strict=True):
-        labels[number] = name
-    return tuple(labels)
+    labels, sure = list(record.labels), np.ones(len(record))
+    shares = np.exp([total - beams[0][2] for _, _, total in beams])
+    for place, number in enumerate(order):
+        agree = [names[place] == beams[0][0][place] for names, _, _ in beams]
+        labels[number], sure[number] = beams[0][0][place], shares[agree].sum() / shares.sum()
+    return tuple(labels), sure

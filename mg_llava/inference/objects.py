@@ -16,6 +16,7 @@ from mg_llava.data.records.schema import BoxRecord, Turn, make_box_record
 from mg_llava.data.text.perception import PerceptionPrompt
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.naming import Naming, name_objects
+from mg_llava.models.adapters.biases import plain_llm
 from mg_llava.models.generation import evaluating
 from mg_llava.models.interfaces import Detected, class_scores
 from mg_llava.models.losses.language import decoder_of
@@ -77,7 +78,7 @@ class ObjectFinder:
             if self.refine in ("head", "both"):
                 found = self._by_head(sample, raw, picture.canvas, seeing)
             if self.refine in ("language", "both"):
-                return FoundObjects(raw, self._by_language(found, picture.canvas, seeing))
+                return FoundObjects(raw, self._by_language(found, picture.canvas))
         return FoundObjects(raw, self._record(found, picture.canvas))
 
     def _by_head(self, sample: dict[str, Any], raw: BoxRecord, canvas: Canvas, seeing: Any) -> Detected:
@@ -101,28 +102,28 @@ class ObjectFinder:
         data = collate([sample])["data"]
         return self.model.data_preprocessor({"input_ids": data["input_ids"]}, False)
 
-    def _by_language(self, found: Detected, canvas: Canvas, seeing: Any) -> BoxRecord:
+    def _by_language(self, found: Detected, canvas: Canvas) -> BoxRecord:
         spec, size = self.model.detector.spec, (canvas.width, canvas.height)
         record = self._record(found, canvas)
         likely = class_scores(found.logits[0], spec.has_rest)  # (K, classes)
         there = likely.sum(-1) if spec.has_rest else likely.amax(-1)
-        scores = torch.where(there >= self.naming.threshold, there, found.scores[0]).double().cpu().numpy()
-        labels = name_objects(
+        labels, sure = name_objects(
             self.naming,
             (record, size),
             (likely, there, spec.classes),
             self._prompt(),
-            lambda texts: self._likelihood(texts, seeing),
+            self._likelihood,
         )
-        return BoxRecord(record.boxes, scores, labels)
+        scores = torch.where(there >= self.naming.threshold, there, found.scores[0]).double().cpu().numpy()
+        return BoxRecord(record.boxes, scores * sure, labels)
 
     def _prompt(self) -> PerceptionPrompt:
         """How objects are written: as in the prompts of the training."""
         own = [part for part in self.front_end.parts if isinstance(part, PerceptionPrompt)]
         return own[0] if own else PerceptionPrompt()
 
-    def _likelihood(self, texts: Sequence[str], seeing: Any) -> list[float]:
-        """Log-probability of the part of each text in which it differs from others of its length, under the LLM."""
+    def _likelihood(self, texts: Sequence[str]) -> list[float]:
+        """Log-probabilities of texts at the beginning of a conversation, under the LLM as it came."""
         prompt = self.front_end.encode([Turn("human", IMAGE_PLACEHOLDER)], None)
         before = prompt[: next(place for place, number in enumerate(prompt) if number < 0)]
         tokenizer, model = self.front_end.tokenizer, self.model
@@ -131,7 +132,7 @@ class ObjectFinder:
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
         ids, mask = ids.to(model.device), mask.to(model.device)
-        with model.condition([seeing] * len(rows)):
+        with plain_llm(model):  # prompts were trained for answers, and know nothing of lists
             logits = model.llm(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         own: Tensor = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]  # (rows, L - 1)
         return (own * mask[:, 1:]).sum(1).tolist()

@@ -61,9 +61,7 @@ def test_the_llm_names_objects_without_training(paths: dict[str, str]) -> None:
     assert same.labels == raw.labels and np.array_equal(same.boxes, raw.boxes)
     told = ObjectFinder(asked.model, asked.front_end, "language", Naming(weight=50.0, threshold=0.0))(PICTURE)
     texts = [f"Detected objects: LABEL_{number} " for number in range(3)]
-    likely = finder._likelihood(
-        texts, asked.model.see({"canvas": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "boxes": [torch.zeros(0, 4)]})
-    )
+    likely = finder._likelihood(texts)
     assert len(set(likely)) == 3 and all(value < 0 for value in likely)
     assert set(told.refined.labels) <= {"LABEL_0", "LABEL_1", "LABEL_2"}
 
@@ -82,7 +80,7 @@ def test_names_against_all_lists() -> None:
 
     prompt = PerceptionPrompt(text=None, order="left", threshold=0.5)
     given = ((boxes, (100, 50)), (likely, there, classes), prompt, likelihood)
-    names = name_objects(Naming(beam=9, candidates=3), *given)
+    names, sure = name_objects(Naming(beam=9, candidates=3), *given)
     best = max(
         product(range(3), repeat=2),
         key=lambda pair: (
@@ -92,7 +90,14 @@ def test_names_against_all_lists() -> None:
         ),
     )
     assert names == (classes[best[1]], classes[best[0]], "a")  # the third is hardly there
-    plain = name_objects(Naming(weight=0.0), *given)
+    shares = {
+        pair: likely[1][pair[0]] * likely[0][pair[1]] * math.exp(weights[f"{classes[pair[0]]}; {classes[pair[1]]}"])
+        for pair in product(range(3), repeat=2)
+    }
+    agree = sum(share for pair, share in shares.items() if pair[0] == best[0]) / sum(shares.values())
+    assert np.isclose(sure[1], float(agree)) and sure[2] == 1
+    plain, alone = name_objects(Naming(weight=0.0, beam=9), *given)
+    assert np.allclose(alone[:2], [float(row.max() / row.sum()) for row in likely[:2]])
     assert plain[:2] == tuple(classes[int(row.argmax())] for row in likely[:2])
 
 

@@ -91,7 +91,7 @@ def score_detections(instances: Any, found: Mapping[int, BoxRecord]) -> Scored:
     return Scored(evaluation, _summarize(evaluation))
 
 
-def compare(first: Scored, second: Scored, number: str = "AP", draws: int = 200) -> Interval:
+def compare_detections(first: Scored, second: Scored, number: str = "AP", draws: int = 200) -> Interval:
     """Difference ``second - first`` of one of the numbers, with its bootstrap interval over pictures.
 
     Args:

@@ -9,7 +9,7 @@ from PIL import Image
 from mg_llava.data.pictures.files import open_picture, picture_path
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.drawing.boxes import MARGIN, PAPER, draw_boxes
-from mg_llava.evaluation.detection.coco import compare, open_instances, score_detections
+from mg_llava.evaluation.detection.coco import compare_detections, open_instances, score_detections
 from mg_llava.evaluation.detection.shifts import Shift
 from mg_llava.inference.objects import FoundObjects, ObjectFinder
 from mg_llava.work.atomic import write_json
@@ -17,7 +17,7 @@ from mg_llava.work.atomic import write_json
 RAW = "raw"
 _COMPARED = ("AP", "AP50")
 
-Found = dict[str, dict[int, BoxRecord]]
+FoundByArm = dict[str, dict[int, BoxRecord]]
 """By name of an arm, and by id of the picture."""
 
 
@@ -58,7 +58,7 @@ def evaluate_objects(
         for arm, one in scored.items():
             _write_boxes(out / f"{arm}_{shift}.json".replace(":", "_"), found[arm], pictures)
             if arm != RAW:
-                gains = {name: compare(scored[RAW], one, name, draws).to_dict() for name in _COMPARED}
+                gains = {name: compare_detections(scored[RAW], one, name, draws).to_dict() for name in _COMPARED}
                 results[str(shift)][arm]["gain"] = gains
             progress(f"{shift} {arm}: AP {one.numbers['AP']:.3f}, AP50 {one.numbers['AP50']:.3f}")
     write_json(out / "results.json", results)
@@ -72,9 +72,9 @@ def _find(
     shift: Shift,
     out: Path,
     show: int,
-) -> Found:
+) -> FoundByArm:
     """The objects of all pictures, by each arm."""
-    found: Found = {RAW: {}, **{arm: {} for arm in finders}}
+    found: FoundByArm = {RAW: {}, **{arm: {} for arm in finders}}
     for picture in pictures:
         number, name = picture["id"], picture["file_name"]
         image = shift(open_picture(picture_path(folder, name, f"picture {number}"), name).convert("RGB"), number)

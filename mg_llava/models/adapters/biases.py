@@ -3,7 +3,8 @@
 They are zero at the start, parameters of their own, and stored apart: the LLM keeps its weights and their names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,13 +44,15 @@ class AddedBiases(nn.Module):
         names: Sequence[str] = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"),
     ) -> None:
         super().__init__()
+        self.is_on = True
+        """Whether they are added; False is the plain LLM."""
         for number, layer in enumerate(getattr(decoder_of(llm), "layers", [])):
             own = nn.ModuleDict()
             for place, linear in layer.named_modules():
                 name = place.rsplit(".", 1)[-1]
                 if name in names and hasattr(linear, "out_features"):
                     own[name] = AddedBias(linear.out_features)
-                    linear.register_forward_hook(_hook(own[name]))
+                    linear.register_forward_hook(self._hook(own[name]))
             if len(own):
                 self.add_module(str(number), own)
         if not len(self._modules):
@@ -58,6 +61,19 @@ class AddedBiases(nn.Module):
                 "own with names=[...]"
             )
 
+    def _hook(self, bias: nn.Module) -> Any:
+        return lambda linear, given, output: bias(output) if self.is_on else output
 
-def _hook(bias: nn.Module) -> Any:
-    return lambda linear, given, output: bias(output)
+
+@contextmanager
+def plain_llm(system: Any) -> Iterator[None]:
+    """Inside, the LLM of a system is the one of its folder: without prompts in its layers and without added biases."""
+    adapters = [own for own in (getattr(system, key, None) for key in ("adapter", "llm_bias")) if own is not None]
+    before = [own.is_on for own in adapters]
+    for own in adapters:
+        own.is_on = False
+    try:
+        yield
+    finally:
+        for own, was_on in zip(adapters, before, strict=True):
+            own.is_on = was_on

@@ -94,6 +94,8 @@ class GatedPrompts(nn.Module):
         if problems:
             raise ValueError("gated prompts: " + "; ".join(problems))
         self.prompts = prompts
+        self.is_on = True
+        """Whether the layers attend to them; False is the plain LLM."""
         self._added: Tensor | None = None
         # the addition travels with the rotary table of its forward pass, which gradient checkpointing hands to a layer
         # again when it computes it a second time, after the context has ended
@@ -122,6 +124,8 @@ class GatedPrompts(nn.Module):
 
     def _hook(self, prompt: GatedPrompt) -> Any:
         def add(attention: Any, _: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:
+            if not self.is_on:
+                return output
             hidden, rotation = given["hidden_states"], given["position_embeddings"]
             if self._added is not None:
                 self._travelling[rotation[0]] = self._added

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mg_llava.data.records.schema import BoxRecord, make_box_record
-from mg_llava.evaluation.detection.coco import NUMBERS, compare, open_instances, score_detections
+from mg_llava.evaluation.detection.coco import NUMBERS, compare_detections, open_instances, score_detections
 from mg_llava.evaluation.detection.shifts import Shift
 
 CLASSES = {3: "dog", 7: "cat", 90: "toothbrush"}  # ids have gaps
@@ -128,13 +128,13 @@ def test_difference_with_its_interval(tmp_path: Path) -> None:
     }
     better = {picture: make_box_record(one.boxes, one.scores, names[picture]) for picture, one in found.items()}
     raw, refined = (score_detections(instances, one) for one in (found, better))
-    interval = compare(raw, refined, "AP50", draws=60)
+    interval = compare_detections(raw, refined, "AP50", draws=60)
     assert interval.mean == refined.numbers["AP50"] - raw.numbers["AP50"] > 0
     assert 0 < interval.low < interval.mean < interval.high and interval.n == 25
-    same = compare(raw, raw, draws=10)
+    same = compare_detections(raw, raw, draws=10)
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="different pictures"):
-        compare(raw, score_detections(instances, {1: found[1]}))
+        compare_detections(raw, score_detections(instances, {1: found[1]}))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
