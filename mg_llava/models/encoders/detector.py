@@ -4,7 +4,9 @@ Shapes: N canvases, s side of the view in pixels, K objects that are kept, C_o c
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -153,8 +155,26 @@ def _network(spec: Spec) -> Any:
 
     config = _config(spec.architecture["detector"])
     family = AutoModelForZeroShotObjectDetection if config.model_type == _OPEN else AutoModelForObjectDetection
-    with _NumbersOnTheHost():
+    with _whole_parameters(), _NumbersOnTheHost():
         return family.from_config(config)
+
+
+@contextmanager
+def _whole_parameters() -> Iterator[None]:
+    """Inside, ZeRO-3 splits nothing: detectors copy their norms while they are built, and would copy empty ones.
+
+    What is made is split with all the rest when the training begins.
+    """
+    if "deepspeed" not in sys.modules:
+        yield
+        return
+    from deepspeed.runtime.zero import partition_parameters as zero
+
+    zero.shutdown_init_context()
+    try:
+        yield
+    finally:
+        zero.restore_init_context()
 
 
 class _NumbersOnTheHost(TorchFunctionMode):
