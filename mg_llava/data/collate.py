@@ -53,10 +53,6 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         data["cached"] = [flag for instance in instances for flag in _flags(instance, "cached")]
     if images or features:
         data["boxes"] = [boxes.to(torch.float32) for instance in instances for boxes in instance.get("boxes") or ()]
-    objects = {}
-    if any("objects" in instance for instance in instances):
-        known = [instance.get("objects") or [None] * len(instance.get("boxes") or ()) for instance in instances]
-        objects = {"objects": [one for some in known for one in some]}
     if any(instance.get("is_video") for instance in instances):
         data["frames"] = [bool(one.get("is_video")) for one in instances for _ in one.get("boxes") or ()]
     for name in ("crops", "named"):
@@ -64,7 +60,7 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
             data[name] = [flag for instance in instances for flag in _flags(instance, name)]
     if any(instance.get("media") is not None for instance in instances):
         data["media"] = _number_media(instances)
-    if extra := {**_stack_extra(instances), **objects}:
+    if extra := {**_stack_extra(instances), **_join_objects(instances)}:
         data["extra"] = extra
     if all(instance.get("tokens") is not None for instance in instances):
         tokens = [count for instance in instances for count in instance["tokens"]]
@@ -142,6 +138,14 @@ def _stack_extra(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if len(rows) != canvases:
             raise ValueError(f"{canvases} pictures in the batch but {len(rows)} entries of extra[{name!r}]")
     return {name: stack_pieces(rows) if isinstance(rows[0], Pieces) else rows for name, rows in found.items() if rows}
+
+
+def _join_objects(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Annotated objects of each of the N canvases; None for those of samples that have none."""
+    if not any("objects" in instance for instance in instances):
+        return {}
+    known = [instance.get("objects") or [None] * len(instance.get("boxes") or ()) for instance in instances]
+    return {"objects": [one for objects in known for one in objects]}
 
 
 def _stack_features(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
