@@ -151,6 +151,17 @@ SCORED = {
         "official",
         {"CIDEr/low": 0.0},
     ),
+    "captions": (
+        {
+            "c.json": {
+                "images": [{"id": 7, "file_name": "a.jpg"}],
+                "annotations": [{"image_id": 7, "caption": caption} for caption in ("A dog.", "a big dog")],
+            }
+        },
+        [{"image_id": "7", "caption": "a dog"}],
+        "official",
+        {"CIDEr/low": 0.0},
+    ),
     "hallusionbench": (
         {"m.tsv": [{"index": "VD_a_1_0_1_0", "question": "?", "answer": "No", "image": PICTURE, "l2-category": "a"}]},
         [{"index": "VD_a_1_0_1_0", "prediction": "No, it is not"}],

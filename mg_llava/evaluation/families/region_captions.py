@@ -16,7 +16,6 @@ from mg_llava.evaluation.families.refcoco import REFCOCO_ADVICE, find_coco_pictu
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.files import listing
 from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, join_predictions
-from mg_llava.evaluation.statistics import bootstrap_mean
 
 _PROMPT = "Describe the object at {box} in a few words, so that one would find it again."
 
@@ -58,19 +57,11 @@ def load_described(paths: Sequence[Path]) -> list[DescribedObject]:
 
 def score_described(objects: Sequence[DescribedObject], predictions: Lines, **options: Any) -> ScoreResult:
     """CIDEr and METEOR; lines have ``id`` and ``text``. An object without a reply has an empty one."""
-    from mg_llava.evaluation.scoring.captions import score_captions
+    from mg_llava.evaluation.scoring.captions import rate_captions
 
-    joined = join_predictions([one.id for one in objects], predictions, "id", ("text", "prediction"))
-    scores = score_captions(joined.texts, [one.sentences for one in objects])
-    samples = [
-        {"id": one.id, "score": cider, "text": text, "references": list(one.sentences)}
-        | ({"METEOR": scores.meteors[number]} if scores.meteors else {})
-        for number, (one, text, cider) in enumerate(zip(objects, joined.texts, scores.ciders, strict=True))
-    ]
-    interval = bootstrap_mean(scores.ciders, [one.picture for one in objects])
-    metrics = {"CIDEr": scores.cider, "CIDEr/low": interval.low, "CIDEr/high": interval.high, "METEOR": scores.meteor}
-    not_computed = {} if scores.meteors else {"METEOR": len(objects)}
-    return joined.result({"official": (metrics, samples)}, scores.warnings, not_computed=not_computed)
+    ids = [one.id for one in objects]
+    joined = join_predictions(ids, predictions, "id", ("text", "prediction"))
+    return rate_captions(joined, ids, [one.sentences for one in objects], [one.picture for one in objects])
 
 
 @BENCHMARKS.register

@@ -4,8 +4,11 @@ import contextlib
 import io
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
+
+from mg_llava.evaluation.scoring.joining import Joined, ScoreResult
+from mg_llava.evaluation.statistics import bootstrap_mean
 
 _PUNCTUATION = re.compile(r"[^\w\s'-]|(?<!\w)['-]|['-](?!\w)")
 
@@ -56,6 +59,30 @@ def score_captions(texts: Sequence[str], references: Sequence[Sequence[str]]) ->
             ". CIDEr is of plain tokens instead of the Penn Treebank's, which need Java too"
         )
     return CaptionScores(float(cider), [float(one) for one in ciders], meteor, meteors, warnings)
+
+
+def rate_captions(
+    joined: Joined, ids: Sequence[Any], references: Sequence[Sequence[str]], pictures: Sequence[Hashable]
+) -> ScoreResult:
+    """The result of texts that were joined with their ids.
+
+    Args:
+        joined: The texts.
+        ids: Of each text.
+        references: Of each text.
+        pictures: That each text is about; those of one picture are not independent.
+    """
+    scores = score_captions(joined.texts, references)
+    samples: list[dict[str, Any]] = [
+        {"id": own, "score": cider, "text": text, "references": list(known)}
+        for own, text, cider, known in zip(ids, joined.texts, scores.ciders, references, strict=True)
+    ]
+    for sample, meteor in zip(samples, scores.meteors, strict=False):  # empty without Java
+        sample["METEOR"] = meteor
+    interval = bootstrap_mean(scores.ciders, pictures)
+    metrics = {"CIDEr": scores.cider, "CIDEr/low": interval.low, "CIDEr/high": interval.high, "METEOR": scores.meteor}
+    not_computed = {} if scores.meteors else {"METEOR": len(samples)}
+    return joined.result({"official": (metrics, samples)}, scores.warnings, not_computed=not_computed)
 
 
 def _split_plainly(texts: Sequence[Sequence[str]]) -> dict[int, list[str]]:
