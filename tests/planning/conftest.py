@@ -22,7 +22,7 @@ LEAVES = sorted(
 def load_config(leaf: str) -> Config:
     """A leaf config by its name below ``configs``; do not change it."""
     config = Config.fromfile(ROOT / "configs" / f"{leaf}.py")
-    if "generated" in config.model.llm.path:  # made by a script, of this one
+    if config.model.llm is not None and "generated" in config.model.llm.path:  # made by a script, of this one
         config.model.llm.path = "data/nano/llm"
     return config
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mg_llava.planning import Skeleton
+from mg_llava.planning.flops import Sample, count_flops
 from tests.planning.conftest import LEAVES, PUBLISHED, load_config
 
 PARAMETERS = json.loads((PUBLISHED / "parameters.json").read_text())
@@ -139,7 +140,10 @@ def test_lyrics_at_full_size(leaf: str, trained: set[str], skeleton: Callable[..
     crossed = sum(2 * square + 2 * (channels * w + w) + norm for channels in (1408, 256 + 4))
     expected = words + norm + 96 * w + 12 * (4 * square + norm + 2 * network) + 6 * crossed
     assert sum(p.numel() for p in parts["mq_former"].parameters()) == expected
+    flops = count_flops(made, Sample(text=10, boxes=0))
+    assert flops.length == 10 + ("llm" in trained) * 96 and flops.forward["visual_encoder"] > 2e11
     if "llm" in trained:
+        assert flops.forward["mq_former"] > 1e10
         adapters = [name for name, p in model.llm.named_parameters() if p.requires_grad]
         assert adapters and all(re.search(r"\.(q|k|v)_proj\.lora_[AB]\.", name) for name in adapters)
         width = model.llm.get_input_embeddings().embedding_dim
