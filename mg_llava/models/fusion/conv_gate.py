@@ -3,6 +3,7 @@
 Shapes: B pictures, N low-resolution tokens, C_l low and C_h high channels.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -32,6 +33,12 @@ class ConvGateFusion(ConvolvedFusion):
         unequal_grids: As for :class:`~mg_llava.models.fusion.grids.GridFusion`.
         gate_per: ``"picture"`` as published; ``"token"`` leaves out the mean and has a scalar for each token;
             ``"channel"`` has one for each channel of a picture.
+        gate_start: Gate before training, between -1 and 1, up to what the drawn weights add; None leaves it to these
+            alone, as published: close to zero, of either sign. H' starts at zero as well, so that neither passes much
+            gradient to the other, and the sign may turn when H' has begun to learn under the other one.
+
+    Raises:
+        ValueError: A setting is unknown or out of range.
     """
 
     def __init__(
@@ -41,10 +48,13 @@ class ConvGateFusion(ConvolvedFusion):
         gate_channels: int | None = None,
         unequal_grids: UnequalGrids = "error",
         gate_per: GatePer = "picture",
+        gate_start: float | None = None,
     ) -> None:
         super().__init__(low_channels, high_channels, unequal_grids)
         if gate_per not in get_args(GatePer):
             raise ValueError(f"gate_per must be one of {', '.join(get_args(GatePer))}, found {gate_per!r}")
+        if gate_start is not None and not -1 < gate_start < 1:
+            raise ValueError(f"gate_start must be between -1 and 1, found {gate_start}; None leaves it as published")
         self.gate_per = gate_per
         self.gate = build_gate(low_channels, gate_channels, low_channels if gate_per == "channel" else 1)
         self.last_gate: Tensor | None = None
@@ -52,6 +62,8 @@ class ConvGateFusion(ConvolvedFusion):
         self.last_high_norm: Tensor | None = None
         """Mean norm over tokens of what the last forward added from the high-resolution map, detached; 0 at first."""
         self.reset_parameters()
+        if gate_start is not None:
+            nn.init.constant_(self.gate[-1].bias, math.atanh(gate_start))
 
     @property
     def monitor(self) -> dict[str, Tensor]:

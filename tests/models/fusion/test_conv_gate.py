@@ -118,6 +118,31 @@ def test_both_projections_learn_at_initialization() -> None:
         assert fusion.get_parameter(name).grad.any(), name
 
 
+@pytest.mark.parametrize("per", ["picture", "token", "channel"])
+def test_the_gate_may_start_away_from_zero(per: str) -> None:
+    low, high = (part.float() for part in small_inputs())
+    torch.manual_seed(0)
+    plain = ConvGateFusion(8, 12, gate_per=per)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    started = ConvGateFusion(8, 12, gate_per=per, gate_start=0.5)
+    assert torch.equal(torch.rand(1), drawn), "as many numbers are drawn"
+    changed = [
+        name for name, value in plain.state_dict().items() if not torch.equal(value, started.state_dict()[name])
+    ]
+    assert changed == ["gate.2.bias"]
+    torch.testing.assert_close(fuse(started, low, high), low)
+    assert (started.last_gate - 0.5).abs().max() < 0.25
+    grown = []
+    for fusion in (plain, started):
+        fuse(fusion, low, high).square().sum().backward()
+        grown.append(fusion.slow_proj.weight.grad.norm())
+    assert grown[1] > 1.5 * grown[0]
+    for start in (-1, 1.5):
+        with pytest.raises(ValueError, match="gate_start must be between -1 and 1, found"):
+            ConvGateFusion(8, 12, gate_start=start)
+
+
 def test_published_names_shapes_and_count() -> None:
     with torch.device("meta"):
         fusion = ConvGateFusion(1024, 1536)
