@@ -78,8 +78,10 @@ def list_boxes(boxes: BoxesLike, pictures: int, owner: str) -> list[BoxRecord | 
     if pictures == 1:
         return [make_boxes(boxes, owner)]
     if not isinstance(boxes, Sequence) or len(boxes) != pictures:
+        found = f"found {len(boxes)}" if isinstance(boxes, Sequence) else f"found {type(boxes).__name__}"
         raise ValueError(
-            f"{owner}: {pictures} pictures need a list of {pictures} sets of boxes (None, or (n, 4) each)"
+            f"{owner}: {pictures} pictures or frames need a list of {pictures} sets of boxes (None, or (n, 4) each), "
+            f"{found}"
         )
     return [None if part is None else make_boxes(part, f"{owner}, picture {i}") for i, part in enumerate(boxes)]
 

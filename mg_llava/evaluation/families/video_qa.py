@@ -1,6 +1,7 @@
 """Questions about short videos, MSVD-QA and MSRVTT-QA: a judge's verdicts by the protocol of Video-ChatGPT."""
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ def load_video_qa(paths: Sequence[Path]) -> list[JudgedQuestion]:
 def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **options: Any) -> ScoreResult:
     """Accuracy (yes of yes and no) and mean score 0 to 5 of the Video-ChatGPT protocol, over the replies judged.
 
+    Beside it, and where there is no judge, the share of answers that hold the true one, mostly a word, in their words.
     Predictions are the judge's combined file (``{id: [verdict, ...]}``), or lines with the judge's reply.
     """
     ids = [question.id for question in annotations]
@@ -63,9 +65,12 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
             counts[answer] += 1
         samples.append({"id": name, "score": float(answer == "yes"), "judge_score": score, "parsed": answer or ""})
     judged = len(ids) - len(unread) - joined.n_missing
+    contained = _contained(annotations, joined)
     if not judged:
         about = "msvd_qa or msrvtt_qa"
-        return joined.result({}, [verdicts.unreadable(about, replied) if replied else verdicts.needs_judge(about)])
+        return joined.result(
+            contained, [verdicts.unreadable(about, replied) if replied else verdicts.needs_judge(about)]
+        )
     warnings = [
         *name_ids(unread, "predictions have no readable verdict and are left out"),
         *name_ids(unclear, "verdicts are neither yes nor no, or have no score; they are left out of the accuracy"),
@@ -81,7 +86,38 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
         "n_judged": judged,
         **counts,
     }
-    return joined.result({"official": (metrics, samples)}, warnings, judge=verdicts.judge_names(joined.lines))
+    return joined.result(
+        {"official": (metrics, samples), **contained}, warnings, judge=verdicts.judge_names(joined.lines)
+    )
+
+
+def _contained(annotations: Sequence[JudgedQuestion], joined: Any) -> dict[str, Any]:
+    """The rule ``containment``, over all questions; nothing where true answers or predicted ones are absent."""
+    ids = [question.id for question in annotations]
+    texts = {name: _text(line) for name, _, line in joined.beside(ids)}
+    if all(text is None for text in texts.values()) or not all(question.answer for question in annotations):
+        return {}
+    right = {question.id: _holds(texts[question.id] or "", question.answer) for question in annotations}
+    samples = [{"id": name, "score": float(right[name]), "parsed": texts[name] or ""} for name in ids]
+    answered = sum(text is not None for text in texts.values())
+    return {"containment": ({"accuracy": share(sum(right.values()), len(ids)), "n_answered": answered}, samples)}
+
+
+def _text(line: Line | None) -> str | None:
+    """The answer of a prediction line, which may have a verdict beside it."""
+    if line is None:
+        return None
+    combined = line.get("prediction")
+    if isinstance(combined, list):  # a value of the official combined file
+        line = combined[1] if len(combined) > 1 and isinstance(combined[1], Mapping) else {}
+    elif verdicts.find_judge_reply(line) is None and "score" in line:
+        return None  # its "pred" is the verdict
+    return next((line[name] for name in ("pred", "prediction", "text") if isinstance(line.get(name), str)), None)
+
+
+def _holds(text: str, answer: str) -> bool:
+    words, wanted = (re.findall(r"\w+", part.lower()) for part in (text, answer))
+    return bool(wanted) and any(words[at : at + len(wanted)] == wanted for at in range(len(words)))
 
 
 def _find(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
