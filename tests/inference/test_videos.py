@@ -1,4 +1,4 @@
-"""A video reaches the model as the same tensors in training, from the predictor and from the Hugging Face processor."""
+"""A video reaches the model as the same tensors in training, from the predictor and from the processor."""
 
 import json
 from collections.abc import Mapping

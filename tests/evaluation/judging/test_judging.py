@@ -190,6 +190,24 @@ def test_the_judges_combined_file(video: list[Path], tmp_path: Path) -> None:
     assert result["n_missing"] == 3
 
 
+def test_answers_hold_the_true_one_with_and_without_a_judge(video: list[Path], tmp_path: Path) -> None:
+    answers = ["a man", "Man.", "two men", "a mankind", "", "the man there"]
+    lines: list[dict[str, Any]] = [{"id": f"v_{i}", "pred": text} for i, text in enumerate(answers)]
+    alone = score_predictions("msvd_qa", video, lines)
+    held = alone["rules"]["containment"]
+    assert list(alone["rules"]) == ["containment"] and any("tools/judge.py" in text for text in alone["warnings"])
+    assert held["metrics"] == {"accuracy": pytest.approx(3 / 6), "n_answered": 6}
+    judged = score_predictions("msvd_qa", video, [line | {"judge": "{'pred': 'yes', 'score': 5}"} for line in lines])
+    assert judged["rules"]["official"]["metrics"]["accuracy"] == 1.0 and judged["rules"]["containment"] == held
+    fewer = score_predictions("msvd_qa", video, lines[:2])["rules"]["containment"]["metrics"]
+    assert fewer == {"accuracy": pytest.approx(2 / 6), "n_answered": 2}, "an absent answer is wrong"
+    combined = {f"v_{i}": [{"pred": "no", "score": 0}, {"q": "?", "a": "man", "pred": "a man"}] for i in range(6)}
+    found = score_predictions("msvd_qa", video, read_predictions(write_json(tmp_path / "all.json", combined)))
+    assert found["rules"]["containment"]["metrics"]["accuracy"] == 1.0
+    verdict_alone = score_predictions("msvd_qa", video, [{"id": "v_0", "pred": "yes", "score": 5}])
+    assert list(verdict_alone["rules"]) == ["official"]
+
+
 def test_verdicts_that_are_neither_give_no_accuracy(video: list[Path]) -> None:
     result = score_predictions("msvd_qa", video, [{"id": "v_0", "judge": "{'pred': 'maybe', 'score': 3}"}])
     assert "accuracy" not in result["rules"]["official"]["metrics"]
