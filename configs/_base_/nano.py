@@ -3,6 +3,7 @@
 from mmengine.config import read_base
 
 with read_base():
+    from .data.grounding import grounding
     from .data.nano import nano_stage1, nano_stage2
     from .evaluation import nano_evaluation
     from .llms import nano as nano_llm
@@ -44,3 +45,11 @@ def nano_instruct(llm=nano_llm, *, stage1="mg_llava_nano_pretrain", model=None, 
     """Stage 2 of the miniature, which starts from the checkpoint in the work directory of ``stage1``."""
     settings = {**nano_settings, "data": nano_stage2, "lr": 1e-3, "pretrained_pth": f"./work_dirs/{stage1}"}
     return instruct(mg_llava(llm, nano_vision, **(model or {})), **{**settings, **changes})
+
+
+def nano_named(**changes):
+    """Stage 2 of the miniature with named boxes: its own questions, and half as many that name boxes."""
+    named = dict(grounding("named", "named_boxes"), boxes=dict(box_augmentation=None))
+    model = dict(picture=dict(regions=dict(names="obj{}")))
+    data = dict(sources=[nano_stage2, dict(named, draw=dict(repeat=2 / 3))])
+    return nano_instruct(**{"model": model, "data": data, "context_length": 384, **changes})

@@ -56,7 +56,7 @@ def nano_grounding(stage, *, arm="choices", before=None, model=None, **changes):
     shared = dict(nano_settings, context_length=384, evaluation=None, dataset=dict(budget=dict(long_text_margin=None)))
     if stage == "object_pretrain":
         captions = {name: path for name, path in nano_stage1.items() if name != "box_path"}
-        return object_pretrain(system, captions, **{**shared, "lr": 4e-3, "max_epochs": 3, **changes})
+        return object_pretrain(system, captions, **{**shared, "lr": 4e-3, "max_epochs": 2, **changes})
     start = dict(shared, lr=1e-3, before=before)
     if stage == "local_alignment":
         return local_alignment(system, grounding(arm), **{**start, "max_epochs": 3, **changes})

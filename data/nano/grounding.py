@@ -1,14 +1,16 @@
 """Records about regions of the miniature's pictures: words, coordinates, object images and names of boxes.
 
 Scenes have two to five digits, of which classes repeat, and one to four distractors. A phrase names exactly one mark:
-``the 7`` where there is one, else ``the leftmost 7`` and the like. ``python data/nano/grounding.py`` writes records,
-pictures, box files and an LLM with words for coordinates into ``generated/grounding``.
+``the 7`` where there is one, else ``the leftmost 7`` and the like. ``python data/nano/grounding.py`` makes what
+``make_data.py`` makes, if it is not there, and writes records, pictures, box files and an LLM with words for
+coordinates into ``generated/grounding``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ import scenes
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "generated" / "grounding"
 BINS = 64
-FORMAT = 3
+FORMAT = 4
 """Changes with the data; folders of another one are made again."""
 LETTERS = "ABC"
 TURNS = 6
@@ -220,7 +222,7 @@ def write_heldout(out: Path, count: int, seed: int) -> None:
     writer, lines, boxes = Writer(out, "heldout", "heldout", seed), [], []
     for index in range(count):
         name, scene = writer.scene(index)
-        picture = f"heldout-{index:05d}"
+        picture = f"regions-{index:05d}"
         rng = np.random.default_rng([index, 11])
         named = list(phrases(scene))
         asked = [ask(rng, scene, kind, int(rng.choice(named))) for kind in KINDS]
@@ -233,6 +235,8 @@ def write_heldout(out: Path, count: int, seed: int) -> None:
     for name, chosen in (("heldout", KINDS), ("heldout_named", ("which", "relation"))):
         some = [line for line in lines if line["kind"] in chosen]
         (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+    others = out.parent / "heldout_boxes.json"  # of the miniature's own questions, which runs are asked too
+    boxes += json.loads(others.read_text()) if others.is_file() else []
     (out / "heldout_boxes.json").write_text(json.dumps(boxes))
 
 
@@ -262,6 +266,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="default: data/nano/generated/grounding")
     arguments = parser.parse_args()
     out, meta = arguments.out, arguments.out / "meta.json"
+    if out == OUT:
+        subprocess.run([sys.executable, str(HERE / "make_data.py")], check=True)
     sizes = {name: getattr(arguments, name) for name in ("train", "heldout", "seed")}
     settings = {"format": FORMAT, **sizes}
     if meta.is_file() and json.loads(meta.read_text()) == settings:

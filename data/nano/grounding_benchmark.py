@@ -18,6 +18,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+import benchmarks  # noqa: E402, F401
 import grounding  # noqa: E402
 
 from mg_llava.data.text.coordinates import BoxText  # noqa: E402
@@ -65,14 +66,14 @@ def _rate(line: Line, text: str) -> Line:
 
 @BENCHMARKS.register
 class NanoRegions(Benchmark):
-    """``heldout.jsonl``; pictures are in ``images/`` beside it."""
+    """``heldout.jsonl`` or ``heldout_named.jsonl``; pictures are in ``images/`` beside them."""
 
     scorer = "nano_regions"
     form = 'heldout.jsonl; lines {"id", "prediction"}'
     load, rate = staticmethod(load_lines), staticmethod(score_regions)
     releases = (
-        Release("nano_regions", ("heldout.jsonl",), "images", MAKE),
-        Release("nano_names", ("heldout_named.jsonl",), "images", MAKE),
+        Release("nano_regions", ("grounding/heldout.jsonl",), "grounding/images", MAKE),
+        Release("nano_names", ("grounding/heldout_named.jsonl",), "grounding/images", MAKE),
     )
     prompts = ("nano",)
     id_field = "id"
@@ -93,12 +94,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config of the training")
     command.add_arguments(parser)
-    parser.add_argument("--named", action="store_true", help="ask about boxes by their names")
-    parser.set_defaults(data=grounding.OUT, box_file=grounding.OUT / "heldout_boxes.json")
+    parser.add_argument("--named", action="store_true", help="ask about boxes by their names, and the other questions")
+    parser.set_defaults(data=grounding.OUT.parent, box_file=grounding.OUT / "heldout_boxes.json")
     arguments = parser.parse_args()
     if not arguments.checkpoint:
         parser.error("--checkpoint is needed")
-    return command.run(arguments, ["nano_names" if arguments.named else "nano_regions"])
+    return command.run(arguments, ["nano", "nano_names"] if arguments.named else ["nano_regions"])
 
 
 if __name__ == "__main__":
