@@ -15,7 +15,7 @@ Exit status: 0 done, 1 something could not be read or does not fit, 2 wrong argu
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mg_llava.commands._model import add_model_arguments, build_predictor
 
@@ -25,16 +25,12 @@ _BOX = "{box}"
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    from mg_llava.data.text.coordinates import Frame, Style
-
     add_model_arguments(parser, max_new_tokens=100, boxes=False)
     parser.add_argument("--image", required=True, help="the picture")
     parser.add_argument("--question", required=True, help="the question; {box} is where the text of --box goes")
     parser.add_argument("--box", type=_corners, metavar="X1,Y1,X2,Y2", help="pixels of the picture")
     parser.add_argument("--without", help="question without coordinates (default: the question without {box})")
     parser.add_argument("--answer", help="answer to read (default: what the model answers)")
-    parser.add_argument("--style", choices=get_args(Style), default="unit3", help="of the box (default: %(default)s)")
-    parser.add_argument("--frame", choices=get_args(Frame), default="padded", help="default: %(default)s")
     parser.add_argument("--layer", type=int, help="layer of the LLM, from 0, or from -1 backwards (default: middle)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args()
@@ -45,11 +41,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def explain_answer(arguments: argparse.Namespace) -> str:
     """Write both figures; gives the table."""
-    import numpy as np
-
     from mg_llava.data.inputs import load_picture
     from mg_llava.data.pictures.files import to_rgb
-    from mg_llava.data.text.coordinates import BoxText
     from mg_llava.inference import Request
     from mg_llava.inference.explaining import read_answer
     from mg_llava.inspection.explain import compare_readings, draw_attention, format_comparison
@@ -60,12 +53,12 @@ def explain_answer(arguments: argparse.Namespace) -> str:
     image = to_rgb(load_picture(arguments.image, "--image"), processor.mode, processor.apply_exif)
     questions = {"question": arguments.question}
     if arguments.box is not None:
-        text = BoxText(arguments.style, arguments.frame).write(np.array([arguments.box]), image.size)
         plain = arguments.without or " ".join(arguments.question.replace(_BOX, "").split())
-        questions = {"with box": arguments.question.replace(_BOX, text), "without box": plain}
+        questions = {"with box": arguments.question.replace(_BOX, "<box:0>"), "without box": plain}
     elif arguments.without:
         questions["other question"] = arguments.without
-    requests = {name: Request(question, arguments.image) for name, question in questions.items()}
+    boxes = [] if arguments.box is None else [arguments.box]
+    requests = {name: Request(question, arguments.image, objects=boxes) for name, question in questions.items()}
     first = next(iter(requests.values()))
     answer: Any = arguments.answer or predictor.batch([first])[0].token_ids
     layers = predictor.model.llm.config.num_hidden_layers

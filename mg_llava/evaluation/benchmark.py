@@ -20,6 +20,8 @@ from mg_llava.evaluation.scoring.joining import Line, ScoreResult
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mg_llava.data.text.coordinates import BoxText
+
 QuestionId = str | int
 Prediction = dict[str, Any]
 KIND_PREFIX = "mg_llava."
@@ -87,6 +89,10 @@ class Benchmark(ABC):
     headline: ClassVar[tuple[str, str]] = ("reference", "accuracy")
     """Rule and metric that tables quote."""
     max_new_tokens: ClassVar[int] = 100
+    text: "BoxText | None" = None
+    """How boxes in replies are written; None for a benchmark without, and for what the model was trained with."""
+    is_open: bool = False
+    """Whether they are read as the model was trained to write them."""
 
     def __init__(
         self,
@@ -117,6 +123,11 @@ class Benchmark(ABC):
         """Score prediction lines by every rule that applies; see ``score.score_predictions``."""
         kind = type(self)
         return {"benchmark": self.scorer, **kind.rate(kind.load(self.data), predictions, **options)}
+
+    def use_box_text(self, writing: "BoxText") -> None:
+        """Read boxes of replies as a model writes them, where there are any and the benchmark was not told how."""
+        if self.is_open:
+            self.text = writing
 
     def picture_folder(self, default: str = "") -> Path:
         """``image_folder``, or else a folder beside the data."""

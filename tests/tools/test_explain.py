@@ -14,7 +14,7 @@ def test_both_figures_are_written(files: dict[str, str], tmp_path: Path) -> None
     done = run_tool("explain", *model, *asked)
     assert done.status == 0, done.err
     found = json.loads((tmp_path / "probabilities.json").read_text())
-    assert found["questions"]["without box"] == "what is at ?" and "[0." in found["questions"]["with box"]
+    assert found["questions"]["without box"] == "what is at ?" and "<box:0>" in found["questions"]["with box"]
     assert (
         len(found["tokens"]) == len(found["probabilities"]["with box"]) == len(found["probabilities"]["without box"])
     )

@@ -4,15 +4,15 @@ Recall@1 at an overlap of 0.5 by both protocols: ``merged_boxes``, the box aroun
 ``any_box``, whichever of them fits best. Phrases without a box are not asked about.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from mg_llava.data.pictures.frames import Frame
 from mg_llava.data.synthesis.flickr30k import read_entities, read_ids, read_sentences
-from mg_llava.data.text.coordinates import Style
+from mg_llava.data.text.coordinates import BoxText
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
+from mg_llava.evaluation.families.refcoco import as_box_text
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, join_predictions
 
@@ -58,15 +58,19 @@ def load_flickr30k(paths: Sequence[Path]) -> list[GroundedPhrase]:
 
 
 def score_flickr30k(
-    phrases: Sequence[GroundedPhrase], predictions: Lines, style: Style = "unit3", frame: Frame = "padded"
+    phrases: Sequence[GroundedPhrase],
+    predictions: Lines,
+    text: BoxText | Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> ScoreResult:
-    """Recall by both protocols; lines have ``id`` and ``text``, with boxes in ``style`` and ``frame``."""
+    """Recall by both protocols; lines have ``id`` and ``text`` with boxes as ``text`` says, a ``BoxText``."""
     import numpy as np  # other benchmarks are scored without it
 
     from mg_llava.evaluation.scoring.grounding import Protocol, compare_boxes, grounding_rule, read_reply
 
     joined = join_predictions([phrase.id for phrase in phrases], predictions, "id", ("text", "pred_text"))
-    found = [read_reply(text, phrase.size, style, frame) for text, phrase in zip(joined.texts, phrases, strict=True)]
+    writing = as_box_text(text) or BoxText()
+    found = [read_reply(reply, phrase.size, writing) for reply, phrase in zip(joined.texts, phrases, strict=True)]
     targets = [np.array(phrase.boxes) / np.tile(phrase.size, 2) for phrase in phrases]
     rules = {}
     for protocol in get_args(Protocol):
@@ -75,7 +79,7 @@ def score_flickr30k(
             for phrase, boxes, target in zip(phrases, found, targets, strict=True)
         ]
         rules[protocol] = grounding_rule(samples, [phrase.picture for phrase in phrases])
-    return joined.result(rules, style=style, frame=frame)
+    return joined.result(rules)
 
 
 @BENCHMARKS.register
@@ -83,8 +87,7 @@ class PhraseGrounding(Benchmark):
     """Phrase grounding on Flickr30k Entities.
 
     Args:
-        style: How the model writes boxes, see ``BoxText``.
-        frame: What its coordinates are shares of.
+        text: How the model writes boxes, a ``BoxText`` or its settings; None for what it was trained with.
         **arguments: As of ``Benchmark``.
     """
 
@@ -106,9 +109,9 @@ class PhraseGrounding(Benchmark):
     id_field, text_field = "id", "text"
     headline = ("merged_boxes", "accuracy")
 
-    def __init__(self, *args: Any, style: Style = "unit3", frame: Frame = "padded", **arguments: Any) -> None:
+    def __init__(self, *args: Any, text: BoxText | Mapping[str, Any] | None = None, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        self.style, self.frame = style, frame
+        self.text, self.is_open = as_box_text(text), text is None
 
     def questions(self) -> Sequence[Question]:
         """One for each phrase with a box."""
@@ -124,5 +127,5 @@ class PhraseGrounding(Benchmark):
         ]
 
     def score(self, predictions: Lines, **options: Any) -> ScoreResult:
-        """As of ``Benchmark``, with the class's style and frame."""
-        return super().score(predictions, **{"style": self.style, "frame": self.frame, **options})
+        """As of ``Benchmark``, with the class's ``text``."""
+        return super().score(predictions, **{"text": self.text, **options})

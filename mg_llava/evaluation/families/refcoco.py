@@ -5,14 +5,14 @@ as fractions of the original or of the padded picture (LLaVA). Published rules r
 ``box_text`` reads any style of boxes as models of ours are taught to write them, see ``scoring.grounding``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.data.text import published_boxes
-from mg_llava.data.text.coordinates import Style
+from mg_llava.data.text.coordinates import BoxText
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, Release
 from mg_llava.evaluation.scoring import box_replies, joining
@@ -86,14 +86,14 @@ def score_refcoco(
     annotations: Sequence[Referred],
     predictions: Lines,
     box_format: BoxFormat = "original",
-    style: Style | None = None,
+    text: BoxText | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ScoreResult:
     """Accuracy at an overlap of one half by the rules for the form of the replies.
 
     Lines have an ``id`` and ``ans`` (XTuner's form) or ``pred_text`` (LLaVA's); under another name the reply's own
-    form decides. Fractions are of the original or, by ``box_format``, of the padded picture; ``style`` is how boxes
-    are written for the rule ``box_text``, by default as the form has them.
+    form decides. Fractions are of the original or, by ``box_format``, of the padded picture; ``text`` is how boxes
+    are written for the rule ``box_text``, or settings of ``BoxText``; by default as the form has them.
     """
     if box_format not in get_args(BoxFormat):
         raise ValueError(f"box_format is {box_format!r}; allowed: {', '.join(get_args(BoxFormat))}")
@@ -103,7 +103,7 @@ def score_refcoco(
     rules = {
         rule: _score(annotations, joined.lines, field, rule, box_format) for field in forms for rule in _RULES[field]
     }
-    rules["box_text"] = _score_box_text(annotations, joined.lines, box_format, style)
+    rules["box_text"] = _score_box_text(annotations, joined.lines, box_format, as_box_text(text))
     return joined.result(rules, box_format=box_format)
 
 
@@ -172,7 +172,7 @@ def _score(
 
 
 def _score_box_text(
-    annotations: Sequence[Referred], lines: Sequence[Line | None], box_format: BoxFormat, style: Style | None
+    annotations: Sequence[Referred], lines: Sequence[Line | None], box_format: BoxFormat, text: BoxText | None
 ) -> Rule:
     """Replies as ``BoxText`` reads them; lines of XTuner's form have percent of the original picture."""
     import numpy as np  # other benchmarks are scored without it
@@ -182,14 +182,13 @@ def _score_box_text(
     samples = []
     for record, line in zip(annotations, lines, strict=True):
         given = line or {}
-        in_percent = "ans" in given and style is None
-        frame: BoxFormat = "original" if in_percent else box_format
-        text = joining.reply_text(given.get("ans", given.get("pred_text")))
+        writing = text or (BoxText("int100", "original") if "ans" in given else BoxText("unit3", box_format))
+        reply = joining.reply_text(given.get("ans", given.get("pred_text")))
         # Where the file has fractions, they are of the frame that replies are in.
         size = None if record.fractions is not None else record.size
-        found = read_reply(text, size, style or ("int100" if in_percent else "unit3"), frame)
+        found = read_reply(reply, size, writing)
         target = np.array([record.box("original")])
-        shares_of = frame if size is None else "original"
+        shares_of = writing.frame if size is None else "original"
         samples.append({"id": record.id, **compare_boxes(found, target), "frame": shares_of})
     return grounding_rule(samples, [record.picture or record.id for record in annotations])
 
@@ -262,6 +261,11 @@ def _release(name: str, split: str) -> Release:
     return Release(label, (file,), "coco/train2014", REFCOCO_ADVICE.format(file=file), label, caution)
 
 
+def as_box_text(text: BoxText | Mapping[str, Any] | None) -> BoxText | None:
+    """A way to write boxes, of its settings where those are given."""
+    return BoxText(**text) if isinstance(text, Mapping) else text
+
+
 def find_coco_picture(folder: Path, picture: str) -> str:
     """The name that a picture of COCO has in a folder, with or without its prefix."""
     spellings = (picture, f"COCO_train2014_{picture}", picture.removeprefix("COCO_train2014_"))
@@ -278,7 +282,8 @@ class RefCOCO(Benchmark):
     Args:
         box_format: Whether the model's fractions are of the ``original`` or of the ``padded`` picture; by default
             padded for the prompt ``regions``.
-        style: How the model writes boxes, see ``BoxText``; None for the form of the prompt.
+        text: How the model writes boxes, a ``BoxText`` or its settings; None for the form of the prompt and, for
+            ``regions``, for what the model was trained with.
         **arguments: As of ``Benchmark``. Prompt ``llava`` asks for ``[x1, y1, x2, y2]``; ``xtuner``, with the picture
             behind the sentence, for ``{<x1><y1><x2><y2>}``; ``regions`` as synthesized records do.
     """
@@ -291,23 +296,34 @@ class RefCOCO(Benchmark):
     id_field = "id"
 
     def __init__(
-        self, *args: Any, box_format: BoxFormat | None = None, style: Style | None = None, **arguments: Any
+        self,
+        *args: Any,
+        box_format: BoxFormat | None = None,
+        text: BoxText | Mapping[str, Any] | None = None,
+        **arguments: Any,
     ) -> None:
         super().__init__(*args, **arguments)
-        is_ours = self.prompt == "regions" or style is not None
-        self.box_format = box_format or ("padded" if is_ours else "original")
-        self.style: Style | None = style or ("unit3" if is_ours else None)
+        is_ours = self.prompt == "regions" or text is not None
+        self.is_open = is_ours and text is None
+        self.text = as_box_text(text) or (BoxText(frame=box_format or "padded") if is_ours else None)
+        self.box_format = box_format or ("original" if self.text is None else self.text.frame)
         self.text_field = "ans" if self.prompt == "xtuner" else "pred_text"  # type: ignore[misc]
         rule = "box_text" if is_ours else "xtuner" if self.prompt == "xtuner" else "lmms_eval"
         self.headline = (rule, "accuracy")  # type: ignore[misc]
+
+    def use_box_text(self, writing: BoxText) -> None:
+        """See ``Benchmark``; shares of published rules are of the same frame."""
+        super().use_box_text(writing)
+        if self.is_open:
+            self.box_format = writing.frame
 
     def questions(self) -> Sequence[Question]:
         """All sentences."""
         return [self._question(record) for record in load_refcoco(self.data)]
 
     def score(self, predictions: Lines, **options: Any) -> ScoreResult:
-        """As of ``Benchmark``, with the class's ``box_format`` and ``style``."""
-        return super().score(predictions, **{"box_format": self.box_format, "style": self.style, **options})
+        """As of ``Benchmark``, with the class's ``box_format`` and ``text``."""
+        return super().score(predictions, **{"box_format": self.box_format, "text": self.text, **options})
 
     def _question(self, record: Referred) -> Question:
         text, picture = _PROMPTS[self.prompt].format(record.sentence), record.picture

@@ -5,19 +5,17 @@ where there is none.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.pictures.frames import Frame
-from mg_llava.data.text.coordinates import Style
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.families.refcoco import REFCOCO_ADVICE, find_coco_picture, load_refcoco
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.files import listing
 from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, join_predictions
 
-_PROMPT = "Describe the object at {box} in a few words, so that one would find it again."
+_PROMPT = "Describe the object at <box:0> in a few words, so that one would find it again."
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,7 @@ def score_described(objects: Sequence[DescribedObject], predictions: Lines, **op
 
 @BENCHMARKS.register
 class RegionCaptions(Benchmark):
-    """Descriptions of objects in boxes, on RefCOCOg.
-
-    Args:
-        style: How boxes are written in questions, see ``BoxText``.
-        frame: What their coordinates are shares of.
-        **arguments: As of ``Benchmark``.
-    """
+    """Descriptions of objects in boxes, on RefCOCOg; questions have the boxes as the model was trained with."""
 
     scorer = "region_captions"
     form = 'JSON list of refcoco; lines {"id": "PICTURE#NUMBER", "text"}'
@@ -92,24 +84,11 @@ class RegionCaptions(Benchmark):
     headline = ("official", "CIDEr")
     max_new_tokens = 40
 
-    def __init__(self, *args: Any, style: Style = "unit3", frame: Frame = "padded", **arguments: Any) -> None:
-        super().__init__(*args, **arguments)
-        self.style, self.frame = style, frame
-
     def questions(self) -> Sequence[Question]:
         """One for each object."""
-        import numpy as np  # other benchmarks are scored without it
+        return [self._question(one) for one in load_described(self.data)]
 
-        from mg_llava.data.text.coordinates import BoxText
-
-        writer, folder = BoxText(self.style, self.frame), self.picture_folder()
-        return [
-            self.ask(
-                one.id,
-                _PROMPT.format(box=writer.write(np.array([one.box]), one.size)),
-                find_coco_picture(folder, one.picture),
-                owner=f"object {one.id}",
-                box_key=one.picture,
-            )
-            for one in load_described(self.data)
-        ]
+    def _question(self, one: DescribedObject) -> Question:
+        picture = find_coco_picture(self.picture_folder(), one.picture)
+        asked = self.ask(one.id, _PROMPT, picture, owner=f"object {one.id}", box_key=one.picture)
+        return replace(asked, objects=[list(one.box)])

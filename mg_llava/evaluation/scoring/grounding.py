@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mg_llava.data.pictures.frames import Frame, from_shares
-from mg_llava.data.text.coordinates import BoxText, Style
+from mg_llava.data.pictures.frames import from_shares
+from mg_llava.data.text.coordinates import BoxText
 from mg_llava.evaluation.scoring.figures import mean, mean_score
 from mg_llava.evaluation.scoring.joining import Rule
 from mg_llava.evaluation.statistics import bootstrap_mean
@@ -27,19 +27,18 @@ class FoundBoxesInReply(NamedTuple):
     failures: int
 
 
-def read_reply(text: str, size: tuple[int, int] | None, style: Style, frame: Frame) -> FoundBoxesInReply:
+def read_reply(text: str, size: tuple[int, int] | None, writing: BoxText) -> FoundBoxesInReply:
     """The boxes of a reply as shares of the original picture.
 
     Args:
         text: The reply.
         size: Width and height of the picture; None where it is not known, then shares of the frame are given.
-        style: How boxes are written.
-        frame: What coordinates are shares of.
+        writing: How boxes are written.
     """
-    found = BoxText(style, frame).find(text)
+    found = writing.find(text)
     boxes = found.boxes
-    if size is not None and frame != "original":
-        boxes = from_shares(boxes, size, frame) / np.tile(size, 2)
+    if size is not None and writing.frame != "original":
+        boxes = from_shares(boxes, size, writing.frame) / np.tile(size, 2)
     return FoundBoxesInReply(np.clip(boxes, 0, 1), found.failures)
 
 

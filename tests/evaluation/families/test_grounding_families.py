@@ -40,7 +40,7 @@ def replies(benchmark: Any, texts: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("style", "frame"), [("unit3", "padded"), ("bins", "original"), ("int1000", "padded")])
 def test_sentences_of_one_picture_never_stand_for_each_other(refcoco: Path, style: Any, frame: Any) -> None:
-    benchmark = RefCOCO(refcoco, refcoco.parent / "images", prompt="regions", style=style, box_format=frame)
+    benchmark = RefCOCO(refcoco, refcoco.parent / "images", prompt="regions", text={"style": style, "frame": frame})
     questions = benchmark.questions()
     assert len({question.id for question in questions}) == 5
     assert len({question.picture_key for question in questions}) == 2
@@ -53,6 +53,17 @@ def test_sentences_of_one_picture_never_stand_for_each_other(refcoco: Path, styl
     swapped = benchmark.score(replies(benchmark, [gold[2], gold[3], gold[0], gold[1], gold[4]]))
     assert swapped["rules"]["box_text"]["metrics"]["accuracy"] == 0.2
     assert benchmark.headline == ("box_text", "accuracy")
+    benchmark.use_box_text(BoxText("unit2", "original"))  # it was told how, so that it stays
+    assert benchmark.score(replies(benchmark, gold))["rules"]["box_text"]["metrics"]["accuracy"] == 1.0
+
+
+def test_boxes_are_read_as_the_model_was_trained_to_write_them(refcoco: Path) -> None:
+    benchmark = RefCOCO(refcoco, prompt="regions")
+    writing = BoxText("bins", "original", bins=64)
+    gold = [writing.write(np.array([[x, y, x + w, y + h]]), (120, 80)) for x, y, w, h in [*BOXES, [0, 0, 60, 60]]]
+    assert benchmark.score(replies(benchmark, gold))["rules"]["box_text"]["metrics"]["no_box"] == 1.0
+    benchmark.use_box_text(writing)
+    assert benchmark.score(replies(benchmark, gold))["rules"]["box_text"]["metrics"]["accuracy"] == 1.0
 
 
 def test_fractions_of_files_are_of_the_frame_of_replies(tmp_path: Path) -> None:
@@ -94,7 +105,7 @@ def test_objects_are_described_once_with_all_their_sentences(refcoco: Path, monk
     benchmark = RegionCaptions(refcoco, refcoco.parent / "images")
     questions = benchmark.questions()
     assert [question.id for question in questions] == ["000000000007#0", "000000000007#1", "000000000008#0"]
-    assert "[0.083, 0.333, 0.333, 0.667]" in questions[0].text
+    assert "<box:0>" in questions[0].text and questions[0].objects == [[10.0, 20.0, 40.0, 60.0]]
     assert questions[0].picture is not None and questions[0].picture().size == (120, 80)
     found = benchmark.score(replies(benchmark, ["The cup at the left!", "a red cup", "something"]))
     metrics, samples = found["rules"]["official"]["metrics"], found["rules"]["official"]["per_sample"]

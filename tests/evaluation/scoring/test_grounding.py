@@ -40,7 +40,7 @@ def test_gold_text_is_right_and_shifted_text_is_wrong(style: Style, frame: Any) 
         shift = np.where(box[:2] > side, -side, side)
         shifted = np.clip(box + np.tile(shift, 2), 0, np.tile(size, 2))
         for name, told in (("gold", box), ("shifted", shifted)):
-            reply = read_reply(f"It is {writer.write(told[None], size)}.", size, style, frame)
+            reply = read_reply(f"It is {writer.write(told[None], size)}.", size, writer)
             samples[name].append(compare_boxes(reply, target))
     gold, _ = grounding_rule(samples["gold"], range(200))
     shifted, _ = grounding_rule(samples["shifted"], range(200))
@@ -55,7 +55,7 @@ def test_overlaps_and_metrics_are_the_oracles() -> None:
         size, box = random_case(rng)
         told = np.sort((box + rng.normal(0, 0.1, 4) * np.tile(size, 2)).reshape(2, 2), axis=0).ravel()
         text = writer.write(told[None], size) if number % 10 else "no idea"
-        reply = read_reply(text, size, "unit3", "padded")
+        reply = read_reply(text, size, writer)
         samples.append(compare_boxes(reply, (box / np.tile(size, 2))[None]))
         read = np.clip(writer.read(text, size).boxes, 0, np.tile(size, 2))
         expected.append(oracle(read[0], box) if len(read) else 0.0)
@@ -76,18 +76,18 @@ def test_overlaps_and_metrics_are_the_oracles() -> None:
 
 def test_the_first_of_several_boxes_counts_and_what_is_none_is_wrong() -> None:
     target = np.array([[0.1, 0.1, 0.3, 0.3], [0.6, 0.6, 0.8, 0.8]])
-    both = read_reply("[0.6, 0.6, 0.8, 0.8] or [0.1, 0.1, 0.3, 0.3]", None, "unit3", "original")
+    both = read_reply("[0.6, 0.6, 0.8, 0.8] or [0.1, 0.1, 0.3, 0.3]", None, BoxText("unit3", "original"))
     any_box = compare_boxes(both, target, "any_box")
     assert (any_box["score"], any_box["iou"], any_box["n_boxes"]) == (1.0, pytest.approx(1), 2)
     assert any_box["answer"] == [0.6, 0.6, 0.8, 0.8]
     merged = compare_boxes(both, target, "merged_boxes")
     assert merged["answer"] == [0.1, 0.1, 0.8, 0.8] and merged["score"] == 0.0
     assert merged["iou"] == pytest.approx(0.04 / 0.49)
-    nothing = compare_boxes(read_reply("[0.1, 0.2, 0.3]", (9, 9), "unit3", "padded"), target)
+    nothing = compare_boxes(read_reply("[0.1, 0.2, 0.3]", (9, 9), BoxText()), target)
     assert (nothing["score"], nothing["parsed"], nothing["n_failures"]) == (0, None, 1)
     assert nothing["center_inside"] is False
     metrics, _ = grounding_rule([any_box, nothing], ["a", "a"])
     assert metrics["accuracy"] == metrics["low"] == metrics["high"] == 0.5  # one picture: nothing to draw
     assert (metrics["several_boxes"], metrics["no_box"], metrics["n_malformed"]) == (0.5, 0.5, 1)
-    flat = compare_boxes(read_reply("[0.1, 0.1, 0.1, 0.3]", None, "unit3", "original"), target)
+    flat = compare_boxes(read_reply("[0.1, 0.1, 0.1, 0.3]", None, BoxText("unit3", "original")), target)
     assert flat["iou"] == 0.0 and flat["parsed"] is not None
