@@ -1,25 +1,18 @@
 """Evaluation in batches against one question at a time, on the miniature, in the same run."""
 
 import argparse
-import contextlib
-import io
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 
-from mg_llava.profiling._measure import NANO, ROOT, make_miniature, print_table, rounded, take_turns
+from mg_llava.profiling._measure import NANO, make_miniature, print_table, rounded, take_turns
+from mg_llava.profiling._miniature import CONFIG, at_root, load_miniature
 
 HELP = "evaluation: samples/s in batches, with batch size 1 beside it, and whether all replies are the same"
-
-CONFIG = ROOT / "configs" / "mg_llava_nano_instruct.py"
-_FOLDERS = ("demo", "experiments/nano")
 
 Texts = list[str]
 
@@ -54,10 +47,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.threads:
         torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder, _at_root():
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder, at_root():
         from mg_llava.data.boxes.store import open_box_store
 
-        predictor, trained = _load(args.config, args.checkpoint)
+        predictor, trained = load_miniature(args.config, args.checkpoint)
         data = Path(folder)
         make_miniature(data, heldout=args.pictures)
         benchmark, store = _benchmark(data), open_box_store(data / "heldout_boxes.json")
@@ -112,32 +105,6 @@ def _runner(predictor: Any, benchmark: Any, store: Any, batch_size: int) -> Text
     return [sample["text"] for sample in result.samples]
 
 
-def _load(config: Path, checkpoint: Path | None) -> tuple[Any, bool]:
-    """The predictor, and whether it was trained."""
-    from mg_llava.inference import Predictor
-    from mg_llava.registry import MODELS
-
-    found = checkpoint or _newest()
-    if found is not None:
-        # one that was found may be of an older miniature
-        with contextlib.nullcontext() if checkpoint else contextlib.suppress(ValueError):
-            return Predictor.from_pretrained(config, found, "cpu"), True
-    parsed = Config.fromfile(str(config))
-    torch.manual_seed(0)
-    model = MODELS.build({**parsed.model, "pretrained_pth": None})
-    return Predictor(model, parsed.tokenizer, parsed.prompt_template, parsed.picture_processor), False
-
-
-def _newest() -> Path | None:
-    found = [
-        path
-        for folder in _FOLDERS
-        for path in (ROOT / "work_dirs" / folder).glob("mg_llava_nano_instruct_seed*/iter_*.pth")
-        if path.is_file()
-    ]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
 def _benchmark(data: Path) -> Any:
     sys.path.insert(0, str(NANO))
     try:
@@ -145,15 +112,3 @@ def _benchmark(data: Path) -> Any:
     finally:
         sys.path.remove(str(NANO))
     return benchmarks.NanoKinds(data / "heldout.jsonl")
-
-
-@contextlib.contextmanager
-def _at_root() -> Iterator[None]:
-    """The miniature's configs name files relative to the repository; its logs are not part of the table."""
-    before = Path.cwd()
-    os.chdir(ROOT)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        os.chdir(before)

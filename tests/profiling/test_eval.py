@@ -4,12 +4,13 @@ import argparse
 
 import pytest
 
+from mg_llava.profiling import _miniature
 from mg_llava.profiling import eval as evaluation
 
 
 @pytest.mark.slow
 def test_batches_give_the_same_replies(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_newest", lambda: None)
+    monkeypatch.setattr(_miniature, "_newest", lambda: None)
     parser = argparse.ArgumentParser()
     evaluation.add_arguments(parser)
     result = evaluation.run(parser.parse_args(["--pictures", "2", "--rounds", "1", "--batch-size", "8"]))
