@@ -53,6 +53,9 @@ def parse_arguments() -> argparse.Namespace:
         help="pictures outside of that folder, by their path or behind a link (default: %(default)s)",
     )
     parser.add_argument(
+        "--format", default="llava", help="of record files: llava, ms-swift or sharegpt (default: %(default)s)"
+    )
+    parser.add_argument(
         "--threshold", type=float, help="least score (default: 0.2 for OWLv2, 0.25 for Grounding DINO)"
     )
     parser.add_argument(
@@ -123,8 +126,8 @@ def main() -> int:
             "apply_exif",
             "workers",
         )
-        kept = (*kept, "outside_pictures")
-        settings = run.JobSettings(pipeline=pipeline, **{name: getattr(arguments, name) for name in kept})
+        given = {name: getattr(arguments, name) for name in (*kept, "outside_pictures")}
+        settings = run.JobSettings(pipeline=pipeline, record_format=arguments.format, **given)
         bars = Bars()
         with run.make_engine(settings, arguments.engine, arguments.processes) as engine:
             job = run.BoxJob(settings, bars, engine)

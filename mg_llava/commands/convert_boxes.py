@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("W", "H"), help="size that the detector saw")
     parser.add_argument("--images", type=Path, help="folder of the pictures, to find boxes by content")
     parser.add_argument("--records", type=Path, help="record file that names the pictures of --images")
+    parser.add_argument("--format", default="llava", help="of that file: llava, ms-swift or sharegpt")
     parser.add_argument("--workers", type=int, help="processes that hash pictures (default: one per core)")
     parser.add_argument("--drop-bad", action="store_true", help="leave faulty records out instead of stopping")
     parser.add_argument("--report", type=Path, help="report of the conversion (default: OUT.report.json)")
@@ -71,7 +72,7 @@ def convert_box_files(arguments: argparse.Namespace) -> int:
         from mg_llava.data.boxes.hashing import hash_pictures
 
         where = (arguments.records, arguments.images)
-        pictures = () if without else hash_pictures(*where, journal, arguments.workers, on_pictures)
+        pictures = () if without else hash_pictures(*where, journal, arguments.workers, on_pictures, arguments.format)
         report = convert_boxes(
             arguments.source,
             arguments.out,

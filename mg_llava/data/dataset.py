@@ -20,6 +20,7 @@ from mg_llava.data.lengths import check_budget, count_boxes, count_crops, find_l
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.loading import LoadedPicture, OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.records.formats import RecordFormat
 from mg_llava.data.records.index import Samples
 from mg_llava.data.records.schema import LLaVARecord, RecordError
 from mg_llava.data.samples import LoadedSample, make_sample
@@ -36,7 +37,7 @@ from mg_llava.data.settings import (
 from mg_llava.data.text.budget import BudgetError, TokenBudget
 from mg_llava.data.text.conversation import EncodedConversation, NoLabelError, Template, encode_conversation
 from mg_llava.data.text.prompt import apply_parts, build_parts, describe_parts
-from mg_llava.data.text.regions import RegionUse, with_names
+from mg_llava.data.text.regions import RegionUse, in_pixels, with_names
 from mg_llava.data.text.token_cache import TokenCache, cache_key
 from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.registry import DATASETS
@@ -69,6 +70,7 @@ class LLaVADataset(Dataset):
         caches: What is kept from one start to the next (see ``Caches``).
         data_root: Folder that the three paths are relative to; None for the working directory.
         name: What messages and counts call the data; the name of the record file where None.
+        format: What the records are (see ``records.formats``).
         unknown: Misspelt settings, and those that belong into a group; refused in one message.
 
     Raises:
@@ -94,6 +96,7 @@ class LLaVADataset(Dataset):
         caches: Caches | Mapping[str, Any] | None = None,
         data_root: str | Path | None = None,
         name: str | None = None,
+        format: RecordFormat = "llava",
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -117,7 +120,7 @@ class LLaVADataset(Dataset):
         self.budget: TokenBudget = build_group("budget", budget).counting(counted)
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
         frames = 1 if self.picture_processor is None else self.picture_processor.video.frames
-        self._samples = Samples(self.data_path, *drawn, self.caches.token_cache, frames)
+        self._samples = Samples(self.data_path, *drawn, self.caches.token_cache, frames, format)
         policies, count = {fault: getattr(self.faults, fault) for fault in FAULTS}, len(self._samples.index.rows)
         self._skipped = SkippedSamples(count, policies, self.faults.max_bad_samples, self.data_path)
         self._check_pictures()
@@ -303,7 +306,8 @@ class LLaVADataset(Dataset):
             return encoded
         try:
             objects, sizes = [picture.record for picture in opened], [picture.frame for picture in opened]
-            turns, regions = self.regions.resolve_record(record, objects, sizes)
+            known = in_pixels(record, sizes) if sizes else record
+            turns, regions = self.regions.resolve_record(known, objects, sizes)
             limit = self.budget.of(record.video).text_limit(len(record.images), len(regions))
             draw = None if self.loader is None else self.loader.draw_text(index)
             turns = apply_parts(self.prompt, turns, objects, sizes, draw)

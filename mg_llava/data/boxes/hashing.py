@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.pictures import files as pictures
+from mg_llava.data.records.formats import RecordFormat, to_llava
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.work.pool import available_cores
@@ -36,6 +37,7 @@ def hash_pictures(
     journal: str | Path,
     workers: int | None = None,
     progress: HashProgress | None = None,
+    form: RecordFormat = "llava",
 ) -> Iterator[PictureHash]:
     """Hash every picture that a record file names, each file once; what is wrong with unreadable ones goes to the log.
 
@@ -46,6 +48,7 @@ def hash_pictures(
             the work goes on from there. Pictures that were changed in between are not noticed; remove it then.
         workers: Number of processes; None for one per core.
         progress: Called with the number of pictures done and of all.
+        form: What the records are.
 
     Raises:
         FileNotFoundError: The record file or the folder does not exist.
@@ -54,17 +57,18 @@ def hash_pictures(
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"picture folder {folder} does not exist; check --images")
     numbers: dict[str, int] = {}
-    for _, path in _pairs(records):
+    for _, path in _pairs(records, form):
         numbers.setdefault(path, len(numbers))
     digests = _all_digests(list(numbers), records, folder, Path(journal), workers, progress)
-    for key, path in _pairs(records):
+    for key, path in _pairs(records, form):
         digest = digests[numbers[path] * _DIGITS :][:_DIGITS]
         yield PictureHash(key, path, None if digest == _UNREADABLE else digest)
 
 
-def _pairs(source: str | Path) -> Iterator[tuple[str, str]]:
+def _pairs(source: str | Path, form: RecordFormat) -> Iterator[tuple[str, str]]:
     """Box id and path of every picture."""
-    for number, raw in enumerate(open_records(source)):
+    for number, given in enumerate(open_records(source)):
+        raw = to_llava(given, form, str(source), number)
         record_id = raw.get("id") if isinstance(raw, Mapping) else None
         if not isinstance(record_id, str | int) or isinstance(record_id, bool):
             raise RecordError(f"{source}, record {number}: id is {record_id!r}; a string or an integer is needed")

@@ -12,6 +12,8 @@ import numpy as np
 from mmengine.logging import print_log
 
 from mg_llava.data.boxes.store import frame_keys, picture_keys
+from mg_llava.data.choices import wrong_choice
+from mg_llava.data.records.formats import RecordFormat, other_format, to_llava
 from mg_llava.data.records.open import fingerprint, open_records
 from mg_llava.data.records.schema import SCHEMA_VERSION, LLaVARecord, RecordError, measure_record, parse_record
 from mg_llava.work.arrays import load_arrays, save_arrays
@@ -67,7 +69,9 @@ class RecordIndex:
             yield from (one for one, is_video in zip(self.ids(), self.videos.tolist(), strict=True) if is_video)
 
 
-def index_records(records: Sequence[Any], source: str, limit: int | None = None, seed: int = 0) -> RecordIndex:
+def index_records(
+    records: Sequence[Any], source: str, limit: int | None = None, seed: int = 0, form: RecordFormat = "llava"
+) -> RecordIndex:
     """Check the records in one pass, and leave out those without an answer; ``limit`` draws so many, in their order.
 
     Raises:
@@ -79,9 +83,11 @@ def index_records(records: Sequence[Any], source: str, limit: int | None = None,
     chosen = enumerate(records) if limit is None else ((n, records[n]) for n in draw(len(records), limit, seed))
     for row, raw in chosen:
         try:
-            record_id, characters, pictures, is_silent, *named = measure_record(raw, source, row)
+            record_id, characters, pictures, is_silent, *named = measure_record(
+                to_llava(raw, form, source, row), source, row
+            )
         except RecordError as error:
-            problems.append(str(error))
+            problems.append(f"{error}{'' if problems else other_format(raw, form)}")
             continue
         if not characters:
             unanswered += 1
@@ -129,6 +135,7 @@ class Samples:
         seed: For both.
         cache: Folder that keeps what was learned of the file, under its fingerprint; None for none.
         frames: Frames of a video.
+        form: What the records are.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -144,13 +151,17 @@ class Samples:
         seed: int = 0,
         cache: str | Path | None = None,
         frames: int = 1,
+        form: RecordFormat = "llava",
     ) -> None:
         self.path = str(path)
         self.frames = frames
+        self.form = form
+        for wrong in wrong_choice("format", form, RecordFormat):
+            raise ValueError(wrong)
         self.fingerprint = None
         self._records = open_records(path)
         if cache is None:
-            self.index = index_records(self._records, self.path, limit, seed)
+            self.index = index_records(self._records, self.path, limit, seed, form)
         else:
             self.fingerprint = fingerprint(path)
             self.index = self._known_index(Path(cache), limit, seed)
@@ -170,7 +181,8 @@ class Samples:
     def describe(self) -> str:
         """Text that differs where the file or the frames of its videos differ, with a ``cache`` alone."""
         assert self.fingerprint is not None
-        return self.fingerprint + (f" {self.frames} frames " if self.index.videos.any() else "")
+        read = "" if self.form == "llava" else f" {self.form} "
+        return self.fingerprint + read + (f" {self.frames} frames " if self.index.videos.any() else "")
 
     def picture_positions(self) -> np.ndarray:
         """Which of the N records have pictures and come in an epoch; int64, ascending."""
@@ -188,18 +200,21 @@ class Samples:
     def at(self, position: int) -> LLaVARecord:
         """Record ``position`` of the N."""
         row = int(self.index.rows[position])
-        return parse_record(self._records[row], self.path, row).with_frames(self.frames)
+        return parse_record(to_llava(self._records[row], self.form, self.path, row), self.path, row).with_frames(
+            self.frames
+        )
 
     def _known_index(self, cache: Path, limit: int | None, seed: int) -> RecordIndex:
         """The index of a former start, else a new one for the next."""
-        about = repr((_VERSION, SCHEMA_VERSION, self.fingerprint, limit, None if limit is None else seed))
+        read = () if self.form == "llava" else (self.form,)
+        about = repr((_VERSION, SCHEMA_VERSION, self.fingerprint, limit, None if limit is None else seed, *read))
         path = cache / f"{hashlib.blake2b(about.encode(), digest_size=16).hexdigest()}.survey.npz"
         known, names = load_arrays(path), [one.name for one in fields(RecordIndex)]
         if known is not None and known.keys() >= set(names):
             if "places" in known:
                 self._records.places = known["places"]  # type: ignore[attr-defined]
             return RecordIndex(**{name: known[name] for name in names})
-        index = index_records(self._records, self.path, limit, seed)
+        index = index_records(self._records, self.path, limit, seed, self.form)
         more = {"places": self._records.places} if hasattr(self._records, "places") else {}
         save_arrays(path, **vars(index), **more)
         return index

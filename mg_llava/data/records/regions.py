@@ -8,18 +8,43 @@ from typing import Any
 from mg_llava.data.records.turns import Turn
 from mg_llava.tokens import BOX_PLACEHOLDER, OBJECT_PLACEHOLDER
 
+_FAR = 1.25
+"""Boxes that reach this many times the picture's side are no overhang."""
+_ROUNDING = 1e-3
+
 
 @dataclass(frozen=True)
 class Region:
-    """A region of one of the pictures of a conversation; ``box`` is xyxy in original pixels."""
+    """A region of one of the pictures of a conversation; ``box`` is xyxy in original pixels.
+
+    With ``of``, 1 or 1000, its numbers are shares of the picture's sides of which so many are the whole.
+    """
 
     box: tuple[float, float, float, float]
     label: str = ""
     picture: int = 0
+    of: int = 0
+
+    def in_pixels(self, size: tuple[int, int]) -> "Region":
+        """The region in pixels of its picture, whose width and height are given.
+
+        Raises:
+            ValueError: Its numbers are those of another convention, or of another picture.
+        """
+        box = self.box
+        if self.of:
+            (width, height), whole = size, self.of
+            box = (box[0] * width / whole, box[1] * height / whole, box[2] * width / whole, box[3] * height / whole)
+        elif box[2] > _FAR * size[0] + 1 or box[3] > _FAR * size[1] + 1:
+            advice = "its numbers look like thousandths" if max(box) <= 1000 else "it is of another picture or size"
+            raise ValueError(f"box {list(box)} is in pixels, the picture is {size[0]} x {size[1]}; {advice}")
+        return Region(box, self.label, self.picture)
 
 
 def parse_regions(value: Any, pictures: int) -> tuple[Region, ...]:
     """Check ``"objects"``: a list of ``{"box": [x1, y1, x2, y2], "label" (optional), "picture" (optional)}``.
+
+    ``"of"``, 1 or 1000, beside a box tells that its numbers are such shares of the picture's sides.
 
     Args:
         value: What a record has; a region may be its box alone.
@@ -32,7 +57,10 @@ def parse_regions(value: Any, pictures: int) -> tuple[Region, ...]:
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"objects is a {type(value).__name__}; it is a list of {{'box': [x1, y1, x2, y2], 'label'}}")
-    return tuple(_parse_region(one, number, pictures) for number, one in enumerate(value))
+    regions = tuple(_parse_region(one, number, pictures) for number, one in enumerate(value))
+    if problem := _convention_problem(regions):
+        raise ValueError(problem)
+    return regions
 
 
 def regions_of(turns: Sequence[Turn], value: Any, pictures: int) -> tuple[Region, ...]:
@@ -68,7 +96,23 @@ def _parse_region(value: Any, number: int, pictures: int) -> Region:
         raise ValueError(f"object {number} has label {str(label)[:80]!r}; a label is text")
     if isinstance(picture, bool) or not isinstance(picture, int) or not 0 <= picture < pictures:
         raise ValueError(f"object {number} is in picture {str(picture)[:80]!r}; there are {pictures}, from 0 on")
-    return Region((x1, y1, x2, y2), label, picture)
+    of = given.get("of", 0)
+    if of not in (0, 1, 1000) or isinstance(of, bool):
+        raise ValueError(f"object {number} has numbers of {str(of)[:80]!r}; shares are of 1 or of 1000")
+    return Region((x1, y1, x2, y2), label, picture, of)
+
+
+def _convention_problem(regions: Sequence[Region]) -> str | None:
+    """Why numbers cannot be of the convention that they are said to be of; sizes of pictures are not needed."""
+    for region in regions:
+        least, most, slack = min(region.box), max(region.box), _ROUNDING * region.of
+        if region.of and not -slack <= least <= most <= region.of + slack:
+            return f"box {list(region.box)} is said to be shares of {region.of}; it looks like pixels or other shares"
+    numbers = [number for region in regions for number in region.box]
+    if regions and regions[0].of != 1 and max(numbers) <= 1 and any(number % 1 for number in numbers):
+        said = f"shares of {regions[0].of}" if regions[0].of else "pixels"
+        return f"boxes such as {list(regions[0].box)} are said to be {said}; they look like shares of 1"
+    return None
 
 
 def names_regions(turns: Sequence[Turn]) -> bool:

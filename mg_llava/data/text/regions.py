@@ -193,6 +193,18 @@ def with_names(tokens: TokenCount, use: RegionUse, tokenizer: Any) -> TokenCount
     return replace(tokens, per_box=tokens.per_box + use.name_length(tokenizer))
 
 
+def in_pixels(record: LLaVARecord, sizes: Sequence[tuple[int, int]]) -> LLaVARecord:
+    """A record whose regions are in pixels of its pictures, of which width and height are given.
+
+    Raises:
+        RecordError: A region is of another convention than it is said to be, or of another picture.
+    """
+    try:
+        return replace(record, regions=tuple(region.in_pixels(sizes[region.picture]) for region in record.regions))
+    except ValueError as error:
+        raise RecordError(str(error)) from error
+
+
 def regions_of_boxes(records: Sequence[BoxRecord]) -> list[Region]:
     """The boxes of pictures as regions, one picture after the other."""
     return [

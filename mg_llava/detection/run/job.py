@@ -95,7 +95,7 @@ class BoxJob:
         folder = settings.reader().folder
         numbers: dict[Any, int] = {}
         with replacing(self.work / "keys.jsonl", "w") as keys, replacing(self.work / "sources.jsonl", "w") as sources:
-            for entry in list_entries(settings.inputs, folder, settings.frames):
+            for entry in list_entries(settings.inputs, folder, settings.frames, settings.record_format):
                 source = entry.source
                 identity = source.identity if by_content else (*source.identity, source.id)
                 if identity not in numbers:

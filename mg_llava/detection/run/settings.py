@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mg_llava.data.records.formats import RecordFormat
 from mg_llava.detection.run.sources import SourceReader, default_folder
 from mg_llava.detection.run.steps import BoxStep
 from mg_llava.registry import DETECTORS, TAGGERS
@@ -15,6 +16,8 @@ _FORMAT = 2
 """Of the folder ``work``; folders of other formats are refused."""
 _READ_LINE = 32
 _READ_LINES = 8
+_LATER = {"outside_pictures": "error", "record_format": "llava"}
+"""Settings that older runs did not have, with what these did."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class JobSettings:
         frames: Frames of a video.
         apply_exif: Turn pictures as their EXIF orientation says; boxes are for the turned picture then.
         outside_pictures: ``error`` refuses pictures outside of that folder, ``allow`` reads them.
+        record_format: What the records of record files are.
         workers: Threads of a process that decode; None for one per core, 16 at most.
     """
 
@@ -43,6 +47,7 @@ class JobSettings:
     frames: int = 8
     apply_exif: bool = False
     outside_pictures: Literal["error", "allow"] = "error"
+    record_format: RecordFormat = "llava"
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,8 +69,8 @@ class JobSettings:
 
         Devices are left out, as processes may have different ones.
         """
-        kept = {k: v for k, v in asdict(self).items() if k not in ("out", "workers", "outside_pictures")}
-        kept |= {} if self.outside_pictures == "error" else {"outside_pictures": self.outside_pictures}
+        kept = {k: v for k, v in asdict(self).items() if k not in ("out", "workers", *_LATER)}
+        kept |= {name: getattr(self, name) for name, usual in _LATER.items() if getattr(self, name) != usual}
         sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in self.inputs]
         kept["inputs"] = [str(path) for path in self.inputs]
         plain = json.loads(json.dumps({**kept, "bytes": sizes, "format": _FORMAT}))

@@ -12,6 +12,7 @@ from PIL import Image
 from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.pictures.files import open_picture, picture_path, to_rgb
 from mg_llava.data.pictures.video import is_video, read_frames
+from mg_llava.data.records.formats import RecordFormat, to_llava
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.records.tables import TablePictures, read_table
@@ -93,7 +94,9 @@ class SourceReader:
         return found if isinstance(found, list) else [found]
 
 
-def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int = 8) -> Iterator[BoxEntry]:
+def list_entries(
+    inputs: Sequence[str | Path], folder: str | Path, frames: int = 8, form: RecordFormat = "llava"
+) -> Iterator[BoxEntry]:
     """The pictures that inputs name, in their order.
 
     Args:
@@ -103,6 +106,7 @@ def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int =
             ids, in folders and lists the paths.
         folder: What paths are relative to.
         frames: Frames of a video.
+        form: What the records of record files are; keys of those without ids are their places.
 
     Raises:
         FileNotFoundError: An input does not exist.
@@ -115,7 +119,7 @@ def list_entries(inputs: Sequence[str | Path], folder: str | Path, frames: int =
         elif not path.exists():
             raise FileNotFoundError(f"input {path} does not exist")
         elif path.suffix in _RECORDS:
-            yield from _record_entries(path, frames)
+            yield from _record_entries(path, frames, form)
         elif path.suffix in _TABLES:
             yield from _table_entries(path, folder)
         elif path.suffix == ".txt":
@@ -148,9 +152,9 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def _record_entries(path: Path, frames: int) -> Iterator[BoxEntry]:
-    for number, raw in enumerate(open_records(path)):
-        where = f"{path}, record {number}"
+def _record_entries(path: Path, frames: int, form: RecordFormat) -> Iterator[BoxEntry]:
+    for number, given in enumerate(open_records(path)):
+        raw, where = to_llava(given, form, str(path), number), f"{path}, record {number}"
         if not isinstance(raw, Mapping):
             raise RecordError(f"{where}: found a {type(raw).__name__}; a record is an object")
         images, video = raw.get("image") or [], raw.get("video")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_llava.data.boxes.filter import BoxLimits
+from mg_llava.data.records.regions import Region
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.data.text.coordinates import are_writable
 from mg_llava.inspection.doctor.coordinates import Mapped, map_and_return
@@ -95,7 +96,7 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
                 if facts.fault:
                     result.skipped.add(used.row)
             drawn += _check_boxes(source, facts, key, used, limits, result)
-        result.found.extend(_about_regions(check, source, used, result.boxes - known))
+        result.found.extend(_about_regions(check, source, used, result.boxes - known, result.statistics))
         # Without a text there is no sequence.
         room = budget.box_room(used.length, pictures, used.crops) if used.length else None
         if room is not None and drawn > room:
@@ -183,23 +184,44 @@ def _about_picture(check: LinkCheck, facts: PictureFacts, name: str, used: UsedR
         yield Found("eval_leak", used.id, used.row, f"{name} is the same as {check.evaluation[facts.content]}")
 
 
-def _about_regions(check: LinkCheck, source: OpenedSource, used: UsedRecord, boxes: int) -> Iterator[Found]:
-    """Judge the regions that a record names; without its own they are ``boxes`` boxes of the box file."""
+def _about_regions(
+    check: LinkCheck, source: OpenedSource, used: UsedRecord, boxes: int, statistics: list[BoxStatistics]
+) -> Iterator[Found]:
+    """Judge the regions that a record names; without its own they are ``boxes`` boxes of the box file.
+
+    Where there is no box file, ``statistics`` are of them.
+    """
     if not used.regions and used.named > boxes:
         yield Found("placeholder_count", used.id, used.row, f"{used.named} regions are named, there are {boxes} boxes")
+    by_size: dict[tuple[int, int], list[Region]] = {}
     for number, region in enumerate(used.regions if source.has_folder else ()):
         facts = check.facts.get((source.path_of(used.images[region.picture]), source.faults.max_pixels))
         if facts is None or facts.fault:
             continue
-        width, height = facts.upright_size(source.apply_exif)
-        x1, y1, x2, y2 = region.box
-        detail = f"object {number}, {[x1, y1, x2, y2]}, in a picture of {_by((width, height))}"
-        if not are_writable(np.array([region.box])).all():
-            yield Found("flat_box", used.id, used.row, detail)
-        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-            yield Found("box_outside", used.id, used.row, detail)
-        elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-            yield Found("box_overhang", used.id, used.row, detail)
+        size = facts.upright_size(source.apply_exif)
+        by_size.setdefault(size, []).append(region)
+        try:
+            box = region.in_pixels(size).box
+        except ValueError as error:
+            yield Found("object_convention", used.id, used.row, f"object {number}: {error}")
+            continue
+        yield from _about_region(used, f"object {number}, {list(box)}, in a picture of {_by(size)}", box, size)
+    for size, regions in by_size.items():
+        array = np.array([region.box for region in regions if not region.of]).reshape(-1, 4)
+        if source.table is None and len(array):
+            statistics.append(measure_boxes(array, size, {kind for kind, _ in judge_boxes(array, size)}))
+
+
+def _about_region(
+    used: UsedRecord, detail: str, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> Iterator[Found]:
+    (x1, y1, x2, y2), (width, height) = box, size
+    if not are_writable(np.array([box])).all():
+        yield Found("flat_box", used.id, used.row, detail)
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        yield Found("box_outside", used.id, used.row, detail)
+    elif min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+        yield Found("box_overhang", used.id, used.row, detail)
 
 
 def _check_boxes(

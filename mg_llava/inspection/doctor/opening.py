@@ -1,5 +1,6 @@
 """Opens sources leniently: a part that is broken is a finding, and everything else is checked all the same."""
 
+import contextlib
 import inspect
 import json
 import os
@@ -13,11 +14,13 @@ import numpy as np
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.convert import read_box_table
 from mg_llava.data.boxes.policy import MissingBoxes
+from mg_llava.data.choices import wrong_choice
 from mg_llava.data.config import MIXED, build_transform, walk_sources
 from mg_llava.data.dataset import SETTINGS, LLaVADataset
+from mg_llava.data.records.formats import RecordFormat, detect_format, to_llava
 from mg_llava.data.records.index import draw
 from mg_llava.data.records.open import open_records
-from mg_llava.data.records.schema import RecordError
+from mg_llava.data.records.schema import RecordError, parse_record
 from mg_llava.data.settings import GROUPS, build_group, build_tokens, unknown_settings
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import TokenizerError, build_tokenizer
@@ -26,6 +29,8 @@ from mg_llava.inspection.doctor.sources import OpenedSource
 from mg_llava.registry import DATASETS
 
 _FEW = 3
+_LOOKED_AT = 100
+"""Records whose format is looked at."""
 _BROKEN_PART = (ValueError, TypeError, KeyError, ImportError)
 _POLICIES = {"no_label": "no_label", "over_budget": "over_budget", "missing_boxes": "missing_box"}
 _POLICIES |= {"bad_boxes": "bad_box_record", **dict.fromkeys(PICTURE_FAULTS.values(), "bad_image")}
@@ -106,6 +111,25 @@ def _open_records(source: OpenedSource, limit: int | None) -> None:
         elif limit is not None and limit < len(source.indices):
             places = np.linspace(0, len(source.indices) - 1, limit)
             source.indices = source.indices[np.unique(places.astype(np.int64))]
+        _judge_format(source)
+
+
+def _judge_format(source: OpenedSource) -> None:
+    """Name the format of records that cannot be read as what they are said to be."""
+    for wrong in wrong_choice("format", source.form, RecordFormat):
+        source.tell("config_setting", "format", wrong)
+        source.arguments["format"] = None
+    found: Counter[str] = Counter()
+    for row in source.indices[:_LOOKED_AT].tolist():
+        with contextlib.suppress(RecordError):
+            raw = source.records[row]
+            try:
+                parse_record(to_llava(raw, source.form))
+            except RecordError:
+                found[detect_format(raw) or ""] += 1
+    for form in sorted(set(found) - {"", source.form}):
+        detail = f"{found[form]} of the first {min(_LOOKED_AT, len(source.indices))} look like format={form!r}"
+        source.tell("records_format", source.data_path, detail)
 
 
 def _open_text_parts(source: OpenedSource, known: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ class CheckReport:
 
 
 def _describe(name: str, summary: Mapping[str, Any]) -> Iterator[str]:
-    yield f"source {name!r}: {summary['data_path']}"
+    yield f"source {name!r}: {summary['data_path']}, read as {summary['format']}"
     of_all = "" if summary["checked"] == summary["records"] else f" of {summary['records']}"
     yield (
         f"  checked {summary['checked']}{of_all} records: {summary['used']} can be used, {summary['pictures']} "

@@ -12,6 +12,7 @@ import numpy as np
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.pictures.files import PictureError, picture_path
+from mg_llava.data.records.formats import RecordFormat
 from mg_llava.data.records.regions import Region
 from mg_llava.data.settings import Draw, FaultPolicy
 from mg_llava.data.text.budget import TokenBudget
@@ -76,6 +77,11 @@ class OpenedSource:
     def data_path(self) -> str:
         """The file of records."""
         return str(self.arguments["data_path"])
+
+    @property
+    def form(self) -> RecordFormat:
+        """Format of the records."""
+        return self.arguments["format"] or "llava"
 
     @cached_property
     def has_folder(self) -> bool:

@@ -40,6 +40,7 @@ def conclude(source: OpenedSource, links: Sequence[LinkResult], positions: int |
     paths = {name: source.arguments[name] for name in ("image_folder", "box_path")}
     source.summary = {
         "data_path": source.data_path,
+        "format": source.form,
         **{name: None if path is None else str(path) for name, path in paths.items()},
         "records": len(source.records),
         "checked": len(source.indices),

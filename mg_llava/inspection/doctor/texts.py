@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mg_llava.data.records.formats import to_llava
 from mg_llava.data.records.regions import count_named
 from mg_llava.data.records.schema import (
     LLaVARecord,
@@ -47,7 +48,8 @@ def check_texts(sources: Sequence[OpenedSource], job: tuple[int, int, int]) -> T
         raw: Any = None
         try:
             raw = source.records[row]
-            record = parse_record(raw, source.data_path, row).with_frames(source.frames)
+            read = to_llava(raw, source.form, source.data_path, row)
+            record = parse_record(read, source.data_path, row).with_frames(source.frames)
         except RecordError as error:
             kind = "placeholder_count" if isinstance(error, PlaceholderError) else "bad_record"
             record_id = raw.get("id") if isinstance(raw, Mapping) else None
