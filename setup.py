@@ -68,6 +68,7 @@ setup(
             "evaluation/*.jinja",
             "inspection/doctor/*.tsv",
             "data/synthesis/*.json",
+            "models/published/*.json",
         ]
     },
     python_requires=">=3.10,<3.13",

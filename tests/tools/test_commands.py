@@ -1,15 +1,11 @@
-"""One command with sub-commands: from the checkout, and from a wheel that was installed elsewhere."""
+"""One command with sub-commands."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from mg_llava import commands
 from mg_llava.commands import train
-from tests import forked
 from tests.house.source import ROOT
 
 TOOLS = {file.stem: file.read_text() for file in (ROOT / "tools").glob("[!_]*.py") if file.stem != "demo"}
@@ -61,52 +57,3 @@ def test_training_is_xtuners(monkeypatch) -> None:
     monkeypatch.setenv("NNODES", "2")
     monkeypatch.setenv("ADDR", "10.0.0.1")
     assert {"--master_addr=10.0.0.1", "--master_port=29500", "--nnodes=2"} <= set(train.command("train", []))
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package from a wheel of this checkout, alone in a folder."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    options = ["--no-deps", "--no-build-isolation", "--no-index"]
-    source = folder / "source"
-    source.mkdir()
-    for name in ("mg_llava", "setup.py", "pyproject.toml", "README.md"):
-        (source / name).symlink_to(ROOT / name)
-    subprocess.run([*pip, "wheel", *options, "--wheel-dir", folder, source], check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "install", *options, "--target", folder / "site", wheel], check=True, capture_output=True)
-    return folder / "site"
-
-
-def run_installed(site: Path, cwd: Path, *arguments: str, status: int = 0) -> str:
-    variables = {**os.environ, "PYTHONPATH": str(site)}
-    code = "import sys, mg_llava.commands as c; sys.exit(c.main())"
-    command = [sys.executable, "-c", code, *arguments]
-    run = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
-    assert run.returncode == status, run.stdout + run.stderr
-    return run.stdout
-
-
-def fork_installed(site: Path, *arguments: object) -> str:
-    run = forked.run(site / "bin" / "mg-llava", *arguments, folder=site)
-    assert run.status == 0, run.out + run.err
-    return run.out
-
-
-@pytest.mark.slow
-def test_a_wheel_has_every_command(installed: Path, tmp_path: Path, files: dict[str, str]) -> None:
-    assert "mg-llava = mg_llava.commands:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
-    found = run_installed(installed, tmp_path, "--help")
-    for name in commands.list_commands():
-        assert f"  {name} " in found
-        if name != "train":  # XTuner's own
-            assert f"usage: mg-llava {name}" in fork_installed(installed, name, "--help")
-    asked = [files["config"], "--checkpoint", files["checkpoint"], "--question", "what?", "--max-new-tokens", "2"]
-    assert '"text"' in run_installed(installed, tmp_path, "predict", *asked, "--image", files["image"], "--json")
-    assert fork_installed(installed, "chat", *asked).strip()
-    assert "pope" in fork_installed(installed, "evaluate", "--list")
-    (tmp_path / "boxes.json").write_text('[{"id": "a", "boxes": [[1, 2, 3, 4]]}]')
-    fork_installed(installed, "convert-boxes", tmp_path / "boxes.json", "--out", tmp_path / "boxes.safetensors")
-    assert (tmp_path / "boxes.safetensors").is_file()
-    fork_installed(installed, "convert", files["checkpoint"], "--inspect")
