@@ -20,6 +20,7 @@ def slowly(*arguments):
     return examine(*arguments)
 images.examine_picture = slowly
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])  # as Python does
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
