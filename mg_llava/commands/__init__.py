@@ -40,6 +40,10 @@ def main() -> int:
 
 def run(name: str) -> int:
     """Run a command with the arguments in ``sys.argv``; its exit status."""
+    return run_main(lambda: _run(name))  # also while the command is imported
+
+
+def _run(name: str) -> int:
     command = importlib.import_module(f"mg_llava.commands.{name.replace('-', '_')}")
     after = getattr(command, "AFTER", None)  # what to do after Ctrl-C
     return run_main(command.main) if after is None else run_main(command.main, after)

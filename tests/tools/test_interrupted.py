@@ -1,0 +1,152 @@
+"""Ctrl-C in the middle of a command: nothing goes on, nothing is left, and the terminal is as it was."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.run import ROOT
+from tests.tools.test_evaluate import write_mmbench
+
+pytestmark = pytest.mark.slow
+LONG = 120.0
+
+
+class Terminal:
+    """A command at a terminal of its own, with a folder of its own for temporary files."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        command = [sys.executable, "-m", "mg_llava", *map(str, arguments)]
+        variables = {**os.environ, "TMPDIR": str(self.temporary), "TERM": "xterm"}
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), self.slave)
+        own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=variables, **streams, **own)
+        os.set_blocking(self.master, False)
+        self.said = ""
+
+    def wait_for(self, text: str) -> None:
+        """Until it has said something."""
+        until = time.monotonic() + LONG
+        while text not in self.said:
+            assert time.monotonic() < until, self.said
+            assert self.process.poll() is None or self._read(), self.said
+            self._read()
+            time.sleep(0.01)
+
+    def type(self, text: str) -> None:
+        self.said = ""
+        os.write(self.master, text.encode())
+
+    def end(self) -> int:
+        """The exit status, with nothing left."""
+        until = time.monotonic() + LONG
+        while self.process.poll() is None and time.monotonic() < until:
+            self._read()
+            time.sleep(0.01)
+        self._read()
+        status = self.process.wait(1)
+        assert termios.tcgetattr(self.slave) == self.before, "the terminal is as it was"
+        assert session_of(self.process.pid) == [], "no process goes on"
+        assert [path.name for path in self.temporary.rglob("*") if path.is_file()] == []
+        return status
+
+    def _read(self) -> bool:
+        with contextlib.suppress(BlockingIOError, OSError):
+            self.said += os.read(self.master, 1 << 16).decode(errors="replace")
+            return True
+        return False
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+def session_of(leader: int) -> list[int]:
+    """Processes of a session that still live; those that have ended take a moment to go."""
+    for _ in range(200):
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = entry.read_text().rpartition(")")[2].split()
+                found += [int(entry.parent.name)] if int(fields[3]) == leader and fields[0] != "Z" else []
+        if not found:
+            break
+        time.sleep(0.05)
+    return found
+
+
+@contextlib.contextmanager
+def at_terminal(folder: Path, *arguments: object) -> Iterator[Terminal]:
+    terminal = Terminal(folder, *arguments)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+def test_chat_goes_on_after_an_answer_was_stopped(files: dict[str, str], tmp_path: Path) -> None:
+    asked = [files["config"], "--checkpoint", files["checkpoint"], "--image", files["image"]]
+    with at_terminal(tmp_path, "chat", *asked, "--max-new-tokens", 480, "--temperature", 1.5) as chat:
+        chat.wait_for("> ")
+        chat.type("what is there?\r")
+        chat.wait_for("\n")
+        chat.type("\x03")
+        chat.wait_for("> ")
+        chat.type("/quit\r")
+        assert chat.end() == 0
+
+
+def test_chat_ends_at_its_prompt(files: dict[str, str], tmp_path: Path) -> None:
+    with at_terminal(tmp_path, "chat", files["config"], "--checkpoint", files["checkpoint"]) as chat:
+        chat.wait_for("> ")
+        chat.type("\x03")
+        assert chat.end() == 0
+
+
+def test_an_evaluation_ends(files: dict[str, str], tmp_path: Path) -> None:
+    table = write_mmbench(tmp_path / "mmbench.tsv", rows=400)
+    asked = [files["config"], "--checkpoint", files["checkpoint"], "--data", table, "--out", tmp_path / "out"]
+    with at_terminal(tmp_path, "evaluate-mmbench", *asked, "--max-new-tokens", 200, "--batch-size", 2) as run:
+        run.wait_for("questions/s")
+        run.type("\x03")
+        assert run.end() == 130 and "the same command continues" in run.said and "Traceback" not in run.said
+
+
+def test_a_box_run_of_several_processes_ends(tmp_path: Path, files: dict[str, str]) -> None:
+    records = [{"id": number, "image": f"{number}.png"} for number in range(2000)]
+    for record in records:
+        (tmp_path / str(record["image"])).write_bytes(Path(files["image"]).read_bytes())
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    options = ["--out", tmp_path / "out", "--detector", "proposals", "--processes", 2]
+    with at_terminal(tmp_path, "boxes", tmp_path / "records.json", *options) as run:
+        run.wait_for("pictures/s")
+        run.type("\x03")
+        assert run.end() == 130 and "Traceback" not in run.said
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 1.0, 2.0])
+def test_a_command_ends_while_it_starts(files: dict[str, str], tmp_path: Path, moment: float) -> None:
+    with at_terminal(
+        tmp_path, "predict", files["config"], "--checkpoint", files["checkpoint"], "--question", "?"
+    ) as run:
+        time.sleep(moment)
+        run.type("\x03")
+        assert run.end() in (0, 130, -signal.SIGINT)
