@@ -70,8 +70,8 @@ class LLaVADataset(Dataset):
         caches: What is kept from one start to the next (see ``Caches``).
         data_root: Folder that the three paths are relative to; None for the working directory.
         name: What messages and counts call the data; the name of the record file where None.
-        format: What the records are (see ``records.formats``).
-        unknown: Misspelt settings, and those that belong into a group; refused in one message.
+        more: ``format``, what the records are (see ``records.formats``). Misspelt settings, and those that belong
+            into a group, are refused in one message.
 
     Raises:
         BudgetError: The pictures of a record exceed the context, and ``over_budget`` is ``error``.
@@ -96,11 +96,11 @@ class LLaVADataset(Dataset):
         caches: Caches | Mapping[str, Any] | None = None,
         data_root: str | Path | None = None,
         name: str | None = None,
-        format: RecordFormat = "llava",
-        **unknown: Any,
+        **more: Any,
     ) -> None:
-        if unknown:
-            raise ValueError("; ".join(unknown_settings(unknown, SETTINGS, type(self).__name__)))
+        form: RecordFormat = more.pop("format", None) or "llava"
+        if more:
+            raise ValueError("; ".join(unknown_settings(more, SETTINGS, type(self).__name__)))
         named = {"data_path": data_path, "image_folder": image_folder, "box_path": box_path}
         paths = resolve_paths({"data_root": data_root, **named})
         self.data_path: str = paths["data_path"]
@@ -120,7 +120,7 @@ class LLaVADataset(Dataset):
         self.budget: TokenBudget = build_group("budget", budget).counting(counted)
         drawn = self.draw.max_dataset_length, self.draw.repeat, self.draw.seed
         frames = 1 if self.picture_processor is None else self.picture_processor.video.frames
-        self._samples = Samples(self.data_path, *drawn, self.caches.token_cache, frames, format)
+        self._samples = Samples(self.data_path, *drawn, self.caches.token_cache, frames, form)
         policies, count = {fault: getattr(self.faults, fault) for fault in FAULTS}, len(self._samples.index.rows)
         self._skipped = SkippedSamples(count, policies, self.faults.max_bad_samples, self.data_path)
         self._check_pictures()
@@ -348,5 +348,5 @@ class LLaVADataset(Dataset):
         return TokenCache(self.caches.token_cache, key, self._samples.file_rows)
 
 
-SETTINGS = tuple(name for name in inspect.signature(LLaVADataset).parameters if name != "unknown")
+SETTINGS = (*(name for name in inspect.signature(LLaVADataset).parameters if name != "more"), "format")
 """Names of the settings of a data set."""

@@ -42,8 +42,8 @@ class Answering:
         front_end: Of the requests.
         generation: Arguments of :class:`~mg_llava.models.generation.Decoding`; and ``stop``, further stop words.
         batch_size: Questions at a time.
-        exact: Generate an answer once more alone where rounding could decide it, so that greedy answers in float32
-            do not depend on the batch.
+        exact: Generate an answer once more alone where rounding could decide it, so that greedy answers do not depend
+            on the batch; for models in float32.
         statistics: Counted here.
     """
 
@@ -63,9 +63,7 @@ class Answering:
         self.decoding = Decoding.of(model.llm, settings)
         self.batch_size = batch_size
         self.statistics = statistics
-        floats = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
-        is_fine = all(dtype in (torch.float32, torch.float64) for dtype in floats)
-        self.margin = LOGIT_MARGIN if exact and is_fine and not self.decoding.do_sample else 0.0
+        self.margin = LOGIT_MARGIN if exact and not self.decoding.do_sample else 0.0
         self.encoder = RequestEncoder(model, statistics, keeps_pixels=self.margin > 0)
         self.context: int | None = getattr(model.llm.config, "max_position_embeddings", None)
 

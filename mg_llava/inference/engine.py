@@ -57,6 +57,7 @@ class Job:
         top: Number of likeliest ids to tell beside each new one; None for no log-probabilities.
 
     Attributes:
+        kind: Equal for jobs that can be answered together.
         when_gone: Called when nobody waits for the answer any more, in any thread.
     """
 
@@ -70,14 +71,10 @@ class Job:
     ) -> None:
         self.loaded, self.answering, self.tell, self.streams, self.top = loaded, answering, tell, streams, top
         self.is_gone = self.is_told = self.has_begun = False
+        self.kind = replace(answering.decoding, limit=1)
         self.when_gone: Callable[[], Any] = lambda: None
         self._scored = 0
         self._reply: Reply | None = None
-
-    @property
-    def kind(self) -> Any:
-        """Equal for jobs that can be answered together."""
-        return replace(self.answering.decoding, limit=1)
 
     def leave(self) -> None:
         """Say that nobody waits for the answer any more."""

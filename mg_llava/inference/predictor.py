@@ -5,9 +5,11 @@ Text, pictures and boxes take the same way as in training: ``encode_prompt``, ``
 
 import logging
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
@@ -268,7 +270,13 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
         settings = {**self.generation, **generation}
-        return Answering(self.model, self.front_end, settings, batch_size, exact, self.statistics)
+        return Answering(self.model, self.front_end, settings, batch_size, exact and self._is_fine, self.statistics)
+
+    @cached_property
+    def _is_fine(self) -> bool:
+        """Whether all of the model computes in float32 or finer; many parameters take a while to look at."""
+        floats = [parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()]
+        return all(dtype in (torch.float32, torch.float64) for dtype in floats)
 
     def _windows(
         self, answering: Answering, requests: Iterable[PreparedRequest], workers: int, cache_mb: int

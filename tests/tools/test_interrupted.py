@@ -42,11 +42,9 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         """Until it has said something."""
         until = time.monotonic() + LONG
-        while text not in self.said:
-            assert time.monotonic() < until, self.said
-            assert self.process.poll() is None or self._read(), self.said
-            self._read()
+        while text not in self.said and time.monotonic() < until and (self._read() or self.process.poll() is None):
             time.sleep(0.01)
+        assert text in self.said, self.said
 
     def type(self, text: str) -> None:
         self.said = ""

@@ -15,7 +15,7 @@ RecordFormat = Literal["llava", "ms-swift", "sharegpt"]
 or shares of 1 or 1000 by ``bbox_type``. ``sharegpt``: turns under ``conversations``, ``conversation`` or ``messages``.
 """
 
-FORMATS: tuple[str, ...] = get_args(RecordFormat)
+_FORMATS: tuple[str, ...] = get_args(RecordFormat)
 _TURNS = ("messages", "conversations", "conversation")
 _ROLES = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "bot": "gpt", "system": "system"}
 _LOST = ("audios", "audio", "tools", "rejected_response", "rejected_messages", "rejected", "chosen", "label")
@@ -36,8 +36,8 @@ def to_llava(raw: Any, form: RecordFormat, source: str = "record", index: int = 
     Raises:
         RecordError: It is of another format, or holds what would be lost.
     """
-    if form not in FORMATS:
-        raise RecordError(f"format is {form!r}; allowed: {', '.join(FORMATS)}")
+    if form not in _FORMATS:
+        raise RecordError(f"format is {form!r}; allowed: {', '.join(_FORMATS)}")
     if form == "llava" or not isinstance(raw, Mapping):
         return raw
     try:

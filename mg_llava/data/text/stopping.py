@@ -12,6 +12,10 @@ from mg_llava.data.text.conversation import Template, special_ids
 _HALF = "\N{REPLACEMENT CHARACTER}"
 """Stands for a character whose other bytes are still to come."""
 
+_CONTEXT = 16
+"""Ids before a place without which those after it may read otherwise."""
+_STEP = 32
+
 
 class Stops:
     """The ends of an answer in one template.
@@ -76,17 +80,38 @@ class Stops:
 
 
 class TextStream:
-    """The text of ids that come one after the other, in pieces that together are the answer's text."""
+    """The text of ids that come one after the other, in pieces that together are the answer's text.
+
+    Of many ids the last ones alone are read again with each new one.
+    """
 
     def __init__(self, stops: Stops) -> None:
         self.stops = stops
         self.ids: list[int] = []
         self.sent = ""
+        self._known = ""  # the text of the ids before ``_start``
+        self._start = 0
 
     def push(self, ids: Sequence[int]) -> str:
         """Take new ids; the text that is settled by them and was not given before, often none."""
         self.ids.extend(ids)
-        return self._send(self.stops.settled(self.stops.read(self.ids)))
+        return self._send(self.stops.settled(self._read()))
+
+    def _read(self) -> str:
+        """The text of all ids, of which those before ``_start`` were read before."""
+        first = max(0, self._start - _CONTEXT)
+        before = self.stops.read(self.ids[first : self._start])
+        whole = self.stops.read(self.ids[first:])
+        if not whole.startswith(before):  # what comes changes what was there
+            self._known, self._start = "", 0
+            return self.stops.read(self.ids)
+        text = self._known + whole[len(before) :]
+        end = len(self.ids) - _CONTEXT
+        if end - self._start >= _STEP:
+            settled = self.stops.read(self.ids[first:end])
+            if whole.startswith(settled) and settled.startswith(before):
+                self._known, self._start = self._known + settled[len(before) :], end
+        return text
 
     def finish(self) -> str:
         """The rest of the text, when there are no more ids."""

@@ -127,9 +127,11 @@ def _judge_format(source: OpenedSource) -> None:
                 parse_record(to_llava(raw, source.form))
             except RecordError:
                 found[detect_format(raw) or ""] += 1
+    looked_at = min(_LOOKED_AT, len(source.indices))
     for form in sorted(set(found) - {"", source.form}):
-        detail = f"{found[form]} of the first {min(_LOOKED_AT, len(source.indices))} look like format={form!r}"
-        source.tell("records_format", source.data_path, detail)
+        if 2 * found[form] >= looked_at:  # single ones are malformed
+            detail = f"{found[form]} of the first {looked_at} look like format={form!r}"
+            source.tell("records_format", source.data_path, detail)
 
 
 def _open_text_parts(source: OpenedSource, known: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ class OpenedSource:
     @property
     def form(self) -> RecordFormat:
         """Format of the records."""
-        return self.arguments["format"] or "llava"
+        return self.arguments.get("format") or "llava"
 
     @cached_property
     def has_folder(self) -> bool:

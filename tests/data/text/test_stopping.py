@@ -44,6 +44,17 @@ def test_pieces_are_the_answer(tokenizer: Any, text: str, words: tuple[str, ...]
     assert words or len([piece for piece in pieces_of(stops, ids) if piece]) > 3, "it comes in pieces"
 
 
+def test_long_answers_are_not_read_from_their_beginning_with_each_id(tokenizer: Any) -> None:
+    stops, read = Stops(tokenizer, Template.build(BARE)).also(("never said",)), []
+    ids = tokenizer.encode("\n".join(TEXTS * 12), add_special_tokens=False)
+    assert len(ids) > 500
+    plain = stops.read
+    stops.read = lambda part: read.append(len(part)) or plain(part)  # type: ignore[method-assign, func-returns-value]
+    assert "".join(pieces_of(stops, ids)) == stops.cut(plain(ids))[0]
+    *of_pushes, of_finish = read
+    assert of_finish == len(ids) and max(of_pushes) < 100
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\N{REPLACEMENT CHARACTER}"), max_size=20))
 def test_any_text_comes_whole(tokenizer: Any, text: str) -> None:
