@@ -140,7 +140,7 @@ class Predictor:
         picture: PictureLike | Sequence[PictureLike] | None = None,
         question: str = "",
         boxes: BoxesLike = None,
-        history: Sequence[Any] = (),
+        history: Sequence[Any] | None = None,
         stream: bool = False,
         **generation: Any,
     ) -> Any:
@@ -157,7 +157,7 @@ class Predictor:
         Returns:
             An :class:`Answer`; with ``stream`` a :class:`StreamedAnswer`.
         """
-        request = Request([*history, ("human", question)], picture, boxes)
+        request = Request([*(history or ()), ("human", question)], picture, boxes)
         reply = self.answer(request, **generation)
         if stream:
             return reply

@@ -103,7 +103,7 @@ def test_cut_bytes_are_named(predictor: Predictor) -> None:
 
 def test_a_chat_goes_on(predictor: Predictor) -> None:
     picture = make_picture()
-    first = predictor.chat(picture, QUESTION, BOXES)
+    first = predictor.chat(picture, QUESTION, boxes=BOXES, history=None, stream=False)
     assert first.token_ids == ids_of(predictor)
     history = [("human", QUESTION), ("gpt", first.text)]
     second = predictor.chat(picture, "and now?", BOXES, history=history)
