@@ -70,8 +70,7 @@ class LLaVADataset(Dataset):
         caches: What is kept from one start to the next (see ``Caches``).
         data_root: Folder that the three paths are relative to; None for the working directory.
         name: What messages and counts call the data; the name of the record file where None.
-        more: ``format``, what the records are (see ``records.formats``). Misspelt settings, and those that belong
-            into a group, are refused in one message.
+        more: ``format`` of the records (see ``records.formats``); misspelt settings, refused in one message.
 
     Raises:
         BudgetError: The pictures of a record exceed the context, and ``over_budget`` is ``error``.
@@ -306,8 +305,7 @@ class LLaVADataset(Dataset):
             return encoded
         try:
             objects, sizes = [picture.record for picture in opened], [picture.frame for picture in opened]
-            known = in_pixels(record, sizes) if sizes else record
-            turns, regions = self.regions.resolve_record(known, objects, sizes)
+            turns, regions = self.regions.resolve_record(in_pixels(record, sizes), objects, sizes)
             limit = self.budget.of(record.video).text_limit(len(record.images), len(regions))
             draw = None if self.loader is None else self.loader.draw_text(index)
             turns = apply_parts(self.prompt, turns, objects, sizes, draw)

@@ -194,11 +194,13 @@ def with_names(tokens: TokenCount, use: RegionUse, tokenizer: Any) -> TokenCount
 
 
 def in_pixels(record: LLaVARecord, sizes: Sequence[tuple[int, int]]) -> LLaVARecord:
-    """A record whose regions are in pixels of its pictures, of which width and height are given.
+    """A record whose regions are in pixels of its pictures, of which width and height are given; or none are.
 
     Raises:
         RecordError: A region is of another convention than it is said to be, or of another picture.
     """
+    if not (record.regions and sizes):
+        return record
     try:
         return replace(record, regions=tuple(region.in_pixels(sizes[region.picture]) for region in record.regions))
     except ValueError as error:
