@@ -190,7 +190,7 @@ class ChatApp:
         tokenizer = self.engine.predictor.front_end.tokenizer
         completion = Completion(self.settings.name, tokenizer, bool(fields.logprobs), has_usage)
         if fields.stream:
-            place.job = job
+            place.leaving.append(job.leave)
             return Stream(self._chunks(completion, event, news, start), place)
         assert event.answer is not None
         self.metrics.count(event.answer, time.monotonic() - start)

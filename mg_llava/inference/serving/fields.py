@@ -153,7 +153,7 @@ def read_fields(body: Any) -> Body:
     try:
         fields = Body.model_validate(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise field_fault(error) from None
     if fields.stop is not None and not all(fields.generation()["stop"]):
         raise RefusedRequest(_STOP, "stop")
     for name, needed in (("stream_options", "stream"), ("top_logprobs", "logprobs")):
@@ -162,11 +162,11 @@ def read_fields(body: Any) -> Body:
     return fields
 
 
-def _refusal(error: ValidationError) -> RefusedRequest:
+def field_fault(error: ValidationError) -> RefusedRequest:
     """OpenAI's form of the first fault."""
     first = error.errors(include_url=False, include_context=False)[0]
-    kind, param = first["type"], _name(first["loc"])
-    if first["loc"][0] == "stop":
+    kind, param = first["type"], _name(first["loc"]) or "the body"
+    if first["loc"][:1] == ("stop",):
         return RefusedRequest(_STOP, "stop")
     if kind == "extra_forbidden":
         return RefusedRequest(f"unknown field {param}", param, "unknown_parameter")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 
@@ -124,5 +124,8 @@ def public_address(host: str, port: int) -> tuple[str, int]:
 def _tried(param: str, decode: Callable[..., Any], *given: Any, **named: Any) -> Any:
     try:
         return decode(*given, **named)
+    except UnidentifiedImageError as error:
+        detail = f"it is no picture, or none of {', '.join(FORMATS)}"
+        raise RefusedRequest(f"a picture cannot be decoded: {detail}", param, "invalid_image") from error
     except Exception as error:  # decoders raise anything on damaged files
         raise RefusedRequest(f"a picture cannot be decoded ({str(error)[:200]})", param, "invalid_image") from error

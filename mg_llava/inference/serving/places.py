@@ -1,12 +1,11 @@
 """How much a server holds at a time: requests and their bytes, from the first byte read to the last one sent."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sse_starlette import EventSourceResponse
 
-from mg_llava.inference.engine import Job
 from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 
 
@@ -19,14 +18,18 @@ class Load:
 
 
 class Place:
-    """A request's place among those that a server holds; its job ends when it leaves."""
+    """A request's place among those that a server holds.
+
+    Attributes:
+        leaving: What is done when it leaves. Where there is something its answer is sent as it comes.
+    """
 
     def __init__(self, load: Load, limits: RequestLimits) -> None:
         if load.requests >= limits.requests:
             raise RefusedRequest(f"{load.requests} requests wait already; try later", None, "rate_limit_exceeded", 429)
         self.load, self.limits = load, limits
         self.bytes = 0
-        self.job: Job | None = None
+        self.leaving: list[Callable[[], None]] = []
         load.requests += 1
 
     def take(self, count: int) -> None:
@@ -46,12 +49,12 @@ class Place:
         """Hold nothing any more."""
         self.load.requests -= 1
         self.load.bytes -= self.bytes
-        if self.job is not None:
-            self.job.leave()
+        for leave in self.leaving:
+            leave()
 
     def leave_unless_streaming(self) -> None:
-        """Leave, but for a job whose answer is still to be sent."""
-        if self.job is None:
+        """Leave, unless an answer is still to be sent."""
+        if not self.leaving:
             self.leave()
 
 

@@ -1,7 +1,7 @@
 """From the bytes of a chat completion to a request, checked as a whole; all is counted before it is decoded."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,9 @@ def read_question(data: bytes, limits: RequestLimits) -> ChatQuestion:
     Raises:
         RefusedRequest: The body is malformed, too large, or asks for what is not done here.
     """
-    fields = read_fields(_parse(data, limits))
+    fields = read_fields(parse_body(data, limits))
     question = ChatQuestion(fields, *_read_messages(fields.messages))
-    _check_texts(question, limits)
+    check_request_texts(_texts(question), limits)
     if len(question.pictures) > limits.pictures:
         raise RefusedRequest(f"{len(question.pictures)} pictures; at most {limits.pictures} are allowed", "messages")
     for param, picture in question.pictures:
@@ -63,7 +63,12 @@ def read_question(data: bytes, limits: RequestLimits) -> ChatQuestion:
     return question
 
 
-def _parse(data: bytes, limits: RequestLimits) -> Any:
+def parse_body(data: bytes, limits: RequestLimits) -> Any:
+    """The values of a body, whose number is looked at before.
+
+    Raises:
+        RefusedRequest: There are too many, or it is no JSON.
+    """
     if sum(map(data.count, (b",", b"[", b"{"))) > limits.characters + _STRUCTURE:
         raise RefusedRequest("the body has too many values", code="invalid_json")
     try:
@@ -115,10 +120,18 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
     return text, shown
 
 
-def _check_texts(question: ChatQuestion, limits: RequestLimits) -> None:
+def _texts(question: ChatQuestion) -> list[str]:
     texts = [question.system or "", *(turn.text for turn in question.turns)]
     texts += [label for _, picture in question.pictures for label in picture.labels or ()]
-    texts += question.fields.generation().get("stop", [])
+    return texts + question.fields.generation().get("stop", [])
+
+
+def check_request_texts(texts: Sequence[str], limits: RequestLimits) -> None:
+    """See whether texts can be read.
+
+    Raises:
+        RefusedRequest: They are too long together, or one has half of a character.
+    """
     length = sum(map(len, texts))
     if length > limits.characters:
         rule = f"{length} characters of text; the model's context holds at most {limits.characters}"

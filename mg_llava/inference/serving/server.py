@@ -1,88 +1,11 @@
-"""The server as a process has it: a socket, an engine, and uvicorn between them."""
+"""The server of chat completions: an engine, its routes, and a socket."""
 
-import asyncio
-import socket
 from dataclasses import replace
-
-import uvicorn
-from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mg_llava.inference.engine import Engine
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.serving.app import ChatApp, Settings
-from mg_llava.inference.serving.errors import RequestLimits
-
-_GRACE = 5
-"""Seconds that answers have to end after the server was told to."""
-
-
-class _Connection(H11Protocol):
-    """A connection, closed where no request has begun within its patience: heads, too, have to come in time."""
-
-    patience = 60.0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End waiting."""
-        self._waiting.cancel()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        self._waiting = self.loop.call_later(self.patience, self._look)
-
-    def _look(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-        else:
-            self._wait()
-
-
-class HttpServer:
-    """A server that listens; :meth:`run` answers.
-
-    Args:
-        app: Its routes.
-        host: Address to listen at.
-        port: 0 for any free one.
-        limits: Of its requests.
-
-    Raises:
-        OSError: The address cannot be used.
-    """
-
-    def __init__(self, app: FastAPI, host: str, port: int, limits: RequestLimits) -> None:
-        self._socket = socket.create_server((host, port), backlog=1024, family=_family(host))
-        config = uvicorn.Config(
-            app,
-            http=type("Connection", (_Connection,), {"patience": limits.patience}),
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=4 * limits.requests + 64,  # connections, idle ones as well
-            timeout_graceful_shutdown=_GRACE,
-        )
-        self._server = uvicorn.Server(config)
-
-    @property
-    def port(self) -> int:
-        """The port it listens at."""
-        return self._socket.getsockname()[1]
-
-    def run(self) -> None:
-        """Answer until :meth:`stop` or a signal."""
-        with self._socket:
-            self._server.run(sockets=[self._socket])
-
-    def stop(self) -> None:
-        """End; answers that are being given have some seconds."""
-        self._server.should_exit = True
+from mg_llava.inference.serving.listening import HttpServer, fitting_limits
 
 
 class ChatServer(HttpServer):
@@ -113,16 +36,3 @@ class ChatServer(HttpServer):
         settings = replace(settings, limits=fitting_limits(settings.limits, predictor))
         self.app = ChatApp(engine or Engine(predictor, batch_size), settings)
         super().__init__(self.app.build(), host, port, settings.limits)
-
-
-def fitting_limits(limits: RequestLimits, predictor: Predictor) -> RequestLimits:
-    """Limits that take no more text than the LLM's context has room for, however it is cut into tokens."""
-    context = getattr(predictor.model.llm.config, "max_position_embeddings", None)
-    if context is None:
-        return limits
-    longest = max(map(len, predictor.front_end.tokenizer.get_vocab()))
-    return replace(limits, characters=min(limits.characters, context * longest))
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
