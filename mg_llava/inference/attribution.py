@@ -1,15 +1,19 @@
-"""How much each visual token and each box token contributed to an answer: gradient x input.
+"""How much each box token and each region of the picture contributed to an answer: leave one out.
 
-With S the log-probability of the answer's ids, read after the question, and e_t the embedding of token t in the
-sequence of the LLM, the contribution of t is the scalar product of dS/de_t and e_t: how S changes, to first order and
-in nats, with the length of e_t. A positive one speaks for the answer, a negative one against it. Contributions are
-those of the LLM's reading alone; what encoders and connectors put into a token is not taken apart.
+With S the log-probability of the answer's ids, read after the question, the contribution of something is S minus what
+S is without it, in nats: positive where it speaks for the answer. A box token is taken out of the sequence; the visual
+tokens of a region are replaced by the mean of all visual tokens of the picture. Things that say the same stand in for
+each other and contribute little each, so that contributions do not add up to that of all.
 
-Shapes: L positions of the LLM, D its hidden size, k ids of the answer, n boxes of a picture, g side of the grid of
-visual tokens.
+Gradient x input takes one pass and was tried: on right answers of the miniature, without boxes, to "which digit is
+leftmost, topmost, largest" its best region held that digit or lay beside it in 7 of 15 cases, that of this method in
+15 of 15.
+
+Shapes: L positions of the LLM, D its hidden size, V its vocabulary, k ids of the answer, n boxes of a picture, g side
+of the grid of visual tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,24 +29,33 @@ from mg_llava.models.generation import evaluating
 from mg_llava.models.splice import Spliced
 
 METHOD = (
-    "Gradient x input: the share of a token in the log-probability of the answer, to first order, in nats. Positive "
-    "values speak for the answer, negative ones against it."
+    "Leave one out: by how much the log-probability of the answer falls, in nats, when a box token is left out, or "
+    "when the visual tokens of a region are replaced by their mean over the picture. Below zero it rises: what was "
+    "left out speaks against the answer."
 )
+MOST_BLOCKS = 8
+"""Regions along a side of the picture, at most."""
+
+_ROWS = 8
+"""Sequences that the LLM reads at a time."""
 
 
 @dataclass(frozen=True)
 class PictureShares:
-    """Contributions of the tokens of a picture.
+    """Contributions of a picture.
 
     Attributes:
         objects: (n,) of its box tokens, in their order; that of the stand-in where there was no box.
-        regions: (g, g) of its visual tokens, rows from the top of the canvas; None where they are on no grid of it.
-        visual: Sum over all visual tokens.
+        regions: (g, g) of the region that each visual token lies in, rows from the top of the canvas; None where the
+            tokens are on no grid of it.
+        every_object: Of all its box tokens together.
+        every_region: Of all its visual tokens together.
     """
 
     objects: np.ndarray
     regions: np.ndarray | None
-    visual: float
+    every_object: float
+    every_region: float
 
 
 @dataclass(frozen=True)
@@ -52,18 +65,16 @@ class Attribution:
     Attributes:
         score: Log-probability of the answer, in nats.
         pictures: Of each picture.
-        text: Sum over the tokens of the text, the answer's included.
     """
 
     score: float
     pictures: tuple[PictureShares, ...]
-    text: float
 
 
 def attribute(predictor: Any, request: Request, answer: Answer) -> Attribution:
     """The contributions to an answer that a predictor gave to a request.
 
-    Takes one pass of the LLM forward and one back, with memory for both.
+    The LLM reads the conversation once for each box and region, some at a time.
 
     Raises:
         PictureError: A picture cannot be read.
@@ -72,9 +83,9 @@ def attribute(predictor: Any, request: Request, answer: Answer) -> Attribution:
     if not answer.token_ids:
         raise ValueError("the answer is empty: there is nothing to attribute")
     answering = predictor.answering({}, 1)
-    with evaluating(predictor.model):
+    with evaluating(predictor.model), torch.no_grad():
         one = encode_request(answering, PreparedRequest(predictor.front_end, 0, request))
-        return _contributions(predictor.model, one, answer.token_ids)
+        return _Reader(predictor.model, one, answer.token_ids).attribution()
 
 
 def encode_request(answering: Answering, prepared: PreparedRequest) -> EncodedRequest:
@@ -89,19 +100,6 @@ def encode_request(answering: Answering, prepared: PreparedRequest) -> EncodedRe
     for _, error in failed:
         raise error
     return found[0]
-
-
-def _contributions(model: Any, one: EncodedRequest, answer: Sequence[int]) -> Attribution:
-    inputs = merge_answer(model, one, answer)
-    with torch.enable_grad():
-        embeds = inputs.inputs_embeds.detach().requires_grad_()
-        score = answer_score(model, inputs, embeds, answer)
-        (gradient,) = torch.autograd.grad(score, embeds)
-    shares = (gradient.double() * embeds.detach().double()).sum(dim=-1)[0].cpu()  # (L,)
-    places = token_places(one, inputs)
-    pictures = tuple(_shares(model, {kind: shares[own] for kind, own in kinds.items()}) for kinds in places)
-    of_pictures = sum((shares[own].sum() for kinds in places for own in kinds.values()), torch.zeros(()))
-    return Attribution(float(score.detach()), pictures, float(shares.sum() - of_pictures))
 
 
 def merge_answer(model: Any, one: EncodedRequest, answer: Sequence[int]) -> Spliced:
@@ -133,18 +131,6 @@ def visual_grid(model: Any, tokens: int) -> int | None:
     return next((side for side in grids if side**2 == tokens), None)
 
 
-def answer_score(model: Any, inputs: Spliced, embeds: Tensor, answer: Sequence[int]) -> Tensor:
-    """Log-probability of an answer that ends the row of ``inputs``, whose embeddings are ``(1, L, D)`` here."""
-    with model.condition(inputs.rows):
-        output = model.llm(
-            inputs_embeds=embeds,
-            attention_mask=inputs.attention_mask,
-            position_ids=inputs.position_ids,
-            use_cache=False,
-        )
-    return answer_log_probabilities(output.logits, answer).sum()
-
-
 def answer_log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
     """``(k,)`` log-probabilities of the ids that end a row, by its logits ``(1, L, V)``."""
     told = logits[0, -len(answer) - 1 : -1].float()  # each position tells of the next
@@ -152,7 +138,84 @@ def answer_log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
     return told.log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
 
 
-def _shares(model: Any, kinds: dict[str, Tensor]) -> PictureShares:
-    visual, objects = kinds["visual"].numpy(), kinds["object"].numpy()
-    grid = visual_grid(model, len(visual))
-    return PictureShares(objects, None if grid is None else visual.reshape(grid, grid), float(visual.sum()))
+class _Reader:
+    """Reads an answer after a question of which something is missing.
+
+    Args:
+        model: The system.
+        one: The question.
+        answer: Ids of the answer.
+    """
+
+    def __init__(self, model: Any, one: EncodedRequest, answer: Sequence[int]) -> None:
+        self.model, self.seeing, self.answer = model, one.seeing, answer
+        inputs = merge_answer(model, one, answer)
+        self.embeds = inputs.inputs_embeds[0]  # (L, D)
+        self.places = token_places(one, inputs)
+        self.score = self._scores([self.embeds])[0]
+
+    def attribution(self) -> Attribution:
+        """All contributions."""
+        return Attribution(self.score, tuple(self._shares(own["visual"], own["object"]) for own in self.places))
+
+    def _shares(self, visual: Tensor, objects: Tensor) -> PictureShares:
+        """Of a picture with visual tokens and box tokens at these positions."""
+        side = visual_grid(self.model, len(visual))
+        blocks = list(_blocks(side)) if side else []
+        *of_blocks, every_region = self._falls(
+            [self._blurred(visual, visual[block]) for block in [*blocks, torch.arange(len(visual))]]
+        )
+        *of_objects, every_object = self._falls([self._without(some) for some in [*objects[:, None], objects]])
+        regions = np.zeros(len(visual))
+        for block, value in zip(blocks, of_blocks, strict=True):
+            regions[block.numpy()] = value
+        grid = regions.reshape(side, side) if side else None
+        return PictureShares(np.array(of_objects), grid, every_object, every_region)
+
+    def _blurred(self, every: Tensor, some: Tensor) -> Tensor:
+        embeds = self.embeds.clone()
+        if len(every):
+            embeds[some] = self.embeds[every].mean(dim=0)
+        return embeds
+
+    def _without(self, some: Tensor) -> Tensor:
+        left = torch.ones(len(self.embeds), dtype=torch.bool)
+        left[some] = False
+        return self.embeds[left.to(self.embeds.device)]
+
+    def _falls(self, rows: Sequence[Tensor]) -> list[float]:
+        return [self.score - score for score in self._scores(rows)]
+
+    def _scores(self, rows: Sequence[Tensor]) -> list[float]:
+        """Log-probability of the answer at the end of each of some rows ``(L', D)``."""
+        found: list[float] = []
+        for alike in _alike(rows):
+            embeds = torch.stack(alike)
+            mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+            places = mask.cumsum(dim=1) - 1
+            with self.model.condition([self.seeing] * len(alike)):
+                output = self.model.llm(
+                    inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
+                )
+            found += [float(answer_log_probabilities(row[None], self.answer).sum()) for row in output.logits]
+        return found
+
+
+def _alike(rows: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Some neighbors of the same length at a time."""
+    batch: list[Tensor] = []
+    for row in rows:
+        if batch and (len(batch) == _ROWS or len(row) != len(batch[0])):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _blocks(side: int) -> Iterator[Tensor]:
+    """Numbers of the tokens of each region of a grid."""
+    runs = np.array_split(np.arange(side), min(side, MOST_BLOCKS))
+    for rows in runs:
+        for columns in runs:
+            yield torch.from_numpy((rows[:, None] * side + columns).ravel())
