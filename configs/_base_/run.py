@@ -24,6 +24,7 @@ from mg_llava.engine import (
     TrainLoop,
     WarmupLR,
 )
+from mg_llava.engine.curves import CurvesVisualizer
 from mg_llava.models import GatedPrompts
 from mg_llava.models.counting import count_tokens
 
@@ -180,8 +181,19 @@ def schedule(max_epochs=1, warmup_ratio=0.03, loss_weighting="tokens", min_lr=0.
     )
 
 
-def watch(system, log_interval=10, save_steps=500, save_total_limit=2, evaluation_freq=500, evaluation_samples=()):
-    """Hooks: what is logged and saved, and which questions are answered during training."""
+def watch(
+    system,
+    log_interval=10,
+    save_steps=500,
+    save_total_limit=2,
+    evaluation_freq=500,
+    evaluation_samples=(),
+    curves=None,
+):
+    """Hooks: what is logged and saved, and which questions are answered during training.
+
+    ``curves`` shows what is logged in ``"tensorboard"``, ``"wandb"`` or ``"swanlab"``.
+    """
     custom_hooks = [
         dict(type=RandomStateHook),
         dict(type=GateMonitorHook, interval=log_interval),
@@ -208,7 +220,8 @@ def watch(system, log_interval=10, save_steps=500, save_total_limit=2, evaluatio
         checkpoint=dict(**save, interval=save_steps, max_keep_ckpts=save_total_limit),
         sampler_seed=dict(type=DistSamplerSeedHook),
     )
-    return dict(custom_hooks=custom_hooks, default_hooks=default_hooks)
+    shown = {} if curves is None else dict(visualizer=dict(type=CurvesVisualizer, curves=curves))
+    return dict(custom_hooks=custom_hooks, default_hooks=default_hooks, **shown)
 
 
 _SIGHTED = ("llm", "detector", "segmenter")
