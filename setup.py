@@ -50,7 +50,11 @@ EXTRAS = {
         "prometheus_client",
         "httpx",
     ],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "openai"],
+    "web": ["fastapi==0.165.0", "uvicorn==0.54.0", "sse-starlette==3.7.0", "pydantic>=2"],
+    "tensorboard": ["tensorboard"],
+    "wandb": ["wandb"],
+    "swanlab": ["swanlab"],
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "openai", "playwright"],
 }
 
 setup(
@@ -66,6 +70,7 @@ setup(
             "py.typed",
             "detection/names/*.txt",
             "evaluation/*.jinja",
+            "inference/web/page/*",
             "inspection/doctor/*.tsv",
             "data/synthesis/*.json",
             "models/published/*.json",

@@ -207,7 +207,10 @@ PACKAGES = {
     "scikit-learn": "sklearn",
     "scipy": "scipy",
     "sse-starlette": "sse_starlette",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
     "uvicorn": "uvicorn",
+    "wandb": "wandb",
 }
 """What the packages of the extras are imported as."""
 NETWORK = {
@@ -224,8 +227,8 @@ NETWORK = {
 }
 ADAPTERS = {"mg_llava/evaluation/lmms.py -> lmms_eval.api.model"}
 """Imports of the package that alone imports the file."""
-SERVER = "mg_llava/inference/serving/"
-"""A folder that is imported by the command alone that needs its packages."""
+SERVERS = ("mg_llava/inference/serving/", "mg_llava/inference/web/")
+"""Folders that are imported by the commands alone that need their packages."""
 EARLY: set[str] = set()
 """Early imports of optional packages that are still there; the list only gets shorter."""
 
@@ -244,20 +247,20 @@ def test_optional_packages_are_imported_where_they_are_used() -> None:
         f"{file.path} -> {item.name}"
         for file in package_files().values()
         for item in file.imports()
-        if not item.deferred and item.name.split(".")[0] in optional and not file.path.startswith(SERVER)
+        if not item.deferred and item.name.split(".")[0] in optional and not file.path.startswith(SERVERS)
     }
     compare(
         found - ADAPTERS, EARLY, "Optional, network and GPU packages are imported inside the functions that use them"
     )
 
 
-def test_nothing_but_its_command_imports_the_server_early() -> None:
-    module = SERVER.rstrip("/").replace("/", ".")
+def test_nothing_but_their_commands_imports_servers_early() -> None:
+    modules = tuple(folder.replace("/", ".") for folder in SERVERS)
     early = {
         file.path
         for file in package_files().values()
         for item in file.imports()
-        if not item.deferred and f"{item.name}.".startswith(f"{module}.") and not file.path.startswith(SERVER)
+        if not item.deferred and f"{item.name}.".startswith(modules) and not file.path.startswith(SERVERS)
     }
     assert early == set()
 

@@ -1,0 +1,1 @@
+"""A web page on which boxes are seen, changed and asked about."""
