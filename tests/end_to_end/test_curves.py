@@ -26,6 +26,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 calls = []
 class SwanlabVisBackend(BaseVisBackend):
     def __init__(self, save_dir, init_kwargs):
+        super().__init__(save_dir)
         calls.append(("init", init_kwargs))
     def _init_env(self): pass
     experiment = property(lambda self: None)

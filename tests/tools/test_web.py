@@ -1,0 +1,43 @@
+"""The command that opens the page: it says where, answers, and ends at Ctrl-C; wrong arguments get a line."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mg_llava.commands import web
+from tests.inference.serving_toys import a_picture
+from tests.inference.web.page_toys import answers_of, ask, png_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_the_page_is_there_until_it_is_told_to_end(files: dict[str, str]) -> None:
+    command = [sys.executable, "tools/web.py", files["config"], "--checkpoint", files["checkpoint"], "--port", "0"]
+    command += ["--proposals", "--examples", str(Path(files["image"]).parent), "--max-new-tokens", "3"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = next(line for line in server.stdout if line.startswith("the page is at ")).split()[-1]
+        assert url.startswith("http://127.0.0.1:")
+        with httpx.Client(base_url=url, timeout=60) as visitor:
+            assert Path(files["image"]).name in visitor.get("/about").json()["examples"]
+            board = visitor.post("/boards", content=png_of(a_picture())).json()
+            assert set(answers_of(ask(visitor, board["key"], "what?"))) == {"with", "without"}
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) in (0, -signal.SIGINT)
+
+
+def test_examples_are_pictures(tmp_path: Path) -> None:
+    for number in range(web._MOST_EXAMPLES + 1):
+        (tmp_path / f"{number:02}.PNG").touch()
+    (tmp_path / "notes.txt").touch()
+    found = web.find_examples([tmp_path])
+    assert [path.name for path in found] == [f"{number:02}.PNG" for number in range(web._MOST_EXAMPLES)]
+    assert web.find_examples([tmp_path / "03.PNG"]) == [tmp_path / "03.PNG"]
+    for path, said in ((tmp_path / "absent", "does not exist"), (tmp_path / "notes.txt", "has no picture")):
+        with pytest.raises(FileNotFoundError, match=said):
+            web.find_examples([path])
