@@ -257,6 +257,7 @@ class LLaVADataset(Dataset):
         return PictureLoader(
             *(self.image_folder, self.picture_processor, self.budget, self.box_store),
             augmentation=build_transform(self.boxes.box_augmentation),
+            crop_augmentation=build_transform(self.boxes.crop_augmentation),
             shuffle=self.boxes.shuffle_boxes,
             seed=self.draw.seed,
             strays=self._strays,

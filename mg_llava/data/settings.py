@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mg_llava.batch import TokenCount
-from mg_llava.data.boxes.augment import Augmentation
+from mg_llava.data.boxes.augment import Augmentation, CropAugmentation
 from mg_llava.data.boxes.convert import BadRecord
 from mg_llava.data.boxes.policy import MissingBox
 from mg_llava.data.choices import wrong_choices, wrong_count
@@ -72,6 +72,7 @@ class BoxUse:
         shuffle_boxes: Shuffle the boxes of each picture.
         count_boxes: Whether boxes count in ``modality_length``.
         proposer: Finds boxes for ``missing_box="detect"``, or a dict to build it from.
+        crop_augmentation: Changes object images, or a dict to build it from.
         prompt: Change the text by the boxes, or dicts to build them from (see ``text.prompt.PromptPart``).
         extra: Reads text and boxes for one system alone, such as ``text.pieces.PieceWriter``, or a dict to build it
             from: its lists by name, with an entry for each picture, are the ``extra`` of a sample.
@@ -83,6 +84,7 @@ class BoxUse:
     shuffle_boxes: bool = False
     count_boxes: bool = True
     proposer: Any = None
+    crop_augmentation: CropAugmentation | Mapping[str, Any] | None = None
     prompt: Sequence[PromptPart | Mapping[str, Any]] = ()
     extra: Any = None
     targets: str | Path | None = None

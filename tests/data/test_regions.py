@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mg_llava.batch import TokenCount
+from mg_llava.data.boxes.augment import CropAugmentation
 from mg_llava.data.collate import collate
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.frames import crop_of
@@ -114,6 +115,33 @@ def test_crops_are_the_zoomed_part_of_the_original(folder, toy_paths) -> None:
     part = image.crop((8, 8, 48, 56))
     canvas = PictureProcessor(toy.CANVAS).draw(part, PictureProcessor(toy.CANVAS).canvas_of(part.size))
     assert torch.equal(wide["images"][2], canvas)
+
+
+def test_object_images_change_in_training_with_seed_and_epoch_alone(folder, toy_paths) -> None:
+    change = {"type": "mg_llava.CropAugmentation"}
+    plain, dataset = (
+        build(folder, toy_paths, None),
+        build(folder, toy_paths, None, boxes={"crop_augmentation": change}),
+    )
+    first, again = dataset[0]["images"], dataset[0]["images"]
+    dataset.set_epoch(1)
+    later = dataset[0]["images"]
+    for number, image in enumerate(plain[0]["images"]):
+        is_crop = number >= 2
+        assert torch.equal(first[number], again[number])
+        assert torch.equal(first[number], image) != is_crop and torch.equal(first[number], later[number]) != is_crop
+
+
+def test_changed_regions_stay_near() -> None:
+    rng = np.random.default_rng(0)
+    change = CropAugmentation(context=0.5, shift=0.1, brightness=0.2)
+    moved = np.array([change.move((10, 20, 30, 60), rng) for _ in range(500)])
+    least, most = np.array([10 - 12, 20 - 24, 30 - 2, 60 - 4]), np.array([10 + 2, 20 + 4, 30 + 12, 60 + 24])
+    assert (moved >= least).all() and (moved <= most).all() and (np.ptp(moved, axis=0) > 0.8 * (most - least)).all()
+    gray = change.brighten(torch.full((3, 2, 2), 100, dtype=torch.uint8), rng)
+    assert gray.dtype == torch.uint8 and 80 <= int(gray[0, 0, 0]) <= 120
+    with pytest.raises(ValueError, match="shift"):
+        CropAugmentation(shift=2)
 
 
 def test_crops_are_whole_pixels_of_the_picture() -> None:

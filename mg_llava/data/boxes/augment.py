@@ -1,9 +1,10 @@
-"""Training augmentation of boxes, so that a model bears another detector than the one that made its training boxes."""
+"""Training augmentation of boxes and object images, so that a model bears others than those it was trained with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.registry import TRANSFORMS
@@ -110,3 +111,40 @@ def _select(record: BoxRecord, kept: np.ndarray) -> BoxRecord:
         return record
     labels = tuple(record.labels[i] for i in kept.tolist())
     return replace(record, boxes=record.boxes[kept], scores=record.scores[kept], labels=labels)
+
+
+@TRANSFORMS.register_module()
+@dataclass(frozen=True)
+class CropAugmentation:
+    """Widens, moves and brightens object images, by amounts that are evenly distributed.
+
+    Args:
+        context: Most by which a region is wider on each side, as a share of its width and height.
+        shift: Most by which it is moved along each axis, as a share of them.
+        brightness: Most by which the factor of its pixels differs from 1.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    context: float = 0.5
+    shift: float = 0.1
+    brightness: float = 0.2
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in ("context", "shift", "brightness") if not 0 <= getattr(self, name) <= 1]
+        if wrong:
+            raise ValueError(f"{type(self).__name__}: {', '.join(wrong)} must lie in 0..1, found {self}")
+
+    def move(self, box: Sequence[float], rng: np.random.Generator) -> tuple[float, float, float, float]:
+        """Another box xyxy around a region, in the frame of the given one."""
+        corners = np.asarray(box, dtype=np.float64).reshape(2, 2)
+        sides = corners[1] - corners[0]
+        more, away = rng.uniform(0, self.context), rng.uniform(-self.shift, self.shift, 2)
+        (x1, y1), (x2, y2) = (corners + away * sides + np.array([[-more], [more]]) * sides).tolist()
+        return x1, y1, x2, y2
+
+    def brighten(self, pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Pixels (3, S, S) uint8, brighter or darker."""
+        factor = rng.uniform(1 - self.brightness, 1 + self.brightness)
+        return (pixels.float() * factor).round().clamp(0, 255).to(torch.uint8)

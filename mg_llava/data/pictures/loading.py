@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mg_llava.data.boxes.augment import Augmentation
+from mg_llava.data.boxes.augment import Augmentation, CropAugmentation
 from mg_llava.data.boxes.filter import BoxLimits
 from mg_llava.data.boxes.policy import Picture
 from mg_llava.data.boxes.store import BoxStore
@@ -29,6 +29,8 @@ from mg_llava.data.text.budget import TokenBudget, share_room
 from mg_llava.data.text.conversation import EncodedConversation
 from mg_llava.tokens import OBJECT_TOKEN_INDEX
 
+_CROPS = 1
+"""Keeps what is drawn for object images apart from what is drawn for boxes."""
 _TURNED = 5
 """Smallest EXIF orientation that swaps width and height."""
 
@@ -121,6 +123,7 @@ class PictureLoader:
         budget: What text, pictures and boxes have room in.
         store: Their boxes; None for no boxes.
         augmentation: Changes the boxes of each picture; None leaves them alone.
+        crop_augmentation: Changes object images; None leaves them alone.
         shuffle: Draw the order of boxes; else the best come first.
         seed: With the epoch and the index of the sample, for both.
         strays: Counts boxes that lie outside of their pictures; None where there are no boxes.
@@ -135,6 +138,7 @@ class PictureLoader:
     budget: TokenBudget
     store: BoxStore | None = None
     augmentation: Augmentation | None = None
+    crop_augmentation: CropAugmentation | None = None
     shuffle: bool = False
     seed: int = 0
     strays: StrayBoxes | None = None
@@ -207,17 +211,22 @@ class PictureLoader:
         ]
         if not encoded.regions:
             return tuple(pictures)
-        whole, crops = iter(pictures), iter(encoded.regions)
+        whole = iter(pictures)
+        crops = iter([self._crop(opened, region, [index, number]) for number, region in enumerate(encoded.regions)])
         places = [token for token in encoded.input_ids if token < 0]
-        return tuple(
-            self._crop(opened, next(crops)) if token == OBJECT_TOKEN_INDEX else next(whole) for token in places
-        )
+        return tuple(next(crops) if token == OBJECT_TOKEN_INDEX else next(whole) for token in places)
 
-    def _crop(self, opened: Sequence[OpenedPicture], region: Region) -> LoadedPicture:
+    def _crop(self, opened: Sequence[OpenedPicture], region: Region, seed: Sequence[int]) -> LoadedPicture:
         parent = opened[region.picture]
         image = parent.picture() if callable(parent.picture) else parent.picture
         assert image is not None  # frames of videos have no regions
-        pixels, canvas = self.processor.crop(image, region.box)
+        box, change = region.box, self.crop_augmentation
+        draw = np.random.default_rng([self.seed, *seed, 1 + int(self.epoch), _CROPS])
+        if change is not None:
+            box = change.move(box, draw)
+        pixels, canvas = self.processor.crop(image, box)
+        if change is not None:
+            pixels = change.brighten(pixels, draw)
         none = np.zeros(0, dtype=np.int64)
         return LoadedPicture(torch.zeros(0, 4), canvas, pixels, None, True, parent, BoxLimits(), none, none, region)
 
