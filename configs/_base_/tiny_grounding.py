@@ -5,6 +5,8 @@ Learning rates, batches and epochs are GroundingGPT's, where the paper names non
 
 from mmengine.config import read_base
 
+from mg_llava.data.boxes.augment import CropAugmentation
+
 with read_base():
     from .data.grounding import grounding, regions_global, regions_local, regions_perception
     from .data.nano import nano_stage1, nano_stage2
@@ -35,10 +37,11 @@ def global_alignment(system, data=regions_global, **settings):
 
 
 def _as_written(system, settings):
-    """Settings with which object images stand where the records say, not after each box."""
+    """Settings with which object images stand where the records say, not after each box, and change a little."""
     processor = system["picture_processor"]
     own = dict(processor, regions=dict(processor["regions"], attach="placeholders"))
-    return {**settings, "dataset": {"picture_processor": own, **settings.get("dataset", {})}}
+    changed = dict(crop_augmentation=dict(type=CropAugmentation))
+    return {**settings, "dataset": {"picture_processor": own, "boxes": changed, **settings.get("dataset", {})}}
 
 
 def qwen_grounding(llm):
@@ -53,7 +56,8 @@ def nano_grounding(stage, *, arm="choices", before=None, model=None, **changes):
     """
     llm = dict(nano_llm, llm_name_or_path="data/nano/generated/grounding/llm")
     system = grounding_gpt(llm, nano_vision, **{"fusion": None, "regions": _bins, **(model or {})})
-    shared = dict(nano_settings, context_length=384, evaluation=None, dataset=dict(budget=dict(long_text_margin=None)))
+    shared = dict(nano_settings, context_length=384, evaluation=None)
+    shared["dataset"] = dict(budget=dict(long_text_margin=None), boxes=dict(crop_augmentation=None))
     if stage == "object_pretrain":
         captions = {name: path for name, path in nano_stage1.items() if name != "box_path"}
         return object_pretrain(system, captions, **{**shared, "lr": 4e-3, "max_epochs": 2, **changes})
