@@ -18,7 +18,7 @@ from mg_llava.data.features.cache import FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource
 from mg_llava.data.lengths import check_budget, count_boxes, count_crops, find_lengths
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.pictures.loading import LoadedPicture, OpenedPicture, PictureLoader
+from mg_llava.data.pictures.loading import OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.formats import RecordFormat
 from mg_llava.data.records.index import Samples
@@ -289,7 +289,8 @@ class LLaVADataset(Dataset):
             encoded = encoded or self._encode(index, record, opened)
             pictures = self.loader.finish(opened, index, encoded, cache)
             if self.regions.names:
-                encoded = self._name_boxes(encoded, pictures)
+                numbers = [picture.box_numbers for picture in pictures if picture.region is None]
+                encoded = self.regions.name_boxes(encoded, numbers, self.tokenizer)
             return LoadedSample(record, encoded, pictures)
         except NoPictureError:
             return None  # found again when it is opened, for ``bad_image``
@@ -320,10 +321,6 @@ class LLaVADataset(Dataset):
     def _reads_pictures(self, record: LLaVARecord) -> bool:
         """Whether the text of a record depends on its pictures or their boxes."""
         return bool(record.images) and (bool(self.prompt) or self.regions.concerns(record.turns))
-
-    def _name_boxes(self, encoded: EncodedConversation, pictures: Sequence[LoadedPicture]) -> EncodedConversation:
-        whole = [picture for picture in pictures if picture.region is None]
-        return self.regions.name_boxes(encoded, [one.box_numbers for one in whole], self.tokenizer)
 
     def _owner(self, record: LLaVARecord) -> str:
         return f"record {record.id!r} of {self.data_path}"
