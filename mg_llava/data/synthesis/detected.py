@@ -75,5 +75,4 @@ def _captions(record: LLaVARecord, things: Sequence[Thing]) -> Iterator[str]:
                 taken.append(match.span())
         cuts = [0, *sorted(places), len(turn.text)]
         pieces = [turn.text[a:b] + (f" <box:{places[b]}>" if b in places else "") for a, b in pairwise(cuts)]
-        if places:
-            yield "".join(pieces)
+        yield "".join(pieces)  # without boxes too, to be counted

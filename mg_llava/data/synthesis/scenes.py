@@ -116,8 +116,8 @@ class Sieve:
         return {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
 
 
-def sift(scene: Scene, things: Sieve, phrases: Sieve) -> Scene | None:
-    """The scene without objects and phrases that are of no use, which are counted; None where nothing is left."""
+def sift(scene: Scene, things: Sieve, phrases: Sieve, captions: Sieve) -> Scene | None:
+    """The scene without objects, phrases and captions of no use, which are counted; None where nothing is left."""
     assert scene.size is not None
     kept: list[Thing] = []
     places: dict[int, int] = {}
@@ -136,6 +136,10 @@ def sift(scene: Scene, things: Sieve, phrases: Sieve) -> Scene | None:
         places[number] = len(kept)
         kept.append(cut)
     things.kept += len(kept)
+    texts = tuple(text for caption in scene.captions if (text := _moved_caption(caption, places)))
+    captions.read += len(scene.captions)
+    captions.kept += len(texts)
+    captions.drop("without words for an object", len(scene.captions) - len(texts))
     if not kept:
         return None
     gone = {_clean(thing.label) for number, thing in enumerate(scene.things) if number not in places}
@@ -143,7 +147,7 @@ def sift(scene: Scene, things: Sieve, phrases: Sieve) -> Scene | None:
         scene,
         things=tuple(kept),
         links=_moved_links(scene.links, places),
-        captions=tuple(text for caption in scene.captions if (text := _moved_caption(caption, places))),
+        captions=texts,
         complete=tuple(label for label in map(_clean, scene.complete) if label not in gone),
     )
 

@@ -30,6 +30,7 @@ class SourceTally:
     pictures: Sieve = field(default_factory=Sieve)
     objects: Sieve = field(default_factory=Sieve)
     phrases: Sieve = field(default_factory=Sieve)
+    captions: Sieve = field(default_factory=Sieve)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -45,6 +46,7 @@ class SourceTally:
         self.pictures.revoke(reason)
         self.objects.revoke(_DROPPED, len(scene["things"]))
         self.phrases.revoke(_DROPPED, sum(len(thing["phrases"]) for thing in scene["things"]))
+        self.captions.revoke(_DROPPED, len(scene["captions"]))
 
 
 def write_scenes(
@@ -78,7 +80,7 @@ def _sifted(scene: Scene, reserved: Reserved, tally: SourceTally) -> Scene | Non
             _refuse(scene, tally, f"unreadable: {error.fault}")
             return None
         scene = replace(scene, size=(probe.width, probe.height))
-    kept = sift(scene, tally.objects, tally.phrases)
+    kept = sift(scene, tally.objects, tally.phrases, tally.captions)
     if kept is None:
         tally.pictures.drop("no objects of use")
         return None
@@ -89,7 +91,8 @@ def _sifted(scene: Scene, reserved: Reserved, tally: SourceTally) -> Scene | Non
 def _refuse(scene: Scene, tally: SourceTally, reason: str) -> None:
     tally.pictures.drop(reason)
     phrases = sum(len(thing.phrases) for thing in scene.things)
-    for part, count in ((tally.objects, len(scene.things)), (tally.phrases, phrases)):
+    counts = (tally.objects, len(scene.things)), (tally.phrases, phrases), (tally.captions, len(scene.captions))
+    for part, count in counts:
         part.read += count
         part.drop(_DROPPED, count)
 

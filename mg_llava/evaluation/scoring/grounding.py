@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mg_llava.data.pictures.frames import from_shares
+from mg_llava.data.synthesis.scenes import box_overlap
 from mg_llava.data.text.coordinates import BoxText
 from mg_llava.evaluation.scoring.figures import mean, mean_score
 from mg_llava.evaluation.scoring.joining import Rule
@@ -42,14 +43,6 @@ def read_reply(text: str, size: tuple[int, int] | None, writing: BoxText) -> Fou
     return FoundBoxesInReply(np.clip(boxes, 0, 1), found.failures)
 
 
-def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n,) intersection over union of a box (4,) with others (n, 4); 0 where there is no area."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
-    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)
-
-
 def compare_boxes(
     found: FoundBoxesInReply, targets: np.ndarray, protocol: Protocol = "merged_boxes"
 ) -> dict[str, Any]:
@@ -66,10 +59,10 @@ def compare_boxes(
     best = 0
     if len(found.boxes):
         box = found.boxes[0]
-        ious = overlaps(box, targets)
-        best, center = int(ious.argmax()), (box[:2] + box[2:]) / 2
+        ious = [box_overlap(box.tolist(), target) for target in targets.tolist()]
+        best, center = int(np.argmax(ious)), (box[:2] + box[2:]) / 2
         inside = ((targets[:, :2] <= center) & (center <= targets[:, 2:])).all(axis=1)
-        facts["iou"] = float(ious[best])
+        facts["iou"] = ious[best]
         facts |= {"score": float(facts["iou"] >= 0.5), "center_inside": bool(inside.any()), "parsed": box.tolist()}
     return {**facts, "answer": targets[best].tolist(), "n_boxes": len(found.boxes), "n_failures": found.failures}
 

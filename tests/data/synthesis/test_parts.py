@@ -53,7 +53,7 @@ def scene(*things: Thing, **options: object) -> Scene:
 
 
 def test_useless_objects_are_counted_by_reason() -> None:
-    objects, phrases = Sieve(), Sieve()
+    objects, phrases, captions = Sieve(), Sieve(), Sieve()
     kept = sift(
         scene(
             Thing((float("nan"), 0, 9, 9), "nan"),
@@ -71,6 +71,7 @@ def test_useless_objects_are_counted_by_reason() -> None:
         ),
         objects,
         phrases,
+        captions,
     )
     assert kept is not None and objects.read == 9 == objects.kept + objects.dropped.total()
     assert objects.dropped == {
@@ -85,11 +86,11 @@ def test_useless_objects_are_counted_by_reason() -> None:
     assert (phrases.read, phrases.kept, phrases.dropped.total()) == (5, 1, 4)
     assert kept.links == (Link(0, "NEAR b", 1),)
     assert kept.captions == ("A dog <box:0> and; <box:1> here",)
-    assert kept.complete == ("dog",)
+    assert kept.complete == ("dog",) and (captions.read, captions.kept) == (2, 1)
     assert Scene.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
-    assert sift(scene(Thing((0, 0, 5, 5), "a")), Sieve(), Sieve()) is None
+    assert sift(scene(Thing((0, 0, 5, 5), "a")), Sieve(), Sieve(), Sieve()) is None
     large = Scene("1", "a", (2000, 1000), (Thing((0, 0, 40, 40), "a"), Thing((0, 0, 60, 40), "b")))
-    found = sift(large, objects, phrases)
+    found = sift(large, objects, phrases, captions)
     assert found is not None and [thing.label for thing in found.things] == ["b"]
     assert objects.dropped["less than 0.1% of the picture"] == 1
 

@@ -132,7 +132,7 @@ def test_the_report_adds_up(report: dict[str, Any], records: list[dict[str, Any]
     for source, parts in report["sources"].items():
         for name, tally in parts.items():
             assert tally["read"] == tally["kept"] + sum(tally["dropped"].values()), (source, name)
-            assert tally["read"] > 0 or name == "phrases"
+            assert tally["read"] > 0 or name in ("phrases", "captions")
     counts = Counter(map(task_of, records))
     for name, task in report["tasks"].items():
         assert task["there are"] == task["drawn"] + task["not drawn"]
@@ -140,6 +140,12 @@ def test_the_report_adds_up(report: dict[str, Any], records: list[dict[str, Any]
         assert task["drawn"] == min(task["wanted"], task["there are"])
     assert report["records"] == report["planned"] == len(records)
     assert report["settings"]["wanted"] == dict(WANTED)
+    captions = report["sources"]["boxes"]["captions"]
+    assert captions == {
+        "read": 7,
+        "kept": 5,
+        "dropped": {"in a picture that was refused": 1, "without words for an object": 1},
+    }
     regions = report["sources"]["visual_genome"]["objects"]["dropped"]
     assert regions["a box outside of the picture"] == 7 and regions["a box that is empty or not finite"] == 7
 

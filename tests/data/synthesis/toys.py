@@ -191,6 +191,7 @@ def write_boxes(folder: Path, pictures: Path, planted: Path | None = None) -> tu
         corners = [[x, y, x + w, y + h] for x, y, w, h in PLACES]
         boxes.append({"id": name, "boxes": corners, "scores": [0.9, 0.8, 0.7, 0.6, 0.2], "labels": labels})
         turns = [("human", "<image>\nDescribe."), ("gpt", "There is a bench below a large tree in the park.")]
+        turns += [("human", "And else?"), ("gpt", "Nothing else is to be seen.")] if number == 0 else []
         record = {"id": name, "image": file.name, "conversations": [{"from": a, "value": b} for a, b in turns]}
         records.append(record)
     return write_json(folder / "boxes.json", boxes), write_json(folder / "records.json", records)
