@@ -65,10 +65,12 @@ class Attribution:
     Attributes:
         score: Log-probability of the answer, in nats.
         pictures: Of each picture.
+        crops: Of each object image.
     """
 
     score: float
     pictures: tuple[PictureShares, ...]
+    crops: tuple[float, ...] = ()
 
 
 def attribute(predictor: Any, request: Request, answer: Answer) -> Attribution:
@@ -156,7 +158,17 @@ class _Reader:
 
     def attribution(self) -> Attribution:
         """All contributions."""
-        return Attribution(self.score, tuple(self._shares(own["visual"], own["object"]) for own in self.places))
+        pictures: list[list[Tensor]] = []
+        crops: list[Tensor] = []
+        for own in self.places:
+            if len(own.get("crop", ())):
+                crops.append(own["crop"])
+            elif pictures and len(own["object"]) and not len(own["visual"]):  # a named box of the picture before it
+                pictures[-1][1] = torch.cat([pictures[-1][1], own["object"]])
+            else:
+                pictures.append([own["visual"], own["object"]])
+        shares = tuple(self._shares(*own) for own in pictures)
+        return Attribution(self.score, shares, tuple(self._falls([self._without(own) for own in crops])))
 
     def _shares(self, visual: Tensor, objects: Tensor) -> PictureShares:
         """Of a picture with visual tokens and box tokens at these positions."""

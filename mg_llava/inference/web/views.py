@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from mg_llava.inference.attribution import METHOD, Attribution
 from mg_llava.inference.batching import PictureGroup, PreparedRequest
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.requests import Answer, Request
-from mg_llava.tokens import IMAGE_PLACEHOLDER
+from mg_llava.tokens import BOX_TOKEN_INDEX, IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX
+
+_PLACEHOLDERS = {IMAGE_TOKEN_INDEX: "<image>", OBJECT_TOKEN_INDEX: "<object>", BOX_TOKEN_INDEX: "<box>"}
 
 
 def picture_file(image: Image.Image, most: int = 1600) -> bytes:
@@ -29,7 +32,7 @@ def model_input(predictor: Predictor, request: Request) -> dict[str, Any]:
     Returns:
         ``canvas``, the picture that the encoders see, as a data URL, and ``size``, its side in pixels; ``boxes``, each
         with its place on the canvas, its token's number and why it has none; ``tokens``, counts; and ``prompt``, the
-        text with a placeholder for what the picture stands for.
+        text with a placeholder where tokens of the picture, of a named box or of an object image stand.
 
     Raises:
         ValueError: The request is wrong.
@@ -39,19 +42,20 @@ def model_input(predictor: Predictor, request: Request) -> dict[str, Any]:
     decoded = PictureGroup([prepared]).load()
     if isinstance(decoded, Exception):
         raise decoded
-    (seen,) = decoded.pictures
+    seen, *crops = decoded.pictures
     canvas = seen.canvas
     fates = front_end.picture_processor.explain((canvas.width, canvas.height), prepared.boxes_in(prepared.open())[0])
     pixels = Image.fromarray(seen.pixels.permute(1, 2, 0).numpy())
-    visual, every = system.tokens_of(1, 0), system.tokens_of(1, len(seen.boxes))
-    text = sum(token >= 0 for token in prepared.ids)
+    count = system.token_count
+    tokens = {"text": sum(token >= 0 for token in prepared.ids), "visual": count(1, 0)}
+    tokens |= {"boxes": count(1, len(seen.boxes)) - count(1, 0), "crops": len(crops) * count.per_crop}
     return {
         "canvas": "data:image/png;base64," + base64.b64encode(picture_file(pixels, canvas.size)).decode(),
         "size": canvas.size,
         "boxes": [
             {"box": _plain(one.place), "label": one.label, "token": one.token, "reason": one.reason} for one in fates
         ],
-        "tokens": {"text": text, "visual": visual, "boxes": every - visual, "all": text + every},
+        "tokens": {**tokens, "all": sum(tokens.values())},
         "prompt": _prompt_text(front_end.tokenizer, prepared.ids),
     }
 
@@ -72,7 +76,8 @@ def contributions(found: Attribution, answer: Answer) -> dict[str, Any]:
         "every_object": shares.every_object,
         "every_region": shares.every_region,
         "objects": [{"box": _plain(box), "label": label, "share": share} for box, label, share in named],
-        "stand_in": float(shares.objects.sum()) if not named else None,
+        "stand_in": float(shares.objects.sum()) if len(shares.objects) and not named else None,
+        "crops": list(found.crops),
         "regions": None if shares.regions is None else shares.regions.tolist(),
         "area": _plain(seen.canvas.to_original(np.array([[0.0, 0.0, size, size]]))[0].tolist()),
     }
@@ -83,13 +88,9 @@ def _plain(box: Any) -> list[float]:
 
 
 def _prompt_text(tokenizer: Any, ids: list[int]) -> str:
-    """The text of ids; a placeholder stands for the tokens of a picture."""
-    pieces, run = [], list[int]()
-    for token in [*ids, None]:
-        if token is not None and token >= 0:
-            run.append(token)
-            continue
-        pieces.append(tokenizer.decode(run, skip_special_tokens=False) if run else "")
-        pieces.append("" if token is None else IMAGE_PLACEHOLDER)
-        run = []
+    """The text of ids; a placeholder stands for tokens of something else."""
+    pieces = []
+    for is_text, run in itertools.groupby(ids, lambda token: token >= 0):
+        tokens = list(run)
+        pieces += [tokenizer.decode(tokens)] if is_text else [_PLACEHOLDERS[token] for token in tokens]
     return "".join(pieces)

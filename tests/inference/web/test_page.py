@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.attribution import attribute
 from mg_llava.inference.serving.errors import RefusedRequest
 from mg_llava.inference.web import app
 from mg_llava.inference.web.boards import Board, BoardBox, Boards
 from mg_llava.inference.web.server import PageServer
+from mg_llava.inference.web.views import contributions, model_input
+from tests import toy
 from tests.inference.serving_toys import a_picture
 from tests.inference.web.page_toys import FOUND, answers_of, ask, finding_predictor, page_of, png_of, visitor_of
 
@@ -143,7 +146,8 @@ def test_what_the_model_receives(visitor: httpx.Client, predictor: Predictor) ->
     key = opened(visitor)["key"]
     seen = visitor.post(f"/boards/{key}/input", json={"question": "what is there?"}).json()
     events = ask(visitor, key, "what is there?", "with")
-    assert seen["tokens"] == {"text": seen["tokens"]["all"] - 6, "visual": 4, "boxes": 2, "all": events[-1]["tokens"]}
+    text = events[-1]["tokens"] - 6
+    assert seen["tokens"] == {"text": text, "visual": 4, "boxes": 2, "crops": 0, "all": text + 6}
     assert seen["prompt"].count("<image>") == 1 and "USER: <image>\nwhat is there? ASSISTANT:" in seen["prompt"]
     assert seen["size"] == 64 and seen["canvas"].startswith("data:image/png;base64,")
     canvas = predictor.front_end.picture_processor.canvas_of((64, 48))
@@ -168,6 +172,20 @@ def test_contributions_are_those_of_the_answer(visitor: httpx.Client, predictor:
     assert found["area"] == [0, -8, 64, 56]  # the padded square around 64 x 48
     without = visitor.post(path, json={"side": "without"}).json()
     assert without["objects"] == [] and without["stand_in"] is not None
+
+
+def test_named_boxes_and_object_images(toy_paths: dict[str, str]) -> None:
+    processor = PictureProcessor(toy.CANVAS, regions={"names": "obj{}", "attach": "coordinates"})
+    model = toy.build_model(toy_paths, object_pooler={"type": "mg_llava.FramePooling", "side": 2})
+    predictor = Predictor(model, toy_paths["llm"], "vicuna", processor, max_new_tokens=4)
+    board = Board(a_picture(), [BoardBox(tuple(box)) for box in FOUND["boxes"]])
+    request = board.request("what is <object:1>?", "with")
+    (answer,) = predictor.batch([request])
+    seen = model_input(predictor, request)
+    assert seen["tokens"]["crops"] == 1 and seen["tokens"]["all"] == answer.prompt_tokens
+    assert re.search(r"<image>\s*obj1<box>\s*obj2<box>", seen["prompt"]) and seen["prompt"].count("<object>") == 1
+    shown = contributions(attribute(predictor, request, answer), answer)
+    assert len(shown["objects"]) == 2 and len(shown["crops"]) == 1 and np.shape(shown["regions"]) == (2, 2)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

@@ -209,6 +209,7 @@ async function explain(side) {
   const rows = found.objects.map((one, number) => [`box token ${number + 1}: ${one.label || "(no name)"}`, one.share]);
   if (found.stand_in !== null) rows.push(["stand-in for no box", found.stand_in]);
   if (found.objects.length > 1) rows.push(["all box tokens together", found.every_object]);
+  found.crops.forEach((value, number) => rows.push([`object image ${number + 1}`, value]));
   rows.push(["all visual tokens together", found.every_region]);
   const most = Math.max(...rows.map(([, value]) => Math.abs(value))) || 1;
   for (const [title, value] of rows) share(title, value, most);
@@ -239,8 +240,9 @@ async function receive() {
       make(row, "td", { textContent: text });
     }
   });
-  const { text, visual, boxes, all } = found.tokens;
-  $("tokens").textContent = `${all} tokens: ${text} of text, ${visual} of the picture, ${boxes} of boxes`;
+  const { text, visual, boxes, crops, all } = found.tokens;
+  const rest = crops ? `, ${crops} of object images` : "";
+  $("tokens").textContent = `${all} tokens: ${text} of text, ${visual} of the picture, ${boxes} of boxes${rest}`;
   $("prompt").textContent = found.prompt;
 }
 
