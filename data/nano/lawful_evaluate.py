@@ -34,7 +34,7 @@ from mg_llava.inference.naming import Naming  # noqa: E402
 from mg_llava.inference.objects import ObjectFinder  # noqa: E402
 
 SHIFTS = ("clean", "contrast:0.5", "noise:25", "noise:40", "blur:1.5")
-ASKED = ("clean", "blur:1.5", "noise:40")
+ASKED = ("clean", "blur:1.5")
 """Shifts under which questions are asked."""
 WEIGHTS = (0.0, 0.5, 1.0)
 BEARABLE = 0.005
@@ -44,7 +44,7 @@ BEARABLE = 0.005
 def fit_weight(predictor: Predictor, data: Path, limit: int | None) -> float:
     """The LLM's largest weight that costs nothing on clean pictures, which are not among those that are reported."""
     truth = open_instances(str(data / "fit_instances.json"))
-    numbers = sorted(truth.imgs)[:limit]
+    numbers = sorted(truth.imgs)[: limit and limit // 2]
     images = {number: open_picture(data / "images" / truth.imgs[number]["file_name"], "fit") for number in numbers}
     found = {}
     for weight in WEIGHTS:
@@ -56,7 +56,7 @@ def fit_weight(predictor: Predictor, data: Path, limit: int | None) -> float:
 
 def finder_of(predictor: Predictor, refine: Any, weight: float = 0.0) -> ObjectFinder:
     """Objects as an arm finds them."""
-    naming = Naming(weight=weight, beam=6, candidates=4)
+    naming = Naming(weight=weight, beam=4, candidates=4)
     return ObjectFinder(predictor.model, predictor.front_end, refine, naming, language.WHERE_PROMPT)
 
 

@@ -31,7 +31,7 @@ grid = {
     ],
     "seeds": [0, 1, 2],
     "prepare": "python data/nano/lawful_llm.py",
-    "evaluate": "python data/nano/lawful_evaluate.py {config} --checkpoint {checkpoint} --out {out} --limit 80",
+    "evaluate": "python data/nano/lawful_evaluate.py {config} --checkpoint {checkpoint} --out {out} --limit 60",
     "metrics": {**answers, **precision, **objects, "AP50 blur, named": "lawful"},
     "results": "data/nano/lawful.json",
     "report": "data/nano/LAWFUL.md",

@@ -72,11 +72,14 @@ class ObjectFinder:
         sample = {"id": "picture", "images": [picture.pixels], "boxes": [picture.boxes]}
         with evaluating(self.model):
             data = self.model.data_preprocessor({"canvas": picture.pixels[None], "boxes": [picture.boxes]}, False)
-            seeing = self.model.see(data)
-            found = self.model.detector(data["canvas"]).detected
-            raw = self._record(found, picture.canvas)
             if self.refine in ("head", "both"):
+                seeing = self.model.see(data)
+                found = seeing[0][0].about.found
+                raw = self._record(found, picture.canvas)
                 found = self._by_head(sample, raw, picture.canvas, seeing)
+            else:
+                found = self.model.detector(data["canvas"]).detected
+                raw = self._record(found, picture.canvas)
             if self.refine in ("language", "both"):
                 return FoundObjects(raw, self._by_language(found, picture.canvas))
         return FoundObjects(raw, self._record(found, picture.canvas))

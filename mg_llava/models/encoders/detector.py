@@ -4,7 +4,6 @@ Shapes: N canvases, s side of the view in pixels, K objects that are kept, C_o c
 """
 
 import copy
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -161,20 +160,20 @@ def _network(spec: Spec) -> Any:
 
 @contextmanager
 def _whole_parameters() -> Iterator[None]:
-    """Inside, ZeRO-3 splits nothing: detectors copy their norms while they are built, and would copy empty ones.
+    """Inside, transformers splits nothing for ZeRO-3: detectors copy their norms while they are built.
 
-    What is made is split with all the rest when the training begins.
+    They would copy empty ones. What is made is split with all the rest when the training begins.
     """
-    if "deepspeed" not in sys.modules:
-        yield
-        return
-    from deepspeed.runtime.zero import partition_parameters as zero
+    from transformers.integrations import deepspeed
 
-    zero.shutdown_init_context()
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    config = None if reference is None else reference()
+    deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        zero.restore_init_context()
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
 
 
 class _NumbersOnTheHost(TorchFunctionMode):
