@@ -36,10 +36,12 @@ class Sample:
     Attributes:
         text: Text tokens, question and answer.
         boxes: Box tokens.
+        crops: Object images.
     """
 
     text: int = TEXT_TOKENS
     boxes: int = BOXES
+    crops: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
     canvas = torch.empty(1, 3, model.canvas_size, model.canvas_size, dtype=torch.uint8, device="meta")
     with _counting(model, forward, training):
         model.encode(canvas, [torch.empty(sample.boxes, 4, device="meta")])
-    length = model.tokens_of(1, sample.boxes) + sample.text
+        if sample.crops:
+            model.see_crops(canvas.expand(sample.crops, -1, -1, -1))
+    length = model.tokens_of(1, sample.boxes) + model.token_count.per_crop * sample.crops + sample.text
     if model.llm is not None:
         counts = over_layers(model.llm, lambda: np.array(_measure(lambda: run_llm(model.llm, length))[1:]))
         forward["llm"], training["llm"] = counts.tolist()

@@ -121,9 +121,14 @@ def make_plan(
         return plan
     plan.parameters = {name: _count(part) for name, part in skeleton.parts().items()}
     context = (config.train_dataloader.dataset.get("budget") or {}).get("context_length")
-    room = (context or math.inf) - skeleton.model.tokens_of(1, 0) - boxes
-    sample = Sample(int(max(1, min(text_tokens or TEXT_TOKENS, room))), boxes)
-    plan.notes += [f"{sample.text} text and {boxes} box tokens in a typical sample; memory is that of full rows"]
+    count = skeleton.model.token_count
+    crops = int(count.per_crop > 0)
+    room = (context or math.inf) - count(1, 0) - boxes - crops * count.per_crop
+    sample = Sample(int(max(1, min(text_tokens or TEXT_TOKENS, room))), boxes, crops)
+    image = ", and an object image," if crops else ""
+    plan.notes += [
+        f"{sample.text} text and {boxes} box tokens{image} in a typical sample; memory is that of full rows"
+    ]
     plan.flops = count_flops(skeleton, sample)
     _plan_memory(plan, config, skeleton, gpu, deepspeed, context or plan.flops.length)
     plan.steps = _plan_steps(config, plan.flops, gpu, gpus, mfu, samples)

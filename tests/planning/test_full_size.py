@@ -166,6 +166,14 @@ def test_parameters_of_mr_mllm(name: str, skeleton: Callable[..., Skeleton]) -> 
     assert sum(p.numel() for p in changed.parts()["detector"].parameters()) == 172_249_090
 
 
+def test_object_images_are_counted(skeleton: Callable[..., Skeleton]) -> None:
+    made = skeleton("tiny_grounding/grounding_qwen2_5_3b_local_alignment")
+    plain, shown = (count_flops(made, Sample(100, 0, crops)) for crops in (0, 2))
+    assert shown.length == plain.length + 2 * 36
+    assert shown.forward["visual_encoder"] == pytest.approx(3 * plain.forward["visual_encoder"])
+    assert shown.forward["visual_encoder_aux"] == plain.forward["visual_encoder_aux"]
+
+
 def test_numbers_of_the_published_model(skeleton: Callable[..., Skeleton]) -> None:
     parts = skeleton("mg_llava_vicuna7b_instruct").parts()
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
