@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mg_llava.batch import TokenCount
 from mg_llava.models.architectures import ArchitectureError
 from mg_llava.planning.checks import count_samples, find_conflicts, find_missing
 from mg_llava.planning.feature_cache import DISK, FeaturePlan, plan_feature_cache
@@ -121,14 +122,7 @@ def make_plan(
         return plan
     plan.parameters = {name: _count(part) for name, part in skeleton.parts().items()}
     context = (config.train_dataloader.dataset.get("budget") or {}).get("context_length")
-    count = skeleton.model.token_count
-    crops = int(count.per_crop > 0)
-    room = (context or math.inf) - count(1, 0) - boxes - crops * count.per_crop
-    sample = Sample(int(max(1, min(text_tokens or TEXT_TOKENS, room))), boxes, crops)
-    image = ", and an object image," if crops else ""
-    plan.notes += [
-        f"{sample.text} text and {boxes} box tokens{image} in a typical sample; memory is that of full rows"
-    ]
+    sample = _typical(plan, skeleton.model.token_count, context or math.inf, text_tokens or TEXT_TOKENS, boxes)
     plan.flops = count_flops(skeleton, sample)
     _plan_memory(plan, config, skeleton, gpu, deepspeed, context or plan.flops.length)
     plan.steps = _plan_steps(config, plan.flops, gpu, gpus, mfu, samples)
@@ -141,6 +135,18 @@ def make_plan(
             config, skeleton.model, plan.flops, plan.steps.samples, throughput, boxes, disk
         )
     return plan
+
+
+def _typical(plan: Plan, count: TokenCount, room: float, text: int, boxes: int) -> Sample:
+    """A typical sample with one picture, with an object image where the model reads some; noted in the plan."""
+    crops = int(count.per_crop > 0)
+    room -= count(1, 0) + boxes + crops * count.per_crop
+    sample = Sample(int(max(1, min(text, room))), boxes, crops)
+    typical = (
+        f"{sample.text} text and {boxes} box tokens{', and an object image,' if crops else ''} in a typical sample"
+    )
+    plan.notes += [f"{typical}; memory is that of full rows"]
+    return sample
 
 
 def _build(config: Any, plan: Plan, published: str | Path | None) -> Skeleton | None:
