@@ -49,13 +49,15 @@ class PictureShares:
         regions: (g, g) of the region that each visual token lies in, rows from the top of the canvas; None where the
             tokens are on no grid of it.
         every_object: Of all its box tokens together.
-        every_region: Of all its visual tokens together.
+        every_region: Of all its visual tokens together, or of the queries that stand for them.
+        visual: Number of these; 0 where a system puts what it sees into the LLM's layers: nothing is left out there.
     """
 
     objects: np.ndarray
     regions: np.ndarray | None
     every_object: float
     every_region: float
+    visual: int
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class _Reader:
             elif pictures and len(own["object"]) and not len(own["visual"]):  # a named box of the picture before it
                 pictures[-1][1] = torch.cat([pictures[-1][1], own["object"]])
             else:
-                pictures.append([own["visual"], own["object"]])
+                pictures.append([torch.cat([own["visual"], own.get("query", own["visual"][:0])]), own["object"]])
         shares = tuple(self._shares(*own) for own in pictures)
         return Attribution(self.score, shares, tuple(self._falls([self._without(own) for own in crops])))
 
@@ -182,7 +184,7 @@ class _Reader:
         for block, value in zip(blocks, of_blocks, strict=True):
             regions[block.numpy()] = value
         grid = regions.reshape(side, side) if side else None
-        return PictureShares(np.array(of_objects), grid, every_object, every_region)
+        return PictureShares(np.array(of_objects), grid, every_object, every_region, len(visual))
 
     def _blurred(self, every: Tensor, some: Tensor) -> Tensor:
         embeds = self.embeds.clone()

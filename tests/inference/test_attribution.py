@@ -2,19 +2,24 @@
 
 import threading
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mg_llava.data.inputs import make_boxes
+from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import Turn
 from mg_llava.inference import Answer, Predictor, Request, attribution
 from mg_llava.inference.attribution import attribute
 from mg_llava.inference.engine import Closed, Engine
 from mg_llava.models.interfaces import Seeing
+from mg_llava.models.systems.lyrics import Lyrics
+from mg_llava.models.systems.mr_mllm import MRMLLM
 from mg_llava.tokens import IGNORE_INDEX
 from tests import toy
+from tests.contract import cases, contract
 from tests.inference.serving_toys import a_picture, make_predictor
 
 BOXES = [[4.0, 6.0, 24.0, 24.0], [30.0, 10.0, 60.0, 44.0]]
@@ -71,6 +76,17 @@ def test_contributions_are_what_the_answer_loses(predictor: Predictor, boxes: li
     kinds = {"visual": list(visual), "object": list(objects)}
     every = [fall(predictor, answer, seeing, kind, tokens) for kind, tokens in kinds.items()]
     np.testing.assert_allclose([shares.every_region, shares.every_object], every, atol=1e-4)
+
+
+@pytest.mark.parametrize(("system", "queries"), [(Lyrics, True), (MRMLLM, False)])
+def test_systems_without_visual_tokens(system: type, queries: bool, tmp_path: Path) -> None:
+    paths = cases.write_all(tmp_path)
+    model = contract.build(cases.case_of(system, paths).model)
+    predictor = Predictor(model, paths["llm"], "vicuna", PictureProcessor(model.canvas_size), max_new_tokens=4)
+    request = Request(QUESTION, a_picture(), BOXES)
+    (shares,) = attribute(predictor, request, predictor.batch([request])[0]).pictures
+    assert shares.regions is None and len(shares.objects) == 0
+    assert (shares.visual > 0) == queries == (abs(shares.every_region) > 1e-3)
 
 
 def test_regions_are_blocks_of_a_large_grid() -> None:

@@ -65,7 +65,7 @@ def contributions(found: Attribution, answer: Answer) -> dict[str, Any]:
 
     Returns:
         ``objects``, in the order of the tokens; ``regions`` (g, g) with ``area``, the part of the picture's frame that
-        they cover, or None; ``every_object`` and ``every_region``; ``score`` and ``method``.
+        they cover, or None; ``every_object`` and ``every_region``, of ``visual`` tokens; ``score`` and ``method``.
     """
     shares, seen = found.pictures[0], answer.pictures[0]
     named = list(zip(seen.boxes.tolist(), seen.labels, shares.objects.tolist(), strict=False))
@@ -75,6 +75,7 @@ def contributions(found: Attribution, answer: Answer) -> dict[str, Any]:
         "score": found.score,
         "every_object": shares.every_object,
         "every_region": shares.every_region,
+        "visual": shares.visual,
         "objects": [{"box": _plain(box), "label": label, "share": share} for box, label, share in named],
         "stand_in": float(shares.objects.sum()) if len(shares.objects) and not named else None,
         "crops": list(found.crops),

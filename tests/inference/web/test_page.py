@@ -169,7 +169,7 @@ def test_contributions_are_those_of_the_answer(visitor: httpx.Client, predictor:
     assert [one["label"] for one in found["objects"]] == ["a", "b"] and found["stand_in"] is None
     np.testing.assert_allclose([one["share"] for one in found["objects"]], wanted.pictures[0].objects, atol=1e-4)
     np.testing.assert_allclose(found["regions"], wanted.pictures[0].regions, atol=1e-4)
-    assert found["area"] == [0, -8, 64, 56]  # the padded square around 64 x 48
+    assert found["visual"] == 4 and found["area"] == [0, -8, 64, 56]  # the padded square around 64 x 48
     without = visitor.post(path, json={"side": "without"}).json()
     assert without["objects"] == [] and without["stand_in"] is not None
 

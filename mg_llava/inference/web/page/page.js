@@ -203,14 +203,15 @@ async function explain(side) {
   if (!found) return;
   $("shares-title").textContent = `What contributed to the last answer ${side === "with" ? "with the" : "without"} boxes`;
   const score = `Log-probability of the answer: ${found.score.toFixed(2)}.`;
-  const where = found.regions ? "On the picture: its regions, red for the answer and blue against it." : "The visual tokens are on no grid of the picture.";
+  const nowhere = found.visual ? "The visual tokens are on no grid of the picture." : "What is seen is in the LLM's layers, where nothing is left out.";
+  const where = found.regions ? "On the picture: its regions, red for the answer and blue against it." : nowhere;
   $("method").textContent = `${found.method} ${score} ${where}`;
   $("share-rows").replaceChildren();
   const rows = found.objects.map((one, number) => [`box token ${number + 1}: ${one.label || "(no name)"}`, one.share]);
   if (found.stand_in !== null) rows.push(["stand-in for no box", found.stand_in]);
   if (found.objects.length > 1) rows.push(["all box tokens together", found.every_object]);
   found.crops.forEach((value, number) => rows.push([`object image ${number + 1}`, value]));
-  rows.push(["all visual tokens together", found.every_region]);
+  if (found.visual) rows.push(["all visual tokens together", found.every_region]);
   const most = Math.max(...rows.map(([, value]) => Math.abs(value))) || 1;
   for (const [title, value] of rows) share(title, value, most);
   editor.heat = found.regions && found;
