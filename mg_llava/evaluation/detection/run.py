@@ -82,9 +82,20 @@ def _find(
             both = finder(image)
             found[RAW][number], found[arm][number] = both
             if len(found[RAW]) <= show:
-                file = out / f"{arm}_{shift}_{Path(name).stem}.png".replace(":", "_")
-                draw_side_by_side(image, both).save(file)
+                draw_side_by_side(image, both).save(_drawing(out, arm, shift, name))
     return found
+
+
+def draw_refined(finders: Mapping[str, ObjectFinder], file: Path, out: Path, shifts: Sequence[Shift]) -> None:
+    """Draw raw and refined objects of a picture side by side, a file for each arm and shift."""
+    for shift in shifts:
+        image = shift(open_picture(str(file), f"picture {file}").convert("RGB"))
+        for arm, finder in finders.items():
+            draw_side_by_side(image, finder(image)).save(_drawing(out, arm, shift, file.name))
+
+
+def _drawing(out: Path, arm: str, shift: Shift, name: str) -> Path:
+    return out / f"{arm}_{shift}_{Path(name).stem}.png".replace(":", "_")
 
 
 def draw_side_by_side(image: Image.Image, both: FoundObjects, threshold: float = 0.3) -> Image.Image:

@@ -91,5 +91,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert "blur:1 head: AP" in done.out
     (found,) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
     assert found["head"]["numbers"] == found["raw"]["numbers"]
+    alone = run_tool("refine", *model, "--image", tmp_path / "images" / "002.png", "--out", tmp_path / "drawn")
+    assert alone.status == 0, alone.err
+    assert [file.name for file in (tmp_path / "drawn").iterdir()] == ["head_clean_002.png"]
     wrong = run_tool("refine", *model, *given, "--shift", "fog:1")
     assert wrong.status == 1 and "write KIND:SEVERITY" in wrong.err
