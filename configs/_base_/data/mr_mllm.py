@@ -2,7 +2,7 @@
 
 Boxes are what the detector finds, for the prompt that names them (``tools/generate_boxes.py --detector detr:PATH``).
 Detection and referring expressions in COCO's pictures are written by ``tools/synthesize_regions.py`` (tasks ``list``
-and ``text_to_box``); their annotated objects (``--detector coco:FILE``) teach the refinement. Paths as in ``paper.py``.
+and ``text_to_box``); their annotated objects (``--detector coco:FILE``) teach the refinement. Paths: see ``paper.py``.
 """
 
 from mmengine.config import read_base
