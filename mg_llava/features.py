@@ -3,7 +3,7 @@
 The data side writes and reads it, the model side makes and takes it; both agree here.
 
 Shapes: N pictures, P low-resolution tokens of C_l channels, last stage of C_h channels on h x h cells, C_b channels of
-a pooled box, n boxes of a picture.
+a pooled box, n boxes of a picture, K objects that a detector finds, of C_o channels with their box, score and logits.
 """
 
 import math
@@ -31,6 +31,8 @@ class Features(NamedTuple):
     """``(N, C_h, h, h)`` last stage; ``None`` where no fusion reads it."""
     pooled: Tensor | None
     """``(sum n_i, C_b)`` pooled boxes, picture by picture; ``None`` without an object branch."""
+    objects: Tensor | None = None
+    """``(N, K, C_o)``, what a detector finds; ``None`` without one."""
 
 
 class Block(NamedTuple):
@@ -50,7 +52,13 @@ class Block(NamedTuple):
         return math.prod(self.shape(boxes)) * self.dtype.itemsize
 
 
-def blocks_of(low: Sequence[int], high: Sequence[int] | None, pooled: int | None, dtype: FeatureDtype) -> list[Block]:
+def blocks_of(
+    low: Sequence[int],
+    high: Sequence[int] | None,
+    pooled: int | None,
+    dtype: FeatureDtype,
+    objects: Sequence[int] | None = None,
+) -> list[Block]:
     """The arrays that are kept of a picture.
 
     Args:
@@ -58,6 +66,7 @@ def blocks_of(low: Sequence[int], high: Sequence[int] | None, pooled: int | None
         high: h * h and C_h; None where it is not kept.
         pooled: C_b; None where boxes are not kept.
         dtype: How values are kept.
+        objects: K and C_o; None without a detector.
 
     Raises:
         ValueError: The dtype is unknown.
@@ -69,8 +78,11 @@ def blocks_of(low: Sequence[int], high: Sequence[int] | None, pooled: int | None
         if shape is not None:
             blocks.append(Block(name, shape[0], shape[1], kept))
             blocks += [Block(name + _RANGE, 2, shape[1], torch.float32)] if dtype == "int8" else []
+    exact = torch.float16 if dtype == "int8" else kept
+    if objects is not None:
+        blocks.append(Block("objects", objects[0], objects[1], exact))
     if pooled is not None:
-        blocks.append(Block("pooled", None, pooled, torch.float16 if dtype == "int8" else kept))
+        blocks.append(Block("pooled", None, pooled, exact))
     return blocks
 
 
@@ -98,9 +110,12 @@ def pack_features(features: Features, counts: Sequence[int], dtype: FeatureDtype
             arrays[name], arrays[name + _RANGE] = _quantize(values)
         else:
             arrays[name] = _cast(values, dtype)
+    exact: FeatureDtype = "float16" if dtype == "int8" else dtype
+    if features.objects is not None:
+        arrays["objects"] = _cast(features.objects, exact)
     pictures = [{name: array[number] for name, array in arrays.items()} for number in range(len(counts))]
     if features.pooled is not None:
-        pooled = _cast(features.pooled, "float16" if dtype == "int8" else dtype)
+        pooled = _cast(features.pooled, exact)
         for picture, own in zip(pictures, pooled.split(list(counts)), strict=True):
             picture["pooled"] = own
     return pictures
@@ -120,7 +135,7 @@ def unpack(arrays: Mapping[str, Any]) -> Features:
         side = math.isqrt(high.shape[1])
         # (N, h * h, C_h) -> (N, C_h, h, h) in the memory layout in which the encoder gives it
         high = high.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    return Features(low, high, arrays.get("pooled"))
+    return Features(low, high, arrays.get("pooled"), arrays.get("objects"))
 
 
 def _check(dtype: str) -> None:

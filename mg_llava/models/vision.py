@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mg_llava.features import Features, unpack
 from mg_llava.models.encoders.views import normalize
-from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Seeing, Seen
+from mg_llava.models.interfaces import Detected, Fusion, Looked, ObjectReader, Seeing, Seen, Spec
 from mg_llava.models.parts import build_part
 from mg_llava.pieces import Pieces
 
@@ -71,14 +71,19 @@ class CachedFeatures:
             ValueError: They are of other encoders, with all that differs in one message; the fusion reads maps that no
                 cache keeps; or parameters are split over processes and the encoders run in some of them alone.
         """
+        encoders = [entry for entry in self._system.named_parts() if entry[0].role == "encoder"]
+        tokens = [part.config for part, module in encoders if module.spec.tokens]
+        if len(tokens) > 1:
+            raise ValueError(
+                f"a feature cache keeps the tokens of one encoder, and {' and '.join(tokens)} give some; set "
+                "feature_cache=None"
+            )
         fusion = self._system.part_of(Fusion)
         if fusion is not None and fusion.reads == "all":
             raise ValueError(
                 "a feature cache keeps the last map alone, and the fusion reads all; set feature_cache=None"
             )
-        trained = [
-            part.config for part, module in self._system.named_parts() if part.role == "encoder" and module.is_trained
-        ]
+        trained = [part.config for part, module in encoders if module.is_trained]
         if trained:
             raise ValueError(
                 f"a feature cache stands for frozen encoders, and {', '.join(trained)} is trained; set "
@@ -125,11 +130,13 @@ class CachedFeatures:
                 "features of a cache were not compared with the model's encoders; add "
                 "dict(type='mg_llava.FeatureCacheHook') to custom_hooks, or call the model's cached.accept"
             )
-        low, high = _encoder_keys(self._system)
+        low, high, detector = _encoder_keys(self._system)
         found = unpack(features)
         seen = {low: Seen(found.low)}
         if found.high is not None and high is not None:
             seen[high] = Seen(maps=[found.high])
+        if found.objects is not None and detector is not None:
+            seen[detector] = Seen(detected=_apart(found.objects, getattr(self._system, detector).spec))
         return self._system.ask(Looked(seen, found.pooled, boxes), [len(item) for item in boxes], question)
 
 
@@ -143,7 +150,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, system: Any) -> None:
         super().__init__()
         self.system = system
-        self._low, high = _encoder_keys(system)
+        self._low, high, self._detector = _encoder_keys(system)
         self._map_of = high if system.part_of(Fusion) is not None else None
         """Key of the encoder whose last map a fusion reads."""
 
@@ -158,11 +165,15 @@ class FeatureExtractor(nn.Module):
         """Arguments of ``mg_llava.features.blocks_of``, but for the dtype."""
         boxes, low = self.system.part_of(ObjectReader), getattr(self.system, self._low).spec
         high = None if self._map_of is None else getattr(self.system, self._map_of).spec
-        return {
+        sizes = {
             "low": [low.tokens, low.channels],
             "high": None if high is None else [high.grid**2, high.stage_channels[-1]],
             "pooled": None if boxes is None else boxes.in_channels,
         }
+        if self._detector is not None:
+            spec = getattr(self.system, self._detector).spec
+            sizes["objects"] = [spec.objects, sum(_widths(spec))]
+        return sizes
 
     @property
     def dtype_name(self) -> str:
@@ -179,7 +190,13 @@ class FeatureExtractor(nn.Module):
         """Inputs of the connectors for N canvases; arguments as for ``System.look``."""
         looked = self.system.look(canvas, boxes)
         high = None if self._map_of is None else looked.seen[self._map_of].maps[-1]
-        return Features(looked.seen[self._low].tokens, high, looked.pooled)
+        objects = None
+        if self._detector is not None:
+            found = looked.seen[self._detector].detected
+            assert found is not None
+            parts = (found.states, found.boxes, found.scores[..., None], found.logits)
+            objects = torch.cat([part.float() for part in parts], dim=-1)  # (N, K, C_o)
+        return Features(looked.seen[self._low].tokens, high, looked.pooled, objects)
 
 
 def describe_encoders(system: Any) -> dict[str, Any]:
@@ -189,6 +206,8 @@ def describe_encoders(system: Any) -> dict[str, Any]:
     """
     boxes, fusion = system.part_of(ObjectReader), system.part_of(Fusion)
     about: dict[str, Any] = {"version": _VERSION, "fusion": fusion is not None, "boxes": boxes is not None}
+    if _encoder_keys(system)[2] is not None:
+        about["objects"] = True
     for part, encoder in system.named_parts():
         if part.role == "encoder":
             spec = encoder.spec
@@ -210,21 +229,36 @@ def compare_encoders(stated: Mapping[str, Any], own: Mapping[str, Any]) -> list[
         own: How those of the model are.
     """
     differences = []
-    for part, reader in (("fusion", "map for the fusion"), ("boxes", "boxes")):
-        if own[part] and not stated.get(part):
+    for part, reader in (("fusion", "map for the fusion"), ("boxes", "boxes"), ("objects", "objects of a detector")):
+        if own.get(part) and not stated.get(part):
             differences.append(f"the cache holds no {reader}")
-    known = {key: value for key, value in own.items() if key not in ("fusion", "boxes")}
+    known = {key: value for key, value in own.items() if key not in ("fusion", "boxes", "objects")}
     for key, value in known.items():
         if key in stated and stated[key] != value:
             differences.append(f"{key} was {stated[key]}, now {value}")
+    lacking = sorted({key.partition(".")[0] for key in known if key not in stated})
+    if lacking and not differences:
+        differences.append(f"it says nothing of {', '.join(lacking)}")
     return differences
 
 
-def _encoder_keys(system: Any) -> tuple[str, str | None]:
-    """Keys of the encoder that gives tokens, and of the one that gives maps."""
+def _encoder_keys(system: Any) -> tuple[str, str | None, str | None]:
+    """Keys of the encoder that gives tokens, of the one that gives maps, and of the detector."""
     encoders = [(part.key, module.spec) for part, module in system.named_parts() if part.role == "encoder"]
     low = next(key for key, spec in encoders if spec.tokens)
-    return low, next((key for key, spec in encoders if not spec.tokens), None)
+    high = next((key for key, spec in encoders if spec.stage_channels and not spec.tokens), None)
+    return low, high, next((key for key, spec in encoders if spec.objects), None)
+
+
+def _widths(spec: Spec) -> list[int]:
+    """Channels of an object's state, box, score and logits."""
+    return [spec.object_channels, 4, 1, len(spec.classes) + spec.has_rest]
+
+
+def _apart(objects: Tensor, spec: Spec) -> Detected:
+    """What a detector found, of ``(N, K, C_o)``."""
+    states, boxes, scores, logits = objects.split(_widths(spec), dim=-1)
+    return Detected(states, boxes.float(), scores[..., 0].float(), logits.float())
 
 
 def _digest(module: nn.Module) -> str:

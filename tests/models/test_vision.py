@@ -175,7 +175,8 @@ def test_zero3_never_runs_encoders_in_some_processes_alone(toy_paths, data, fold
 def test_random_features_come_back():
     generator = torch.Generator().manual_seed(0)
     low = torch.randn(2, 9, 5, generator=generator) * torch.tensor([1, 100, 0.01, 1, 0])
-    found = Features(low, torch.randn(2, 4, 3, 3, generator=generator), torch.randn(3, 6, generator=generator))
+    high, pooled, objects = (torch.randn(*size, generator=generator) for size in ((2, 4, 3, 3), (3, 6), (2, 5, 7)))
+    found = Features(low, high, pooled, objects)
     for dtype, bound in (("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 1 / 255)):
         back = unpack(stack(pack_features(found, [1, 2], dtype)))
         for exact, kept in zip(found, back, strict=True):

@@ -16,10 +16,11 @@ from mg_llava.data.text.pieces import question_of
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.requests import Request
 from mg_llava.models.systems.lyrics import padded_source
+from mg_llava.models.vision import FeatureExtractor
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.models.weights.parts import load_parts
 from mg_llava.registry import MODELS
-from tests import toy
+from tests import features, toy
 from tests.contract import cases
 
 SAMPLES = [(9, 1), (6, 0), (12, 2)]
@@ -117,6 +118,48 @@ def test_objects_of_given_boxes(paths: dict[str, str]) -> None:
     padded = padded_source([torch.ones(0, 3), torch.ones(2, 3)])
     assert padded.mask is not None and padded.mask.tolist() == [[False, False], [True, True]]
     assert padded_source([torch.ones(0, 3)]).states.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("name", ["LyricsPretrain", "Lyrics"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_states_of_a_feature_cache_stand_for_the_encoders(
+    name: str, pooled: bool, paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = pooled_from_maps(paths) if pooled else {}
+    if name == "LyricsPretrain":
+        changes["losses"] = [{"type": "mg_llava.AlignmentLoss", "match": 0}, {"type": "mg_llava.CaptionLoss"}]
+    system = build(paths, name, **changes)
+    reads = "caption" if name == "LyricsPretrain" else "question"
+    size = {"type": "mg_llava.PictureProcessor", "image_size": system.canvas_size}
+    extra = {"type": "mg_llava.PieceWriter", "vocabulary": toy.PIECES, "reads": reads}
+    data = toy.write_data(tmp_path / "data", records=4)
+
+    def source(**more: Any) -> Any:
+        return features.make_source(data, paths["llm"], picture_processor=size, extra=extra, **more)
+
+    plain = source()
+    extractor = FeatureExtractor(system)
+    assert ("objects" in extractor.sizes) == (not pooled) == (extractor.sizes["pooled"] is None)
+    features.fill(plain, tmp_path / "cache", extractor)
+    cached = source(feature_cache=tmp_path / "cache")
+    system.cached.accept(cached.features.cache.about["encoders"], cached.features.cache.name)
+    with torch.no_grad():
+        expected = system(collate([plain[0], plain[1], plain[2]])["data"])
+        mixed = system(collate([cached[0], plain[1], cached[2]])["data"])
+        for encoder in (system.visual_encoder, system.detector):
+            monkeypatch.setattr(encoder, "forward", None)
+        found = system(collate([cached[0], cached[1], cached[2]])["data"])
+    for loss, value in expected.items():
+        torch.testing.assert_close(found[loss], value)
+        torch.testing.assert_close(mixed[loss], value)
+    if pooled:  # of the same encoders under other names
+        with pytest.raises(ValueError, match="it says nothing of high_res_encoder, low_res_encoder; fill another"):
+            MODELS.build(toy.model_config(paths, fusion=None)).cached.accept(
+                {**cached.features.cache.about["encoders"]}, "there"
+            )
+    other = build(paths, name, **({} if pooled else pooled_from_maps(paths)))
+    with pytest.raises(ValueError, match="the cache holds no"):
+        other.cached.accept(cached.features.cache.about["encoders"], "there")
 
 
 def settings_of(paths: dict[str, str], system: Any) -> dict[str, Any]:
