@@ -162,6 +162,26 @@ def test_states_of_a_feature_cache_stand_for_the_encoders(
         other.cached.accept(cached.features.cache.about["encoders"], "there")
 
 
+def test_a_segmenter_is_a_third_group_and_rows_may_be_packed(paths: dict[str, str]) -> None:
+    former = cases.SYSTEMS["Lyrics"](paths)["mq_former"]
+    sam = {"type": "mg_llava.SAMEncoder", "path": paths["sam"], "pool": 2, "dtype": "float32"}
+    more = {"segmenter": sam, "mq_former": {**former, "queries": [3, 4, 2]}}
+    system = build(paths, "Lyrics", **more)
+    batch = batch_of(system)
+    assert system.tokens_of(1, 0) == 9
+    looked = system.look(batch["canvas"], batch["boxes"])
+    plain = system.connect(looked, [0, 0, 0])
+    tokens = looked.seen["segmenter"].tokens
+    looked.seen["segmenter"] = looked.seen["segmenter"]._replace(tokens=tokens + 1)  # type: ignore[index]
+    other = system.connect(looked, [0, 0, 0])
+    assert not torch.allclose(plain[0][0].tokens, other[0][0].tokens, atol=1e-3)
+    with torch.no_grad():
+        packed = build(paths, "Lyrics", packing=64, **more)
+        torch.testing.assert_close(packed(batch)["loss"], system(batch)["loss"])
+    with pytest.raises(ValueError, match="segmenter is TransformerDetector, which gives no tokens"):
+        build(paths, "Lyrics", **{**more, "segmenter": cases.SYSTEMS["Lyrics"](paths)["detector"]})
+
+
 def settings_of(paths: dict[str, str], system: Any) -> dict[str, Any]:
     return {
         "model": cases.SYSTEMS["Lyrics"](paths),
