@@ -47,7 +47,7 @@ class Predictor:
             ``stop``, words that end an answer; greedy by default.
 
     Raises:
-        ValueError: The tokenizer has tokens that the LLM has no word embeddings for.
+        ValueError: There is no LLM, or the tokenizer has tokens that it has no word embeddings for.
 
     Attributes:
         front_end: All that requests are prepared with.
@@ -72,6 +72,8 @@ class Predictor:
         parts: Sequence[Any] = (),
         **generation: Any,
     ) -> None:
+        if model.llm is None:
+            raise ValueError(f"{type(model).__name__} has no LLM that could answer; take a stage that has one")
         self.model = model.eval()
         ends = model.llm.generation_config.eos_token_id
         self.front_end = FrontEnd.build(tokenizer, template, picture_processor, ends, proposer, system, parts=parts)

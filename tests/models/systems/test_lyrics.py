@@ -235,6 +235,14 @@ def test_every_door_reads_the_question(paths: dict[str, str], tmp_path: Path) ->
         processor("USER: <image>\nwhat ASSISTANT:", picture)
 
 
+def test_a_stage_without_llm_answers_nothing(paths: dict[str, str], tmp_path: Path) -> None:
+    system = build(paths, "LyricsPretrain")
+    torch.save(dict(system.state_dict()), tmp_path / "stage1.pth")
+    config = Config({**settings_of(paths, system), "model": cases.SYSTEMS["LyricsPretrain"](paths)})
+    with pytest.raises(ValueError, match="LyricsPretrain has no LLM that could answer"):
+        Predictor.from_pretrained(config, tmp_path / "stage1.pth", device="cpu")
+
+
 def test_questions_are_what_was_asked_so_far() -> None:
     turns = [Turn("human", "<image>\nwhat is it?"), Turn("gpt", "a dog"), Turn("human", "and <image> that?")]
     assert question_of(turns) == "what is it?\nand   that?"
