@@ -3,6 +3,8 @@ r"""Talk with a trained model in the terminal; answers come word by word.
 At the prompt: /image PATH shows a picture, /boxes FILE (or none, or find) gives the last one its boxes, /set NAME
 VALUE changes generation (temperature, max_new_tokens, ...), /save FILE writes the conversation, /reset begins anew,
 /quit ends. Ctrl-C stops an answer. Lines of a pipe are questions, too; with --json each answer is a line of JSON.
+In a question <box:0> stands for the coordinates of the first box, and <object:0> for its object image where the model
+reads some; coordinates may be typed as well.
 
 Examples:
     mg-llava chat CONFIG.py --checkpoint iter_250.pth --image a.jpg --proposals
