@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForVision2Seq, AutoProcessor, AutoTokenizer
 
 from mg_llava.batch import canvas_flags
 from mg_llava.data.collate import collate
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.hf.image_processing import MGLLaVAImageProcessor
 from mg_llava.hf.processing import MGLLaVAProcessor
+from mg_llava.inference import Predictor, Request
 from tests import toy
+from tests.hf import conftest
 from tests.regions import BOXES, OBJECTS, TURNS, USES, train, write_pictures
 
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -44,3 +46,22 @@ def test_a_row_is_what_was_trained(toy_paths, tmp_path, regions) -> None:
     assert torch.equal(rows["pixel_values"], asked["pixel_values"])
     with pytest.raises(ValueError, match=r"row 0: <box:2> stands in the text"):
         processor(conversation=talk[:-1], images=pictures, boxes=boxes, objects=OBJECTS[:1])
+
+
+@pytest.mark.parametrize("names", ["", "obj{}"])
+def test_a_folder_answers_as_the_predictor_does(toy_paths, tmp_path, monkeypatch, names) -> None:
+    pictures, use = write_pictures(tmp_path), {"names": names, "attach": "coordinates"}
+    monkeypatch.setitem(conftest.PROCESSOR, "regions", use)
+    folder = tmp_path / "model"
+    model = conftest.write_folder(folder, toy_paths, object_pooler={"type": "mg_llava.FramePooling", "side": 2})
+    boxes = [{"boxes": own, "labels": ["x", "y"]} for own in BOXES]
+    question = [{"role": ROLES[role], "content": text} for role, text in TURNS[:-1]]
+    loaded, processor = AutoModelForVision2Seq.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    inputs = processor(conversation=question, images=pictures, boxes=boxes, objects=OBJECTS)
+    assert len(inputs["pixel_values"]) == 7
+    new = loaded.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    made = PictureProcessor(toy.CANVAS, regions=use)
+    predictor = Predictor(model, toy_paths["llm"], "vicuna", made, max_new_tokens=6)
+    for one in (predictor, Predictor.from_pretrained(folder, max_new_tokens=6)):
+        answer = one.predict_many([Request(TURNS[:-1], pictures, boxes, objects=OBJECTS)])[0]
+        assert answer.token_ids == tuple(new.tolist()[: len(answer.token_ids)]) and answer.token_ids
