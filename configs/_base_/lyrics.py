@@ -19,7 +19,8 @@ with read_base():
 from mg_llava.models import AlignmentLoss, CaptionLoss, RoIAlignBoxProjector
 
 lyrics_lora = dict(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "k_proj", "v_proj"])
-lyrics_parts = dict(pieces="google-bert/bert-base-uncased", mq_former=dict(queries=(32, 64)))
+lyrics_bert = "google-bert/bert-base-uncased"
+lyrics_parts = dict(pieces=lyrics_bert, mq_former=dict(queries=(32, 64)))
 nano_refiner = dict(
     image_size=256,
     visual_encoder=nano_vision["low_res_encoder"],
@@ -54,7 +55,8 @@ def paper_lyrics_pretrain(llm, *, gpus, vision=eva_g_grounding_dino, model=None,
     """Stage 1: batch 256 on all GPUs together. ``model`` are more arguments of ``lyrics_pretrain``."""
     batch = dict(batch_size=256 // (gpus * accumulative_counts), accumulative_counts=accumulative_counts)
     rates = dict(lr=1e-4, min_lr=5e-5, warmup_ratio=0.04, max_epochs=10, weight_decay=0.05)
-    system = lyrics_pretrain(llm, vision, **{**lyrics_parts, **(model or {})})
+    former = dict(lyrics_parts["mq_former"], bert=lyrics_bert)
+    system = lyrics_pretrain(llm, vision, **{**lyrics_parts, "mq_former": former, **(model or {})})
     return pretrain(system, **{"data": stage1, **batch, **rates, **settings})
 
 

@@ -98,7 +98,7 @@ def shrink(config: Config, paths: dict[str, str], data: dict[str, str], annotate
 def shrink_refiner(model: dict, paths: dict[str, str]) -> None:
     """Toys in place of the parts that Lyrics has before its LLM."""
     sizes = dict(width=16, layers=2, heads=2, intermediate=24, positions=256, vocabulary=len(toy.PIECES) + 1)
-    model["mq_former"].update(sizes)
+    model["mq_former"].update(sizes, bert=None)  # which is not here
     model["pieces"].update(vocabulary=toy.PIECES)
     if "name" in model["visual_encoder"]:
         model["visual_encoder"].update(name="test_vit.r160_in1k", checkpoint=None, depth=2)

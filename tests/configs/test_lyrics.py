@@ -34,6 +34,7 @@ def test_the_schedule_is_that_of_blip_2() -> None:
     assert first.param_scheduler[1].eta_min == 5e-5
     assert first.train_dataloader.batch_size * 8 == 256 and second.train_dataloader.batch_size * 8 == 128
     assert [loss.type.__name__ for loss in first.model.losses] == ["AlignmentLoss", "CaptionLoss", "SpatialLoss"]
+    assert first.model.mq_former.bert == "google-bert/bert-base-uncased" and "bert" not in second.model.mq_former
     assert first.model.mq_former.queries == second.model.mq_former.queries == (32, 64)
     assert second.optim_wrapper.optimizer.lr == 1e-4  # of the adapters
     assert second.optim_wrapper.paramwise_cfg.custom_keys == {"mq_former": {"lr_mult": 0.1}}

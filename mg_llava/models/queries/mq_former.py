@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mg_llava.models.weights.folders import find_folder, map_folder
+from mg_llava.models.weights.loading import on_meta
 from mg_llava.pieces import Pieces, WordPieces, stack_pieces
 from mg_llava.registry import MODELS
 
@@ -84,9 +86,12 @@ class MQFormer(nn.Module):
         dropout: Share of dropped activations.
         reference_compat: Queries start as zeros, as in the reference, so that those of a group stay alike but for
             dropout.
+        bert: Folder or hub name of a BERT of these sizes to start from, as BLIP-2 does: queries get its feed-forward
+            networks too. None to start anew.
 
     Raises:
-        ValueError: Sources and groups differ in number.
+        FileNotFoundError: There is no such BERT.
+        ValueError: Sources and groups differ in number, or the BERT has other sizes.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class MQFormer(nn.Module):
         positions: int = 512,
         dropout: float = 0.1,
         reference_compat: bool = False,
+        bert: str | None = None,
     ) -> None:
         super().__init__()
         from transformers import Blip2QFormerConfig
@@ -137,6 +143,13 @@ class MQFormer(nn.Module):
                 attentions = [Blip2QFormerAttention(config, is_cross_attention=True) for config in configs]
                 layer.crossattention = GroupedCrossAttention(attentions, queries)
         self.apply(self.qformer._init_weights)
+        if bert is not None and not on_meta():
+            start_from_bert(self, bert)
+
+    @classmethod
+    def portable(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Its config without what its weights once started from."""
+        return {name: value for name, value in config.items() if name != "bert"}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,6 +205,31 @@ class MQFormer(nn.Module):
 
     def _embed(self, text: Pieces) -> Tensor:
         return self.word_embeddings(text.ids) + self.position_embeddings(text.positions)
+
+
+@torch.no_grad()
+def start_from_bert(former: MQFormer, path: str) -> None:
+    """Copy BERT's embeddings, self-attention and feed-forward networks into an MQ-Former.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and the hub has none.
+        ValueError: It lacks a tensor, or one has another shape; a vocabulary may be shorter.
+    """
+    stored = {name.removeprefix("bert."): tensor for name, tensor in map_folder(find_folder(path)).items()}
+    own = former.state_dict(keep_vars=True)
+    wanted = {f"{kind}_embeddings.weight": f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position")}
+    wanted |= {f"qformer.layernorm.{end}": f"embeddings.LayerNorm.{end}" for end in ("weight", "bias")}
+    for name in own:
+        if name.startswith("qformer.encoder.") and ".crossattention." not in name:
+            theirs = name.removeprefix("qformer.").replace(".attention.attention.", ".attention.self.")
+            wanted[name] = theirs.replace("intermediate_query", "intermediate").replace("output_query", "output")
+    for name, theirs in wanted.items():
+        target, found = own[name], stored.get(theirs)
+        rows = slice(None if found is None else found.shape[0]) if name == "word_embeddings.weight" else slice(None)
+        if found is None or target[rows].shape != found.shape:
+            shape = "is absent" if found is None else f"has shape {tuple(found.shape)}, not {tuple(target.shape)}"
+            raise ValueError(f"{path} is no BERT to start this MQ-Former from: {theirs} {shape}")
+        target[rows] = found.read().to(target)
 
 
 def _reach(queries: int, pieces: int, sees: Sees, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """The MQ-Former against transformers' Q-Former, and who sees whom in its passes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,3 +202,28 @@ def test_items_hidden_are_items_absent() -> None:
     one = [source.take(torch.tensor([1])) for source in sources()]
     torch.testing.assert_close(former(one, hidden)[0], former(one, alone)[0])
     torch.testing.assert_close(former.read(hidden)[:, 0], former.read(alone)[:, 0])
+
+
+def test_start_from_a_bert(tmp_path: Path) -> None:
+    """The text side is BERT's own, and the queries' networks are copies of it."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
+    bert = BertModel(BertConfig(vocab_size=39, max_position_embeddings=64, **sizes, type_vocab_size=1)).eval()
+    with torch.no_grad():
+        bert.embeddings.token_type_embeddings.weight.zero_()  # which a Q-Former lacks
+        for parameter in bert.parameters():
+            parameter.mul_(5)
+    bert.save_pretrained(tmp_path / "bert")
+    former = MQFormer((12, 7), (3, 5), **SIZES, bert=str(tmp_path / "bert")).eval()  # of 40 words
+    pieces = text()
+    with torch.no_grad():
+        expected = bert(pieces.ids, attention_mask=pieces.mask.long(), position_ids=pieces.positions).last_hidden_state
+        torch.testing.assert_close(former.read(pieces), expected, atol=1e-4, rtol=1e-4)
+    layer = former.qformer.encoder.layer[1]
+    assert torch.equal(layer.intermediate_query.dense.weight, layer.intermediate.dense.weight)
+    assert former.query_tokens.std() > 0.01
+    with pytest.raises(ValueError, match=r"is no BERT to start .*word_embeddings.weight has shape \(39, 32\), not"):
+        MQFormer((12,), (3,), **{**SIZES, "width": 16}, bert=str(tmp_path / "bert"))
+    assert "bert" not in MQFormer.portable({"queries": [3], "bert": "here"})
