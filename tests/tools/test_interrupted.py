@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.run import ROOT
 from tests.tools.test_evaluate import write_mmbench
@@ -40,11 +41,15 @@ class Terminal:
         self.said = ""
 
     def wait_for(self, text: str) -> None:
-        """Until it has said something."""
+        """Until it has said this, or anything."""
         until = time.monotonic() + LONG
-        while text not in self.said and time.monotonic() < until and (self._read() or self.process.poll() is None):
+        while (
+            (not self.said or text not in self.said)
+            and time.monotonic() < until
+            and (self._read() or self.process.poll() is None)
+        ):
             time.sleep(0.01)
-        assert text in self.said, self.said
+        assert self.said and text in self.said, self.said
 
     def type(self, text: str) -> None:
         self.said = ""
@@ -105,8 +110,11 @@ def test_chat_goes_on_after_an_answer_was_stopped(files: dict[str, str], tmp_pat
     with at_terminal(tmp_path, "chat", *asked, "--max-new-tokens", 480, "--temperature", 1.5) as chat:
         chat.wait_for("> ")
         chat.type("what is there?\r")
-        chat.wait_for("\n")
+        chat.wait_for("?\r\n")
+        chat.said = ""
+        chat.wait_for("")  # the answer has begun
         chat.type("\x03")
+        chat.wait_for("stopped; the question is forgotten")
         chat.wait_for("> ")
         chat.type("/quit\r")
         assert chat.end() == 0
@@ -128,10 +136,10 @@ def test_an_evaluation_ends(files: dict[str, str], tmp_path: Path) -> None:
         assert run.end() == 130 and "the same command continues" in run.said and "Traceback" not in run.said
 
 
-def test_a_box_run_of_several_processes_ends(tmp_path: Path, files: dict[str, str]) -> None:
-    records = [{"id": number, "image": f"{number}.png"} for number in range(2000)]
-    for record in records:
-        (tmp_path / str(record["image"])).write_bytes(Path(files["image"]).read_bytes())
+def test_a_box_run_of_several_processes_ends(tmp_path: Path) -> None:
+    records = [{"id": number, "image": f"{number}.bmp"} for number in range(4000)]
+    for number in range(4000):
+        Image.new("RGB", (20, 10), (number % 256, number // 256, 0)).save(tmp_path / f"{number}.bmp")
     (tmp_path / "records.json").write_text(json.dumps(records))
     options = ["--out", tmp_path / "out", "--detector", "proposals", "--processes", 2]
     with at_terminal(tmp_path, "boxes", tmp_path / "records.json", *options) as run:
