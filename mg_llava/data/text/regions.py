@@ -139,6 +139,7 @@ class RegionUse:
         """
         if problem := region_problem(turns, len(regions)):
             raise RecordError(problem)
+        regions = [region.in_pixels(sizes[region.picture]) if region.of else region for region in regions]
         known, shown, before = list(regions), list[Region](), 0
         resolved = []
         for turn in turns:

@@ -40,6 +40,22 @@ def test_placeholders_become_coordinates_and_object_images_in_reading_order():
     assert shown == (REGIONS[1], REGIONS[0], REGIONS[1])
 
 
+def test_shares_of_a_picture_are_its_pixels():
+    turns, size = [Turn("human", "<image>\n<box:0> <object:0>"), Turn("gpt", "Yes.")], (200, 100)
+    wanted = RegionUse().resolve(turns, parse_regions([[20, 30, 100, 90]], 1), [size])
+    for of, box in (1, [0.1, 0.3, 0.5, 0.9]), (1000, [100, 300, 500, 900]):
+        found, (region,) = RegionUse().resolve(turns, parse_regions([{"box": box, "of": of}], 1), [size])
+        assert found == wanted[0] and region.of == 0 and np.allclose(region.box, [20, 30, 100, 90])
+    for wrong in (
+        ([0.1, 0.3, 0.5, 9], 1),
+        ([1, 2, 3, 1004], 1000),
+        ([0.1, 0.2, 0.3, 0.4], 0),
+        ([0.1, 0.2, 0.3, 0.4], 1000),
+    ):
+        with pytest.raises(ValueError, match="look"):
+            parse_regions([{"box": wrong[0], "of": wrong[1]}], 1)
+
+
 def test_coordinates_bring_their_object_images():
     use = RegionUse({"style": "unit2", "frame": "original"}, attach="coordinates")
     text = "<image>\n<box:1>, [0.5, 0.5, 1, 1] and <box:0> <object:2>?"
