@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -31,6 +32,7 @@ class Terminal:
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.master, self.slave = pty.openpty()
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
         self.before = termios.tcgetattr(self.slave)
         command = [sys.executable, "-m", "mg_llava", *map(str, arguments)]
         variables = {**os.environ, "TMPDIR": str(self.temporary), "TERM": "xterm"}
