@@ -17,15 +17,17 @@ from PIL import Image, ImageDraw
 from mg_llava.detection.run import JobSettings, make_engine
 from mg_llava.detection.run.steps import BoxStep
 from mg_llava.work.journal import read_journals
+from tests import forked
 from tests.run import TOOLS
 
 FILES = ("boxes.safetensors", "failures.jsonl", "report.json")
 ENGINES = {
-    "one process": [sys.executable],
-    "pool": [sys.executable],
+    "one process": None,
+    "pool": None,
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
     "ray": [sys.executable],
 }
+"""What starts the tool; None for a fork, which has imported torch."""
 OPTIONS = {"pool": ["--processes", "3"], "ray": ["--engine", "ray", "--processes", "2"]}
 
 
@@ -47,13 +49,40 @@ def draw_pictures(folder: Path, count: int) -> Path:
     return folder / "records.json"
 
 
-def start(engine: str, records: Path, out: Path) -> subprocess.Popen:
-    """Begin or continue a run, in a process group of its own."""
-    tool = [TOOLS / "generate_boxes.py", records, "--out", out, "--detector", "proposals"]
-    sizes = ["--batch-size", "4", "--task-batches", "2", "--workers", "2"]
+class Forked:
+    """A forked process with the methods of ``subprocess.Popen``."""
+
+    def __init__(self, arguments: list[object], printed: Path) -> None:
+        self.printed = printed
+        printed.mkdir(exist_ok=True)
+        self.process = forked.start(TOOLS / "generate_boxes.py", *arguments, printed=printed)
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.process.join(timeout)
+        return "".join((self.printed / name).read_text() for name in ("out", "err")), None
+
+
+Run = subprocess.Popen | Forked
+
+
+def start(engine: str, records: Path, out: Path) -> Run:
+    """Begin or continue a run."""
+    given = [records, "--out", out, "--detector", "proposals", "--batch-size", "4", "--task-batches", "2"]
+    given += ["--workers", "2", *OPTIONS.get(engine, [])]
+    starter = ENGINES[engine]
+    if starter is None:
+        return Forked(given, out.parent / "printed")
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
-        [*map(str, [*ENGINES[engine], *tool, *sizes, *OPTIONS.get(engine, [])])],
+        [*map(str, [*starter, TOOLS / "generate_boxes.py", *given])],
         env={**clean, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"},
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -62,7 +91,7 @@ def start(engine: str, records: Path, out: Path) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: Run) -> None:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
 
@@ -88,7 +117,7 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def kill_at(process: subprocess.Popen, out: Path, lines: int) -> bool:
+def kill_at(process: Run, out: Path, lines: int) -> bool:
     """Kill a run and all its processes once it has this many lines of results; whether it was still at work."""
     while process.poll() is None and lines_done(out) < lines:
         time.sleep(0.02)
