@@ -33,6 +33,8 @@ _NOT_TRUNK = {
     "logit scale": ("logit_scale", "logit_bias"),
 }
 """Parts of an open_clip model beside the trunk's stem and stages, by prefix of their keys."""
+_STAGES: dict[str, Any] = {}
+"""What timm says of the stages of a model with some arguments; it says so of a built one alone."""
 
 
 @MODELS.register_module()
@@ -93,8 +95,11 @@ class OpenCLIPConvNeXtEncoder(VisionEncoder):
         source: str = "",
     ) -> Spec:
         """The spec of a timm ConvNeXt with these arguments; ``place`` names them in messages."""
-        with torch.device("meta"):
-            info: Any = _make_trunk(name, kwargs, place).feature_info
+        key = repr((name, sorted(kwargs.items())))
+        if key not in _STAGES:
+            with torch.device("meta"):
+                _STAGES[key] = _make_trunk(name, kwargs, place).feature_info
+        info = _STAGES[key]
         spec = Spec(
             type=cls.__name__,
             image_size=image_size,
