@@ -24,6 +24,7 @@ from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from tests import toy
 from tests.data.conftest import train_tokenizer
 from tests.settings import grouped
+from tests.videos import write_video
 
 TEMPLATE = {"INSTRUCTION": "Q: {input} A:", "SEP": "\n"}
 VISUAL = 4
@@ -66,6 +67,25 @@ def test_view_agrees_with_the_sample(data: dict[str, str], index: int) -> None:
     text = "".join(token.text for token in view.tokens)
     assert "what is there?" in text and f"{'one two three four'.split()[index % 4]} digits" in text
     assert text.count(f"<image: {VISUAL} tokens><2 boxes>") == pictures
+
+
+@pytest.mark.parametrize("pad", [True, False], ids=["padded", "cropped"])
+def test_frames_of_a_video_are_viewed_as_the_sample_has_them(data: dict[str, str], tmp_path: Path, pad: bool) -> None:
+    write_video(tmp_path / "clip.mp4", frames=9)
+    talk = [{"from": "human", "value": "<video>\nwhat is there?"}, {"from": "gpt", "value": "two digits"}]
+    (tmp_path / "records.json").write_text(json.dumps([{"id": "v", "video": "clip.mp4", "conversations": talk}]))
+    boxes = [{"boxes": [[4 + n, 6, 30 + n, 30]], "scores": [0.9], "labels": ["a"]} for n in range(3)]
+    (tmp_path / "boxes.json").write_text(json.dumps([{"id": f"v#{n}", **own} for n, own in enumerate(boxes)]))
+    paths = {
+        name: str(tmp_path / place) for name, place in (("data_path", "records.json"), ("box_path", "boxes.json"))
+    }
+    processor = PictureProcessor(toy.CANVAS, video={"frames": 3, "pad_to_square": pad})
+    source = make(data, **paths, image_folder=str(tmp_path), picture_processor=processor)
+    sample, view = source[0], view_sample(source, 0)
+    assert view.length == len(sample["input_ids"]) + 3 * (VISUAL - 1) + 3 and len(view.pictures) == 3
+    for picture, pixels, placed in zip(view.pictures, sample["images"], sample["boxes"], strict=True):
+        np.testing.assert_array_equal(picture.pixels, pixels.permute(1, 2, 0))
+        np.testing.assert_allclose([fate.place for fate in picture.fates if fate.kept], placed, atol=1e-3)
 
 
 def test_source_is_left_alone(data: dict[str, str]) -> None:
