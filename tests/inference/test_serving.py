@@ -69,6 +69,21 @@ def test_several_pictures_with_boxes_of_their_own(client: OpenAI, predictor: Pre
     assert reply.choices[0].message.content == predictor.predict(pictures, turns, [BOXES, [], None]).text
 
 
+def test_pictures_beside_the_placeholder_of_a_video_are_its_frames(
+    client: OpenAI, server: ChatServer, predictor: Predictor
+) -> None:
+    frames = [a_picture(seed) for seed in range(3)]
+    parts = [text("<video>\nwhat?"), *(image(frame, boxes=BOXES) for frame in frames)]
+    reply = ask(client, user(*parts))
+    wanted = predictor.predict(frames, "<video>\nwhat?", [BOXES] * 3)
+    assert reply.choices[0].message.content == wanted.text and reply.usage.prompt_tokens == wanted.prompt_tokens
+    plain = predictor.predict(frames, "what?", [BOXES] * 3)
+    assert plain.prompt_tokens > wanted.prompt_tokens, "pictures have lines of their own"
+    later = [{"role": "assistant", "content": "a digit"}, *user(image(frames[0]), text("and this?"))]
+    status, answer = post(server, {"model": "toy", "messages": [*user(*parts), *later]})
+    assert status == 400 and "1 <image> in the questions, 4 pictures" in answer["error"]["message"]
+
+
 def test_conversations_with_a_system_text_and_a_later_picture(client: OpenAI, predictor: Predictor) -> None:
     messages = [
         {"role": "system", "content": "two digits"},

@@ -10,7 +10,7 @@ from mg_llava.inference.requests import Request
 from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 from mg_llava.inference.serving.fields import Body, MessageField, PictureField, TextPart, read_fields
 from mg_llava.inference.serving.pictures import open_pictures
-from mg_llava.tokens import IMAGE_PLACEHOLDER
+from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 _STRUCTURE = 100_000
 """Values of a body that are not parts of its texts, at most."""
@@ -97,7 +97,7 @@ def _read_messages(messages: list[MessageField]) -> tuple[list[Turn], str | None
 
 
 def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[str, PictureField]]]:
-    """Text with a placeholder for each picture, and the pictures."""
+    """Text with a placeholder for each picture, and the pictures; beside ``<video>`` they are its frames."""
     content = message.content
     if content is None and message.role == "assistant":
         content = message.refusal or ""
@@ -106,6 +106,7 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
     if isinstance(content, str):
         return content.replace(IMAGE_PLACEHOLDER, ""), []  # pictures have parts of their own
     text, shown = "", []
+    are_frames = any(isinstance(part, TextPart) and VIDEO_PLACEHOLDER in part.text for part in content)
     for place, part in enumerate(content):
         param = f"{owner}.content[{place}]"
         if part.type == "image_url":
@@ -113,7 +114,7 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
                 rule = f"a picture in a message of role {message.role!r}; only users show pictures"
                 raise RefusedRequest(f"{owner}: {rule}", param)
             shown.append((f"{param}.image_url", part.image_url))
-            text += f"{IMAGE_PLACEHOLDER}\n"
+            text += "" if are_frames else f"{IMAGE_PLACEHOLDER}\n"
         else:
             said = part.text if isinstance(part, TextPart) else part.refusal
             text += said.replace(IMAGE_PLACEHOLDER, "")
