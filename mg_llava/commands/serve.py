@@ -2,7 +2,7 @@
 
 Any client of such an endpoint can then use it, lmms-eval and VLMEvalKit among them. Pictures come as data: URLs in
 base64, or from hosts that --allow-host names; their image_url may have "boxes": [[x1, y1, x2, y2], ...] in pixels of
-the picture. Needs the extra "serve".
+the picture. With <video> in a message's text its pictures are the frames of one video. Needs the extra "serve".
 
 With --engine vllm=URL a stock vLLM runs the language model, and this process sees to pictures and boxes. It takes the
 LLM of `mg-llava convert SOURCE PARTS --to parts`, in a process of its own that nobody else reaches; its key, if it
