@@ -51,5 +51,5 @@ def nano_named(**changes):
     """Stage 2 of the miniature with named boxes: its own questions, and half as many that name boxes."""
     named = dict(grounding("named", "named_boxes"), boxes=dict(box_augmentation=None))
     model = dict(picture=dict(regions=dict(names="obj{}")))
-    data = dict(sources=[nano_stage2, dict(named, draw=dict(repeat=2 / 3))])
+    data = dict(sources=[dict(nano_stage2, name="instructions"), dict(named, draw=dict(repeat=2 / 3))])
     return nano_instruct(**{"model": model, "data": data, "context_length": 384, **changes})

@@ -65,5 +65,6 @@ def nano_grounding(stage, *, arm="choices", before=None, model=None, **changes):
     if stage == "local_alignment":
         return local_alignment(system, grounding(arm), **{**start, "max_epochs": 3, **changes})
     instructions = {name: path for name, path in nano_stage2.items() if name != "box_path"}
+    instructions["name"] = "instructions"
     mixture = dict(sources=[grounding("captions"), grounding(arm), instructions])
     return global_alignment(system, mixture, **{**start, **changes})

@@ -13,7 +13,7 @@ grounding_root = "data/nano/generated/grounding/"
 
 def grounding(name, boxes=None):
     """A file of records of the miniature, with a box file where there is one."""
-    files = dict(data_path=f"{grounding_root}{name}.json", image_folder=f"{grounding_root}images")
+    files = dict(name=name, data_path=f"{grounding_root}{name}.json", image_folder=f"{grounding_root}images")
     return files if boxes is None else dict(files, box_path=f"{grounding_root}{boxes}.json")
 
 
