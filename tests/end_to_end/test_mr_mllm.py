@@ -171,7 +171,7 @@ def test_resumed_is_the_whole_run(stage: str, mr_mllm: Toy, request: pytest.Fixt
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("mode", ["deepspeed_zero2"])
+@pytest.mark.parametrize("mode", ["deepspeed_zero2", "deepspeed_zero3"])
 def test_two_processes_with_deepspeed_reach_the_losses_of_one(
     mode: str, mr_mllm: Toy, aligned: Path, instructed: Path
 ) -> None:
