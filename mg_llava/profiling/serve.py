@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--questions", type=int, default=128, help="pictures, described and asked about (default: %(default)s)"
     )
     parser.add_argument("--clients", type=int, default=32, help="connections at once (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="of the server (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="of the server (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's choice)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds; the best of each way counts (default: 2)")
 
