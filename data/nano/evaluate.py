@@ -52,7 +52,8 @@ def format_benchmarks(columns: Mapping[str, Mapping[str, Any]]) -> str:
 def _kinds(result: Mapping[str, Any]) -> dict[str, float]:
     """Accuracy by kind and of all; of all alone where only a part of the questions was asked."""
     metrics = result["nano"]["score"]["rules"]["exact"]["metrics"]
-    return {**metrics.get("kinds", {}), "all": metrics["accuracy"]}
+    overall = metrics["accuracy"] if "accuracy" in metrics else metrics["mean_score"]
+    return {**metrics.get("kinds", {}), "all": overall}
 
 
 def _align(rows: Sequence[Sequence[str]], left: int, last: bool = False) -> str:
@@ -73,7 +74,7 @@ def _line(row: Iterable[str], widths: Iterable[int], left: int) -> str:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config of the training")
+    parser.add_argument("model", metavar="config", help="config of the training")
     command.add_arguments(parser)
     boxes = benchmarks.GENERATED / "heldout_boxes.json"
     parser.set_defaults(
