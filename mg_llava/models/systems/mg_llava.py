@@ -4,7 +4,7 @@ Shapes: N pictures in the batch, S side of the canvas in pixels, P visual tokens
 picture i, D hidden size of the LLM.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,19 +12,9 @@ from torch import Tensor
 
 from mg_llava.batch import TokenCount
 from mg_llava.models.assembly import PROMPTS
-from mg_llava.models.interfaces import (
-    FramePooler,
-    Fusion,
-    Looked,
-    Merger,
-    ObjectReader,
-    Part,
-    Seeing,
-    Seen,
-    Segment,
-    Spec,
-)
-from mg_llava.models.parts import PartOrConfig, build_part, check_part, kind_of, raise_together, spec_of, taken
+from mg_llava.models.conflicts import refuse_conflicts
+from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Part, Seeing, Seen, Segment, Spec
+from mg_llava.models.parts import PartOrConfig, kind_of, spec_of, taken
 from mg_llava.models.system import System
 from mg_llava.models.vision import is_split, run_encoders
 from mg_llava.registry import MODELS
@@ -95,10 +85,7 @@ class MGLLaVA(System):
             "box_projector": (box_projector, ObjectReader, {"stage_channels": stages}),
         }
         poolers = {"frame_pooler": frame_pooler, "object_pooler": object_pooler}
-        problems = _faults(low, high, readers, merger)
-        problems += [fault for name, pooler in poolers.items() for fault in check_part(name, pooler, FramePooler, {})]
-        problems = problems or _token_faults(low, fusion, fusion_sizes, projector)
-        raise_together(problems or _crop_faults(low, fusion, fusion_sizes, projector, object_pooler))
+        refuse_conflicts(low, high, readers, merger, poolers, projector)
         self.add("low_res_encoder", low_res_encoder)
         self.add("high_res_encoder", high_res_encoder)
         self.add("fusion", fusion, **fusion_sizes)
@@ -219,59 +206,3 @@ class MGLLaVA(System):
         if self.fuse_module is None:
             return []
         return stages if self.fuse_module.reads == "all" else stages[-1:]
-
-
-def _faults(low: Spec, high: Spec | None, readers: Mapping[str, Any], merger: Any) -> list[str]:
-    """Reasons why these parts do not go together; readers by name, with interface and sizes."""
-    problems = check_part("merger", merger, Merger, {})
-    if merger is not None and readers["box_projector"][0] is None:
-        problems.append("merger reads boxes, but box_projector is None; give one or leave it out")
-    for name, (part, kind, sizes) in readers.items():
-        problems += check_part(name, part, kind, sizes if high is not None else {})
-    there = [name for name, (part, _, _) in readers.items() if part is not None]
-    if high is None and there:
-        problems.append(
-            f"high_res_encoder is None, but {' and '.join(there)} would read it; give one or leave these out"
-        )
-    if low.tokens == 0:
-        problems.append(f"low_res_encoder is {low.type}, which gives no tokens; use one such as CLIPEncoder")
-    if high is not None and not high.stage_channels:
-        problems.append(f"high_res_encoder is {high.type}, which gives no maps; use one such as TimmEncoder")
-    if high is not None and low.image_size > high.image_size:
-        problems.append(
-            f"the low-resolution view ({low.image_size} px) is larger than the canvas ({high.image_size} px)"
-        )
-    fusion = readers["fusion"][0]
-    if issubclass(kind_of(fusion), Fusion) and low.tokens and high is not None and high.stage_strides:
-        problems += kind_of(fusion).conflicts(low, high, _settings(fusion))
-    return problems
-
-
-def _token_faults(low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: Any) -> list[str]:
-    """Reasons why a projector cannot read as many tokens as there are; one without ``conflicts`` reads any."""
-    conflicts = getattr(kind_of(projector), "conflicts", None)
-    if conflicts is None:
-        return []
-    tokens = low.tokens
-    if fusion is not None:
-        with torch.device("meta"):
-            tokens = build_part(fusion, **sizes).out_tokens(tokens)
-    return conflicts(tokens, {"grid": low.grid, **_settings(projector)})
-
-
-def _crop_faults(low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: Any, pooler: Any) -> list[str]:
-    """Reasons why the projector cannot read tokens of object images, which the fusion does not see."""
-    if pooler is None:
-        return []
-    with torch.device("meta"):
-        channels = low.channels if fusion is None else build_part(fusion, **sizes).out_channels
-    if channels != low.channels:
-        return [
-            f"object_pooler reads object images at low resolution, in {low.channels} channels, and the fusion makes "
-            f"{channels} of them for the projector; use a fusion that keeps them, such as ConvGateFusion"
-        ]
-    return _token_faults(low, None, {}, projector)
-
-
-def _settings(part: Any) -> dict[str, Any]:
-    return dict(part) if isinstance(part, Mapping) else vars(part)
