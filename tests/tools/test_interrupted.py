@@ -148,13 +148,3 @@ def test_a_box_run_of_several_processes_ends(tmp_path: Path) -> None:
         run.wait_for("pictures/s")
         run.type("\x03")
         assert run.end() == 130 and "Traceback" not in run.said
-
-
-@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 1.0, 2.0])
-def test_a_command_ends_while_it_starts(files: dict[str, str], tmp_path: Path, moment: float) -> None:
-    with at_terminal(
-        tmp_path, "predict", files["config"], "--checkpoint", files["checkpoint"], "--question", "?"
-    ) as run:
-        time.sleep(moment)
-        run.type("\x03")
-        assert run.end() in (0, 1, 130, -signal.SIGINT)
