@@ -58,7 +58,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from mg_llava.evaluation.grounding import measure_grounding
     from mg_llava.models.parts import for_any_machine, kind_of
-    from mg_llava.models.systems.lyrics import LyricsPretrain
+    from mg_llava.models.systems.lyrics_pretrain import LyricsPretrain
     from mg_llava.registry import DATASETS, MODELS
     from mg_llava.work.devices import pick_device
 

@@ -26,7 +26,7 @@ def measure_grounding(
     """Shares of what is right, of pictures that training has not seen.
 
     Args:
-        system: A :class:`mg_llava.models.systems.lyrics.LyricsPretrain`.
+        system: A :class:`mg_llava.models.systems.lyrics_pretrain.LyricsPretrain`.
         dataset: Its samples, of one picture each.
         count: N, the first pictures, among which each is retrieved.
         batch_size: Pictures at a time.

@@ -15,13 +15,16 @@ from mg_llava.data.records.turns import Turn
 from mg_llava.data.text.pieces import question_of
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.requests import Request
+from mg_llava.models.interfaces import Segment
 from mg_llava.models.systems.lyrics import padded_source
+from mg_llava.models.systems.lyrics_pretrain import _join, _row
 from mg_llava.models.vision import FeatureExtractor
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.models.weights.parts import load_parts
 from mg_llava.registry import MODELS
 from tests import features, toy
 from tests.contract import cases
+from tests.models.test_waiting import NoReads, step
 
 SAMPLES = [(9, 1), (6, 0), (12, 2)]
 
@@ -261,3 +264,19 @@ def test_impossible_combinations_are_one_message(paths: dict[str, str]) -> None:
         MODELS.build({**config, "detector": None})
     with pytest.raises(ValueError, match="LyricsPretrain trains none"):
         MODELS.build({**cases.SYSTEMS["LyricsPretrain"](paths), "llm": config["llm"]})
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, [(9, 0), (6, 0)]])
+def test_a_step_of_stage_2_reads_no_value(paths: dict[str, str], samples: list[tuple[int, int]]) -> None:
+    system = build(paths, "Lyrics").train()
+    batch = batch_of(system, samples)
+    with NoReads():
+        step(system, batch)
+
+
+def test_padding_of_given_boxes_is_left_out_again() -> None:
+    joined = padded_source([torch.rand(count, 5) for count in (3, 0, 1)])
+    again = _join([[Segment("source", _row(joined, row, [3, 0, 1]))] for row in range(3)])[0]
+    assert joined.mask is not None and again.mask is not None
+    assert torch.equal(again.states, joined.states) and torch.equal(again.mask, joined.mask)
+    assert again.mask.sum(dim=1).tolist() == [3, 0, 1]

@@ -12,6 +12,7 @@ from mg_llava.data.collate import collate
 from mg_llava.registry import MODELS
 from tests import toy
 from tests.contract import cases
+from tests.models.test_waiting import NoReads, step
 
 SAMPLES = [(9, 1), (6, 0), (7, 2)]
 """Text ids and pictures of each row."""
@@ -83,6 +84,14 @@ def test_generation_of_a_batch_is_that_of_its_rows(paths: dict[str, str]) -> Non
         assert torch.equal(alone, together[row])
     blind = build(paths, detector=None, objects=None, refine=None)
     assert len(blind.generate(collate(samples)["data"], **settings)) == 3  # without the object branch
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, [(9, 0), (6, 0)]])
+def test_a_step_reads_no_value(paths: dict[str, str], samples: list[tuple[int, int]]) -> None:
+    system = build(paths, refine=None).train()
+    batch = batch_of(samples, system.canvas_size)
+    with NoReads():
+        step(system, batch)
 
 
 def test_everything_but_llm_and_encoders_learns(paths: dict[str, str]) -> None:
