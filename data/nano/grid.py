@@ -10,12 +10,10 @@ from evaluate import CHANCE
 COMPONENTS = "Components (Table 4 of the paper: Vicuna-7B, LLaVA-1.5's data)"
 FUSIONS = "Fusion (Table 5; all with objects)"
 MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
-FEATURES = "work_dirs/nano_features"
-"""What the frozen encoders give, kept for all rows but those whose fusion reads all maps."""
 EVALUATE = "python data/nano/evaluate.py {config} --checkpoint {checkpoint} --out {out}"
 
 
-def row(name: str, title: str, group: str, published: dict[str, float], features: bool = True) -> dict[str, Any]:
+def row(name: str, title: str, group: str, published: dict[str, float]) -> dict[str, Any]:
     """A variant with both of its leaves; those of the full model have no suffix."""
     form = "configs/mg_llava_nano_{}.py" if name == "full" else f"configs/ablations/mg_llava_nano_{{}}_{name}.py"
     return {
@@ -24,7 +22,6 @@ def row(name: str, title: str, group: str, published: dict[str, float], features
         "group": group,
         "published": published,
         "leaves": [form.format(stage) for stage in ("pretrain", "instruct")],
-        "options": [f"train_dataloader.dataset.caches.feature_cache={FEATURES}"] if features else [],
         "seeds": [0, 1, 2, 3, 4] if group == COMPONENTS else [0, 1, 2],
     }
 
@@ -49,16 +46,16 @@ grid = {
         row("full", "+ objects + Conv-Gate (full)", COMPONENTS, components(69.8, 65.5, 59.5)),
         row("resampler", "resampler", FUSIONS, designs(55.6, 30.5)),
         row("channel_concat", "channel concatenation", FUSIONS, designs(68.9, 32.6)),
-        row("patch_info_mining", "patch info mining", FUSIONS, designs(68.3, 32.9), features=False),
+        row("patch_info_mining", "patch info mining", FUSIONS, designs(68.3, 32.9)),
         row("boxes_into_picture", "boxes into picture (F-to-B)", MERGERS, designs(65.7, 33.3)),
         row("picture_into_boxes", "picture into boxes (B-to-F)", MERGERS, designs(67.7, 34.4)),
     ],
     "seeds": [0, 1, 2],
-    "prepare": f"python data/nano/make_data.py --features {FEATURES}",
+    "prepare": "python data/nano/make_data.py",
     "evaluate": EVALUATE,
     "metrics": {kind: f"nano:exact/kinds/{kind}" for kind in CHANCE if kind != "all"} | {"all": "nano"},
     "reference": {"chance": CHANCE},
-    "plateau": 0.6,
+    "plateau": 0.65,  # low_only ends at 0.60, runs that stay at 0.69 and more
     "results": "data/nano/results.json",
     "report": "data/nano/RESULTS.md",
     "quick": {

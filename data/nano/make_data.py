@@ -10,11 +10,8 @@ Examples:
     python data/nano/make_data.py --stage1 64 --stage2 64 --heldout 16 --out /tmp/small
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,28 +131,7 @@ def make_heldout(out: Path, count: int, seed: int) -> None:
     (out / "heldout.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def fill_features(folder: Path) -> None:
-    """Run the encoders over the training pictures, both stages side by side; what is there already stays.
-
-    Raises:
-        RuntimeError: It failed.
-    """
-    fill = [sys.executable, str(HERE.parents[1] / "tools" / "fill_feature_cache.py")]
-    leaves = [f"configs/mg_llava_nano_{stage}.py" for stage in ("pretrain", "instruct")]
-    running = [subprocess.Popen([*fill, leaf, "--folder", str(folder)], cwd=HERE.parents[1]) for leaf in leaves]
-    if any([process.wait() for process in running]):
-        raise RuntimeError(f"{folder} could not be filled; the messages above say why")
-
-
 def main() -> None:
-    """Command line."""
-    arguments = parse_arguments()
-    make_data(arguments)
-    if arguments.features is not None:
-        fill_features(arguments.features)
-
-
-def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage1", type=int, default=2400, help="pictures of stage 1 (default: %(default)s)")
@@ -163,13 +139,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--heldout", type=int, default=160, help="held-out pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=HERE / "generated", help="default: data/nano/generated")
-    parser.add_argument("--features", type=Path, help="folder for what the frozen encoders give of both stages")
     parser.add_argument("--force", action="store_true", help="make the data even if it is there")
-    return parser.parse_args()
-
-
-def make_data(arguments: argparse.Namespace) -> None:
-    """Make what is not there."""
+    arguments = parser.parse_args()
     out = arguments.out
     sizes = {part: getattr(arguments, part) for part in ("stage1", "stage2", "heldout")}
     settings = {"format": FORMAT, "seed": arguments.seed, **sizes}
