@@ -168,10 +168,10 @@ def test_one_engine_goes_on_where_another_was_killed(tmp_path, pictures, expecte
 def test_a_killed_worker_ends_a_pool_and_nothing_is_lost(tmp_path, pictures, expected):
     out = tmp_path / "out"
     process = start("pool", pictures, out)
-    while process.poll() is None and lines_done(out) < 5:
+    while process.poll() is None and not any(True for _ in read_journals(out / "work" / "detect")):
         time.sleep(0.002)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "a worker process was killed" in output
     finish(start("pool", pictures, out))
