@@ -48,10 +48,11 @@ def test_the_browser_shows_object_images_on_their_boxes(toy_paths, tmp_path, reg
 def test_the_doctor_names_regions_that_training_would_stumble_over(toy_paths, tmp_path) -> None:
     files = files_of(toy_paths, tmp_path)
     raw = json.loads((tmp_path / "records.json").read_text())[0]
-    outside = [*OBJECTS[:2], {"box": [100, 100, 130, 130]}]
+    outside, far = ([*OBJECTS[:2], {"box": box}] for box in ([65, 49, 70, 54], [100, 100, 130, 130]))
     thin = [*OBJECTS[:2], {"box": [5, 5, 5.2, 9]}]
     many = [{"from": role, "value": text.replace("<object:2>", "<object:7>")} for role, text in TURNS]
     records = [raw, {**raw, "id": "out", "objects": outside}, {**raw, "id": "thin", "objects": thin}]
+    records.append({**raw, "id": "far", "objects": far})
     records += [
         {**raw, "id": "more", "objects": [], "conversations": many},
         {**raw, "id": "none", "objects": [[1, 2]]},
@@ -65,5 +66,6 @@ def test_the_doctor_names_regions_that_training_would_stumble_over(toy_paths, tm
     report = check_dataset(settings, CheckOptions(workers=1, show_progress=False))
     found = {kind: {one.id for one in some} for kind, some in report.sources[0].findings.examples.items()}
     assert found["box_outside"] == {"out"} and found["flat_box"] == {"thin"}
+    assert found["object_convention"] == {"far"}
     assert found["placeholder_count"] == {"more"} and found["bad_record"] == {"none"}
-    assert {name for names in found.values() for name in names} - {""} == {"out", "thin", "more", "none"}
+    assert {name for names in found.values() for name in names} - {""} == {"out", "far", "thin", "more", "none"}
