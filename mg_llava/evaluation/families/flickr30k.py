@@ -7,14 +7,15 @@ Recall@1 at an overlap of 0.5 by both protocols: ``merged_boxes``, the box aroun
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from mg_llava.data.synthesis.flickr30k import read_entities, read_ids, read_sentences
-from mg_llava.data.text.coordinates import BoxText
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.families.refcoco import as_box_text
 from mg_llava.evaluation.release import Release
 from mg_llava.evaluation.scoring.joining import Lines, ScoreResult, join_predictions
+
+if TYPE_CHECKING:  # others are scored without numpy
+    from mg_llava.data.text.coordinates import BoxText
 
 _PROMPT = 'In the sentence "{sentence}", where is "{phrase}"? Answer with one box.'
 
@@ -42,6 +43,8 @@ class GroundedPhrase:
 
 def load_flickr30k(paths: Sequence[Path]) -> list[GroundedPhrase]:
     """Phrases of a folder of Flickr30k Entities, those of ``test.txt`` or of the list of ids that comes after it."""
+    from mg_llava.data.synthesis.flickr30k import read_entities, read_ids, read_sentences
+
     folder, *lists = paths
     if len(lists) > 1 or not folder.is_dir():
         raise ValueError("Flickr30k Entities: the folder with Sentences and Annotations is needed, and a list of ids")
@@ -60,12 +63,13 @@ def load_flickr30k(paths: Sequence[Path]) -> list[GroundedPhrase]:
 def score_flickr30k(
     phrases: Sequence[GroundedPhrase],
     predictions: Lines,
-    text: BoxText | Mapping[str, Any] | None = None,
+    text: "BoxText | Mapping[str, Any] | None" = None,
     **options: Any,
 ) -> ScoreResult:
     """Recall by both protocols; lines have ``id`` and ``text`` with boxes as ``text`` says, a ``BoxText``."""
-    import numpy as np  # other benchmarks are scored without it
+    import numpy as np
 
+    from mg_llava.data.text.coordinates import BoxText
     from mg_llava.evaluation.scoring.grounding import Protocol, compare_boxes, grounding_rule, read_reply
 
     joined = join_predictions([phrase.id for phrase in phrases], predictions, "id", ("text", "pred_text"))
@@ -109,7 +113,7 @@ class PhraseGrounding(Benchmark):
     id_field, text_field = "id", "text"
     headline = ("merged_boxes", "accuracy")
 
-    def __init__(self, *args: Any, text: BoxText | Mapping[str, Any] | None = None, **arguments: Any) -> None:
+    def __init__(self, *args: Any, text: "BoxText | Mapping[str, Any] | None" = None, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
         self.text, self.is_open = as_box_text(text), text is None
 

@@ -8,11 +8,10 @@ as fractions of the original or of the padded picture (LLaVA). Published rules r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mg_llava.data.records.tables import id_key
 from mg_llava.data.text import published_boxes
-from mg_llava.data.text.coordinates import BoxText
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.release import COCO, Release
 from mg_llava.evaluation.scoring import box_replies, joining
@@ -20,6 +19,9 @@ from mg_llava.evaluation.scoring.figures import mean, mean_score
 from mg_llava.evaluation.scoring.files import find_files, listing, read_records, take
 from mg_llava.evaluation.scoring.joining import Line, Lines, Rule, ScoreResult
 from mg_llava.tokens import IMAGE_PLACEHOLDER
+
+if TYPE_CHECKING:  # others are scored without numpy
+    from mg_llava.data.text.coordinates import BoxText
 
 BoxFormat = Literal["original", "padded"]
 
@@ -86,7 +88,7 @@ def score_refcoco(
     annotations: Sequence[Referred],
     predictions: Lines,
     box_format: BoxFormat = "original",
-    text: BoxText | Mapping[str, Any] | None = None,
+    text: "BoxText | Mapping[str, Any] | None" = None,
     **options: Any,
 ) -> ScoreResult:
     """Accuracy at an overlap of one half by the rules for the form of the replies.
@@ -172,11 +174,12 @@ def _score(
 
 
 def _score_box_text(
-    annotations: Sequence[Referred], lines: Sequence[Line | None], box_format: BoxFormat, text: BoxText | None
+    annotations: Sequence[Referred], lines: Sequence[Line | None], box_format: BoxFormat, text: "BoxText | None"
 ) -> Rule:
     """Replies as ``BoxText`` reads them; lines of XTuner's form have percent of the original picture."""
     import numpy as np  # other benchmarks are scored without it
 
+    from mg_llava.data.text.coordinates import BoxText
     from mg_llava.evaluation.scoring.grounding import compare_boxes, grounding_rule, read_reply
 
     samples = []
@@ -261,8 +264,10 @@ def _release(name: str, split: str) -> Release:
     return Release(label, (file,), "coco/train2014", REFCOCO_ADVICE.format(file=file), label, caution)
 
 
-def as_box_text(text: BoxText | Mapping[str, Any] | None) -> BoxText | None:
+def as_box_text(text: "BoxText | Mapping[str, Any] | None") -> "BoxText | None":
     """A way to write boxes, of its settings where those are given."""
+    from mg_llava.data.text.coordinates import BoxText
+
     return BoxText(**text) if isinstance(text, Mapping) else text
 
 
@@ -299,9 +304,11 @@ class RefCOCO(Benchmark):
         self,
         *args: Any,
         box_format: BoxFormat | None = None,
-        text: BoxText | Mapping[str, Any] | None = None,
+        text: "BoxText | Mapping[str, Any] | None" = None,
         **arguments: Any,
     ) -> None:
+        from mg_llava.data.text.coordinates import BoxText
+
         super().__init__(*args, **arguments)
         is_ours = self.prompt == "regions" or text is not None
         self.is_open = is_ours and text is None
@@ -311,7 +318,7 @@ class RefCOCO(Benchmark):
         rule = "box_text" if is_ours else "xtuner" if self.prompt == "xtuner" else "lmms_eval"
         self.headline = (rule, "accuracy")  # type: ignore[misc]
 
-    def use_box_text(self, writing: BoxText) -> None:
+    def use_box_text(self, writing: "BoxText") -> None:
         """See ``Benchmark``; shares of published rules are of the same frame."""
         super().use_box_text(writing)
         if self.is_open:

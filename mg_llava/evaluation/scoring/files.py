@@ -205,11 +205,15 @@ def _read_json(path: Path) -> Records:
     raise ValueError(f"{path}: holds {type(content).__name__}, expected prediction objects")
 
 
+_ID_FIELDS = ("index", "question_id", "questionId", "id", "pid", "image_id", "img_id")
+"""Fields with which a lone line of any benchmark names its question."""
+
+
 def _lines_of_dict(content: dict[str, Any]) -> Records:
     for name in _WRAPPERS:
         if isinstance(content.get(name), list) and all(isinstance(line, dict) for line in content[name]):
             return content[name]
-    has_id = any(name in content for name in ("index", "question_id", "id"))
+    has_id = any(name in content for name in _ID_FIELDS)
     if has_id and not any(isinstance(value, dict) for value in content.values()):
         return [content]  # JSON lines with a single line
     lines = []
