@@ -16,6 +16,7 @@ import pytest
 import torch
 from mmengine.config import config as configs
 from mmengine.registry import DefaultScope
+from mmengine.utils import manager
 
 from mg_llava.models.weights import guard
 from tests import toy
@@ -63,6 +64,8 @@ def _scope() -> Iterator[None]:
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+    while manager._lock._is_owned():  # type: ignore[attr-defined]
+        manager._lock.release()  # mmengine keeps it where a constructor fails; other threads would wait for ever
 
 
 @pytest.fixture(autouse=True)
