@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -86,10 +87,13 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nobody listens on, below those that the system gives to connections in the meantime."""
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randrange(15_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def run_python(*arguments: object, timeout: float = 600, **changes: str) -> subprocess.CompletedProcess[str]:

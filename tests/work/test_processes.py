@@ -1,13 +1,13 @@
 """Processes that meet: results and errors reach all of them."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from mg_llava.work.processes import Processes
+from tests.run import free_port
 
 CODE = """
 import os, sys
@@ -27,12 +27,6 @@ try:
 except ValueError as error:
     print(processes.rank, os.environ["LOCAL_RANK"], error, flush=True)
 """
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def environment(kind, rank, port):
