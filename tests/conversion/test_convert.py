@@ -311,27 +311,46 @@ def test_without_any_word_on_the_llm(published: Path, state: State, tmp_path: Pa
 # -- deepspeed --------------------------------------------------------------------------------------------------------
 
 
+class Stage(enum.IntEnum):
+    """DeepSpeed stores its stage as an object of its own."""
+
+    optimizer_states = 1
+    gradients = 2
+    weights = 3
+
+
+class StageByName:
+    """A stage as Python 3.11.0 to 3.11.3 pickle it."""
+
+    def __init__(self, stage: int) -> None:
+        self.stage = stage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (Stage, Stage(self.stage).name)
+
+
+class StageByNumber(StageByName):
+    """A stage as other versions pickle it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stage, (self.stage,)
+
+
+@pytest.mark.parametrize("stored", [int, StageByName, StageByNumber])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_folder(stage: int, state: State, values: dict[str, Any], tmp_path: Path) -> None:
+def test_zero_folder(stage: int, stored: Any, state: State, values: dict[str, Any], tmp_path: Path) -> None:
     from mmengine.config import Config
 
     full = {name: tensor.float() for name, tensor in state.items()}
-    folder = write_zero(tmp_path / "iter_7.pth", full, stage, {"iter": 7, "cfg": Config(values).pretty_text})
+    meta = {"iter": 7, "cfg": Config(values).pretty_text}
+    folder = write_zero(tmp_path / "iter_7.pth", full, stage, meta, kind=stored)
     assert open_checkpoint(folder).kind == f"DeepSpeed ZeRO-{stage} folder"
     convert(folder, tmp_path / "parts", "parts")
     convert(tmp_path / "parts", tmp_path / "back.pth", "mmengine")
     assert_same(read(tmp_path / "back.pth"), full)
 
 
-class Stage(enum.IntEnum):
-    """DeepSpeed stores its stage as an object of its own."""
-
-    OPTIMIZER = 1
-    GRADIENTS = 2
-    WEIGHTS = 3
-
-
-def write_zero(folder: Path, state: State, stage: int, meta: dict[str, Any], world: int = 3) -> Path:
+def write_zero(folder: Path, state: State, stage: int, meta: dict[str, Any], world: int = 3, kind: Any = int) -> Path:
     """A folder as DeepSpeed lays it out."""
     folder.mkdir()
 
@@ -350,7 +369,7 @@ def write_zero(folder: Path, state: State, stage: int, meta: dict[str, Any], wor
             content = {
                 "single_partition_of_fp32_groups": [shard(torch.cat([t.flatten() for t in state.values()]), rank)]
             }
-        content |= {"zero_stage": Stage(stage), "partition_count": world}
+        content |= {"zero_stage": kind(stage), "partition_count": world}
         torch.save({"optimizer_state_dict": content}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
         if stage == 3 or rank == 0:
             prefix = f"zero_pp_rank_{rank}_" if stage == 3 else ""

@@ -56,8 +56,10 @@ def map_deepspeed_folder(folder: Path) -> tuple[TensorMap, dict[str, Any]]:
 
 
 def _stored_stage(optimizer: dict[str, Any]) -> int:
-    """1 or 2, whose folders are alike; DeepSpeed stores a number, or a member of an enumeration."""
+    """1 or 2, whose folders are alike; DeepSpeed stores a number, or a member of an enumeration by number or name."""
     stage = optimizer.get("zero_stage")
+    if getattr(stage, "name", None) == "optimizer_states":
+        return 1
     number = getattr(stage, "number", stage)
     return number if isinstance(number, int) else 2
 

@@ -1,5 +1,6 @@
 """An unpickler that builds tensors and plain values by functions of its own, and runs nothing that a file names."""
 
+import enum
 import importlib
 import pickle
 from collections import OrderedDict
@@ -30,6 +31,8 @@ class Inert:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if len(args) == 1 and isinstance(args[0], int):
             self.number = args[0]
+        if len(args) == 2 and args[0] is Inert and isinstance(args[1], str):
+            self.name = args[1]  # a member of an enumeration, as Python 3.11.0 to 3.11.3 store it
 
     def _ignore(self, *args: Any, **kwargs: Any) -> Any:
         return self
@@ -232,7 +235,7 @@ def _of_training(module: str, name: str) -> Any:
 
         return HistoryBuffer
     if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
-        return _statistics
+        return _attribute
     if (module, name) == ("mmengine.config.config", "ConfigDict"):
         return dict
     if (module, name) in _DEEPSPEED:
@@ -240,10 +243,12 @@ def _of_training(module: str, name: str) -> Any:
     return None
 
 
-def _statistics(owner: Any, name: str) -> Any:
-    """A statistics method, which mmengine's histories name."""
+def _attribute(owner: Any, name: str) -> Any:
+    """A statistics method, which mmengine's histories name, or a member of an enumeration of DeepSpeed."""
     from mmengine.logging import HistoryBuffer
 
+    if isinstance(owner, enum.EnumMeta) and name in owner.__members__:
+        return owner[name]
     methods = {name: getattr(HistoryBuffer, name) for name in ("min", "max", "current", "mean")}
     methods |= HistoryBuffer._statistics_methods  # empty until a process has made a history
     if owner is not HistoryBuffer or name not in methods:

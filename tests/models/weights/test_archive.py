@@ -191,3 +191,21 @@ def test_the_runtime_config_closes_the_doors_of_xtuner(tmp_path):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "which is neither a tensor nor a plain value and was not run" in ran.stderr, ran.stderr[-800:]
     assert not (tmp_path / "trace").exists()
+
+
+class ByName:
+    """A stage of DeepSpeed as Python 3.11.0 to 3.11.3 pickle it, or another attribute of it."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        return getattr, (pytest.importorskip("deepspeed.runtime.zero.config").ZeroStageEnum, self.name)
+
+
+def test_members_of_enumerations_are_known_by_name_and_nothing_else_of_them(tmp_path):
+    torch.save({"zero_stage": ByName("weights"), "w": torch.ones(2)}, tmp_path / "a.pt")
+    assert read_archive(tmp_path / "a.pt", "refuse")["zero_stage"] == 3
+    torch.save({"zero_stage": ByName("__class__"), "w": torch.ones(2)}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="reads __class__ of another object"):
+        read_archive(tmp_path / "b.pt", "refuse")
