@@ -6,15 +6,15 @@ Shapes: N canvases, S side of the canvas, s side of the view, both in pixels.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mg_llava.models.encoders.views import normalize, resample
 from mg_llava.models.interfaces import Encoder, Seen, Spec
-from mg_llava.models.weights.folders import load_mapped
-from mg_llava.models.weights.loading import on_meta, resolve_dtype
+from mg_llava.models.weights.folders import find_folder, load_mapped
+from mg_llava.models.weights.loading import on_meta, require_folder, resolve_dtype
 
 
 class VisionEncoder(Encoder):
@@ -26,6 +26,9 @@ class VisionEncoder(Encoder):
         config: What ``describe`` and ``map_weights`` read: the arguments of the class.
         dtype: Dtype of weights and computation, e.g. ``"bfloat16"``; ``"auto"`` is bfloat16 on CUDA, else float32.
     """
+
+    wanted: ClassVar[str | None] = None
+    """What a folder at ``path`` should hold, for messages; None for weights that are no folder of transformers."""
 
     def __init__(self, config: Mapping[str, Any], dtype: str | torch.dtype) -> None:
         super().__init__()
@@ -56,8 +59,15 @@ class VisionEncoder(Encoder):
 
     @classmethod
     def fetch(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The config with local paths, for weights that a hub has."""
-        return config
+        """The config with local paths, for weights that a hub has.
+
+        Raises:
+            FileNotFoundError: Its folder has no ``config.json``.
+        """
+        if cls.wanted is None:
+            return config
+        require_folder(config["path"], "config.json", cls.wanted)
+        return {**config, "path": str(find_folder(config["path"]))}
 
     def build(self, spec: Spec) -> None:
         """Make the network's modules as attributes."""

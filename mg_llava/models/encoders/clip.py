@@ -39,6 +39,8 @@ class CLIPEncoder(VisionEncoder):
         ValueError: If the model is of another kind, or weights are missing in it.
     """
 
+    wanted = _WANTED
+
     def __init__(self, path: str, layer: int = -2, dtype: str = "auto") -> None:
         from transformers.modeling_utils import no_init_weights
 
@@ -75,12 +77,6 @@ class CLIPEncoder(VisionEncoder):
             channels=vision.hidden_size,
             architecture={"layer": layer, "vision": vision.to_dict()},
         )
-
-    @classmethod
-    def fetch(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :meth:`VisionEncoder.fetch`."""
-        require_folder(config["path"], "config.json", _WANTED)
-        return {**config, "path": str(find_folder(config["path"]))}
 
     @classmethod
     def map_weights(cls, config: Mapping[str, Any]) -> TensorMap:

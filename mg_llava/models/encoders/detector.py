@@ -19,7 +19,6 @@ from mg_llava.models.encoders.clip import read_processor
 from mg_llava.models.encoders.phrases import Phrases, read_phrases, score_classes, write_phrases
 from mg_llava.models.interfaces import Detected, Seen, Spec, class_scores
 from mg_llava.models.weights.folders import find_folder, map_folder
-from mg_llava.models.weights.loading import require_folder
 from mg_llava.models.weights.stored import TensorMap
 from mg_llava.registry import MODELS
 
@@ -56,6 +55,8 @@ class TransformerDetector(VisionEncoder):
         FileNotFoundError: The folder lacks config or weights.
         ValueError: It holds a model of another kind, or classes are given to it, or not, against its kind.
     """
+
+    wanted = _WANTED
 
     def __init__(
         self,
@@ -96,12 +97,6 @@ class TransformerDetector(VisionEncoder):
             architecture={"detector": architecture.to_dict(), **own},
         )
         return replace(spec, source=found.source)
-
-    @classmethod
-    def fetch(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :meth:`VisionEncoder.fetch`."""
-        require_folder(config["path"], "config.json", _WANTED)
-        return {**config, "path": str(find_folder(config["path"]))}
 
     @classmethod
     def map_weights(cls, config: Mapping[str, Any]) -> TensorMap:

@@ -14,7 +14,6 @@ from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import read_processor
 from mg_llava.models.interfaces import Seen, Spec
 from mg_llava.models.weights.folders import find_folder, map_folder
-from mg_llava.models.weights.loading import require_folder
 from mg_llava.models.weights.stored import TensorMap
 from mg_llava.registry import MODELS
 
@@ -36,6 +35,8 @@ class SAMEncoder(VisionEncoder):
         FileNotFoundError: The folder lacks config or weights.
         ValueError: It holds a model of another kind, or ``pool`` does not divide its map.
     """
+
+    wanted = _WANTED
 
     def __init__(self, path: str, pool: int = 4, dtype: str = "auto") -> None:
         super().__init__({"path": path, "pool": pool}, dtype)
@@ -62,12 +63,6 @@ class SAMEncoder(VisionEncoder):
             architecture={"vision": vision.to_dict(), "pool": pool},
             source=found.source,
         )
-
-    @classmethod
-    def fetch(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :meth:`VisionEncoder.fetch`."""
-        require_folder(config["path"], "config.json", _WANTED)
-        return {**config, "path": str(find_folder(config["path"]))}
 
     @classmethod
     def map_weights(cls, config: Mapping[str, Any]) -> TensorMap:
