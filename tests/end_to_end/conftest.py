@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from tests import forked, toy
-from tests.run import ROOT, run_xtuner, train_here
+from tests.run import ROOT, read_losses, run_xtuner, train_here
 
 LEAF = """
 from mmengine.config import read_base
@@ -88,6 +89,17 @@ class Project:
         if how == "here" and not torch.cuda.is_available():
             return work_dir, train_here(*command)
         return work_dir, forked.train(*command, processes=processes)
+
+    def assert_resumes(self, name: str, whole: Path) -> None:
+        """A run that goes on from the middle of another has its losses and ends with its weights."""
+        config = self.folder / "configs" / f"{name}.py"
+        resume = ("--resume", str(whole / "iter_2.pth"))
+        work_dir, output = self.train(config, *resume, name=f"{name}_resumed", how="here")
+        assert (work_dir / "iter_4.pth").exists(), output[-4000:]
+        losses = read_losses(whole)
+        assert read_losses(work_dir) == {step: losses[step] for step in (3, 4)}
+        first, second = (load_training_checkpoint(folder / "iter_4.pth") for folder in (whole, work_dir))
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from tests import toy
@@ -100,16 +99,7 @@ def test_what_each_stage_saves(stages: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("stage", ["lyrics_stage1", "lyrics_stage2"])
 def test_resumed_runs_are_uninterrupted_ones(stage: str, project: Project, stages: dict[str, Path]) -> None:
-    whole = stages[stage]
-    config = project.folder / "configs" / f"{stage}.py"
-    work_dir, output = project.train(
-        config, "--resume", str(whole / "iter_2.pth"), name=f"{stage}_resumed", how="here"
-    )
-    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
-    losses = read_losses(whole)
-    assert read_losses(work_dir) == {step: losses[step] for step in (3, 4)}
-    first, second = (load_training_checkpoint(folder / "iter_4.pth") for folder in (whole, work_dir))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    project.assert_resumes(stage, stages[stage])
 
 
 @pytest.mark.parametrize(

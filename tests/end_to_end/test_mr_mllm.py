@@ -11,7 +11,6 @@ from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.registry import DATASETS, MODELS
 from tests.detection import toys
 from tests.end_to_end.conftest import Project
-from tests.run import read_losses
 
 pytestmark = pytest.mark.slow
 
@@ -161,14 +160,7 @@ def test_stages_save_what_they_train_and_the_llm_stays(
 @pytest.mark.parametrize("stage", ["mr_mllm_a", "mr_mllm_b"])
 def test_resumed_is_the_whole_run(stage: str, mr_mllm: Toy, request: pytest.FixtureRequest) -> None:
     whole = request.getfixturevalue({"mr_mllm_a": "aligned", "mr_mllm_b": "instructed"}[stage])
-    config = mr_mllm.project.folder / "configs" / f"{stage}.py"
-    resume = ("--resume", str(whole / "iter_2.pth"))
-    work_dir, output = mr_mllm.project.train(config, *resume, name=f"{stage}_resumed", how="here")
-    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
-    losses = read_losses(whole)
-    assert read_losses(work_dir) == {step: losses[step] for step in (3, 4)}
-    first, second = (load_training_checkpoint(folder / "iter_4.pth") for folder in (whole, work_dir))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    mr_mllm.project.assert_resumes(stage, whole)
 
 
 @pytest.mark.parametrize("mode", ["deepspeed_zero2", "deepspeed_zero3"])

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.registry import DATASETS
 from tests.end_to_end.conftest import Project, train_split
-from tests.run import read_log, read_losses, run_tool
+from tests.run import read_log, run_tool
 
 pytestmark = pytest.mark.slow
 
@@ -64,16 +64,7 @@ def test_log_has_monitors(stage1: Path) -> None:
 def test_resumed_run_has_the_losses_of_the_whole_one(
     stage: str, project: Project, request: pytest.FixtureRequest
 ) -> None:
-    whole = request.getfixturevalue(stage)
-    config = project.folder / "configs" / f"{stage}.py"
-    work_dir, output = project.train(
-        config, "--resume", str(whole / "iter_2.pth"), name=f"{stage}_resumed", how="here"
-    )
-    assert (work_dir / "iter_4.pth").exists(), output[-4000:]
-    losses = read_losses(whole)
-    assert read_losses(work_dir) == {step: losses[step] for step in (3, 4)}
-    first, second = (load_training_checkpoint(folder / "iter_4.pth") for folder in (whole, work_dir))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    project.assert_resumes(stage, request.getfixturevalue(stage))
 
 
 @pytest.mark.parametrize("mode", ["deepspeed_zero2", "deepspeed_zero3"])
