@@ -125,8 +125,7 @@ class SafeCheckpointHook(CheckpointHook):
             unfinished.result()
         except Exception as error:  # a full disk shows as many errors, depending on who writes
             runner.message_hub.runtime_info.update({k: v for k, v in self._before.items() if v is not None})
-            place = Path(self.out_dir) / Path(str(self.last_ckpt)).name
-            raise SaveError(f"{place} could not be saved: {error}. {_last_good(runner)}") from error
+            raise SaveError(f"{self.last_ckpt} could not be saved: {error}. {_last_good(runner)}") from error
 
     def _write(self, work_dir: Path, writings: list[Writing], part: Path, path: Path, numbers: list[int]) -> None:
         """Write, move, name and delete; runs in the thread, in all processes."""

@@ -34,8 +34,7 @@ def describe_run(runner: Any) -> RunFacts:
     facts |= _data(loader)
     facts["steps in all (train_cfg)"] = loop.max_iters
     facts |= _precision(runner)
-    shared = get_world_size() * int(facts["gradient accumulation"] or 1) > 1
-    facts[WEIGHTING] = loop.loss_weighting if shared else "tokens"  # of one batch all weigh the same
+    facts[WEIGHTING] = loop.loss_weighting if _has_shared_steps(facts) else "tokens"
     facts |= _optimizer(runner.optim_wrapper)
     for number, scheduler in enumerate(runner.param_schedulers or ()):
         for key, value in _plain(scheduler.state_dict()).items():
@@ -62,8 +61,8 @@ def check_resume(runner: Any, path: str) -> None:
     stored = info.get(FACTS_KEY) if isinstance(info, Mapping) else None
     current = describe_run(runner)
     if isinstance(stored, Mapping):
-        shared = get_world_size() * int(current["gradient accumulation"] or 1) > 1
-        earlier = {WEIGHTING: "micro_batches" if shared else "tokens"}  # before there was a choice
+        # before there was a choice
+        earlier = {WEIGHTING: "micro_batches" if _has_shared_steps(current) else "tokens"}
         kept = {name: value for name, value in stored.items() if name in current or name not in _SHARES}
         lines = differences({**earlier, **kept}, current)
     else:
@@ -73,6 +72,11 @@ def check_resume(runner: Any, path: str) -> None:
         lines = [f"{len(absent)} trained tensors are not in it, e.g. {absent[0]}"] if absent else []
     if lines:
         raise ResumeError(_refusal(path, lines))
+
+
+def _has_shared_steps(facts: RunFacts) -> bool:
+    """Whether a step has several micro-batches or processes; the tokens of a lone batch weigh the same anyhow."""
+    return get_world_size() * int(facts["gradient accumulation"] or 1) > 1
 
 
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
