@@ -82,5 +82,6 @@ setup(
     entry_points={
         "console_scripts": ["mg-llava = mg_llava.commands:main"],
         "lmms_eval.models": ["mg_llava = mg_llava.evaluation.lmms:manifest"],
+        "torch.backends": ["mg_llava = mg_llava.compat:await_xtuner"],
     },
 )

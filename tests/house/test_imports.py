@@ -8,7 +8,7 @@ from tests.house.source import ROOT, File, ancestors, compare, files, package_fi
 
 # -- one way --------------------------------------------------------------------------------------------------------
 
-GROUND = {"registry", "safe_config", "tokens", "batch", "features", "pieces", "work", "drawing"}
+GROUND = {"registry", "safe_config", "tokens", "batch", "features", "pieces", "compat", "work", "drawing"}
 MIDDLE = {"data", "models"}
 UPPER = {
     *("conversion", "detection", "engine", "evaluation", "experiments"),
