@@ -15,10 +15,10 @@ from torch import Tensor
 from mg_llava.batch import Layout, PaddingSide, TokenCount
 from mg_llava.models.assembly import Assembly
 from mg_llava.models.generation import Decoding, Prompt, collect, evaluating, generate
-from mg_llava.models.interfaces import LLMInputs, Looked, Seeing, Segment
+from mg_llava.models.interfaces import LLMInputs, Looked, ObjectReader, Seeing, Segment
 from mg_llava.models.packing import Packed, pack, pair_cost, training_arguments
 from mg_llava.models.splice import Spliced, layout_of, splice
-from mg_llava.models.vision import is_split
+from mg_llava.models.vision import blank_seen, is_split
 from mg_llava.pieces import Pieces
 
 
@@ -62,8 +62,11 @@ class System(Assembly):
         raise NotImplementedError
 
     def blank_looked(self) -> Looked:
-        """Zeros in the shapes that :meth:`look` gives of one canvas with one box."""
-        raise NotImplementedError
+        """Zeros in the shapes that :meth:`look` gives of one canvas with one box; maps may be more."""
+        encoders = [entry for entry in self.named_parts() if entry[0].role == "encoder"]
+        seen = {part.key: blank_seen(encoder.spec, self.connector) for part, encoder in encoders}
+        reader, zeros = self.part_of(ObjectReader), self.connector.new_zeros
+        return Looked(seen) if reader is None else Looked(seen, zeros(1, reader.in_channels), [zeros(1, 4)])
 
     def ask(self, looked: Looked, counts: Sequence[int], question: Pieces | None) -> Seeing:
         """As :meth:`connect`, for a system that reads the question about each canvas."""
@@ -87,9 +90,14 @@ class System(Assembly):
             boxes: As for :meth:`look`.
             crops: Which canvases are object images; None for none.
             question: What is asked about each canvas, for systems that read it.
+
+        Raises:
+            ValueError: Object images, and parameters are split over processes.
         """
         if crops is None or not any(crops):
             return self.ask(self.look(canvas, boxes), [len(item) for item in boxes], question)
+        if is_split(self):
+            raise ValueError("object images are not in every batch, so that ZeRO-3 would wait for ever; use ZeRO-2")
         images = iter(self.see_crops(_those(canvas, crops, True)))
         if all(crops):
             return list(images)

@@ -45,6 +45,15 @@ def run_encoders(system: Any, keys: Sequence[str], canvas: Tensor) -> dict[str, 
     return seen
 
 
+def blank_seen(spec: Spec, like: Tensor) -> Seen:
+    """Zeros in the shapes that an encoder gives of one canvas, in the dtype of another tensor and on its device."""
+    zeros = like.new_zeros
+    sides = [spec.image_size // stride for stride in spec.stage_strides]
+    maps = [zeros(1, channels, side, side) for channels, side in zip(spec.stage_channels, sides, strict=True)]
+    detected = _apart(zeros(1, spec.objects, sum(_widths(spec))), spec) if spec.objects else None
+    return Seen(zeros(1, spec.tokens, spec.channels) if spec.tokens else None, maps, detected)
+
+
 class CachedFeatures:
     """A system's door for features of a cache, which it takes in place of canvases once they were compared.
 

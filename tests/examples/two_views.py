@@ -6,7 +6,7 @@ Shapes: N canvases, P tokens of both encoders together, C channels of a token, D
 import torch
 
 from mg_llava.batch import TokenCount
-from mg_llava.models.interfaces import Looked, Part, Seen, Segment
+from mg_llava.models.interfaces import Looked, Part, Segment
 from mg_llava.models.parts import raise_together, spec_of
 from mg_llava.models.system import System
 from mg_llava.registry import MODELS
@@ -49,9 +49,3 @@ class TwoViews(System):
         """See :meth:`System.connect`."""
         tokens = torch.cat([looked.seen[FIRST].tokens, looked.seen[SECOND].tokens], dim=1)  # (N, P, C)
         return [[Segment("visual", item)] for item in self.projector(tokens.to(self.connector.dtype))]  # (P, D) each
-
-    def blank_looked(self):
-        """See :meth:`System.blank_looked`."""
-        specs = {FIRST: self.first_encoder.spec, SECOND: self.second_encoder.spec}
-        zeros = self.connector.new_zeros
-        return Looked({name: Seen(zeros(1, spec.tokens, spec.channels)) for name, spec in specs.items()})

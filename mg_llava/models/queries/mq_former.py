@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from mg_llava.batch import send
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.loading import on_meta
 from mg_llava.pieces import Pieces, WordPieces, stack_pieces
@@ -32,6 +34,15 @@ class Source(NamedTuple):
     def take(self, rows: Tensor) -> "Source":
         """The source of other canvases, ``(M,)`` int64 numbers of these."""
         return Source(self.states[rows], None if self.mask is None else self.mask[rows])
+
+
+def padded_source(rows: Sequence[Tensor]) -> Source:
+    """Objects ``(n_i, C)`` of N canvases, padded to the most, and to one where there is none."""
+    most = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
+    filler = rows[0].new_zeros(most, rows[0].shape[1])  # a row that has the length of all
+    states = pad_sequence([filler, *rows], batch_first=True)[1:]
+    counts = send(torch.tensor([len(row) for row in rows]), states.device)
+    return Source(states, torch.arange(most, device=states.device) < counts[:, None])
 
 
 class GroupedCrossAttention(nn.Module):

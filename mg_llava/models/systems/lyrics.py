@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
-from mg_llava.batch import TokenCount, send
-from mg_llava.models.interfaces import Detected, Looked, ObjectReader, Part, Seeing, Seen, Segment, Spec
+from mg_llava.batch import TokenCount
+from mg_llava.models.interfaces import Looked, ObjectReader, Part, Seeing, Segment
 from mg_llava.models.parts import PartOrConfig, check_part, kind_of, raise_together, spec_of
-from mg_llava.models.queries.mq_former import Source
+from mg_llava.models.queries.mq_former import Source, padded_source
 from mg_llava.models.system import System
 from mg_llava.models.vision import run_encoders
 from mg_llava.pieces import Pieces, blank_pieces
@@ -104,21 +103,6 @@ class Refined(System):
             found.append(Source(tokens.to(dtype)))
         return found
 
-    def blank_looked(self) -> Looked:
-        """See :meth:`System.blank_looked`."""
-        nothing = self.mq_former.query_tokens.new_zeros
-        seen = {}
-        for part, module in self.named_parts():
-            if part.role != "encoder":
-                continue
-            spec: Spec = module.spec
-            zeros = [nothing(1, spec.objects, size) for size in (spec.object_channels, _BOX, 1)]
-            detected = Detected(zeros[0], zeros[1], zeros[2][..., 0], zeros[2]) if spec.objects else None
-            seen[part.key] = Seen(nothing(1, spec.tokens, spec.channels) if spec.tokens else None, detected=detected)
-        if self.box_reader is None:
-            return Looked(seen)
-        return Looked(seen, nothing(1, self.box_reader.in_channels), [nothing(1, _BOX)])
-
 
 @MODELS.register_module()
 class Lyrics(Refined):
@@ -185,15 +169,6 @@ class Lyrics(Refined):
         """See :meth:`System.word_pieces`."""
         pieces: Pieces = self.pieces(questions)
         return pieces
-
-
-def padded_source(rows: Sequence[Tensor]) -> Source:
-    """Objects ``(n_i, C)`` of N canvases, padded to the most, and to one where there is none."""
-    most = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
-    filler = rows[0].new_zeros(most, rows[0].shape[1])  # a row that has the length of all
-    states = pad_sequence([filler, *rows], batch_first=True)[1:]
-    counts = send(torch.tensor([len(row) for row in rows]), states.device)
-    return Source(states, torch.arange(most, device=states.device) < counts[:, None])
 
 
 def _faults(specs: Mapping[str, Any], box_reader: Any) -> list[str]:

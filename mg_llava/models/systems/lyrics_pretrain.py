@@ -11,8 +11,8 @@ from torch import Tensor
 from mg_llava.batch import TokenCount
 from mg_llava.models.interfaces import Looked, Part, Seeing, Segment
 from mg_llava.models.parts import PartOrConfig, raise_together
-from mg_llava.models.queries.mq_former import Source
-from mg_llava.models.systems.lyrics import Refined, padded_source
+from mg_llava.models.queries.mq_former import Source, padded_source
+from mg_llava.models.systems.lyrics import Refined
 from mg_llava.pieces import Pieces, blank_pieces
 from mg_llava.registry import MODELS
 

@@ -16,7 +16,7 @@ from mg_llava.models.conflicts import refuse_conflicts
 from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Part, Seeing, Seen, Segment, Spec
 from mg_llava.models.parts import PartOrConfig, kind_of, spec_of, taken
 from mg_llava.models.system import System
-from mg_llava.models.vision import is_split, run_encoders
+from mg_llava.models.vision import run_encoders
 from mg_llava.registry import MODELS
 
 LOW, HIGH = "visual_encoder", "visual_encoder_aux"
@@ -112,11 +112,8 @@ class MGLLaVA(System):
         widths = taken(boxes, low_channels=low.channels)
         out_channels = hidden if keeps_objects else None
         self.add("box_projector", boxes, stage_channels=stages, out_channels=out_channels, **widths)
-        if merger is not None:
-            sizes = {"object_channels": self.bbox_projector.in_channels, "visual_channels": channels}
-            self.add("merger", merger, **taken(merger, low_channels=low.channels, **sizes))
-        else:
-            self.box_fuse_module = None
+        sizes = {"object_channels": getattr(self.bbox_projector, "in_channels", 0), "visual_channels": channels}
+        self.add("merger", merger, **taken(merger, low_channels=low.channels, **sizes))
 
     @property
     def token_count(self) -> TokenCount:
@@ -181,25 +178,11 @@ class MGLLaVA(System):
                 "there are object images, which this model does not read; give it an object_pooler, such as "
                 "dict(type='mg_llava.FramePooling', side=4)"
             )
-        if is_split(self):
-            raise ValueError("object images are not in every batch, so that ZeRO-3 would wait for ever; use ZeRO-2")
         low = run_encoders(self, (LOW,), canvas)[LOW].tokens
         assert low is not None
         tokens = self.projector(low.to(self.connector.dtype))
         self.observe("crop", tokens)
         return [[Segment("crop", self.object_pooler(own))] for own in tokens]
-
-    def blank_looked(self) -> Looked:
-        """See :meth:`System.blank_looked`."""
-        nothing, low = self.connector.new_zeros, self.visual_encoder.spec
-        seen = {LOW: Seen(nothing(1, low.tokens, low.channels))}
-        if self.visual_encoder_aux is not None:
-            high = self.visual_encoder_aux.spec
-            sides = [high.image_size // stride for stride in high.stage_strides]
-            stages = list(zip(high.stage_channels, sides, strict=True))
-            maps = [nothing(1, channels, side, side) for channels, side in self._read(stages)]
-            seen[HIGH] = Seen(maps=maps)
-        return Looked(seen, None if self.bbox_projector is None else nothing(1, self.bbox_projector.in_channels))
 
     def _read(self, stages: Sequence[Any]) -> Sequence[Any]:
         """Of something for each stage, what belongs to those that the fusion reads."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mg_llava.batch import TokenCount, send
 from mg_llava.models.assembly import PROMPTS
-from mg_llava.models.interfaces import Detected, Looked, Part, Seeing, Seen, Segment, Spec
+from mg_llava.models.interfaces import Detected, Looked, Part, Seeing, Segment, Spec
 from mg_llava.models.parts import PartOrConfig, raise_together, spec_of
 from mg_llava.models.queries.refinement import Sight, join_sights, split_sights
 from mg_llava.models.system import System
@@ -180,17 +180,6 @@ class MRMLLM(System):
         places = torch.tensor([row for row, segments in found for _ in segments])
         total = added.new_zeros(len(rows), *added.shape[1:])
         return self.adapter.adding(total.index_add(0, send(places, added.device), added))
-
-    def blank_looked(self) -> Looked:
-        """See :meth:`System.blank_looked`."""
-        nothing, low = self.scene.query.new_zeros, self.scene_encoder.spec
-        seen = {SCENE: Seen(nothing(1, low.tokens, low.channels))}
-        if self.detector is not None:
-            spec = self.detector.spec
-            widths = (spec.object_channels, _BOX, len(spec.classes) + spec.has_rest)
-            states, boxes, logits = (nothing(1, spec.objects, width) for width in widths)
-            seen[DETECTOR] = Seen(detected=Detected(states, boxes.float(), logits[..., 0].float(), logits.float()))
-        return Looked(seen)
 
 
 def _losses(llm: PartOrConfig | None, refine: PartOrConfig | None) -> list[dict[str, str]]:

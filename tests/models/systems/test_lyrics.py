@@ -16,7 +16,7 @@ from mg_llava.data.text.pieces import question_of
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.requests import Request
 from mg_llava.models.interfaces import Segment
-from mg_llava.models.systems.lyrics import padded_source
+from mg_llava.models.queries.mq_former import padded_source
 from mg_llava.models.systems.lyrics_pretrain import _join, _row
 from mg_llava.models.vision import FeatureExtractor
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
