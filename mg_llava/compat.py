@@ -6,7 +6,9 @@ works as it is installed, in its own process and in those that it starts.
 """
 
 import importlib
+import importlib.util
 import sys
+from contextlib import AbstractContextManager
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -44,3 +46,25 @@ def complete_transformers() -> None:
 
 def _always() -> bool:
     return True
+
+
+# -- transformers -----------------------------------------------------------------------------------------------------
+
+
+def no_init_weights() -> AbstractContextManager[None]:
+    """Inside, models of transformers are built without drawing their weights."""
+    home = _first("transformers.initialization", "transformers.modeling_utils")
+    return home.no_init_weights()
+
+
+def vision_network(model: Any) -> Any:
+    """What has the embeddings and the encoder of a CLIP or SigLIP vision model: since transformers 5 the model."""
+    return getattr(model, "vision_model", model)
+
+
+def _first(*modules: str) -> Any:
+    """The first of some modules that is there."""
+    for name in modules[:-1]:
+        if importlib.util.find_spec(name) is not None:
+            return importlib.import_module(name)
+    return importlib.import_module(modules[-1])

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mg_llava.compat import no_init_weights, vision_network
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
@@ -42,8 +43,6 @@ class CLIPEncoder(VisionEncoder):
     wanted = _WANTED
 
     def __init__(self, path: str, layer: int = -2, dtype: str = "auto") -> None:
-        from transformers.modeling_utils import no_init_weights
-
         with no_init_weights():  # all of them are read
             super().__init__({"path": path, "layer": layer}, dtype)
 
@@ -83,11 +82,14 @@ class CLIPEncoder(VisionEncoder):
         """See :meth:`Encoder.map_weights`."""
         spec, folder = cls.describe(config), find_folder(config["path"])
         layers = _kept_layers(spec)
+        stored = map_folder(folder)
+        # a vision model alone is stored without it by transformers 5
+        prefix = "vision_model." if any(key.startswith("vision_model.") for key in stored) else ""
         tensors: TensorMap = {}
-        for key, tensor in map_folder(folder).items():
-            name = key.removeprefix("vision_model.")
+        for key, tensor in stored.items():
+            name = key.removeprefix(prefix)
             match = _LAYER.match(name)
-            if name == key or (match and int(match[1]) >= layers) or name.endswith("position_ids"):
+            if not key.startswith(prefix) or (match and int(match[1]) >= layers) or name.endswith("position_ids"):
                 continue
             if match or name.startswith("embeddings."):
                 tensors[name] = tensor
@@ -102,7 +104,7 @@ class CLIPEncoder(VisionEncoder):
         config = _vision_config(dict(spec.architecture["vision"]), "the vision config")
         # said outright: transformers 4.48 falls back to eager attention for folders that it has saved itself
         attention = spec.architecture.get("attention", "sdpa")
-        vision = AutoModel.from_config(config, attn_implementation=attention).vision_model
+        vision = vision_network(AutoModel.from_config(config, attn_implementation=attention))
         vision.encoder.layers = vision.encoder.layers[: _kept_layers(spec)]
         self.embeddings = vision.embeddings
         self.pre_norm = getattr(vision, "pre_layrnorm", nn.Identity())

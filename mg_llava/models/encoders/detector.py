@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from mg_llava.compat import no_init_weights
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import read_processor
@@ -66,8 +67,6 @@ class TransformerDetector(VisionEncoder):
         classes: Sequence[str] | None = None,
         dtype: str = "auto",
     ) -> None:
-        from transformers.modeling_utils import no_init_weights
-
         config = {"path": path, "objects": objects, "image_size": image_size, "classes": classes}
         with no_init_weights():  # all of them are read
             super().__init__(config, dtype)
