@@ -80,7 +80,7 @@ setup(
     install_requires=INSTALL,
     extras_require=EXTRAS,
     entry_points={
-        "console_scripts": ["mg-llava = mg_llava.commands:main"],
+        "console_scripts": ["mg-llava = mg_llava.__main__:main"],
         "lmms_eval.models": ["mg_llava = mg_llava.evaluation.lmms:manifest"],
         "torch.backends": ["mg_llava = mg_llava.compat:await_xtuner"],
     },

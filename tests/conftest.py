@@ -58,6 +58,13 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """A command takes Ctrl-C for its process; this one's is pytest's."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
 def _scope() -> Iterator[None]:
     """A runner sets the scope in which names are looked up, for the whole process; the next test has the old one."""
     before = dict(DefaultScope._instance_dict)

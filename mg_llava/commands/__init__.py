@@ -5,7 +5,6 @@ for.
 """
 
 import ast
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -28,6 +27,8 @@ def main() -> int:
         is_help = name in ("-h", "--help", "help")
         out = sys.stdout if is_help else sys.stderr
         if not is_help and name:
+            import difflib
+
             near = difflib.get_close_matches(name, commands, 1)
             out.write(f"error: unknown command {name!r}{f'; did you mean {near[0]}?' if near else ''}\n\n")
         width = max(map(len, commands))
@@ -40,10 +41,6 @@ def main() -> int:
 
 def run(name: str) -> int:
     """Run a command with the arguments in ``sys.argv``; its exit status."""
-    return run_main(lambda: _run(name))  # also while the command is imported
-
-
-def _run(name: str) -> int:
     command = importlib.import_module(f"mg_llava.commands.{name.replace('-', '_')}")
     after = getattr(command, "AFTER", None)  # what to do after Ctrl-C
     return run_main(command.main) if after is None else run_main(command.main, after)

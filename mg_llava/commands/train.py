@@ -15,15 +15,19 @@ import os
 import sys
 from pathlib import Path
 
+from mg_llava.commands import _script
+
+AFTER = _script.AFTER
+
 
 def main() -> int:
-    """Become the training."""
-    sys.stdout.flush()
-    os.execv(sys.executable, command("train", sys.argv[1:]))
+    """Be the training, or what starts it in several processes."""
+    sys.argv[1:] = command("train", sys.argv[1:])
+    return _script.main()
 
 
 def command(script: str, given: list[str]) -> list[str]:
-    """The command line of one of XTuner's scripts, in as many processes as the environment says.
+    """The program of one of XTuner's scripts, in as many processes as the environment says, and its arguments.
 
     Raises:
         ValueError: XTuner is not installed.
@@ -35,11 +39,12 @@ def command(script: str, given: list[str]) -> list[str]:
     nodes, processes = os.environ.get("NNODES", "1"), os.environ.get("NPROC_PER_NODE", "1")
     is_slurm = "--launcher=slurm" in given or ("--launcher", "slurm") in itertools.pairwise(given)
     if is_slurm or (nodes, processes) == ("1", "1"):
-        return [sys.executable, file, *given]
+        return [file, *given]
     places = [f"--nnodes={nodes}", f"--nproc_per_node={processes}", f"--node_rank={os.environ.get('NODE_RANK', '0')}"]
     if nodes == "1" and "PORT" not in os.environ:
         places.append("--standalone")  # any free port
     else:
         address, port = os.environ.get("ADDR", "127.0.0.1"), os.environ.get("PORT", "29500")
         places += [f"--master_addr={address}", f"--master_port={port}"]
-    return [sys.executable, "-m", "torch.distributed.run", *places, file, *given, "--launcher", "pytorch"]
+    each = ["-m", _script.__name__, file]
+    return ["torch.distributed.run", *places, *each, *given, "--launcher", "pytorch"]

@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from mg_llava.work.interrupts import interrupt_safely
+
 SCRIPTS = ("train.py", "test.py")
 
 
@@ -26,7 +28,7 @@ def command_line() -> Any:
 
 
 def prepare_command() -> None:
-    """End with ``xtuner``, and refuse a checkpoint that cannot be resumed, in a process that it started.
+    """End with ``xtuner`` and at Ctrl-C, and refuse a checkpoint that cannot be resumed, in a process that it started.
 
     It has to run while the config is read: right after that XTuner loads the checkpoint to look up its seed.
 
@@ -37,6 +39,7 @@ def prepare_command() -> None:
     """
     if Path(sys.argv[0]).parts[-3:-1] != ("xtuner", "tools") or Path(sys.argv[0]).name not in SCRIPTS:
         return
+    interrupt_safely()
     end_with_launcher()
     if is_training_command() and command_line().resume and "://" not in command_line().resume:
         check_resumed_file(command_line().resume, command_line().deepspeed)

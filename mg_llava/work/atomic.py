@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from mg_llava.work.interrupts import expect_cleanup
+
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -22,6 +24,7 @@ class NoRoomError(OSError):
 
 def part_of(path: str | Path) -> Path:
     """Where this process writes a file or folder before it is whole: a hidden name beside ``path``."""
+    expect_cleanup()
     path = Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 

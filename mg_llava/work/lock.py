@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.work.atomic import naming_full_disks
+from mg_llava.work.interrupts import expect_cleanup
 from mg_llava.work.json_text import parse_json
 
 
@@ -41,6 +42,7 @@ def folder_lock(folder: str | Path, use: str, name: str = ".lock") -> Iterator[i
     """
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    expect_cleanup()
     file = _open_locked(path, use)
     try:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "started": process_start(os.getpid())}

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -39,7 +41,9 @@ class Pool:
         if workers > 1:
             method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
             context = multiprocessing.get_context(method)
-            about = shared, context.Value("i", 0), os.getpid()
+            # forked processes end without the steps that remove temporary files of theirs, such as torch's
+            self._folder = tempfile.TemporaryDirectory(prefix="workers-")
+            about = shared, context.Value("i", 0), os.getpid(), self._folder.name
             self._pool = ProcessPoolExecutor(workers, context, _start_worker, about)
 
     def run(self, function: Callable[[Any, _Job], _Result], jobs: Iterable[_Job]) -> Iterator[_Result]:
@@ -75,6 +79,7 @@ class Pool:
         """Let the processes go; waits for the jobs that they are at."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._folder.cleanup()
 
     def __enter__(self) -> "Pool":
         return self
@@ -117,13 +122,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker(shared: Any, started: Any, parent: int) -> None:
+def _start_worker(shared: Any, started: Any, parent: int, folder: str) -> None:
     global _shared
     _shared = shared
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
     with started.get_lock():
         os.environ.setdefault("LOCAL_RANK", str(started.value))
         started.value += 1
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent, folder), daemon=True).start()
     # Ctrl-C is for the process that collects the results.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Threads of a forked process would wait for those that its parent had, in torch and in the tokenizers.
@@ -132,10 +138,11 @@ def _start_worker(shared: Any, started: Any, parent: int) -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def _leave_with(parent: int) -> None:
+def _leave_with(parent: int, folder: str) -> None:
     """End this worker when its parent is gone, whoever killed it."""
     while os.getppid() == parent:
         time.sleep(_LOOK)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

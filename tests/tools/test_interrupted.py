@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import pty
+import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,6 +20,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests import toy
+from tests.end_to_end.conftest import Project
 from tests.run import ROOT
 from tests.tools.test_evaluate import write_mmbench
 
@@ -57,6 +61,21 @@ class Terminal:
         self.said = ""
         os.write(self.master, text.encode())
 
+    def interrupt_after(self, seconds: float) -> None:
+        """Ctrl-C so long after Python has begun with the program; what comes before, no program has a say in."""
+        was_caught = False
+        while self.process.poll() is None:
+            is_caught = catches_interrupts(self.process.pid)
+            if was_caught and not is_caught:
+                break
+            was_caught = is_caught
+            time.sleep(0.001)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._read()
+            time.sleep(0.005)
+        os.write(self.master, b"\x03")
+
     def end(self) -> int:
         """The exit status, with nothing left."""
         until = time.monotonic() + LONG
@@ -82,6 +101,14 @@ class Terminal:
         self.process.wait()
         os.close(self.master)
         os.close(self.slave)
+
+
+def catches_interrupts(process: int) -> bool:
+    """Whether a process has a handler of its own for Ctrl-C."""
+    with contextlib.suppress(OSError):
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        return bool(int(lines["SigCgt"], 16) >> (signal.SIGINT - 1) & 1)
+    return False
 
 
 def session_of(leader: int) -> list[int]:
@@ -148,3 +175,48 @@ def test_a_box_run_of_several_processes_ends(tmp_path: Path) -> None:
         run.wait_for("pictures/s")
         run.type("\x03")
         assert run.end() == 130 and "Traceback" not in run.said
+
+
+SECONDS = {"score": 3, "convert": 10, "predict": 12, "boxes": 14, "train": 20}
+"""Within which commands are interrupted, by far more than they take on a quiet machine."""
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", SECONDS)
+def test_a_command_ends_at_any_moment(
+    name: str, seed: int, files: dict[str, str], toy_paths: dict[str, str], tmp_path: Path
+) -> None:
+    given = command_line(name, files, toy_paths, tmp_path)
+    moment = random.Random(f"{name} {seed}").uniform(0, 1) ** 2 * SECONDS[name]  # more of them while it imports
+    with at_terminal(tmp_path, *given) as run:
+        run.interrupt_after(moment)
+        status = run.end()
+    assert status in (0, 130, -signal.SIGINT), (moment, run.said)
+    assert "Traceback" not in run.said, (moment, run.said)
+    assert not [path for path in tmp_path.rglob(".*") if path.name == ".lock" or path.suffix in (".part", ".old")], (
+        moment
+    )
+
+
+def command_line(name: str, files: dict[str, str], toy_paths: dict[str, str], folder: Path) -> list[object]:
+    """A command that takes some time, and writes into the folder ``out`` what it writes."""
+    out = folder / "out"
+    out.mkdir()
+    trained = [files["config"], "--checkpoint", files["checkpoint"]]
+    if name == "score":
+        table, said = write_mmbench(folder / "mmbench.tsv", rows=400), folder / "said.jsonl"
+        said.write_text("".join(f'{{"index": {number}, "prediction": "A"}}\n' for number in range(400)))
+        return [name, "mmbench", "--data", table, "--predictions", said, "--out", out / "scored.json"]
+    if name == "convert":
+        return [name, files["checkpoint"], out / "folder", "--to", "hf", "--config", files["config"]]
+    if name == "predict":
+        return [name, *trained, "--question", "?", "--image", files["image"], "--out", out / "answer.png"]
+    if name == "boxes":
+        records = [{"id": number, "image": f"{number}.bmp"} for number in range(500)]
+        for number in range(500):
+            Image.new("RGB", (20, 10), (number % 256, number // 256, 0)).save(folder / f"{number}.bmp")
+        (folder / "records.json").write_text(json.dumps(records))
+        return [name, folder / "records.json", "--out", out, "--detector", "proposals", "--processes", 2]
+    shutil.copytree(ROOT / "configs" / "_base_", folder / "configs" / "_base_")
+    config = Project(folder, toy_paths, toy.write_data(folder / "data")).config("cut", "pretrain", batch_size=1)
+    return [name, config, "--work-dir", out, "--seed", 0]

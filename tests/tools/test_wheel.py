@@ -66,8 +66,8 @@ def test_every_file_of_the_package_is_in_it(wheel: Path) -> None:
 
 
 def test_it_is_an_interpreters_own_without_the_checkout(site: Path, tmp_path: Path) -> None:
-    assert "mg-llava = mg_llava.commands:main" in next(site.glob("*.dist-info/entry_points.txt")).read_text()
-    code = "import sys, mg_llava.commands as c; print(c.__file__); sys.exit(c.main())"
+    assert "mg-llava = mg_llava.__main__:main" in next(site.glob("*.dist-info/entry_points.txt")).read_text()
+    code = "import sys, mg_llava.__main__ as c; print(c.__file__); sys.exit(c.main())"
     command = [sys.executable, "-c", code, "--help"]
     variables = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -80,17 +81,31 @@ def test_each_worker_is_a_local_rank_of_its_own(monkeypatch):
     assert set(run_jobs(rank_of, range(4), None, 2)) == {"5"}
 
 
+def leave_file(_, job):
+    return tempfile.mkstemp()[1]
+
+
+def test_temporary_files_of_workers_go_with_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = set(run_jobs(leave_file, range(6), None, 2))
+    assert len(files) == 6 and all(name.startswith(str(tmp_path)) for name in files)
+    assert list(tmp_path.iterdir()) == [] and tempfile.gettempdir() == str(tmp_path)
+
+
 @pytest.mark.slow
-def test_workers_leave_with_their_parent():
+def test_workers_leave_with_their_parent(tmp_path):
     code = """
-import os, time
+import os, tempfile, time
 from mg_llava.work.pool import run_jobs
 def work(_, job):
+    tempfile.mkstemp()
     os.write(1, b"%d\\n" % os.getpid())
     time.sleep(60)
 list(run_jobs(work, range(2), None, 2))
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     parent.kill()
     parent.wait()
@@ -98,6 +113,7 @@ list(run_jobs(work, range(2), None, 2))
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
+    assert list(tmp_path.iterdir()) == []
 
 
 def is_alive(pid):
