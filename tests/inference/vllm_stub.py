@@ -47,11 +47,13 @@ class VLLMStub:
         self.bodies.append(body)
         if self.behave == "status":
             return JSONResponse({"error": {"message": f"out of memory {KEY}", "code": 500}}, 500)
+        if body.get("prompt") is not None:  # a second prompt, in vLLM 0.32
+            return JSONResponse({"error": {"message": "The decoder prompt cannot be empty", "code": 400}}, 400)
         embeds = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"], validate=True)), weights_only=True)
         config = self.llm.config
         if embeds.dim() != 2 or embeds.shape[1] != config.hidden_size or embeds.dtype != self.llm.dtype:
             return JSONResponse({"error": {"message": "wrong prompt_embeds", "code": 400}}, 400)
-        assert (body["model"], body["prompt"]) == ("the-llm", "") and body["ignore_eos"] and body["return_token_ids"]
+        assert body["model"] == "the-llm" and body["ignore_eos"] and body["return_token_ids"]
         if not body["stream"]:
             ids = [token for token, _ in self.ids(embeds, body)]
             choice = {"index": 0, "text": "", "finish_reason": "length", "token_ids": ids}

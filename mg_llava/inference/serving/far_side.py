@@ -98,7 +98,6 @@ class FarSide:
         torch.save(prompt.detach().cpu().clone(), file)
         given = {
             "model": self.model,
-            "prompt": "",
             "prompt_embeds": base64.b64encode(file.getvalue()).decode(),
             "max_tokens": limit,
             "temperature": decoding.temperature if decoding.do_sample else 0.0,
