@@ -111,7 +111,8 @@ class Batch(TypedDict, total=False):
     loss_weights: Sequence[float] | Tensor
     """For each loss how much this batch counts in a step of several; absent where all count the same."""
     extra: dict[str, Any]
-    """What some systems alone read, for each of the N canvases: ``pieces``, rows of :class:`mg_llava.pieces.Pieces`;
+    """What some systems alone read, for each of the N canvases: ``pieces``, rows of :class:`mg_llava.pieces.Pieces`,
+    and ``planned``, the same as arrays, which stay on the host;
     ``objects``, its annotated objects, ``boxes`` (n, 4) float32 xyxy, canvas pixels, and ``labels``, n names, or None
     where nobody annotated them."""
 
@@ -192,6 +193,15 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # from other memory the copy waits for all work before it
     return tensor.to(device, non_blocking=True)
+
+
+def send_together(tensors: list[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Tensors of one dtype on a device, by one copy that the host does not wait for."""
+    if len(tensors) == 1:
+        return [send(tensors[0], device)]
+    joined = send(torch.cat([tensor.flatten() for tensor in tensors]), device)
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _check_placeholders(negative: np.ndarray, counts: int) -> None:

@@ -137,7 +137,10 @@ def _stack_extra(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, rows in found.items():
         if len(rows) != canvases:
             raise ValueError(f"{canvases} pictures in the batch but {len(rows)} entries of extra[{name!r}]")
-    return {name: stack_pieces(rows) if isinstance(rows[0], Pieces) else rows for name, rows in found.items() if rows}
+    found = {name: rows for name, rows in found.items() if rows}
+    stacked = {name: stack_pieces(rows) for name, rows in found.items() if isinstance(rows[0], Pieces)}
+    planned = {"planned": [part.numpy() for part in stacked["pieces"]]} if "pieces" in stacked else {}
+    return {**found, **stacked, **planned}
 
 
 def _join_objects(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:

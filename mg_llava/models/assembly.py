@@ -64,7 +64,7 @@ class Assembly(BaseModel):
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
         # batches lie in pinned memory: while they are copied the next kernels are queued
-        super().__init__(data_preprocessor or dict(type="BaseDataPreprocessor", non_blocking=True))
+        super().__init__(data_preprocessor or dict(type="mg_llava.JoinedTransport"))
         if packing is not None and packing < 1:
             raise ValueError(f"packing is {packing}; it must be the length of a row, or None")
         if unknown := sorted(set(fresh) - {part.config for part in self.parts}):

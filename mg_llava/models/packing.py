@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mg_llava.batch import Layout, send
+from mg_llava.batch import Layout, send_together
 from mg_llava.models.flash import tell_rows, uses_flash
 from mg_llava.tokens import IGNORE_INDEX
 
@@ -112,25 +112,23 @@ def pack(layout: Layout, capacity: int, pair: float = 0.0) -> Packed:
     place[origin[taken]] = np.flatnonzero(taken)
     samples = np.where(taken, origin // padded, _PADDING)
     positions = np.where(taken, origin % padded, 0)
-
-    def there(array: np.ndarray) -> Tensor:
-        return send(torch.from_numpy(array), layout.source.device)
-
-    index, empty, first = there(origin.clip(min=0).flatten()), there(~taken), there(positions == 0)
-    source = layout.source.flatten().index_select(0, index).view(origin.shape)
-    labels = layout.labels.flatten().index_select(0, index).view(origin.shape)
+    plans = [torch.from_numpy(array) for array in (origin.clip(min=0), positions, samples, place)]
+    index, position_ids, sample_of, target_of = send_together(plans, layout.source.device)
+    mask = sample_of != _PADDING
+    source = layout.source.flatten().index_select(0, index.flatten()).view(index.shape)
+    labels = layout.labels.flatten().index_select(0, index.flatten()).view(index.shape)
     return Packed(
         Layout(
-            source=source.masked_fill(empty, 0),
-            labels=labels.masked_fill(first, IGNORE_INDEX),  # nothing stands before it; padding is at 0, too
-            attention_mask=there(taken),
-            position_ids=there(positions),
-            targets=there(place).index_select(0, layout.targets),
+            source=source.masked_fill(~mask, 0),
+            labels=labels.masked_fill(position_ids == 0, IGNORE_INDEX),  # nothing stands before; padding is at 0, too
+            attention_mask=mask,
+            position_ids=position_ids,
+            targets=target_of.index_select(0, layout.targets),
             lengths=tuple(sum(lengths[number] for number in row) for row in plan),
             counts=layout.counts,
             placeholders=layout.placeholders,
         ),
-        there(samples),
+        sample_of,
         _stretches(plan, lengths, width),
     )
 

@@ -186,7 +186,7 @@ class System(Assembly):
     def observe(self, name: str, tokens: Tensor, where: Tensor | None = None) -> None:
         """Keep the mean norm of tokens ``(..., D)``, of those alone where a mask ``(...)`` is true, in training."""
         if self.training and tokens.numel():
-            norms = tokens.detach().float().norm(dim=-1)
+            norms = torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=torch.float32)  # no wider copy is made
             mean = norms.mean() if where is None else (norms * where).sum() / where.sum().clamp(min=1)
             self.monitor[f"{name}_norm"] = mean
 
@@ -253,13 +253,18 @@ class System(Assembly):
         return Spliced(self._embed(data, pieces, layout, anchor), layout, _by_row(seeing, layout))
 
     def _anchor(self, seeing: Seeing) -> Tensor | None:
-        """A zero for the inputs of the LLM that depends on every trained connector, where there are gradients.
+        """A zero for the inputs of the LLM that depends on what they do not depend on otherwise, for its gradients.
 
-        It comes before the word embeddings with and without pictures: processes gather split parameters in one order.
+        Without pictures these are all trained connectors, else those whose tokens are not in the sequence. It comes
+        before the word embeddings: processes gather split parameters in one order.
         """
         if not torch.is_grad_enabled():
             return None
-        return _zero(seeing) if seeing else self.blank()
+        if not seeing:
+            return self.blank()
+        placed = {segment.kind for segments in seeing for segment in segments if segment.length}
+        rest = [[segment for segment in segments if segment.kind not in placed] for segments in seeing]
+        return _zero(rest) if any(rest) else None
 
     def _embed(
         self, data: Mapping[str, Any], pieces: list[list[Tensor]], layout: Layout, anchor: Tensor | None
@@ -336,4 +341,4 @@ def _zero(seeing: Seeing) -> Tensor:
     for segments in seeing:
         for segment in segments:
             kinds.setdefault(segment.kind, []).append(segment.tokens)
-    return 0.0 * torch.stack([torch.cat(tokens).float().sum() for tokens in kinds.values()]).sum()
+    return 0.0 * torch.stack([torch.cat(tokens).sum(dtype=torch.float32) for tokens in kinds.values()]).sum()

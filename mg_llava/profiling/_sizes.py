@@ -138,7 +138,9 @@ def make_batches(case: Case, model: Any, count: int) -> list[dict[str, Any]]:
     canvas = model.canvas_size
     vocabulary = model.llm.get_input_embeddings().num_embeddings
     return [
-        collate([_sample(case, generator, vocabulary, canvas) for _ in range(case.batch_size)])["data"]
+        collate([_counted(_sample(case, generator, vocabulary, canvas), model) for _ in range(case.batch_size)])[
+            "data"
+        ]
         for _ in range(count)
     ]
 
@@ -207,6 +209,11 @@ def _sample(case: Case, generator: torch.Generator, vocabulary: int, canvas: int
         "images": [_image(canvas, generator) for _ in range(case.pictures)],
         "boxes": [_boxes(case.boxes, canvas, generator) for _ in range(case.pictures)],
     }
+
+
+def _counted(sample: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A sample with the tokens of its placeholders, as the data set counts them."""
+    return sample | {"tokens": [model.token_count(1, len(own)) for own in sample["boxes"]]}
 
 
 def _image(canvas: int, generator: torch.Generator) -> Tensor:

@@ -128,8 +128,8 @@ SYSTEMS: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
 }
 """Config of each registered system at toy size."""
 
-HELPERS = {"count_tokens"}
-"""Registered functions that build no part."""
+HELPERS = {"count_tokens", "JoinedTransport"}
+"""What is registered and builds no part."""
 
 ROLES: dict[str, type] = {
     "system": System,
@@ -206,7 +206,7 @@ def role_of(part: Any) -> str:
         f"{part.__name__} is registered in MODELS, but nothing tests it: derive it from an interface of "
         f"mg_llava/models/interfaces.py ({', '.join(kind.__name__ for kind in ROLES.values())}); for a new kind of "
         "part add its interface to ROLES in tests/contract/cases.py and its place in a system to `case_of`; a "
-        "function that builds no part belongs into HELPERS"
+        "what builds no part belongs into HELPERS"
     )
 
 

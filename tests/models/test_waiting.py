@@ -6,19 +6,20 @@ host.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from mg_llava.data.collate import collate
 from mg_llava.planning import build_skeleton
+from mg_llava.profiling.launches import faked
 from tests import toy
 from tests.planning.conftest import load_config
 
@@ -48,17 +49,6 @@ def make_full_batch(
     return collate([one | {"tokens": [count(1, len(own)) for own in one["boxes"]]} for one in instances])["data"]
 
 
-def convert(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with other tensors."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if hasattr(value, "_fields"):
-        return type(value)(*(convert(item, change) for item in value))
-    if isinstance(value, dict):
-        return {key: convert(item, change) for key, item in value.items()}
-    return [convert(item, change) for item in value] if isinstance(value, list) else value
-
-
 def step(model: Any, data: dict[str, Any]) -> None:
     """Forward and backward, and every trained parameter got a gradient."""
     loss = model(data)["loss"]
@@ -68,20 +58,6 @@ def step(model: Any, data: dict[str, Any]) -> None:
 
 
 # -- fake tensors -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def faked(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Inside, a model of any device has fake parameters and buffers; gives what makes other tensors fake."""
-    with FakeTensorMode() as mode:
-        for module in model.modules():
-            for name, old in [*module._parameters.items(), *module._buffers.items()]:
-                if old is None:
-                    continue
-                new = torch.empty(old.shape, dtype=old.dtype)
-                is_parameter = name in module._parameters
-                setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new)
-        yield mode.from_tensor
 
 
 @pytest.mark.parametrize("kind", BATCHES)
@@ -98,7 +74,7 @@ def test_toy_step_on_fake_tensors(toy_paths: dict[str, str], kind: str, settings
     model = toy.build_model(toy_paths, "full", **settings).train()
     data = make_batch(model, kind)
     with faked(model) as fake:
-        step(model, convert(data, fake))
+        step(model, tree_map_only(Tensor, fake, data))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +91,7 @@ def test_vicuna_step_on_fake_tensors(kind: str, settings: dict[str, Any]) -> Non
     model = build_skeleton({**leaf, **settings}).model.train()
     data = make_batch(model, kind, canvas=model.canvas_size)
     with faked(model) as fake, torch.autocast("cpu", torch.bfloat16):
-        step(model, convert(data, fake))
+        step(model, tree_map_only(Tensor, fake, data))
     assert sum(p.numel() for p in model.parameters() if p.grad is not None) > 6.7e9
 
 
@@ -209,7 +185,7 @@ def no_autocast_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("packing", [None, 64])
 def test_no_copy_in_a_step_is_waited_for(toy_paths: dict[str, str], kind: str, packing: int | None) -> None:
     model = toy.build_model(toy_paths, "full", packing=packing).train().to("meta")
-    data = convert(make_batch(model, kind), lambda tensor: tensor.to("meta"))
+    data = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), make_batch(model, kind))
     with NoWaitingCopies():
         step(model, data)
 

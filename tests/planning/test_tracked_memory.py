@@ -6,12 +6,13 @@ import weakref
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mg_llava.models.recompute import enable_checkpointing
 from mg_llava.planning import build_skeleton
 from mg_llava.planning.memory import STRATEGIES, measure_activations, share_memory, weigh
-from tests.models.test_waiting import convert, faked, make_full_batch
+from mg_llava.profiling.launches import faked
+from tests.models.test_waiting import make_full_batch
 from tests.planning.conftest import load_config
 
 
@@ -50,7 +51,7 @@ def track(model, data):
                 parameter.grad = torch.empty_like(parameter)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         own = [*model.parameters(), *model.buffers(), *gradients]
-        given = convert(data, fake)
+        given = tree_map_only(torch.Tensor, fake, data)
         with Tracker(own) as tracker:
             model(given)["loss"].backward()
         return tracker.peak + sum(storage.nbytes() for storage in tracker.own.values())

@@ -17,7 +17,13 @@ from mg_llava.compat import no_init_weights
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import read_processor
-from mg_llava.models.encoders.phrases import Phrases, read_phrases, score_classes, write_phrases
+from mg_llava.models.encoders.phrases import (
+    Phrases,
+    read_phrases,
+    score_classes,
+    take_planned_masks,
+    write_phrases,
+)
 from mg_llava.models.interfaces import Detected, Seen, Spec, class_scores
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.stored import TensorMap
@@ -116,6 +122,8 @@ class TransformerDetector(VisionEncoder):
         self.network = _network(spec)
         phrases = spec.architecture.get("phrases")
         self._phrases = None if phrases is None else Phrases(*phrases)
+        if self._phrases is not None:
+            take_planned_masks()
 
     def see(self, pixels: Tensor) -> Seen:
         """See :meth:`VisionEncoder.see`."""

@@ -10,13 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mg_llava.batch import send
+from mg_llava.batch import send, send_together
 
 _SEPARATORS = str.maketrans({".": " ", "?": " "})
 """Grounding DINO takes these for ends of a phrase."""
 
 _SPECIAL = (101, 102, 1012)
 """Begin, end and ``.`` of BERT's vocabulary, by which Grounding DINO finds its phrases."""
+
+_ENDS = (*_SPECIAL, 1029)
+"""These and ``?``, which end a phrase."""
+
+_MASKS = "planned_masks"
+"""Attribute of ids."""
 
 
 class Phrases(NamedTuple):
@@ -57,8 +63,43 @@ def write_phrases(path: str, names: Sequence[str], limit: int) -> Phrases:
 
 def read_phrases(phrases: Phrases, pictures: int, device: torch.device) -> dict[str, Tensor]:
     """Arguments of a detector for N canvases that are asked for the same classes."""
-    ids = send(torch.tensor([phrases.ids]), device).expand(pictures, -1)
+    mask, positions = plan_masks(phrases)
+    ids, places = (
+        own.expand(pictures, -1) for own in send_together([torch.tensor([phrases.ids]), positions[None]], device)
+    )
+    setattr(ids, _MASKS, (send(mask, device).expand(pictures, -1, -1), places))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+
+
+def plan_masks(phrases: Phrases) -> tuple[Tensor, Tensor]:
+    """Which tokens see each other ``(L, L)`` bool, and positions ``(L,)`` int64 within phrases; on the host."""
+    length, last = len(phrases.ids), 0
+    mask, positions = torch.eye(length, dtype=torch.bool), torch.zeros(length, dtype=torch.int64)
+    for place in range(1, length - 1):
+        if phrases.ids[place] in _ENDS:
+            own = slice(last + 1, place + 1)
+            mask[own, own] = True
+            positions[own] = torch.arange(place - last)
+            last = place
+    return mask, positions
+
+
+def take_planned_masks() -> None:
+    """Let Grounding DINO of transformers take the masks of :func:`read_phrases`.
+
+    Of other texts it goes on to look for the ends of phrases itself, token by token, and waits for the device at each.
+    """
+    from transformers.models.grounding_dino import modeling_grounding_dino as stock
+
+    find = stock.generate_masks_with_special_tokens_and_transfer_map
+    if hasattr(find, _MASKS):
+        return
+
+    def take(ids: Tensor) -> tuple[Tensor, Tensor]:
+        return getattr(ids, _MASKS) if hasattr(ids, _MASKS) else find(ids)
+
+    setattr(take, _MASKS, True)
+    stock.generate_masks_with_special_tokens_and_transfer_map = take
 
 
 def score_classes(phrases: Phrases, logits: Tensor) -> Tensor:

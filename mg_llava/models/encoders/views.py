@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mg_llava.batch import send
-
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -28,7 +26,10 @@ def normalize(images: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[f
     """
     if images.is_floating_point():
         return images
-    mean_tensor, std_tensor = (send(torch.tensor(values).view(3, 1, 1), images.device) for values in (mean, std))
+    # made there: a copy from the host costs more than filling a few numbers
+    mean_tensor, std_tensor = (
+        torch.cat([torch.full((1, 1, 1), value, device=images.device) for value in values]) for values in (mean, std)
+    )
     return (images.float() * (1 / 255) - mean_tensor) / std_tensor
 
 

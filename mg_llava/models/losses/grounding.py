@@ -7,10 +7,12 @@ word pieces, V of them in the vocabulary.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mg_llava.batch import send
 from mg_llava.models.interfaces import LLMInputs, Loss, Seeing
 from mg_llava.models.losses.gathering import gather_rows
 from mg_llava.models.queries.heads import similarity
@@ -27,8 +29,17 @@ class GroundedLoss(Loss):
 
     smoothing: float
 
-    def measure(self, system: Any, sources: list[Source], pieces: Pieces) -> dict[str, Tensor]:
-        """Losses of N pictures and their texts."""
+    def measure(
+        self, system: Any, sources: list[Source], pieces: Pieces, planned: Pieces | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of N pictures and their texts.
+
+        Args:
+            system: Has the MQ-Former and the heads.
+            sources: What the MQ-Former reads of the pictures.
+            pieces: The texts.
+            planned: The same on the host, where targets are chosen; None to copy them, for which the host waits.
+        """
         raise NotImplementedError
 
     def count(self, batch: Mapping[str, Any]) -> int:
@@ -41,7 +52,9 @@ class GroundedLoss(Loss):
     ) -> dict[str, Tensor]:
         """See :meth:`Loss.__call__`."""
         sources, pieces, weight = system.grounded(batch, seeing)
-        found = self.measure(system, sources, pieces)
+        extra = batch.get("extra") or {}
+        planned = Pieces(*map(torch.from_numpy, extra["planned"])) if weight and "planned" in extra else None
+        found = self.measure(system, sources, pieces, planned)
         anchor = system.heads.zero()
         return {name: weight * value + anchor for name, value in found.items()}
 
@@ -60,7 +73,9 @@ class AlignmentLoss(GroundedLoss):
     def __init__(self, contrast: float = 1.0, match: float = 1.0, smoothing: float = 0.1, items: bool = True) -> None:
         self.contrast, self.match, self.smoothing, self.items = contrast, match, smoothing, items
 
-    def measure(self, system: Any, sources: list[Source], pieces: Pieces) -> dict[str, Tensor]:
+    def measure(
+        self, system: Any, sources: list[Source], pieces: Pieces, planned: Pieces | None = None
+    ) -> dict[str, Tensor]:
         """``loss_itc`` and ``loss_itm``."""
         former, heads = system.mq_former, system.heads
         pieces = pieces if self.items else pieces.without_items()
@@ -120,7 +135,8 @@ def hard_negatives(similarities: Tensor, own: Tensor) -> Tensor:
     chances = similarities.softmax(dim=1) + _LEAST
     if chances.shape[1] > 1:
         chances = chances.scatter(1, own[:, None], 0.0)
-    return torch.multinomial(chances, 1).flatten()
+    # as torch.multinomial draws one of each row, which looks at the chances on the host before
+    return (chances / torch.empty_like(chances).exponential_(1)).argmax(dim=1)
 
 
 @MODELS.register_module()
@@ -135,12 +151,14 @@ class CaptionLoss(GroundedLoss):
     def __init__(self, weight: float = 1.0, smoothing: float = 0.1) -> None:
         self.weight, self.smoothing = weight, smoothing
 
-    def measure(self, system: Any, sources: list[Source], pieces: Pieces) -> dict[str, Tensor]:
+    def measure(
+        self, system: Any, sources: list[Source], pieces: Pieces, planned: Pieces | None = None
+    ) -> dict[str, Tensor]:
         """``loss_icg``."""
         begin = system.pieces.words.id_of(CAPTION_START) if len(pieces.ids[0]) > 1 else 0
         ids = torch.where(pieces.kinds == PieceKind.START, begin, pieces.ids)
         _, read = system.mq_former(sources, pieces._replace(ids=ids), sees="left")
-        is_target = pieces.kinds[:, 1:] == PieceKind.TEXT
+        is_target = _on_host(pieces, planned).kinds[:, 1:] == PieceKind.TEXT
         loss = written(system, read[:, :-1], pieces.ids[:, 1:], is_target, self.smoothing)
         return {"loss_icg": self.weight * loss + 0.0 * read.sum()}
 
@@ -172,11 +190,13 @@ class SpatialLoss(GroundedLoss):
         drawn = drawn.gather(1, pieces.parts).masked_fill(~may, 2.0)  # the same for all pieces of a part
         return may & (drawn <= drawn.min().clamp(min=self.share))
 
-    def measure(self, system: Any, sources: list[Source], pieces: Pieces) -> dict[str, Tensor]:
+    def measure(
+        self, system: Any, sources: list[Source], pieces: Pieces, planned: Pieces | None = None
+    ) -> dict[str, Tensor]:
         """``loss_msp``."""
-        masked = self.mask(pieces)
+        masked = self.mask(_on_host(pieces, planned))
         hidden = system.pieces.words.id_of("[MASK]") if len(pieces.ids[0]) > 1 else 0
-        given = pieces._replace(ids=torch.where(masked, hidden, pieces.ids))
+        given = pieces._replace(ids=torch.where(send(masked, pieces.ids.device), hidden, pieces.ids))
         _, read = system.mq_former(sources, given, sees="queries")
         loss = written(system, read, pieces.ids, masked, self.smoothing)
         return {"loss_msp": self.weight * loss + 0.0 * read.sum()}
@@ -189,9 +209,15 @@ def written(system: Any, read: Tensor, ids: Tensor, is_target: Tensor, smoothing
         system: Has the heads.
         read: ``(N, T, w)``.
         ids: ``(N, T)`` int64, the right pieces.
-        is_target: ``(N, T)`` bool.
+        is_target: ``(N, T)`` bool on the host, so that the device need not say how many there are.
         smoothing: Of the labels.
     """
-    logits = system.heads.write(read[is_target]).float()  # (K, V)
-    losses = F.cross_entropy(logits, ids[is_target], label_smoothing=smoothing, reduction="sum")
+    places = send(torch.from_numpy(np.flatnonzero(is_target.numpy())), read.device)  # (K,)
+    logits = system.heads.write(read.flatten(0, 1).index_select(0, places)).float()  # (K, V)
+    wanted = ids.flatten().index_select(0, places)
+    losses = F.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="sum")
     return losses / max(1, len(logits))
+
+
+def _on_host(pieces: Pieces, planned: Pieces | None) -> Pieces:
+    return pieces.map(Tensor.cpu) if planned is None else planned

@@ -13,10 +13,12 @@ Shapes: B pictures, n boxes, stage s of C_s channels on a grid H_s x W_s, S the 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mg_llava.batch import send_together
 from mg_llava.models.interfaces import ObjectReader, Seen
 from mg_llava.models.projectors import build_mlp
 from mg_llava.registry import MODELS
@@ -71,13 +73,13 @@ def fold_upsampling(weights: Tensor, side: int) -> Tensor:
     """Move weights on the finest grid to a coarser one that is upsampled to it bilinearly (align_corners false).
 
     Args:
-        weights: ``(n, fine)``.
+        weights: ``(..., fine)``.
         side: Cells of the coarser grid.
 
     Returns:
-        ``(n, side)``.
+        ``(..., side)``.
     """
-    fine = weights.shape[1]
+    fine = weights.shape[-1]
     if side == fine:
         return weights
     identity = torch.eye(side, device=weights.device)[None]  # (1, side, side)
@@ -113,36 +115,106 @@ def pool_boxes(
         if item.ndim != 2 or item.shape[1] != 4:
             raise ValueError(f"boxes of picture {index} have shape {tuple(item.shape)}; expected (n, 4) xyxy")
     counts = [len(item) for item in boxes]
+    channels = sum(stage.shape[1] for stage in stages)
+    if not any(counts):
+        return list(stages[0].new_zeros(0, channels, dtype=torch.float32).split(counts))
     height, width = (canvas_size, canvas_size) if isinstance(canvas_size, int) else canvas_size
-    fine_h = max(stage.shape[2] for stage in stages)
-    fine_w = max(stage.shape[3] for stage in stages)
+    fine = max(stage.shape[2] for stage in stages), max(stage.shape[3] for stage in stages)
     flat = torch.cat(list(boxes)).to(device=stages[0].device, dtype=torch.float32)  # (n, 4)
     with torch.autocast(flat.device.type, enabled=False):  # float32 also where the trainer runs in half precision
-        weights_y = axis_weights(flat[:, 1], flat[:, 3], fine_h / height, fine_h, bins)
-        weights_x = axis_weights(flat[:, 0], flat[:, 2], fine_w / width, fine_w, bins)
-        features = [_pool_stage(stage, weights_y, weights_x, counts) for stage in stages]
-    return list(torch.cat(features, dim=1).split(counts))
+        weights = _box_weights(flat, (fine[0] / height, fine[1] / width), fine, bins)
+        if computes_together(flat.device):
+            padding = _Padding(counts, flat.device)
+            along_y, along_x = (padding.add(one) for one in weights)  # (B, m, fine)
+            found = [padding.remove(_pool_together(stage, along_y, along_x)) for stage in stages]
+        else:
+            found = [_pool_apart(stage, *weights, counts) for stage in stages]
+    return list(torch.cat(found, dim=1).split(counts))
 
 
-def _pool_stage(stage: Tensor, weights_y: Tensor, weights_x: Tensor, counts: list[int]) -> Tensor:
-    """Contract one stage ``(B, C, H, W)`` with the weights ``(n, fine)`` of all boxes to ``(n, C)`` float32."""
-    _, channels, height, width = stage.shape
-    wy = fold_upsampling(weights_y, height)  # (n, H)
-    wx = fold_upsampling(weights_x, width)  # (n, W)
+def computes_together(device: torch.device) -> bool:
+    """Whether the boxes of all pictures are pooled at once, padded to the most of any.
+
+    A GPU is then given few large operations in place of several for each picture; a CPU would compute the padding.
+    """
+    return device.type != "cpu"
+
+
+def _box_weights(
+    boxes: Tensor, scales: tuple[float, float], sides: tuple[int, int], bins: int
+) -> tuple[Tensor, Tensor]:
+    """Weights ``(n, fine_h)`` and ``(n, fine_w)`` of boxes ``(n, 4)``, at once where both axes are alike."""
+    if scales[0] == scales[1] and sides[0] == sides[1]:
+        edges = boxes.view(-1, 2, 2).permute(1, 2, 0).flatten(1)  # x of all boxes, then y: starts, ends
+        along_x, along_y = axis_weights(edges[0], edges[1], scales[0], sides[0], bins).chunk(2)
+        return along_y, along_x
+    along_y = axis_weights(boxes[:, 1], boxes[:, 3], scales[0], sides[0], bins)
+    return along_y, axis_weights(boxes[:, 0], boxes[:, 2], scales[1], sides[1], bins)
+
+
+class _Padding:
+    """Rows of n boxes as those of B pictures with m boxes each, the most of any, and back."""
+
+    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+        self._pictures, self._most = len(counts), max(counts)
+        self._places: list[Tensor] = []
+        if min(counts) < self._most:
+            number = np.arange(self._most)
+            valid = number < np.array(counts)[:, None]  # (B, m)
+            begins = np.cumsum([1, *counts[:-1]])  # row 0 is zero
+            there = np.where(valid, begins[:, None] + number, 0).flatten()
+            places = [torch.from_numpy(part) for part in (there, np.flatnonzero(valid))]
+            self._places = send_together(places, device)
+
+    def add(self, rows: Tensor) -> Tensor:
+        """``(n, C)`` to ``(B, m, C)``, with zeros."""
+        if self._places:
+            rows = torch.cat([rows.new_zeros(1, rows.shape[1]), rows]).index_select(0, self._places[0])
+        return rows.view(self._pictures, self._most, -1)
+
+    def remove(self, rows: Tensor) -> Tensor:
+        """Back."""
+        flat = rows.flatten(0, 1)
+        return flat.index_select(0, self._places[1]) if self._places else flat
+
+
+def _pool_together(stage: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tensor:
+    """Contract a stage ``(B, C, H, W)`` with weights ``(B, m, fine)`` of m boxes to ``(B, m, C)`` float32."""
+    channels, height, width = stage.shape[1:]
+    boxes, line = weights_y.shape[1], width * channels
+    wy, wx = _fold(weights_y, weights_x, height, width)  # (B, m, H), (B, m, W)
+    # maps of a few pictures may be four times as large in float32 as what is made of them
+    count = max(1, MAX_INTERMEDIATE_ELEMENTS // max(boxes * line, height * line // 4))
+    groups = zip(stage.split(count), wy.split(count), wx.split(count), strict=True)
+    return torch.cat([_contract(*group) for group in groups])
+
+
+def _pool_apart(stage: Tensor, weights_y: Tensor, weights_x: Tensor, counts: Sequence[int]) -> Tensor:
+    """The same for weights ``(n, fine)`` of n_i boxes a picture, to ``(n, C)``."""
+    folded = _fold(weights_y, weights_x, *stage.shape[2:])  # (n, H), (n, W)
+    wy, wx = (one[None].split(list(counts), dim=1) for one in folded)
+    pictures = zip(stage.split(1), wy, wx, counts, strict=True)
+    return torch.cat([_contract(own, along_y, along_x)[0] for own, along_y, along_x, count in pictures if count])
+
+
+def _fold(weights_y: Tensor, weights_x: Tensor, height: int, width: int) -> Sequence[Tensor]:
+    """Weights on the grid of a stage, at once where both axes are alike."""
+    if height == width and weights_y.shape == weights_x.shape:
+        return fold_upsampling(torch.stack([weights_y, weights_x]), height).unbind()
+    return fold_upsampling(weights_y, height), fold_upsampling(weights_x, width)
+
+
+def _contract(stage: Tensor, wy: Tensor, wx: Tensor) -> Tensor:
+    """Maps ``(b, C, H, W)`` with weights ``(b, m, H)`` and ``(b, m, W)`` to ``(b, m, C)`` float32."""
+    pictures, channels, _, width = stage.shape
+    # (b, H, W * C): a view where the encoder works channels-last, as ConvNeXt does
+    rows = stage.permute(0, 2, 3, 1).flatten(2).float()
     step = max(1, MAX_INTERMEDIATE_ELEMENTS // (width * channels))
     pooled = []
-    first = 0
-    for picture, count in enumerate(counts):
-        if not count:
-            continue
-        # (H, W * C): a view where the encoder works channels-last, as ConvNeXt does
-        rows = stage[picture].permute(1, 2, 0).reshape(height, width * channels).float()
-        for begin in range(first, first + count, step):
-            end = min(begin + step, first + count)
-            lines = (wy[begin:end] @ rows).unflatten(1, (width, channels))  # (m, W, C)
-            pooled.append(torch.bmm(wx[begin:end, None, :], lines).squeeze(1))  # (m, C)
-        first += count
-    return torch.cat(pooled) if pooled else stage.new_zeros(0, channels, dtype=torch.float32)
+    for along_y, along_x in zip(wy.split(step, dim=1), wx.split(step, dim=1), strict=True):
+        lines = torch.bmm(along_y, rows).unflatten(2, (width, channels)).flatten(0, 1)  # (b * m, W, C)
+        pooled.append(torch.bmm(along_x.reshape(-1, 1, width), lines).view(pictures, -1, channels))
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
 @MODELS.register_module()

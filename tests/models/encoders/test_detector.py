@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mg_llava.models.encoders.detector import TransformerDetector
+from mg_llava.models.encoders.phrases import Phrases, plan_masks
 from mg_llava.models.encoders.views import normalize
 from tests.detection import toys
 
@@ -47,7 +48,9 @@ def test_best_objects_of_the_library(kind: str, tmp_path: Path) -> None:
 def test_grounding_dino_is_asked_for_classes(tmp_path: Path) -> None:
     """Every class is a phrase of its own, and has the score of its best token."""
     from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
+    from transformers.models.grounding_dino import modeling_grounding_dino
 
+    find_masks = modeling_grounding_dino.generate_masks_with_special_tokens_and_transfer_map
     folder = toys.write_grounding_dino(tmp_path / "dino")
     names = ["Dog", "traffic light", "st. bernard"]
     canvas = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -56,6 +59,11 @@ def test_grounding_dino_is_asked_for_classes(tmp_path: Path) -> None:
     found = encoder(canvas).detected
     text = AutoTokenizer.from_pretrained(folder)("dog. traffic light. st bernard.", return_tensors="pt")
     assert encoder.spec.architecture["phrases"][0] == text["input_ids"][0].tolist()
+    # transformers finds the phrases of a text itself, one token after the other
+    for planned, own in zip(
+        plan_masks(Phrases(*encoder.spec.architecture["phrases"])), find_masks(text["input_ids"]), strict=True
+    ):
+        assert torch.equal(planned, own[0])
     model = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()
     mean, std = encoder.spec.mean, encoder.spec.std
     with torch.no_grad():

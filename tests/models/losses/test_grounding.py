@@ -195,6 +195,12 @@ def test_negatives_are_others_and_near() -> None:
     share = chances[1] / chances[1:].sum()
     assert abs((drawn == 1).float().mean() - share) < 4 * math.sqrt(share * (1 - share) / 4000)
     assert hard_negatives(torch.zeros(1, 1), torch.tensor([0])).tolist() == [0]
+    similarities, own = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 9
+    chances = (similarities.softmax(dim=1) + 1e-4).scatter(1, own[:, None], 0.0)
+    torch.manual_seed(3)
+    wanted = torch.multinomial(chances, 1)[:, 0]
+    torch.manual_seed(3)
+    assert torch.equal(hard_negatives(similarities, own), wanted)  # the same draw
 
 
 def test_masks_of_items() -> None:

@@ -343,3 +343,21 @@ def test_stages_that_the_encoder_lacks(stages: list[int]) -> None:
 def test_depth_of_the_projector() -> None:
     with pytest.raises(ValueError, match="depth >= 1, found 0"):
         RoIAlignBoxProjector(CHANNELS, 10, depth=0)
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 7, 1], [4, 4], [0, 0], [9]])
+@pytest.mark.parametrize("limit", [1 << 24, 500])
+def test_pictures_pooled_together_are_as_one_by_one(
+    counts: list[int], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with and without slices."""
+    generator = torch.Generator().manual_seed(0)
+    stages = [torch.randn(len(counts), 6 << s, 32 >> s, 32 >> s, generator=generator) for s in range(3)]
+    corners = [torch.rand(count, 2, 2, generator=generator) * 128 for count in counts]
+    boxes = [own.sort(dim=1).values.flatten(1) for own in corners]
+    apart = pool_boxes(stages, boxes, 128)
+    monkeypatch.setattr(box_projector, "computes_together", lambda _: True)
+    monkeypatch.setattr(box_projector, "MAX_INTERMEDIATE_ELEMENTS", limit)
+    together = pool_boxes(stages, boxes, 128)
+    for one, other in zip(apart, together, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
