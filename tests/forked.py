@@ -4,13 +4,18 @@ The server holds modules of other packages alone, in the state in which an impor
 imported by each child. What a fork shares beyond that, the generators of random numbers, is seeded anew.
 """
 
+import contextlib
+import fcntl
 import multiprocessing
 import os
 import random
+import re
 import runpy
 import sys
 import tempfile
+import termios
 import time
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -32,7 +37,12 @@ PRELOADED = (
 
 
 def start(
-    program: str | Path, *arguments: object, printed: Path, folder: Path = ROOT, **variables: str
+    program: str | Path,
+    *arguments: object,
+    printed: Path | None = None,
+    terminal: str | None = None,
+    folder: Path = ROOT,
+    **variables: str,
 ) -> ForkServerProcess:
     """Start ``python program arguments``, or ``python -m program arguments``, in a forked process.
 
@@ -40,6 +50,7 @@ def start(
         program: File of a program, or the dotted name of its module.
         arguments: Arguments of its command line.
         printed: Folder of the files ``out`` and ``err``, to which all that it prints is added.
+        terminal: In place of it the path of a terminal that becomes its own; it leads a session.
         folder: Where it works, and the first place from which it imports.
         variables: Changes of its environment.
     """
@@ -47,20 +58,20 @@ def start(
     own = environment(PYTHONPATH=str(folder), **variables)
     if forkserver._forkserver._forkserver_pid is None:
         context.set_forkserver_preload(list(PRELOADED))
-        with mock.patch.dict(os.environ, own):
+        with mock.patch.dict(os.environ, environment(PYTHONPATH=str(folder))):
             forkserver.ensure_running()
-    process = context.Process(target=_work, args=(program, [*map(str, arguments)], own, str(folder), str(printed)))
+    streams = terminal if printed is None else str(printed)
+    process = context.Process(target=_work, args=(program, [*map(str, arguments)], own, str(folder), streams))
     process.start()
     return process
 
 
-def _work(program: str | Path, arguments: list[str], variables: dict[str, str], folder: str, printed: str) -> None:
+def _work(program: str | Path, arguments: list[str], variables: dict[str, str], folder: str, streams: str) -> None:
     """Do in a child of the server what a new interpreter does."""
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    for stream, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(os.path.join(printed, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    _open_terminal(streams) if streams.startswith("/dev/") else _open_files(streams)
     sys.argv[:] = [str(program), *arguments]
     sys.path[:] = [folder, *(path for path in sys.path if path not in ("", str(ROOT)))]
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "mg_llava", "tools")]:
@@ -72,6 +83,20 @@ def _work(program: str | Path, arguments: list[str], variables: dict[str, str], 
     else:
         sys.path.insert(0, os.path.dirname(program))
         runpy.run_path(str(program), run_name="__main__")
+
+
+def _open_files(folder: str) -> None:
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+
+
+def _open_terminal(path: str) -> None:
+    os.setsid()
+    terminal = os.open(path, os.O_RDWR)
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    for stream in range(3):
+        os.dup2(terminal, stream)
+    sys.stdin, sys.stdout, sys.stderr = (open(stream, mode) for stream, mode in enumerate("rww"))
 
 
 def run(program: str | Path, *arguments: object, processes: int = 1, folder: Path = ROOT, timeout: float = 600) -> Ran:
@@ -97,6 +122,24 @@ def run(program: str | Path, *arguments: object, processes: int = 1, folder: Pat
         status = next(iter(failed), max(abs(child.exitcode or 0) for child in children))
         out, err = ((Path(printed) / name).read_text(errors="replace") for name in ("out", "err"))
         return Ran(status, out, err)
+
+
+@contextlib.contextmanager
+def serving(
+    program: str | Path, *arguments: object, said: str, folder: Path = ROOT
+) -> Iterator[tuple[ForkServerProcess, str]]:
+    """A program that serves until the block ends, and its address, which is the last word after ``said``."""
+    with tempfile.TemporaryDirectory() as printed:
+        out = Path(printed) / "out"
+        process = start(program, *arguments, printed=Path(printed), folder=folder)
+        try:
+            while not (out.exists() and (found := re.search(rf"^{re.escape(said)}.*\n", out.read_text(), re.M))):
+                assert process.exitcode is None, (Path(printed) / "err").read_text()
+                time.sleep(0.05)
+            yield process, found[0].split()[-1]
+        finally:
+            process.terminate()
+            process.join()
 
 
 def run_tool(name: str, *arguments: object, processes: int = 1) -> Ran:

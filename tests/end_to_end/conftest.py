@@ -132,7 +132,6 @@ def train_split(project: Project, stage1: Path, mode: str) -> Path:
     work_dir = project.folder / "work_dirs" / f"split_{mode}"
     if not (work_dir / "iter_4.pth").exists():
         config = project.config(f"split_{mode}", "instruct", batch_size=2, seed=0, pretrained_pth=str(stage1))
-        how = "command" if mode == "deepspeed_zero2" else "forked"
-        _, output = project.train(config, "--deepspeed", mode, processes=2, how=how)
+        _, output = project.train(config, "--deepspeed", mode, processes=2)
         assert (work_dir / "iter_4.pth").exists(), output[-4000:]
     return work_dir

@@ -21,10 +21,10 @@ TRAINED = {f"{part}.{kind}" for part in ("fuse_module", "projector", "llm") for 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Work directory and output of one run in each mode, plain by the console command."""
+    """Work directory and output of one run in each mode, ZeRO-2 by the console command."""
     folder = tmp_path_factory.mktemp("launched")
     return {
-        mode: (folder / mode, launch(folder / mode, *arguments, command=mode == "ddp"))
+        mode: (folder / mode, launch(folder / mode, *arguments, command=mode == "zero2"))
         for mode, arguments in MODES.items()
     }
 

@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from tests import forked
 from tests.data.broken import write_broken, write_clean
-from tests.run import ROOT, TOOLS, run_tool
+from tests.run import TOOLS, run_tool
 
 SLOWED = """
 import runpy, sys, time
@@ -82,15 +81,15 @@ def test_a_killed_run_goes_on_with_the_same_report(tmp_path):
     script, out = tmp_path / "slowed.py", tmp_path / "a.json"
     script.write_text(SLOWED)
     cache = tmp_path / "a.pictures.jsonl"
-    command = [sys.executable, script, TOOLS / "check_data.py", config, "--out", out, "--workers", "1", "--quiet"]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [script, TOOLS / "check_data.py", config, "--out", out, "--workers", "1", "--quiet"]
+    process = forked.start(*command, printed=tmp_path)
     end = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < end and not (cache.is_file() and cache.stat().st_size):
+    while process.exitcode is None and time.monotonic() < end and not (cache.is_file() and cache.stat().st_size):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    printed = process.communicate()[0]
-    known = cache.read_bytes().count(b"\n")
-    assert process.returncode == -signal.SIGKILL and 0 < known < 160 and not out.exists(), printed
+    process.kill()
+    process.join()
+    known, printed = cache.read_bytes().count(b"\n"), (tmp_path / "err").read_text()
+    assert process.exitcode == -signal.SIGKILL and 0 < known < 160 and not out.exists(), printed
     assert check(config, "--out", out)[0] == 0
     assert cache.read_bytes().count(b"\n") == 160
     resumed = json.loads(out.read_text())

@@ -239,7 +239,7 @@ def test_a_benchmark_is_one_file_and_one_registration(
 @pytest.mark.slow
 def test_kill_and_two_processes(trained: list[str], tmp_path: Path) -> None:
     """A run killed in the middle goes on with two processes, and gives the file of an uninterrupted run."""
-    table = write_mmbench(tmp_path / "MMBench_DEV_EN.tsv", rows=150)
+    table = write_mmbench(tmp_path / "MMBench_DEV_EN.tsv", rows=40)
     options = [*trained, "--data", table, "--max-new-tokens", 12, "--batch-size", 2]
     whole = forked.run_tool("eval_mmbench", *options, "--out", tmp_path / "whole")
     assert whole.status == 0, whole.err
@@ -251,14 +251,14 @@ def test_kill_and_two_processes(trained: list[str], tmp_path: Path) -> None:
     killed.kill()
     killed.join()
     known = part.read_bytes().count(b"\n")
-    assert killed.exitcode == -signal.SIGKILL and 0 < known < 300, (tmp_path / "err").read_text()
+    assert killed.exitcode == -signal.SIGKILL and 0 < known < 80, (tmp_path / "err").read_text()
     final = tmp_path / "killed" / "mmbench_dev_en" / "predictions.jsonl"
     assert not final.exists()
     resumed = forked.run_tool("eval_mmbench", *options, "--out", tmp_path / "killed", processes=2)
     assert resumed.status == 0, resumed.err
     assert final.read_bytes() == (tmp_path / "whole" / "mmbench_dev_en" / "predictions.jsonl").read_bytes()
     parts = sorted(final.parent.glob("replies.part*.journal"))
-    assert len(parts) == 2 and sum(path.read_bytes().count(b"\n") for path in parts) == 300
+    assert len(parts) == 2 and sum(path.read_bytes().count(b"\n") for path in parts) == 80
     first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("whole", "killed"))
     first, second = (results["benchmarks"]["mmbench_dev_en"] for results in (first, second))
     assert first["score"] == second["score"] and second["counts"]["resumed"] == known

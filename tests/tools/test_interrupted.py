@@ -14,13 +14,14 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests import toy
+from tests import forked, toy
 from tests.end_to_end.conftest import Project
 from tests.run import ROOT
 from tests.tools.test_evaluate import write_mmbench
@@ -30,21 +31,36 @@ LONG = 120.0
 
 
 class Terminal:
-    """A command at a terminal of its own, with a folder of its own for temporary files."""
+    """A command at a terminal of its own, with a folder of its own for temporary files.
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    Args:
+        folder: Where that folder is made.
+        arguments: The command line.
+        imports: Whether an interpreter starts, which imports what the command needs; else a process that has most.
+    """
+
+    def __init__(self, folder: Path, *arguments: object, imports: bool = False) -> None:
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.master, self.slave = pty.openpty()
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
         self.before = termios.tcgetattr(self.slave)
-        command = [sys.executable, "-m", "mg_llava", *map(str, arguments)]
-        variables = {**os.environ, "TMPDIR": str(self.temporary), "TERM": "xterm"}
-        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), self.slave)
-        own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=variables, **streams, **own)
+        variables = {"TMPDIR": str(self.temporary), "TERM": "xterm"}
+        self.process: subprocess.Popen | ForkServerProcess
+        if imports:
+            command = [sys.executable, "-m", "mg_llava", *map(str, arguments)]
+            streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), self.slave)
+            own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+            self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, **streams, **own)
+        else:
+            self.process = forked.start("mg_llava", *arguments, terminal=os.ttyname(self.slave), **variables)
         os.set_blocking(self.master, False)
         self.said = ""
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
     def wait_for(self, text: str) -> None:
         """Until it has said this, or anything."""
@@ -52,7 +68,7 @@ class Terminal:
         while (
             (not self.said or text not in self.said)
             and time.monotonic() < until
-            and (self._read() or self.process.poll() is None)
+            and (self._read() or self.status is None)
         ):
             time.sleep(0.01)
         assert self.said and text in self.said, self.said
@@ -64,7 +80,7 @@ class Terminal:
     def interrupt_after(self, seconds: float) -> None:
         """Ctrl-C so long after Python has begun with the program; what comes before, no program has a say in."""
         was_caught = False
-        while self.process.poll() is None:
+        while self.status is None:
             is_caught = catches_interrupts(self.process.pid)
             if was_caught and not is_caught:
                 break
@@ -76,18 +92,17 @@ class Terminal:
             time.sleep(0.005)
         os.write(self.master, b"\x03")
 
-    def end(self) -> int:
+    def end(self) -> int | None:
         """The exit status, with nothing left."""
         until = time.monotonic() + LONG
-        while self.process.poll() is None and time.monotonic() < until:
+        while self.status is None and time.monotonic() < until:
             self._read()
             time.sleep(0.01)
         self._read()
-        status = self.process.wait(1)
         assert termios.tcgetattr(self.slave) == self.before, "the terminal is as it was"
         assert session_of(self.process.pid) == [], "no process goes on"
         assert [path.name for path in self.temporary.rglob("*") if path.is_file()] == []
-        return status
+        return self.status
 
     def _read(self) -> bool:
         with contextlib.suppress(BlockingIOError, OSError):
@@ -98,7 +113,7 @@ class Terminal:
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.wait() if isinstance(self.process, subprocess.Popen) else self.process.join()
         os.close(self.master)
         os.close(self.slave)
 
@@ -126,8 +141,8 @@ def session_of(leader: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def at_terminal(folder: Path, *arguments: object) -> Iterator[Terminal]:
-    terminal = Terminal(folder, *arguments)
+def at_terminal(folder: Path, *arguments: object, imports: bool = False) -> Iterator[Terminal]:
+    terminal = Terminal(folder, *arguments, imports=imports)
     try:
         yield terminal
     finally:
@@ -188,7 +203,7 @@ def test_a_command_ends_at_any_moment(
 ) -> None:
     given = command_line(name, files, toy_paths, tmp_path)
     moment = random.Random(f"{name} {seed}").uniform(0, 1) ** 2 * SECONDS[name]  # more of them while it imports
-    with at_terminal(tmp_path, *given) as run:
+    with at_terminal(tmp_path, *given, imports=True) as run:
         run.interrupt_after(moment)
         status = run.end()
     assert status in (0, 130, -signal.SIGINT), (moment, run.said)

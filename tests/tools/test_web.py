@@ -1,34 +1,32 @@
 """The command that opens the page: it says where, answers, and ends at Ctrl-C; wrong arguments get a line."""
 
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
 from mg_llava.commands import web
+from tests import forked
 from tests.inference.serving_toys import a_picture
 from tests.inference.web.page_toys import answers_of, ask, png_of
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.run import TOOLS
 
 
 @pytest.mark.slow
 def test_the_page_is_there_until_it_is_told_to_end(files: dict[str, str]) -> None:
-    command = [sys.executable, "tools/web.py", files["config"], "--checkpoint", files["checkpoint"], "--port", "0"]
-    command += ["--proposals", "--examples", str(Path(files["image"]).parent), "--max-new-tokens", "3"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        url = next(line for line in server.stdout if line.startswith("the page is at ")).split()[-1]
+    given = [files["config"], "--checkpoint", files["checkpoint"], "--port", "0", "--proposals"]
+    given += ["--examples", str(Path(files["image"]).parent), "--max-new-tokens", "3"]
+    with forked.serving(TOOLS / "web.py", *given, said="the page is at ") as (server, url):
         assert url.startswith("http://127.0.0.1:")
         with httpx.Client(base_url=url, timeout=60) as visitor:
             assert Path(files["image"]).name in visitor.get("/about").json()["examples"]
             board = visitor.post("/boards", content=png_of(a_picture())).json()
             assert set(answers_of(ask(visitor, board["key"], "what?"))) == {"with", "without"}
-            server.send_signal(signal.SIGINT)
-            assert server.wait(60) in (0, -signal.SIGINT)
+            os.kill(server.pid, signal.SIGINT)
+            server.join(60)
+            assert server.exitcode in (0, -signal.SIGINT)
 
 
 def test_examples_are_pictures(tmp_path: Path) -> None:

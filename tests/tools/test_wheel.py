@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -107,19 +106,11 @@ def test_a_model_is_planned_asked_and_evaluated(
     assert (tmp_path / "boxes.safetensors").is_file()
 
 
-def test_a_model_is_served(site: Path, tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_model_is_served(site: Path, files: dict[str, str]) -> None:
     given = ["serve", files["config"], "--checkpoint", files["checkpoint"], "--port", 0]
-    process = forked.start(site / "bin" / "mg-llava", *given, printed=tmp_path, folder=site)
-    try:
-        printed = tmp_path / "out"
-        while not (printed.exists() and "serving mg-llava at " in printed.read_text()):
-            assert process.exitcode is None, (tmp_path / "err").read_text()
-            time.sleep(0.05)
-        url = printed.read_text().split()[-1]
+    program = site / "bin" / "mg-llava"
+    with forked.serving(program, *given, said="serving mg-llava at ", folder=site) as (_, url):
         with OpenAI(base_url=url, api_key="none", timeout=60) as client:
             asked = user(image(a_picture()), text("what?"))
             reply = client.chat.completions.create(model="mg-llava", messages=asked, max_tokens=3)
             assert reply.usage is not None and reply.usage.completion_tokens <= 3
-    finally:
-        process.terminate()
-        process.join()

@@ -4,8 +4,6 @@ import io
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -19,6 +17,7 @@ from mmengine.logging import HistoryBuffer
 from mg_llava.models.weights.archive import CheckpointError, read_archive
 from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.models.weights.stored import map_weights
+from tests import forked
 from tests.hostile import FORMATS, Payload
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
@@ -182,14 +181,14 @@ def test_the_runtime_config_closes_the_doors_of_xtuner(tmp_path):
     """Whatever a library opens after a config was read, it opens safely."""
     torch.save(Payload(tmp_path / "trace"), tmp_path / "a.pth")
     config = os.path.join(os.path.dirname(__file__), *[os.pardir] * 3, "configs", "_base_", "runtime.py")
-    code = (
+    (tmp_path / "open.py").write_text(
         "from mmengine.config import Config\n"
         f"Config.fromfile({config!r})\n"
         "from mmengine.runner.checkpoint import CheckpointLoader\n"
         f"CheckpointLoader.load_checkpoint({str(tmp_path / 'a.pth')!r}, map_location='cpu')\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "which is neither a tensor nor a plain value and was not run" in ran.stderr, ran.stderr[-800:]
+    ran = forked.run(tmp_path / "open.py")
+    assert "which is neither a tensor nor a plain value and was not run" in ran.err, ran.err[-800:]
     assert not (tmp_path / "trace").exists()
 
 
