@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.evaluation.judging.protocol import Judge, JudgeError, JudgeProtocol, JudgeRefusal, JudgeRequest, Message
+from mg_llava.evaluation.judging.verdicts import without_thought
 from mg_llava.evaluation.scoring.files import parse_lines
 from mg_llava.work.atomic import write_text
 
@@ -122,19 +123,20 @@ def _ask(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> dict[s
     base = {**request.line, "judge_prompt": protocol.version}
     if request.reply is not None:
         return {**base, protocol.reply_field: request.reply, "judge_name": "rule", _ACCEPTED: True}
-    reply, accepted = "", False
+    given, reply, accepted = "", "", False
     for attempt in range(protocol.attempts):
         messages = request.messages if attempt == 0 else protocol.insist(request.messages)
         try:
-            reply = judge(messages, protocol.max_tokens, protocol.temperature + attempt * protocol.warmer)
+            given = judge(messages, protocol.max_tokens, protocol.temperature + attempt * protocol.warmer)
         except JudgeRefusal as error:
             _logger.warning("question %s: %s", request.id, error)
             return {**base, "judge_name": judge.name, _ACCEPTED: False, "judge_error": str(error)}
+        reply = without_thought(given)
         accepted = protocol.accepts(reply)
         if accepted:
             break
     if not accepted:
-        _logger.warning("judge %s: no usable reply about %s: %.80r", judge.name, request.id, reply)
+        _logger.warning("judge %s: no usable reply about %s: %.80r", judge.name, request.id, given)
     return {**base, protocol.reply_field: reply, "judge_name": judge.name, _ACCEPTED: accepted}
 
 

@@ -38,7 +38,16 @@ class JudgedQuestion:
 
 def find_judge_reply(line: Line | None, fields: Sequence[str] = REPLY_FIELDS) -> Any:
     """The judge's reply on a prediction line: a text, a verdict, or a list of one for each run; None without one."""
-    return None if line is None else next((line[name] for name in fields if line.get(name) is not None), None)
+    reply = None if line is None else next((line[name] for name in fields if line.get(name) is not None), None)
+    return list(map(without_thought, reply)) if isinstance(reply, list) else without_thought(reply)
+
+
+def without_thought(reply: Any) -> Any:
+    """A judge's reply without what it thought before, which ends with ``</think>``; nothing of one that never ends."""
+    if not isinstance(reply, str):
+        return reply
+    _, end, said = reply.rpartition("</think>")
+    return said.strip() if end else "" if said.lstrip().startswith("<think>") else reply
 
 
 def judge_names(lines: Iterable[Line | None]) -> str:

@@ -239,6 +239,19 @@ def test_a_judge_is_asked_again_until_its_reply_can_be_used(mm_vet: Path, tmp_pa
     assert score_predictions("mm_vet", [mm_vet], lines)["rules"]["official"]["metrics"]["ocr"] == pytest.approx(0.2)
 
 
+def test_thoughts_of_a_judge_are_no_verdict(mm_vet: Path, tmp_path: Path) -> None:
+    """Neither of one that is asked, nor on lines that it wrote elsewhere."""
+    protocol = find_protocol("mm_vet")
+    said = iter(["<think>0.9, or", "<think>0.9? No.</think>\n\n 0.4"])
+    requests = protocol.requests([mm_vet], [{"question_id": 0, "text": "it is 2"}])
+    (line,) = run_judge(requests, CallableJudge("mine", lambda _: next(said)), protocol, tmp_path / "out.jsonl")
+    assert (line["judge"], line["judge_accepted"], list(said)) == ("0.4", True, [])
+    elsewhere = [{"question_id": 0, "text": "it is 2", "judge": reply} for reply in ("1.0</think>0.4", ["0.4", "0.4"])]
+    for written in (line, *elsewhere):
+        rules = score_predictions("mm_vet", [mm_vet], [written])["rules"]
+        assert rules["official"]["metrics"]["ocr"] == pytest.approx(0.2), written
+
+
 def test_a_stopped_run_goes_on_where_it_was(mm_vet: Path, tmp_path: Path) -> None:
     protocol, out = find_protocol("mm_vet"), tmp_path / "out.jsonl"
     predictions = [{"question_id": i, "text": f"reply {i}"} for i in range(3)]
