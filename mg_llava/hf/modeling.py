@@ -24,6 +24,9 @@ from mg_llava.models.splice import Spliced
 from mg_llava.models.weights.guard import safe_torch_load
 from mg_llava.tokens import IGNORE_INDEX
 
+_Pictures = tuple[Tensor | None, Sequence[Tensor] | None, Tensor | None, Sequence[str] | None]
+"""``pixel_values``, ``boxes``, ``frames`` and ``questions`` of a forward pass."""
+
 
 class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     r"""A multimodal LLM that sees a picture at low resolution, at high resolution, and object by object.
@@ -188,48 +191,60 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: Placeholders, pictures and sets of boxes differ in number, or pictures come with a full cache.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        context: AbstractContextManager[Any] = nullcontext()  # ``generate`` has opened it for later steps
-        if input_ids is not None and not is_filled(past_key_values):
-            merged = self._merge(input_ids, (pixel_values, boxes, frames, questions), attention_mask, labels)
-            input_ids, inputs_embeds = None, merged.inputs_embeds
-            labels = None if labels is None else merged.labels
-            attention_mask, position_ids = merged.attention_mask.long(), merged.position_ids
-            cache_position, context = None, self.model.condition(merged.rows)
-        elif pixel_values is not None:
-            raise ValueError("pictures cannot be added to a cache or to inputs_embeds; give all ids with all pictures")
-        llm = self.model.llm
-        rest = {"cache_position": cache_position, "num_logits_to_keep": num_logits_to_keep or None}
-        known = inspect.signature(llm.forward).parameters
+        pictures, read = (pixel_values, boxes, frames, questions), (attention_mask, position_ids, cache_position)
+        given, labels, context = self._inputs(input_ids, inputs_embeds, pictures, read, past_key_values, labels)
         with context:
-            output = llm(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
+            output = self._decode(
+                (labels, num_items_in_batch),
+                **given,
                 use_cache=use_cache,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
-                return_dict=True,
-                **{name: value for name, value in rest.items() if value is not None and name in known},
+                num_logits_to_keep=num_logits_to_keep or None,
             )
-        loss = None if labels is None else _loss(output.logits, labels.to(output.logits.device), num_items_in_batch)
-        result = CausalLMOutputWithPast(
-            loss=loss,
-            logits=output.logits,
-            past_key_values=output.get("past_key_values"),
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
         as_dict = self.config.use_return_dict if return_dict is None else return_dict
-        return result if as_dict else result.to_tuple()
+        return output if as_dict else output.to_tuple()
+
+    def _inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pictures: _Pictures,
+        read: tuple[Tensor | None, Tensor | None, Tensor | None],
+        past_key_values: Any,
+        labels: Tensor | None,
+    ) -> tuple[dict[str, Any], Tensor | None, AbstractContextManager[Any]]:
+        """Arguments of the LLM with the pictures in them, labels of the same length, and where it reads them."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        attention_mask, position_ids, cache_position = read
+        given: dict[str, Any] = {"past_key_values": past_key_values}
+        if input_ids is not None and not is_filled(past_key_values):
+            merged = self._merge(input_ids, pictures, attention_mask, labels)
+            given |= {"inputs_embeds": merged.inputs_embeds, "position_ids": merged.position_ids}
+            given["attention_mask"] = merged.attention_mask.long()
+            return given, None if labels is None else merged.labels, self.model.condition(merged.rows)
+        if pictures[0] is not None:
+            raise ValueError("pictures cannot be added to a cache or to inputs_embeds; give all ids with all pictures")
+        given |= {"attention_mask": attention_mask, "position_ids": position_ids, "cache_position": cache_position}
+        given |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        return given, labels, nullcontext()  # ``generate`` has opened it for later steps
+
+    def _decode(self, wanted: tuple[Tensor | None, Tensor | int | None], **given: Any) -> CausalLMOutputWithPast:
+        """What the LLM makes of its inputs, with the loss where labels, and how many count, are given."""
+        known = inspect.signature(self.model.llm.forward).parameters
+        for name in ("cache_position", "num_logits_to_keep"):  # not every LLM has them
+            if name not in known or given.get(name) is None:
+                given.pop(name, None)
+        output, (labels, count) = self.model.llm(return_dict=True, **given), wanted
+        loss = None if labels is None else _loss(output.logits, labels.to(output.logits.device), count)
+        found = {name: output.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+        return CausalLMOutputWithPast(loss=loss, logits=output.logits, **found)
 
     def _merge(
         self,
         input_ids: Tensor,
-        pictures: tuple[Tensor | None, Sequence[Tensor] | None, Tensor | None, Sequence[str] | None],
+        pictures: _Pictures,
         attention_mask: Tensor | None,
         labels: Tensor | None = None,
         padding_side: str | None = None,
