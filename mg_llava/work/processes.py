@@ -1,5 +1,6 @@
 """Several processes of one run, started by ``torchrun`` or ``srun``; they meet over gloo, on CPU and GPU alike."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Processes:
 
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=_PATIENCE)
+            atexit.register(self._leave)
         # a group of our own: the one that exists may be for a GPU, and less patient
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
@@ -61,7 +63,17 @@ class Processes:
             place = Path(folder).resolve() / f"meeting-{job}-{step}-{attempt}"
             place.parent.mkdir(parents=True, exist_ok=True)
             dist.init_process_group("gloo", f"file://{place}", _PATIENCE, int(size), int(rank))
-        return cls()
+        processes = cls()
+        atexit.register(processes._leave)
+        return processes
+
+    def _leave(self) -> None:
+        """End the meetings while Python still runs: their threads must not outlive it."""
+        if self._group is not None:
+            import torch.distributed as dist
+
+            self._group = None
+            dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:

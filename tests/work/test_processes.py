@@ -10,8 +10,10 @@ from mg_llava.work.processes import Processes
 from tests.run import free_port
 
 CODE = """
-import os, sys
+import atexit, os, sys
+import torch.distributed as dist
 from mg_llava.work.processes import Processes
+atexit.register(lambda: print("met" if dist.is_initialized() else "left"))  # the first one is called last
 processes = Processes.of_slurm(sys.argv[1]) if sys.argv[2] == "slurm" else Processes()
 assert processes.gather(processes.rank * 10) == [0, 10]
 assert processes.on_main(lambda: f"of {processes.rank}") == "of 0"
@@ -61,7 +63,7 @@ def test_results_and_errors_reach_all(tmp_path, kind):
     for rank, child in enumerate(children):
         out, err = child.communicate(timeout=120)
         assert child.returncode == 0, err
-        assert out.splitlines() == [f"{rank} {rank} rank 0 cannot", f"{rank} {rank} rank 1 cannot"]
+        assert out.splitlines() == [f"{rank} {rank} rank 0 cannot", f"{rank} {rank} rank 1 cannot", "left"]
 
 
 def test_one_process_needs_nobody(monkeypatch):
