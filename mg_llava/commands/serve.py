@@ -34,7 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes any free one")
     parser.add_argument("--name", default="mg-llava", help="name of the model in answers (default: %(default)s)")
     parser.add_argument("--api-key", default="", help="what clients must send (default: nothing)")
-    parser.add_argument("--batch-size", type=int, default=16, help="questions at a time (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="questions at a time; memory grows with it (default: %(default)s)"
+    )
     parser.add_argument("--queue", type=int, default=256, help="most requests at a time (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=600, help="most seconds of an answer (default: %(default)s)")
     parser.add_argument("--allow-host", action="append", default=[], help="fetch pictures from it (default: none)")

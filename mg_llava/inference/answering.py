@@ -18,7 +18,15 @@ from mg_llava.inference.encoding import EncodedRequest, RequestEncoder, Statisti
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.reply import Reply
 from mg_llava.inference.requests import Answer
-from mg_llava.models.generation import LOGIT_MARGIN, Decoding, Prompt, evaluating, generate, read_prefixes
+from mg_llava.models.generation import (
+    LOGIT_MARGIN,
+    Decoding,
+    Prefixes,
+    Prompt,
+    evaluating,
+    generate,
+    read_prefixes,
+)
 from mg_llava.models.interfaces import Seeing
 from mg_llava.tokens import PAD_TOKEN_ID
 
@@ -189,19 +197,34 @@ class Answering:
 
     def _after_prefixes(self, block: Sequence[EncodedRequest]) -> Iterator[Answered]:
         """Answer a block batch by batch; the LLM reads its prefixes once."""
-        first = {one.prefix: one for one in reversed(block)}
-        numbers = {prefix: number for number, prefix in enumerate(first)}
-        starts = list(first.values())
+        numbers, prefixes = self._read_prefixes(block)
+        for batch in self._by_rest(block):
+            yield self._answers(batch, self._after(prefixes, [numbers[one.prefix] for one in batch], batch))
+
+    def _read_prefixes(self, block: Sequence[EncodedRequest]) -> tuple[dict[Hashable, int], Prefixes]:
+        """What the LLM keeps of the prefixes of a block, and the number of each."""
+        starts = list({one.prefix: one for one in reversed(block)}.values())
         prompt = self._prompt(starts, [one.prepared.ids[: one.cut] for one in starts])
         with self.model.condition([one.seeing for one in starts]):
             prefixes = read_prefixes(self.model.llm, prompt)
         self.statistics.prefixes += len(starts)
-        for batch in self._by_rest(block):
-            texts = _pad([one.prepared.ids[one.cut :] for one in batch], left=True)
-            rows = torch.tensor([numbers[one.prefix] for one in batch])
-            data = self.model.data_preprocessor({"rows": rows, **texts}, False)
-            embeds = self.model.llm.get_input_embeddings()(data["input_ids"])
-            yield self._answers(batch, prefixes.before(data["rows"], embeds, data["attention_mask"]))
+        return {one.prefix: number for number, one in enumerate(starts)}, prefixes
+
+    @torch.no_grad()
+    def _after(self, prefixes: Prefixes, numbers: Sequence[int], batch: Sequence[EncodedRequest]) -> Prompt:
+        """What the LLM reads of a batch after its prefixes."""
+        texts = _pad([one.prepared.ids[one.cut :] for one in batch], left=True)
+        data = self.model.data_preprocessor({"rows": torch.tensor(numbers), **texts}, False)
+        embeds = self.model.llm.get_input_embeddings()(data["input_ids"])
+        return prefixes.before(data["rows"], embeds, data["attention_mask"])
+
+    def shared_prompt(self, batch: Sequence[EncodedRequest]) -> Prompt | None:
+        """What the LLM reads of rows, of which some go on after one prefix; None where none do, or one has none."""
+        kinds = {one.prefix for one in batch}
+        if None in kinds or len(kinds) == len(batch):
+            return None
+        numbers, prefixes = self._read_prefixes(batch)
+        return self._after(prefixes, [numbers[one.prefix] for one in batch], batch)
 
     def _by_rest(self, block: Sequence[EncodedRequest]) -> Iterator[list[EncodedRequest]]:
         """Batches of rows by length after the prefix, long ones first.

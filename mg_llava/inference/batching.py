@@ -4,11 +4,13 @@ A window is as many requests as are looked at together: their pictures are encod
 length and answered in batches. It bounds what is held in memory, whatever the number of requests.
 """
 
+import hashlib
 import itertools
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
@@ -158,6 +160,19 @@ class DecodedPictures:
     pictures: list[ProcessedPicture] = field(default_factory=list)
     chosen: dict[int, list[int]] = field(default_factory=dict)
 
+    @cached_property
+    def content(self) -> Hashable:
+        """Equal where pictures and boxes are."""
+        return tuple(
+            (
+                hashlib.sha256(picture.pixels.numpy().tobytes()).digest(),
+                picture.boxes.numpy().tobytes(),
+                (*picture.labels, *picture.scores, *picture.numbers),
+                (picture.canvas, picture.is_empty, picture.region),
+            )
+            for picture in self.pictures
+        )
+
 
 class PictureGroup:
     """Requests of a window that show the same pictures."""
@@ -212,6 +227,22 @@ def _with_crops(
 
 Loaded = tuple[PictureGroup, DecodedPictures | PictureError]
 """A group with its pictures, or why they cannot be read."""
+
+
+def joined(loaded: Iterable[Loaded]) -> list[Loaded]:
+    """Groups of one request each; those that show equal pictures with equal boxes as one."""
+    groups: dict[Hashable, list[tuple[PictureGroup, DecodedPictures]]] = {}
+    for number, (group, decoded) in enumerate(loaded):
+        assert isinstance(decoded, DecodedPictures)
+        chosen = tuple(decoded.chosen[group.requests[0].number])
+        groups.setdefault((decoded.content, chosen) if chosen else number, []).append((group, decoded))
+    return [
+        (
+            PictureGroup([group.requests[0] for group, _ in same]),
+            DecodedPictures(same[0][1].pictures, {n: own for _, one in same for n, own in one.chosen.items()}),
+        )
+        for same in groups.values()
+    ]
 
 
 def windows(requests: Iterable[PreparedRequest], questions: int, pictures: int) -> Iterator[list[PictureGroup]]:

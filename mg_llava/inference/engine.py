@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from mmengine.logging import print_log
 
 from mg_llava.inference.answering import Answering
-from mg_llava.inference.batching import Loaded, PictureGroup, PreparedRequest
+from mg_llava.inference.batching import Loaded, PictureGroup, PreparedRequest, joined
 from mg_llava.inference.encoding import EncodedRequest
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.reply import Reply, ScoredToken
@@ -166,6 +166,7 @@ class Engine:
         decoded = group.load()
         if isinstance(decoded, Exception):
             raise decoded
+        _ = decoded.content  # by this thread, not by the engine's
         return Job((group, decoded), answering, **options)
 
     def submit(self, job: Job) -> None:
@@ -243,15 +244,16 @@ class Engine:
         """Encode the pictures of jobs together; those that can be answered, with their answers."""
         owners = {request.number: job for job in jobs for request in job.loaded[0].requests}
         failed: list[Any] = []
-        encoded = jobs[0].answering.encoded((job.loaded for job in jobs), failed)
+        encoded = jobs[0].answering.encoded(joined(job.loaded for job in jobs), failed)
         begun = [(owners[one.prepared.number], owners[one.prepared.number].begin(one)) for one in encoded]
         for number, error in failed:
             owners[number].fail(error)
         return begun
 
     def _answer(self, jobs: list[Job]) -> Iterator[None]:
-        replies = [reply for _, reply in self._begin(jobs)]
-        for _ in jobs[0].answering.run(replies) if replies else ():
+        replies, answering = [reply for _, reply in self._begin(jobs)], jobs[0].answering
+        prompt = answering.shared_prompt([reply.one for reply in replies])
+        for _ in answering.run(replies, prompt) if replies else ():
             for job in jobs:
                 job.advance()
             yield

@@ -174,18 +174,39 @@ def test_many_at_once_are_answered_as_one_at_a_time(
     before = predictor.statistics.steps
     alone = [answer(number) for number in range(32)]
     steps_alone, before = predictor.statistics.steps - before, predictor.statistics.steps
+    assert all_at_once(server, 32, answer, monkeypatch) == alone
+    assert 3 * (predictor.statistics.steps - before) <= steps_alone
+
+
+def all_at_once(server: ChatServer, count: int, answer: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Answers of so many clients, whose requests reach the engine together."""
     submit, held = server.app.engine.submit, []
 
     def gather(job: Any) -> None:
         held.append(job)
-        for waiting in held if len(held) == 32 else ():
+        for waiting in held if len(held) == count else ():
             submit(waiting)
 
     monkeypatch.setattr(server.app.engine, "submit", gather)
-    with ThreadPoolExecutor(32) as pool:
-        together = list(pool.map(answer, range(32)))
-    assert together == alone
-    assert 3 * (predictor.statistics.steps - before) <= steps_alone
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(answer, range(count)))
+
+
+def test_questions_about_one_picture_share_what_is_before_them(
+    client: OpenAI, server: ChatServer, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve about a picture with boxes of two kinds: it is encoded and read twice."""
+
+    def answer(number: int) -> tuple[str, int]:
+        parts = [image(a_picture(), boxes=BOXES[: number % 2]), text(f"what is {'there' * (number % 5)} {number}?")]
+        reply = ask(client, user(*parts), max_tokens=3 + number)
+        return reply.choices[0].message.content, reply.usage.prompt_tokens
+
+    alone, statistics = [answer(number) for number in range(12)], predictor.statistics
+    before = statistics.pictures, statistics.prefixes, statistics.alone
+    assert all_at_once(server, 12, answer, monkeypatch) == alone
+    again = statistics.alone - before[2]  # those that rounding could have decided have their picture encoded once more
+    assert (statistics.pictures - before[0] - again, statistics.prefixes - before[1]) == (2, 2)
 
 
 def test_metrics_count(client: OpenAI, server: ChatServer) -> None:

@@ -16,6 +16,7 @@ def test_clients_at_once_get_the_same_answers(capsys: pytest.CaptureFixture, mon
     result = serve.run(parser.parse_args(["--questions", "6", "--clients", "3", "--rounds", "1"]))
     assert result["identical"] and result["questions"] == 6 and not result["trained"]
     rates = list(result["answers_per_s"].values())
-    for gain, alone, many in [(result["speedup"], *rates[:2]), (result["speedup_short"], *rates[2:])]:
+    gains = [result[f"speedup{kind}"] for kind in ("", "_short", "_shared")]
+    for gain, alone, many in zip(gains, rates[::2], rates[1::2], strict=True):
         assert gain == pytest.approx(many / alone, abs=0.01, rel=0.01)
     assert "answers are identical" in capsys.readouterr().out
