@@ -82,6 +82,7 @@ setup(
     entry_points={
         "console_scripts": ["mg-llava = mg_llava.__main__:main"],
         "lmms_eval.models": ["mg_llava = mg_llava.evaluation.lmms:manifest"],
+        "vllm.general_plugins": ["mg_llava = mg_llava.hf.vllm_plugin:register"],
         "torch.backends": ["mg_llava = mg_llava.compat:await_xtuner"],
     },
 )
