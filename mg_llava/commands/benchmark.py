@@ -5,7 +5,10 @@ where they apply, and more.
 
 Examples:
     mg-llava benchmark --help
+    mg-llava benchmark all --quick                                 # every table, in minutes
     mg-llava benchmark boxes
+    mg-llava benchmark launches --config configs/mg_llava_vicuna7b_pretrain.py
+    mg-llava benchmark compare --llm vicuna7b --vision paper --device cuda --batch-size 16
     mg-llava benchmark train --boxes 100 10                        # encoders of the paper on a CPU
     mg-llava benchmark train --llm vicuna7b --device cuda --batch-size 16 --steps 10 --warmup 3 --alone
     mg-llava benchmark packing                                     # wasted positions, packed and padded

@@ -11,9 +11,8 @@ from typing import Any
 from mg_llava.experiments.grid import Grid, GridRow
 from mg_llava.experiments.sizes import SIZE_HEADS, leaf_sizes
 from mg_llava.experiments.steps import Run, Training
-from mg_llava.work.atomic import write_text
+from mg_llava.work.atomic import write_between_marks
 
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 RunEntry = dict[str, Any]
 """``row``, ``seed``, ``fingerprint``, ``metrics`` (shares by title), ``seconds`` and ``losses`` (by kind of step)."""
 
@@ -212,15 +211,6 @@ class GridReport:
         axes.set_xlabel(f"{title}, %")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata={"Software": None})
-
-
-def write_between_marks(path: Path, text: str, title: str) -> None:
-    """Put a text between the marks of a Markdown file; they are added at the end where there are none."""
-    old = path.read_text() if path.is_file() else f"# Results of {title}\n"
-    if BEGIN not in old or END not in old:
-        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, rest = old.split(BEGIN, 1)
-    write_text(path, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
 
 
 def format_spread(values: Sequence[float]) -> str:

@@ -118,9 +118,7 @@ def run_child(function: str, *arguments: Any) -> dict[str, Any]:
     module, name = function.rsplit(".", 1)
     code = f"import json, sys, {module} as m; print(json.dumps(m.{name}(*json.loads(sys.argv[1]))))"
     command = [sys.executable, "-c", code, json.dumps(arguments)]
-    # threads that wait for each other sleep: on a busy machine spinning takes the time of the one waited for
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": _search_path()}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     if done.returncode:
         raise RuntimeError(f"{function} failed with status {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -200,6 +198,11 @@ def _status(key: str) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith(key)) * 1024 / MB
 
 
-def _search_path() -> str:
-    """The children import what this process imports."""
-    return os.pathsep.join(path for path in sys.path if path)
+def child_environment() -> dict[str, str]:
+    """Environment of processes that import what this process imports."""
+    # threads that wait for each other sleep: on a busy machine spinning takes the time of the one waited for
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }

@@ -1,5 +1,6 @@
 """Models of real sizes with random weights, by name, and batches of random samples for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mg_llava.data.collate import collate
+from mg_llava.models.adapters.lora import add_lora
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import CLIPEncoder
@@ -16,13 +18,16 @@ from mg_llava.models.fusion.conv_gate import ConvGateFusion
 from mg_llava.models.llm import attention_candidates
 from mg_llava.models.losses.language import LanguageLoss
 from mg_llava.models.objects.roi_align import RoIAlignBoxProjector
+from mg_llava.models.packing import plan_rows
 from mg_llava.models.projectors import MLPProjector
 from mg_llava.models.recompute import Checkpointing, enable_checkpointing
+from mg_llava.models.system import System
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.planning.flops import TEXT_TOKENS, Sample, count_flops
 from mg_llava.planning.skeleton import Skeleton
 from mg_llava.profiling._measure import ROOT
 from mg_llava.profiling._reference import ChannelsFirstConvNeXt, CheckpointedCLIP, DenseBoxProjector
+from mg_llava.profiling._stock import build_stock
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 LLMS = {
@@ -57,7 +62,9 @@ class Case:
         llm: A name of ``LLMS``, or path or hub name of another causal LM.
         vision: A name of ``VISION``.
         stage: 1 trains fusion and projectors, 2 the LLM as well.
+        lora: Whether stage 2 trains adapters of the LLM in place of its weights.
         reference: Take the published way, with every lever off.
+        stock: Take XTuner's own LLaVA, which sees the low-resolution view alone, and no boxes.
         off: Levers that are off.
         model: More arguments of the model.
         device: ``"cpu"`` or ``"cuda"``.
@@ -76,7 +83,9 @@ class Case:
     llm: str = "nano"
     vision: str = "paper"
     stage: int = 1
+    lora: bool = False
     reference: bool = False
+    stock: bool = False
     off: list[str] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
@@ -93,7 +102,7 @@ class Case:
 
     def is_on(self, lever: Lever) -> bool:
         """Whether a lever is on."""
-        return not self.reference and lever not in self.off
+        return not (self.reference or self.stock) and lever not in self.off
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,9 +122,14 @@ def build_model(case: Case, device: str | None = None) -> Any:
     loss = {name: model.pop(f"loss_{name}") for name in ("chunk", "kernel") if f"loss_{name}" in model}
     with target:
         torch.manual_seed(case.seed)
+        attention = "sdpa" if target.type == "meta" else attention_candidates()[0]
+        if case.stock:
+            llm = _language_model(case, attention)
+            return build_stock(llm, low_name, canvas, case.dtype, case.checkpointing, case.stage, case.lora).train()
         low = _low_encoder(case, low_name)
         high = _high_encoder(case, high_name, canvas)
-        llm = _language_model(case, "sdpa" if target.type == "meta" else attention_candidates()[0])
+        llm = _language_model(case, attention)
+        llm = add_lora(llm, {}) if case.lora else llm.requires_grad_(case.stage == 2)
         boxes = RoIAlignBoxProjector if case.is_on("separable") else DenseBoxProjector
         built = MGLLaVA(
             llm=llm,
@@ -149,20 +163,36 @@ def count_work(settings: dict[str, Any]) -> dict[str, float]:
     """Count the work of a mean step of a case; for ``run_child``.
 
     Returns:
-        ``flops``, forward and backward pass without what is computed again or for padding, and ``tokens``, positions
-        of the LLM that are no padding.
+        ``flops``, forward and backward pass without what is computed again or for padding, ``recomputed``, what
+        checkpointing of the LLM computes again, ``tokens``, positions of the LLM that are no padding, and ``waste``
+        and ``waste_packed``, shares of all positions that padding takes in rows as they are, and packed.
     """
-    case = Case(**settings | {"reference": False, "off": [], "model": {}, "checkpointing": False})
+    capacity = settings.get("model", {}).get("packing") or 4096
+    case = Case(**settings | {"reference": False, "stock": False, "off": [], "model": {}, "checkpointing": False})
     model = build_model(case, "meta")
-    skeleton = Skeleton(model, quantized=False, checkpointing=False)
+    skeleton = Skeleton(model, quantized=False, checkpointing=settings.get("checkpointing", False))
     batches = make_batches(case, model, case.warmup + case.steps)[case.warmup :]
     lengths = [length for batch in batches for length in _text_lengths(batch)]
     # counting a length takes seconds, and goes nearly evenly with it: two are counted
     ends = sorted({min(lengths), max(lengths)})
     found = [count_flops(skeleton, Sample(length, case.boxes)) for length in ends]
     flops = np.interp(lengths, ends, [sum(item.training.values()) for item in found]).sum()
+    recomputed = np.interp(lengths, ends, [item.recomputed for item in found]).sum()
     tokens = sum(length + found[0].length - ends[0] for length in lengths)
-    return {"flops": float(flops) / case.steps, "tokens": tokens / case.steps}
+    numbers = {"flops": float(flops), "recomputed": float(recomputed), "tokens": float(tokens)}
+    rows = [batch["layout"].lengths for batch in batches]
+    places = {
+        "waste": sum(len(own) * max(own) for own in rows),
+        "waste_packed": sum(_packed(own, capacity) for own in rows),
+    }
+    wastes = {name: 1 - sum(map(sum, rows)) / count for name, count in places.items()}
+    return {name: number / case.steps for name, number in numbers.items()} | wastes
+
+
+def _packed(lengths: Sequence[int], capacity: int) -> int:
+    """Positions of packed rows, where attention needs no mask."""
+    plan = plan_rows(lengths, capacity)
+    return len(plan) * max(sum(lengths[number] for number in row) for row in plan)
 
 
 def _text_lengths(batch: dict[str, Any]) -> list[int]:
@@ -191,8 +221,9 @@ def _language_model(case: Case, attention: str) -> Any:
     config = AutoConfig.for_model(**found)
     llm = AutoModelForCausalLM.from_config(config, torch_dtype=case.dtype, attn_implementation=attention)
     llm.config.use_cache = False
-    enable_checkpointing(llm, case.checkpointing)
-    return llm.requires_grad_(case.stage == 2)
+    if not case.stock:  # which switches its own on
+        enable_checkpointing(llm, case.checkpointing)
+    return llm
 
 
 def _sample(case: Case, generator: torch.Generator, vocabulary: int, canvas: int) -> dict[str, Any]:
@@ -212,7 +243,9 @@ def _sample(case: Case, generator: torch.Generator, vocabulary: int, canvas: int
 
 
 def _counted(sample: dict[str, Any], model: Any) -> dict[str, Any]:
-    """A sample with the tokens of its placeholders, as the data set counts them."""
+    """A sample with the tokens of its placeholders, as the data set counts them for a system."""
+    if not isinstance(model, System):
+        return sample
     return sample | {"tokens": [model.token_count(1, len(own)) for own in sample["boxes"]]}
 
 

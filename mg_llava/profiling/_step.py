@@ -17,6 +17,7 @@ from mg_llava.planning.gpus import GPUS
 from mg_llava.profiling._measure import use
 from mg_llava.profiling._reference import ReferenceStep, reference_batch
 from mg_llava.profiling._sizes import Case, build_model, make_batches
+from mg_llava.profiling._stock import stock_batch
 
 PARTS = ("transport", "encoders", "fusion", "boxes", "llm", "optimizer")
 """Parts of a step. ``fusion`` has the projector with it, ``boxes`` their projector; ``llm`` is also what puts tokens
@@ -73,7 +74,7 @@ class Stepper:
         self.in_forward = False
         self.backward_in = "llm"
         """Part that the backward pass is in."""
-        for entry, module in self.model.named_parts():
+        for entry, module in () if case.stock else self.model.named_parts():
             if isinstance(module, ObjectReader):
                 self._watch(module.model, "boxes")
                 self._watch_pooling(module)
@@ -117,7 +118,9 @@ class Stepper:
 
     def transport(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch as workers send it; on a GPU in pinned memory."""
-        if not self.case.is_on("uint8"):
+        if self.case.stock:
+            batch = stock_batch(batch, self.model.visual_encoder.config.image_size)
+        elif not self.case.is_on("uint8"):
             batch = reference_batch(batch, self.model.visual_encoder.spec.image_size)
             if not self.case.reference:
                 batch["canvas"] = torch.stack(batch.pop("pixel_values_aux"))
@@ -179,7 +182,8 @@ def measure_points(settings: dict[str, Any], points: list[dict[str, Any]]) -> li
     """Measure one model with several batches, each with other values of its case; for ``run_child``.
 
     Returns:
-        For each point ``seconds`` and ``cpu_seconds`` of the fastest of ``steps`` steps, and ``peak_mb``.
+        For each point ``seconds`` and ``cpu_seconds`` of the fastest of ``steps`` steps, ``peak_mb``, and the ``loss``
+        of the first one.
     """
     case = Case(**settings)
     stepper = Stepper(case)
@@ -187,13 +191,14 @@ def measure_points(settings: dict[str, Any], points: list[dict[str, Any]]) -> li
     for point in points:
         changed = Case(**{**settings, **point})
         batches = [stepper.transport(batch) for batch in make_batches(changed, stepper.model, 1 + case.steps)]
-        usages = [use(partial(stepper.step, batch), case.device)[1] for batch in batches]
+        steps, usages = zip(*(use(partial(stepper.step, batch), case.device) for batch in batches), strict=True)
         stepper.clock.seconds()
         results.append(
             {
                 "seconds": min(usage.seconds for usage in usages[1:]),
                 "cpu_seconds": min(usage.cpu_seconds for usage in usages[1:]),
                 "peak_mb": max(usage.peak_mb for usage in usages),
+                "loss": float(steps[0]["loss"]),
             }
         )
     return results

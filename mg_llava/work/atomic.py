@@ -67,6 +67,22 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_between_marks(path: Path, text: str, title: str) -> None:
+    """Put a text between the marks of a Markdown file; they are added at the end where there are none.
+
+    Args:
+        path: The file, which need not exist.
+        text: What is written in place of what was between the marks.
+        title: Of a new file.
+    """
+    begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
+    old = path.read_text() if path.is_file() else f"# Results of {title}\n"
+    if begin not in old or end not in old:
+        old = f"{old.rstrip()}\n\n{begin}\n{end}\n"
+    before, rest = old.split(begin, 1)
+    write_text(path, f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     """Replace a file by JSON that ends with a newline; errors as for :func:`replacing`."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")

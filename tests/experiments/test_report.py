@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mg_llava.experiments.grid import read_grid
-from mg_llava.experiments.report import GridReport, RunEntry, format_spread, merge_entries, write_between_marks
+from mg_llava.experiments.report import GridReport, RunEntry, format_spread, merge_entries
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid
 
@@ -62,15 +62,6 @@ def test_nothing_is_measured(tmp_path: Path) -> None:
     report = GridReport(read_grid(write_grid(tmp_path)), [], [], "")
     (page,) = report.write(tmp_path)
     assert "Nothing is measured yet." in page.read_text()
-
-
-def test_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("# Title\n\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n\nCeilings stay.\n")
-    for _ in range(2):
-        write_between_marks(page, "new", "toy")
-    assert "old" not in page.read_text() and page.read_text().count("new") == 1
-    assert page.read_text().endswith("Ceilings stay.\n")
 
 
 @pytest.mark.parametrize(

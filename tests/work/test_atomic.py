@@ -156,3 +156,12 @@ def test_remove_takes_files_folders_and_nothing(tmp_path):
     for name in ("folder", "file", "absent"):
         atomic.remove(tmp_path / name)
     assert names(tmp_path) == []
+
+
+def test_text_between_marks_is_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n\nCeilings stay.\n")
+    for _ in range(2):
+        atomic.write_between_marks(page, "new", "toy")
+    assert "old" not in page.read_text() and page.read_text().count("new") == 1
+    assert page.read_text().endswith("Ceilings stay.\n")

@@ -1,0 +1,156 @@
+"""All benchmarks, one after the other in processes of their own; the whole of them writes the performance page."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mg_llava.profiling._measure import ROOT, child_environment, print_table
+from mg_llava.work.atomic import write_between_marks
+
+HELP = "all benchmarks: every table, with machine, versions and date; the whole of them into the performance page"
+
+EVERYTHING = (
+    "train --boxes 100",
+    "train --boxes 100 --llm smollm2-135m",
+    "train --boxes 10 --llm smollm2-135m --checkpointing off",
+    "train --vision nano --stage 2 --batch-size 8 --boxes 20 --text 120 --steps 5 --threads 1 --checkpointing off "
+    "--alone",
+    "compare --vision paper",
+    "boxes",
+    "packing",
+    "launches",
+    "scaling",
+    "feature-cache --vision paper --boxes 100 --batch-size 1",
+    "data",
+    "boxstore",
+    "boxes-pipeline",
+    "eval",
+    "serve --threads 1",
+    "checkpoint",
+    "startup",
+)
+QUICK = (
+    "train --vision nano --boxes 20 --batch-size 2 --text 60",
+    "compare --text 20 --steps 1 --boxes 0 10 --shapes lora",
+    "boxes --canvas 384 --rounds 1",
+    "packing --samples 5000 --steps 1 --batch-size 4",
+    "launches --batch-size 4 --boxes 0 100",
+    "scaling --axes boxes --boxes-values 0 20 100 --batch-size 1 --text 60 --steps 1",
+    "feature-cache --steps 1 --warmup 1 --dtypes int8",
+    "data --pictures 18 --rounds 1",
+    "boxstore --records 20000",
+    "boxes-pipeline --pictures 8 --rounds 1",
+    "eval --pictures 6 --rounds 1 --batch-size 16",
+    "serve --questions 6 --clients 3 --rounds 1",
+    "checkpoint --size 100",
+    "startup --rounds 1",
+)
+"""Every benchmark, as small as it says something."""
+
+_MAIN = "import sys; from mg_llava.commands.benchmark import main; sys.exit(main())"
+_PACKAGES = ("torch", "torchvision", "transformers", "xtuner", "mmengine", "timm", "deepspeed", "numpy", "pillow")
+
+
+class Measured(NamedTuple):
+    """One benchmark."""
+
+    command: str
+    table: str
+    result: dict[str, Any] | None
+    """None where it failed; the table is its error then."""
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    parser.add_argument("--quick", action="store_true", help="every benchmark at its smallest, minutes in all")
+    parser.add_argument("--only", nargs="+", default=[], metavar="BENCHMARK", help="these alone (default: all)")
+    parser.add_argument("--page", type=Path, help="file whose tables are written (whole runs: PERFORMANCE.md)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print every table, and write the page.
+
+    Returns:
+        ``results`` by command, ``machine``, ``versions``, ``date`` and ``seconds``.
+
+    Raises:
+        ValueError: ``--only`` names no benchmark.
+        RuntimeError: A benchmark failed; the others were measured and printed.
+    """
+    commands = [one for one in (QUICK if args.quick else EVERYTHING) if not args.only or one.split()[0] in args.only]
+    known = {one.split()[0] for one in EVERYTHING}
+    if unknown := sorted(set(args.only) - known):
+        raise ValueError(f"there is no benchmark {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    page = args.page or (None if args.quick or args.only else ROOT / "PERFORMANCE.md")
+    about = describe_setup()
+    found = [_measure(command) for command in commands]
+    print()
+    print_table([("benchmark", "seconds", "times faster"), *((one.command, one.seconds, _gain(one)) for one in found)])
+    if page is not None:
+        write_between_marks(page, describe_tables(about, found), "benchmarks")
+    if failed := [one.command for one in found if one.result is None]:
+        raise RuntimeError(f"these failed: {'; '.join(failed)}")
+    results = {one.command: one.result for one in found}
+    return {**about, "results": results, "seconds": round(sum(one.seconds for one in found), 1), "quick": args.quick}
+
+
+def describe_setup() -> dict[str, Any]:
+    """``machine``, ``versions`` of what counts, and ``date``."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    cpu, memory = platform.machine(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    machine = f"{len(os.sched_getaffinity(0))} cores of {cpu}, {memory:.0f} GiB, {_gpu()}"
+    return {"machine": machine, "versions": versions, "date": time.strftime("%Y-%m-%d")}
+
+
+def describe_tables(about: dict[str, Any], found: list[Measured]) -> str:
+    """Markdown of all tables."""
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    blocks = [f"Measured on {about['date']}: {about['machine']}; {versions}."]
+    blocks += [f"`python tools/benchmark.py {one.command}`\n\n```\n{one.table}\n```" for one in found]
+    return "\n\n".join(blocks)
+
+
+def _measure(command: str) -> Measured:
+    """Run one benchmark, and print what it prints."""
+    print(f"\n== {command}", flush=True)
+    start = time.perf_counter()
+    line = [sys.executable, "-c", _MAIN, *command.split()]
+    done = subprocess.run(line, capture_output=True, text=True, env=child_environment())
+    seconds = time.perf_counter() - start
+    table, result = done.stdout.strip(), None
+    if done.returncode == 0:
+        table, _, last = table.rpartition("\n")
+        result = json.loads(last)
+    else:
+        table = done.stderr.strip()[-2000:]
+    table = re.sub(r"\n{3,}", "\n\n", table).strip()
+    print(table, flush=True)
+    return Measured(command, table, result, seconds)
+
+
+def _gain(one: Measured) -> str:
+    """What a benchmark says of both ways in one number."""
+    if one.result is None:
+        return "failed"
+    return f"{one.result['speedup']:.3g}" if one.result.get("speedup") else "-"
+
+
+def _gpu() -> str:
+    import torch  # not for those who only read tables
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

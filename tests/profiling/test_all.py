@@ -1,0 +1,39 @@
+"""All benchmarks in one command, of which this runs the shortest; and the page that it writes."""
+
+import json
+
+from mg_llava.profiling import all as every
+from mg_llava.profiling._measure import ROOT
+from tests.run import run_tool
+
+PAGE = "# Speed\n\nbefore\n\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n\nafter\n"
+
+
+def test_all_benchmarks_are_in_both_lists():
+    names = {file.stem.replace("_", "-") for file in (ROOT / "mg_llava" / "profiling").glob("[!_]*.py")} - {"all"}
+    for commands in (every.EVERYTHING, every.QUICK):
+        assert {command.split()[0] for command in commands} == names
+
+
+def test_tables_of_all_are_written_into_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(every, "QUICK", ("checkpoint --size 20", "boxes --no-such-thing"))
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    done = run_tool("benchmark", "all", "--quick", "--page", page)
+    text = page.read_text()
+    assert done.status == 1 and "these failed: boxes --no-such-thing" in done.err
+    assert text.startswith("# Speed\n\nbefore\n\n") and text.endswith("\n\nafter\n") and "old" not in text
+    about = every.describe_setup()
+    assert about["date"] in text and about["machine"] in text and f"torch {about['versions']['torch']}" in text
+    table = text.split("benchmark.py checkpoint --size 20`")[1].split("```")[1]
+    assert "background" in table and table.strip() in done.out
+    assert "unrecognized arguments: --no-such-thing" in text  # the other one goes on
+    monkeypatch.setattr(every, "QUICK", ("checkpoint --size 20",))
+    done = run_tool("benchmark", "all", "--quick", "--only", "checkpoint")
+    assert done.result["results"]["checkpoint --size 20"]["benchmark"] == "checkpoint" and page.read_text() == text
+    assert done.result["date"] == about["date"] and json.dumps(done.result["versions"])
+
+
+def test_unknown_benchmarks_are_named():
+    done = run_tool("benchmark", "all", "--only", "no-such")
+    assert done.status == 1 and "there is no benchmark no-such; known: boxes," in done.err
