@@ -121,8 +121,11 @@ class CocoBoxes(NamedBoxes):
             self._images = {image["id"]: image for image in content["images"]}
             twice = [key for key, count in Counter(image["id"] for image in content["images"]).items() if count > 1]
             self._boxes: dict[Any, list[tuple[list[float], float, str]]] = {image: [] for image in self._images}
+            strays: list[str] = []
             for entry in annotations:
-                if crowd or not entry.get("iscrowd"):
+                known = {"image_id": self._images, "category_id": names}
+                strays += [f"{key} {entry[key]!r}" for key, there in known.items() if entry[key] not in there]
+                if not strays and (crowd or not entry.get("iscrowd")):
                     left, top, width, height = map(float, entry["bbox"])
                     box = [left, top, left + width, top + height]
                     found = (box, float(entry.get("score", 1.0)), names[entry["category_id"]])
@@ -130,6 +133,11 @@ class CocoBoxes(NamedBoxes):
             files = [(str(image["file_name"]), key) for key, image in self._images.items()]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(f"{self.source} is not in COCO's format ({type(error).__name__}: {error})") from error
+        if strays:
+            raise RecordError(
+                f"{self.source} has boxes of {strays[0]}, which {path} does not name; give the file of images and "
+                "categories that these boxes belong to"
+            )
         if twice:
             raise RecordError(f"{self.source}: id {twice[0]!r} stands for several images; give each an id of its own")
         if unlike:

@@ -358,6 +358,17 @@ def test_coco_images_of_one_name(tmp_path):
         CocoBoxes(write_coco(tmp_path / "twice.json", [{"id": 7, "file_name": f"{n}.jpg"} for n in range(2)]))
 
 
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_coco_boxes_of_what_the_file_does_not_name(tmp_path, key):
+    path = write_coco(tmp_path / "coco.json", [{"id": 1, "file_name": "a.jpg"}])
+    results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert CocoBoxes(path, tmp_path / "results.json")
+    (tmp_path / "results.json").write_text(json.dumps([*results, {**results[0], key: 99}]))
+    with pytest.raises(RecordError, match=rf"results\.json has boxes of {key} 99, which .*coco\.json does not name"):
+        CocoBoxes(path, tmp_path / "results.json")
+
+
 def test_a_coco_category_of_two_names(tmp_path):
     path = write_coco(tmp_path / "coco.json", [{"id": 1, "file_name": "a.jpg"}])
     content = json.loads(path.read_text())
