@@ -77,7 +77,8 @@ def run_grid(
     for command in (grid.prepare, grid.train, grid.evaluate):
         if command:
             check_command(command)
-    prepare_data(grid.prepare, folder, say)
+    seeds = dict.fromkeys(str(seed) for _, seed in grid.runs())
+    prepare_data([word for part in grid.prepare for word in (seeds if part == "{seeds}" else [part])], folder, say)
     runs = plan_runs(grid, folder)
     say(f"{sum(not run.is_done for run in runs)} of {len(runs)} runs to do; logs in {folder}")
     return runs, Schedule(runs, jobs, threads, say).run(folder)

@@ -33,7 +33,7 @@ class GridRow:
         name: For the command line and files.
         leaves: Configs of the stages in order; each starts from the checkpoint of the one before.
         title: For the table; the name by default.
-        options: Changes of all leaves, as ``xtuner train --cfg-options`` takes them.
+        options: Changes of all leaves, as ``xtuner train --cfg-options`` takes them; ``{seed}`` is that of the run.
         group: Rows of a group have a table of their own, under this title.
         seeds: Those of this row; the grid's by default.
         published: Numbers that others have published for it, by title, shown beside its own.
@@ -61,7 +61,7 @@ class Grid:
             all benchmarks by default. The last one is plotted and compared.
         seeds: Each row is run with each, unless it has its own.
         plateau: A run whose first stage ends with a larger loss has stayed on its plateau; None for no such limit.
-        prepare: Command that makes the data, or sees that it is there.
+        prepare: Command that makes the data, or sees that it is there; ``{seeds}`` are those of the runs.
         train: Command that takes a leaf, ``--work-dir``, ``--seed``, ``--resume`` and ``--cfg-options``.
         caption: What the numbers are, above the table.
         reference: Further lines of the table: metrics by title.

@@ -13,6 +13,8 @@ from mg_llava.experiments.sizes import SIZE_HEADS, leaf_sizes
 from mg_llava.experiments.steps import Run, Training
 from mg_llava.work.atomic import write_between_marks
 
+MANY = 20
+"""Metrics that fit beside each other."""
 RunEntry = dict[str, Any]
 """``row``, ``seed``, ``fingerprint``, ``metrics`` (shares by title), ``seconds`` and ``losses`` (by kind of step)."""
 
@@ -109,15 +111,15 @@ class GridReport:
         return "\n".join([*lines, f"Measure with `{self.command}`; this table was written on {_machine()}."])
 
     def _table(self, rows: Sequence[GridRow], seeds: Sequence[int]) -> list[str]:
-        """Rows with their published numbers, their own, and what they cost."""
+        """Rows with their published numbers, their own, and what they cost; with many metrics, a line for each."""
         published = list(dict.fromkeys(title for row in rows for title in row.published))
         sizes = {row.name: leaf_sizes(row.leaves[-1]) for row in rows}
         costs = [*SIZE_HEADS, "seconds"] if any(sizes.values()) else []
         heads = [*published, *self.titles, *costs]
-        lines = [_line("", heads), "|" + "---|" * (1 + len(heads))]
+        table = [("", *heads)]
         for name, known in self.grid.reference.items():
             cells = {title: format_spread([known[title]]) for title in self.titles if title in known}
-            lines.append(_line(name, [cells.get(head, "-") for head in heads]))
+            table.append((name, *(cells.get(head, "-") for head in heads)))
         for row in rows:
             own = [entry["seed"] for entry in self.of(row)]
             title = row.title if own == seeds else f"{row.title} (seed {', '.join(map(str, own))})"
@@ -126,8 +128,11 @@ class GridReport:
             if (size := sizes[row.name]) is not None:
                 seconds = statistics.fmean(sum(entry["seconds"].values()) for entry in self.of(row))
                 cells |= dict(zip(costs, [*size.cells(), f"{seconds:.0f}"], strict=True))
-            lines.append(_line(title, [cells.get(head, "-") for head in heads]))
-        return lines
+            table.append((title, *(cells.get(head, "-") for head in heads)))
+        if len(heads) > MANY:
+            table = list(zip(*table, strict=True))
+        lines = [_line(head, cells) for head, *cells in table]
+        return [lines[0], "|" + "---|" * len(table[0]), *lines[1:]]
 
     def _differences(self) -> list[str]:
         """How much more than the first row each of the others has, seed by seed."""

@@ -170,12 +170,13 @@ def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path) -> Run:
     fingerprint = ""
     before: GridStep | None = None
     steps: list[GridStep] = []
+    options = tuple(option.replace("{seed}", str(seed)) for option in row.options)
     for number, leaf in enumerate(row.leaves, 1):
-        fingerprint = stage_fingerprint(leaf, row.options, seed, fingerprint)
+        fingerprint = stage_fingerprint(leaf, options, seed, fingerprint)
         place = folder / f"{Path(leaf).stem}_seed{seed}_{fingerprint}"
         base = (*grid.train, leaf, "--work-dir", str(place), "--seed", str(seed))
         kind = f"stage {number}"
-        before = Training(kind, f"{row.name} {seed}, {kind}", place, base, before, leaf, row.options)
+        before = Training(kind, f"{row.name} {seed}, {kind}", place, base, before, leaf, options)
         steps.append(before)
     fingerprint = command_fingerprint(grid.evaluate, fingerprint)
     place = folder / f"{row.name}_seed{seed}_evaluation_{fingerprint}"

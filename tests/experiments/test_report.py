@@ -38,6 +38,14 @@ def test_table(tmp_path: Path) -> None:
     assert "| low only (seed 0) | 15.0 | 30.0 |" in fewer
 
 
+def test_many_metrics_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mg_llava.experiments.report.MANY", 1)
+    grid = read_grid(write_grid(tmp_path, reference={"chance": {"all": 0.25}}))
+    text = GridReport(grid, [entry("low", 0, 0.4), entry("full", 0, 0.8)], [], "").markdown()
+    assert "| | chance | low only | full |\n|---|---|---|---|\n| a | - | 20.0 | 40.0 |" in text
+    assert "| all | 25.0 | 40.0 | 80.0 |" in text
+
+
 def test_groups_published_numbers_sizes_and_runs_that_stayed_on_the_plateau(tmp_path: Path) -> None:
     nano = "configs/mg_llava_nano_instruct.py"
     rows = [

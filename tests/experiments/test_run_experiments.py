@@ -11,6 +11,8 @@ from unittest import mock
 
 import pytest
 
+from mg_llava.experiments.grid import read_grid
+from mg_llava.experiments.steps import plan_runs
 from mg_llava.work.lock import folder_lock
 from tests.experiments.toys import write_grid, write_leaf
 from tests.run import TOOLS, environment, run_tool
@@ -61,6 +63,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     toy = Toy(tmp_path_factory.mktemp("whole") / "grid")
     toy.run()
     return toy
+
+
+def test_commands_and_options_follow_the_seeds(tmp_path: Path) -> None:
+    (folder := tmp_path / "grid").mkdir()
+    rows = [{"name": "own", "leaves": [write_leaf(folder, "own")], "options": ["llm=toy_{seed}"]}]
+    toy = Toy(folder, rows=rows, prepare=[sys.executable, "-c", "import sys; print('for', *sys.argv[1:])", "{seeds}"])
+    out, _ = toy.run("--seeds", "3", "1")
+    assert "for 3 1\n" in out and len(toy.starts) == 2
+    assert [run.steps[0].command()[-1] for run in plan_runs(read_grid(toy.grid), toy.work)] == [
+        "llm=toy_0",
+        "llm=toy_1",
+    ]
 
 
 def test_everything_once(whole: Toy) -> None:

@@ -80,3 +80,15 @@ def test_texts_of_both_kinds(nano: Any) -> None:
                 digits = [name for name in names if name != "shape"]
                 found.append(digits == sorted(digits))
     assert all(rising[True]) and np.mean(rising[False]) < 0.5 and len(rising[True]) > 30
+
+
+def test_lists_alone_end_with_the_names(nano: Any) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "llm")
+    ids, labels = nano.llm.batch_of(np.random.default_rng(0), tokenizer, 4, True, questions=0)
+    for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
+        length = sum(value != nano.llm.IGNORE for value in label)
+        text = tokenizer.decode(row[:length])
+        assert "Detected objects: " in text and text.endswith(".") and "ASSISTANT" not in text
+        assert label[:length] == row[:length] and set(row[length:]) <= {0}

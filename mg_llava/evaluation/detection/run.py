@@ -41,7 +41,7 @@ def evaluate_objects(
         out: Folder for ``results.json``, a box file of each arm and shift, and drawings.
         shifts: Copies of the pictures.
         limit: Look at the first pictures alone; None for all.
-        draws: Bootstrap samples of the differences.
+        draws: Bootstrap samples of the differences; none are reported with 0.
         show: Draw raw and refined objects of so many pictures side by side.
         progress: Called with a line for each arm of each shift.
 
@@ -57,7 +57,7 @@ def evaluate_objects(
         results[str(shift)] = {arm: {"numbers": one.numbers} for arm, one in scored.items()}
         for arm, one in scored.items():
             _write_boxes(out / f"{arm}_{shift}.json".replace(":", "_"), found[arm], pictures)
-            if arm != RAW:
+            if arm != RAW and draws:
                 gains = {name: compare_detections(scored[RAW], one, name, draws).to_dict() for name in _COMPARED}
                 results[str(shift)][arm]["gain"] = gains
             progress(f"{shift} {arm}: AP {one.numbers['AP']:.3f}, AP50 {one.numbers['AP50']:.3f}")
