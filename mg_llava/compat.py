@@ -7,10 +7,15 @@ works as it is installed, in its own process and in those that it starts.
 
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.abc import MetaPathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GONE = {"transformers.utils": ("is_safetensors_available",)}
 """Names that XTuner 0.2.0 imports and transformers 5 has no more; what each says is so: its answer is always yes."""
@@ -68,3 +73,39 @@ def _first(*modules: str) -> Any:
         if importlib.util.find_spec(name) is not None:
             return importlib.import_module(name)
     return importlib.import_module(modules[-1])
+
+
+def auto_models() -> list[Any]:
+    """The Auto classes that load models which see pictures and write text; one of them is gone since transformers 5."""
+    import transformers
+
+    names = ("AutoModel", "AutoModelForVision2Seq", "AutoModelForImageTextToText")
+    return [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+
+
+def cache_name(model: Any) -> str:
+    """The argument of a model, and the value that it gives, in which keys and values of earlier steps are."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(whole.forward).parameters else "past_key_values"
+
+
+def cached_layers(cache: Any) -> "list[tuple[Tensor, Tensor]]":
+    """Keys and values of each layer of a ``DynamicCache``."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return list(cache)
+
+
+def tied_keys(llm: Any, prefix: str) -> Any:
+    """``_tied_weights_keys`` of a model that holds an LLM under a prefix: a list, since transformers 5 a dict."""
+    keys = llm._tied_weights_keys or ()
+    if isinstance(keys, Mapping):
+        return {prefix + name: prefix + source for name, source in keys.items()}
+    return [prefix + name for name in keys]
+
+
+def names_part_classes(processor: Any) -> Any:
+    """Decorate a processor: the classes of its parts have to be named before transformers 5."""
+    if not hasattr(processor, "get_attributes"):
+        processor.image_processor_class, processor.tokenizer_class = "AutoImageProcessor", "AutoTokenizer"
+    return processor

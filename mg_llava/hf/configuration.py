@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from mg_llava.hf.portable import portable_config
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 _PRIVATE = ("_name_or_path", "_attn_implementation_autoset")
@@ -14,7 +15,7 @@ _BEFORE = (
     *("fusion_config", "box_projector_config", "projector_config"),
 )
 """Where parts were described before there was one table of them."""
-_OF_THE_WHOLE = ("torch_dtype", "transformers_version")
+_OF_THE_WHOLE = ("torch_dtype", "dtype", "transformers_version")
 
 
 class MGLLaVAConfig(PretrainedConfig):
@@ -77,7 +78,7 @@ class MGLLaVAConfig(PretrainedConfig):
         output = super().to_diff_dict()
         for name in self.sub_configs:
             output[name] = _without(getattr(self, name).to_diff_dict(), _OF_THE_WHOLE)
-        return _without(output, _PRIVATE)
+        return portable_config(_without(output, _PRIVATE))
 
 
 def _sub_config(config: dict[str, Any] | PretrainedConfig | None, default: str, name: str) -> PretrainedConfig:

@@ -29,13 +29,13 @@ def checked_boxes(boxes: Sequence[Tensor] | None, pictures: int) -> list[Tensor]
     return checked
 
 
-def is_filled(past_key_values: Any) -> bool:
+def is_filled(cache: Any) -> bool:
     """True for a cache that holds something."""
-    if past_key_values is None:
+    if cache is None:
         return False
-    if hasattr(past_key_values, "get_seq_length"):
-        return int(past_key_values.get_seq_length()) > 0
-    return len(past_key_values) > 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length()) > 0
+    return len(cache) > 0
 
 
 def with_prompt(input_ids: Tensor, new: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ $install
 
 ```python
 $imports
-model = AutoModelForVision2Seq.from_pretrained("$path", torch_dtype="auto"$trust)
+model = AutoModelForImageTextToText.from_pretrained("$path", torch_dtype="auto"$trust)
 processor = AutoProcessor.from_pretrained("$path"$trust)
 
 conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
@@ -82,7 +82,7 @@ def model_card(config: Mapping[str, Any], described: Any, standalone: bool) -> s
             else "Needs the package `mg_llava`; no code of the folder is run."
         ),
         imports=("" if standalone else "import mg_llava.hf  # registers the model\n")
-        + "from transformers import AutoModelForVision2Seq, AutoProcessor\n",
+        + "from transformers import AutoModelForImageTextToText, AutoProcessor\n",
         path="path/or/name",
         trust=", trust_remote_code=True" if standalone else "",
     )

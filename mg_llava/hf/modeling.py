@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mg_llava.batch import canvas_flags
+from mg_llava.compat import cache_name, tied_keys
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.inputs import checked_boxes, is_filled, with_prompt
-from mg_llava.hf.parts import build_system, spare_vision_parts
+from mg_llava.hf.parts import build_system, restore_buffers, spare_vision_parts
 from mg_llava.models.interfaces import ObjectReader
 from mg_llava.models.losses.language import token_loss
 from mg_llava.models.splice import Spliced
 from mg_llava.models.weights.guard import safe_torch_load
+from mg_llava.models.weights.loading import on_meta
 from mg_llava.tokens import IGNORE_INDEX
 
 _Pictures = tuple[Tensor | None, Sequence[Tensor] | None, Tensor | None, Sequence[str] | None]
@@ -33,8 +35,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     Examples:
         >>> import mg_llava.hf
-        >>> from transformers import AutoModelForVision2Seq, AutoProcessor
-        >>> model = AutoModelForVision2Seq.from_pretrained(folder, torch_dtype="auto", device_map="auto")
+        >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+        >>> model = AutoModelForImageTextToText.from_pretrained(folder, torch_dtype="auto", device_map="auto")
         >>> processor = AutoProcessor.from_pretrained(folder)
         >>> inputs = processor("USER: <image>\nWhat is this? ASSISTANT:", image, boxes=[[10, 20, 30, 40]])
         >>> output = model.generate(**inputs.to(model.device), max_new_tokens=100)
@@ -52,6 +54,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MGLLaVAConfig) -> None:
         super().__init__(config)
+        self.is_from_meta = on_meta()
+        """Whether its buffers had no values while it was built."""
         llm = AutoModelForCausalLM.from_config(config.text_config)
         self.model = build_system(config, llm)
         self._no_split_modules = [
@@ -59,9 +63,9 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ]
         # Everything is in the folder: keys that are missing in it are none to forget about.
         self.model._load_state_dict_post_hooks.clear()
-        self._supports_quantized_cache = llm._supports_quantized_cache
-        self._supports_static_cache = llm._supports_static_cache
-        self._tied_weights_keys = [f"model.llm.{key}" for key in llm._tied_weights_keys or ()]
+        for kind in ("_supports_quantized_cache", "_supports_static_cache"):  # asked in some releases of transformers
+            setattr(self, kind, getattr(llm, kind, True))
+        self._tied_weights_keys = tied_keys(llm, "model.llm.")
         self.post_init()
 
     @classmethod
@@ -85,6 +89,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{pretrained_model_name_or_path} lacks {len(missing)} weights of the model, e.g. {missing[0]}; the "
                 "folder is incomplete or of another model: convert or copy it again"
             )
+        if model.is_from_meta:
+            restore_buffers(model.model, model.config)
         for part, module in model.model.named_parts():
             if part.role == "encoder":
                 module.settle()
@@ -93,7 +99,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As ``PreTrainedModel.save_pretrained``; code that came out of a folder goes into the next one too."""
         if type(self).__module__.startswith("transformers_modules."):
-            type(self).register_for_auto_class("AutoModelForVision2Seq")
+            type(self).register_for_auto_class("AutoModelForImageTextToText")
         elif getattr(self.config, "auto_map", None) is not None:
             del self.config.auto_map  # it names files that this class does not bring along
         return super().save_pretrained(save_directory, *args, **kwargs)
@@ -132,9 +138,12 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The LLM without its output layer."""
         return self.model.llm.get_decoder()
 
-    def tie_weights(self) -> None:
-        """Tie the output layer to the word embeddings where the LLM does."""
-        self.model.llm.tie_weights()
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the output layer to the word embeddings where the LLM does; with arguments as while a folder is read."""
+        if args or kwargs:
+            super().tie_weights(*args, **kwargs)
+        else:
+            self.model.llm.tie_weights()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the vocabulary of the LLM."""
@@ -154,6 +163,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -161,6 +171,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
+        logits_to_keep: int = 0,
         num_logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -175,6 +186,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: ``(B, T)``, 0 on padding, left or right.
             position_ids: ``(B, L)`` with ``inputs_embeds`` or in a step with a cache; else they are counted.
             past_key_values: Cache of a step before; pictures are in it already.
+            cache: The same as newer releases of transformers call it.
             inputs_embeds: ``(B, L, D)`` in place of ids, pictures and boxes.
             labels: ``(B, T)`` (``(B, L)`` with ``inputs_embeds``), ``config.ignore_index`` where there is no loss.
             use_cache: As in transformers.
@@ -182,7 +194,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output_hidden_states: As in transformers.
             return_dict: As in transformers.
             cache_position: As in transformers.
-            num_logits_to_keep: Give logits of the last positions alone; 0 for all.
+            logits_to_keep: Give logits of the last positions alone; 0 for all.
+            num_logits_to_keep: The same as older releases of transformers call it.
             num_items_in_batch: Labels over all accumulated batches, which the sum of losses is divided by.
 
         Returns:
@@ -192,7 +205,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: Placeholders, pictures and sets of boxes differ in number, or pictures come with a full cache.
         """
         pictures, read = (pixel_values, boxes, frames, questions), (attention_mask, position_ids, cache_position)
-        given, labels, context = self._inputs(input_ids, inputs_embeds, pictures, read, past_key_values, labels)
+        cache = past_key_values if cache is None else cache
+        given, labels, context = self._inputs(input_ids, inputs_embeds, pictures, read, cache, labels)
         with context:
             output = self._decode(
                 (labels, num_items_in_batch),
@@ -200,9 +214,9 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 use_cache=use_cache,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
-                num_logits_to_keep=num_logits_to_keep or None,
+                logits_to_keep=logits_to_keep or num_logits_to_keep or None,
             )
-        as_dict = self.config.use_return_dict if return_dict is None else return_dict
+        as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
     def _inputs(
@@ -211,15 +225,15 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None,
         pictures: _Pictures,
         read: tuple[Tensor | None, Tensor | None, Tensor | None],
-        past_key_values: Any,
+        cache: Any,
         labels: Tensor | None,
     ) -> tuple[dict[str, Any], Tensor | None, AbstractContextManager[Any]]:
         """Arguments of the LLM with the pictures in them, labels of the same length, and where it reads them."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         attention_mask, position_ids, cache_position = read
-        given: dict[str, Any] = {"past_key_values": past_key_values}
-        if input_ids is not None and not is_filled(past_key_values):
+        given: dict[str, Any] = {cache_name(self.model.llm): cache}
+        if input_ids is not None and not is_filled(cache):
             merged = self._merge(input_ids, pictures, attention_mask, labels)
             given |= {"inputs_embeds": merged.inputs_embeds, "position_ids": merged.position_ids}
             given["attention_mask"] = merged.attention_mask.long()
@@ -230,15 +244,19 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         given |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         return given, labels, nullcontext()  # ``generate`` has opened it for later steps
 
-    def _decode(self, wanted: tuple[Tensor | None, Tensor | int | None], **given: Any) -> CausalLMOutputWithPast:
+    def _decode(
+        self, wanted: tuple[Tensor | None, Tensor | int | None], logits_to_keep: int | None, **given: Any
+    ) -> CausalLMOutputWithPast:
         """What the LLM makes of its inputs, with the loss where labels, and how many count, are given."""
         known = inspect.signature(self.model.llm.forward).parameters
-        for name in ("cache_position", "num_logits_to_keep"):  # not every LLM has them
+        kept = ("logits_to_keep", "num_logits_to_keep")  # the same in newer and older releases
+        given |= dict.fromkeys(kept, logits_to_keep)
+        for name in ("cache_position", *kept):  # not every LLM has them
             if name not in known or given.get(name) is None:
                 given.pop(name, None)
         output, (labels, count) = self.model.llm(return_dict=True, **given), wanted
         loss = None if labels is None else _loss(output.logits, labels.to(output.logits.device), count)
-        found = {name: output.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+        found = {name: output.get(name) for name in (cache_name(self.model.llm), "hidden_states", "attentions")}
         return CausalLMOutputWithPast(loss=loss, logits=output.logits, **found)
 
     def _merge(
@@ -300,7 +318,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None or kwargs.get("inputs_embeds") is not None:
             return super().generate(input_ids, *args, **kwargs)
-        if is_filled(kwargs.get("past_key_values")):
+        if any(is_filled(kwargs.get(name)) for name in ("past_key_values", "cache")):
             raise ValueError("generate cannot continue from a filled cache; give all ids with all pictures")
         mask = kwargs.pop("attention_mask", None)
         merged = self._merge(input_ids, (pixel_values, boxes, frames, questions), mask, padding_side="left")
@@ -320,20 +338,13 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        past_key_values: Any = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_position: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of the next step, as the LLM wants them."""
         return self.model.llm.prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            cache_position=cache_position,
-            **kwargs,
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         )
 
 

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.keys import all_parts
 from mg_llava.models.interfaces import Encoder, Spec
 from mg_llava.models.system import System
+from mg_llava.models.weights.loading import UnfilledWeights
 from mg_llava.registry import MODELS
 from mg_llava.safe_config import UntrustedConfigError, check_config
 
@@ -43,6 +45,24 @@ def _build_part(part: Mapping[str, Any], attention: str) -> Any:
     }
     values |= {"type": kind.__name__, "architecture": {**checked["architecture"], "attention": attention}}
     return kind.from_spec(Spec(**values), torch.get_default_dtype())
+
+
+@torch.no_grad()
+def restore_buffers(system: System, config: MGLLaVAConfig) -> None:
+    """Give tables that no folder holds, such as CLIP's position ids, the values that their modules are built with.
+
+    Transformers 5 builds on the meta device and fills in those of its own models alone; the LLM is one.
+    """
+    lost = {name: buffer for name, buffer in system.named_buffers() if not name.startswith("llm.")}
+    lost = {name: buffer for name, buffer in lost.items() if name not in nn.Module.state_dict(system)}
+    if not lost:
+        return
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config.text_config)
+    with torch.device("cpu"), UnfilledWeights(), torch.random.fork_rng(devices=[]):
+        made = dict(build_system(config, llm).named_buffers())
+    for name, buffer in lost.items():
+        buffer.copy_(made[name])
 
 
 def spare_vision_parts(kwargs: dict[str, Any]) -> dict[str, Any]:

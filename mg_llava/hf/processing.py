@@ -1,6 +1,7 @@
 """Text or conversation, pictures and boxes to a batch for the model, and generated ids back to answers."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from transformers import BatchFeature, StoppingCriteriaList
 from transformers.processing_utils import ProcessorMixin
 
+from mg_llava.compat import names_part_classes
 from mg_llava.data.inputs import PictureLike, asks_about_video, list_video, load_picture, make_boxes, make_turns
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.data.pictures.video import read_frames
@@ -19,6 +21,7 @@ from mg_llava.data.text.regions import regions_of_boxes
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import picture_features, require_torch
+from mg_llava.hf.portable import complete_processor
 from mg_llava.hf.prompts import chat_template as write_chat_template
 from mg_llava.hf.prompts import encode_written_prompt, template_of, template_to_dict, to_turns
 from mg_llava.hf.rows import list_rows, pad_rows, share_boxes, share_objects, share_pictures
@@ -33,6 +36,7 @@ from mg_llava.tokens import (
 )
 
 
+@names_part_classes
 class MGLLaVAProcessor(ProcessorMixin):
     """Tokenizer, image processor and prompt template of a model.
 
@@ -47,8 +51,6 @@ class MGLLaVAProcessor(ProcessorMixin):
 
     attributes = ["image_processor", "tokenizer"]
     valid_kwargs = ["template", "chat_template", "reads_question"]
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
 
     def __init__(
         self,
@@ -86,6 +88,12 @@ class MGLLaVAProcessor(ProcessorMixin):
             if problem := tokens_without_embeddings(processor.tokenizer, rows):
                 raise ValueError(f"{pretrained_model_name_or_path}: {problem}")
         return processor
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As ``ProcessorMixin.save_pretrained``, for older and newer releases of transformers."""
+        written = super().save_pretrained(save_directory, *args, **kwargs)
+        complete_processor(Path(save_directory), self)
+        return written
 
     @property
     def model_input_names(self) -> list[str]:

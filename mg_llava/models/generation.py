@@ -22,6 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from mg_llava.compat import cache_name, cached_layers
 from mg_llava.models.losses.language import decoder_of, splits_logits
 
 LOGIT_MARGIN = 2e-3
@@ -281,7 +282,7 @@ def _read(llm: Any, prompt: Prompt) -> tuple[Tensor | None, Tensor, DynamicCache
     embeds, mask, cache = prompt
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
     inputs = {"inputs_embeds": embeds, "attention_mask": mask.long(), "position_ids": positions, "use_cache": True}
-    inputs["past_key_values"] = DynamicCache() if cache is None else cache
+    inputs[cache_name(llm)] = DynamicCache() if cache is None else cache
     if splits_logits(llm):
         output = decoder_of(llm)(**inputs)
         hidden = output.last_hidden_state[:, -1]
@@ -289,7 +290,7 @@ def _read(llm: Any, prompt: Prompt) -> tuple[Tensor | None, Tensor, DynamicCache
     else:
         output, hidden = llm(**inputs), None
         logits = output.logits[:, -1]
-    cache = output.past_key_values
+    cache = output[cache_name(llm)]
     kept = cache if isinstance(cache, DynamicCache) else DynamicCache.from_legacy_cache(cache)
     return hidden, logits.float().to(embeds.device), kept
 
@@ -297,7 +298,7 @@ def _read(llm: Any, prompt: Prompt) -> tuple[Tensor | None, Tensor, DynamicCache
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A cache of some rows; ``batch_select_indices`` takes three times as long on CPU."""
     selected = DynamicCache()
-    for layer, (keys, values) in enumerate(cache):
+    for layer, (keys, values) in enumerate(cached_layers(cache)):
         here = rows.to(keys.device)  # layers may be spread over devices
         selected.update(keys.index_select(0, here), values.index_select(0, here), layer)
     return selected

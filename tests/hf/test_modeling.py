@@ -12,7 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
-    AutoModelForVision2Seq,
+    AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
 )
@@ -178,7 +178,7 @@ def test_ways_to_generate(model: Any, processor: Any) -> None:
 )
 def test_variants(changes: dict, toy_paths: dict[str, str], tmp_path: Path) -> None:
     ours = write_folder(tmp_path, toy_paths, **changes)
-    model = AutoModelForVision2Seq.from_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     inputs = make_inputs(AutoProcessor.from_pretrained(tmp_path), QUESTIONS[:2])
     batch = {**{k: v for k, v in inputs.items() if k != "pixel_values"}, "canvas": inputs["pixel_values"]}
     batch["attention_mask"] = batch["attention_mask"].bool()
@@ -210,7 +210,7 @@ def test_round_trip(exported: Exported, model: Any, inputs: Any, tmp_path: Path)
 
 def test_auto_classes(exported: Exported) -> None:
     assert isinstance(AutoConfig.from_pretrained(exported.folder), MGLLaVAConfig)
-    for auto in (AutoModel, AutoModelForVision2Seq, AutoModelForImageTextToText):
+    for auto in auto_models():
         assert isinstance(auto.from_pretrained(exported.folder), MGLLaVAForConditionalGeneration)
     made = AutoModel.from_config(AutoConfig.from_pretrained(exported.folder))
     assert not made.model.fuse_module.slow_proj.weight.any()  # made anew, the fusion is the identity
@@ -219,7 +219,7 @@ def test_auto_classes(exported: Exported) -> None:
 
 @pytest.mark.parametrize("how", [{"device_map": "cpu"}, {"device_map": "auto"}, {"low_cpu_mem_usage": True}])
 def test_placing(how: dict, exported: Exported, model: Any, inputs: Any) -> None:
-    placed = AutoModelForVision2Seq.from_pretrained(exported.folder, **how)
+    placed = AutoModelForImageTextToText.from_pretrained(exported.folder, **how)
     assert not any(parameter.is_meta for parameter in placed.parameters())
     with torch.no_grad():
         assert torch.equal(placed(**inputs).logits, model(**inputs).logits)
@@ -234,7 +234,7 @@ def test_offloading(exported: Exported, model: Any, inputs: Any, tmp_path: Path)
         "model.bbox_projector": "disk",
         "model.data_preprocessor": "cpu",
     }
-    placed = AutoModelForVision2Seq.from_pretrained(
+    placed = AutoModelForImageTextToText.from_pretrained(
         exported.folder, device_map=device_map, offload_folder=str(tmp_path), torch_dtype=torch.float32
     )
     with torch.no_grad():
@@ -253,15 +253,15 @@ def test_no_part_is_split(exported: Exported, model: Any) -> None:
 
 
 def test_dtype(exported: Exported, inputs: Any, tmp_path: Path) -> None:
-    half = AutoModelForVision2Seq.from_pretrained(exported.folder, torch_dtype=torch.bfloat16)
+    half = AutoModelForImageTextToText.from_pretrained(exported.folder, torch_dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     output = half.generate(**inputs, max_new_tokens=4)
     assert output.shape[1] <= inputs["input_ids"].shape[1] + 4
     half.save_pretrained(tmp_path)
-    auto = AutoModelForVision2Seq.from_pretrained(tmp_path, torch_dtype="auto")
+    auto = AutoModelForImageTextToText.from_pretrained(tmp_path, torch_dtype="auto")
     assert {parameter.dtype for parameter in auto.parameters()} == {torch.bfloat16}
     assert torch.equal(auto.generate(**inputs, max_new_tokens=4), output)
-    assert AutoModelForVision2Seq.from_pretrained(exported.folder, torch_dtype="auto").dtype == torch.float32
+    assert AutoModelForImageTextToText.from_pretrained(exported.folder, torch_dtype="auto").dtype == torch.float32
 
 
 def test_tied_embeddings(toy_paths: dict[str, str], tmp_path: Path) -> None:
@@ -274,17 +274,17 @@ def test_tied_embeddings(toy_paths: dict[str, str], tmp_path: Path) -> None:
     ours = write_folder(tmp_path / "hf", {**toy_paths, "llm": str(llm)})
     assert "model.llm.lm_head.weight" not in load_file(tmp_path / "hf" / "model.safetensors")
     for how in ({}, {"device_map": "cpu"}):
-        model = AutoModelForVision2Seq.from_pretrained(tmp_path / "hf", **how)
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", **how)
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
         assert torch.equal(model.get_input_embeddings().weight, ours.llm.lm_head.weight)
     model.save_pretrained(tmp_path / "again")
-    again = AutoModelForVision2Seq.from_pretrained(tmp_path / "again")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
     assert torch.equal(again.get_output_embeddings().weight, ours.llm.lm_head.weight)
 
 
 def test_attention_backend(exported: Exported, model: Any, inputs: Any) -> None:
     assert model.model.llm.config._attn_implementation == "sdpa"
-    eager = AutoModelForVision2Seq.from_pretrained(exported.folder, attn_implementation="eager")
+    eager = AutoModelForImageTextToText.from_pretrained(exported.folder, attn_implementation="eager")
     assert eager.model.llm.config._attn_implementation == "eager"
     with torch.no_grad():
         torch.testing.assert_close(eager(**inputs).logits, model(**inputs).logits, rtol=1e-3, atol=1e-3)
@@ -298,7 +298,7 @@ def test_missing_weights_are_refused(part: str, exported: Exported, tmp_path: Pa
     renamed = {name + "_old" if name == gone else name: tensor for name, tensor in weights.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 1 weights") as error:
-        AutoModelForVision2Seq.from_pretrained(folder)
+        AutoModelForImageTextToText.from_pretrained(folder)
     assert gone in str(error.value)
 
 
@@ -308,7 +308,7 @@ def test_misshapen_weights_are_refused(exported: Exported, tmp_path: Path) -> No
     weights["model.projector.model.0.weight"] = torch.zeros(3, 3)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match=r"projector\.model\.0\.weight"):
-        AutoModelForVision2Seq.from_pretrained(folder)
+        AutoModelForImageTextToText.from_pretrained(folder)
 
 
 def test_state_dict_is_strict(model: Any) -> None:
@@ -326,7 +326,7 @@ def test_gradient_checkpointing(exported: Exported) -> None:
     batch = as_hf(collate(toy.make_batch([(9, 1), (14, 2), (6, 0)], seed=3))["data"])
     gradients = []
     for switch in (False, True):
-        model = AutoModelForVision2Seq.from_pretrained(exported.folder).train()
+        model = AutoModelForImageTextToText.from_pretrained(exported.folder).train()
         if switch:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             assert model.is_gradient_checkpointing and model.model.llm.model.gradient_checkpointing
@@ -342,7 +342,7 @@ def test_quantization_needs_a_gpu(exported: Exported, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for how in ({"load_in_4bit": True}, {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}):
         with pytest.raises((RuntimeError, ImportError), match=r"GPU|bitsandbytes"):
-            AutoModelForVision2Seq.from_pretrained(exported.folder, **how)
+            AutoModelForImageTextToText.from_pretrained(exported.folder, **how)
 
 
 def test_only_the_llm_is_quantized(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

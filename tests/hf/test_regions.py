@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForVision2Seq, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mg_llava.batch import canvas_flags
 from mg_llava.data.collate import collate
@@ -56,7 +56,7 @@ def test_a_folder_answers_as_the_predictor_does(toy_paths, tmp_path, monkeypatch
     model = conftest.write_folder(folder, toy_paths, object_pooler={"type": "mg_llava.FramePooling", "side": 2})
     boxes = [{"boxes": own, "labels": ["x", "y"]} for own in BOXES]
     question = [{"role": ROLES[role], "content": text} for role, text in TURNS[:-1]]
-    loaded, processor = AutoModelForVision2Seq.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    loaded, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     inputs = processor(conversation=question, images=pictures, boxes=boxes, objects=OBJECTS)
     assert len(inputs["pixel_values"]) == 7
     new = loaded.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]

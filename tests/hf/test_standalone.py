@@ -28,11 +28,11 @@ sys.meta_path.insert(0, Block())
 LOAD = """
 import json, torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForVision2Seq, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 folder, picture, again = sys.argv[1:4]
 trust = {trust}
-model = AutoModelForVision2Seq.from_pretrained(folder, **trust)
+model = AutoModelForImageTextToText.from_pretrained(folder, **trust)
 processor = AutoProcessor.from_pretrained(folder, **trust)
 conversation = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "what is there?"}}]}}]
 inputs = processor(conversation=conversation, images=picture, boxes={boxes})

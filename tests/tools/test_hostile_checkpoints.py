@@ -48,7 +48,7 @@ def test_a_checkpoint_that_would_run_code(files: dict[str, str], tmp_path: Path,
 @pytest.mark.parametrize("trusted", [True, False])
 def test_a_folder_that_would_run_code(tmp_path: Path, toy_paths: dict[str, str], kind: str, trusted: bool) -> None:
     """Stand-alone folders with trust in their code, and ours without: their weights run nothing."""
-    from transformers import AutoModelForVision2Seq
+    from transformers import AutoModelForImageTextToText
 
     import mg_llava.hf  # noqa: F401
     from tests.hf.conftest import write_folder
@@ -59,5 +59,5 @@ def test_a_folder_that_would_run_code(tmp_path: Path, toy_paths: dict[str, str],
         weights.unlink()
     FORMATS[kind](folder / "pytorch_model.bin", tmp_path / "trace", {"weight": torch.ones(2)})
     with pytest.raises(ValueError, match=r"pytorch_model\.bin"):
-        AutoModelForVision2Seq.from_pretrained(folder, trust_remote_code=trusted)
+        AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=trusted)
     assert not (tmp_path / "trace").exists()

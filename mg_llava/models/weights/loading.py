@@ -128,6 +128,15 @@ class _NoValuesOnMeta(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+class UnfilledWeights(TorchFunctionMode):
+    """Leaves out the filling of parameters, for models of which only buffers are wanted."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in _FILLS and args and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
     """Shape of a parameter, whole where ZeRO-3 has split it."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
