@@ -10,10 +10,14 @@ CURRENT_BIN := $(CURDIR)/$(CURRENT)/bin
 # xtuner starts `python` from PATH
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo web test lint format clean
+# tests that run on both rows
+ON_CURRENT := tests/hf tests/detection tests/evaluation tests/inference tests/conversion tests/models/encoders tests/models/adapters \
+	tests/models/queries tests/models/test_generation.py tests/models/weights tests/tools/test_hostile_checkpoints.py
+
+.PHONY: help demo web test test-current lint format clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/.installed: setup.py .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +46,10 @@ web: $(VENV)/.installed ## Open the page on the demo's model, after make demo
 
 test: $(VENV)/.installed ## Run all tests in two processes (WORKERS=4 for four)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test-current: $(CURRENT)/.installed ## Run the quick tests of inference, conversion and both stages beside today's torch and transformers
+	PATH="$(CURRENT_BIN):$$PATH" $(CURRENT_BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+		-m "not slow" $(ON_CURRENT)
 
 lint: $(VENV)/.installed ## Check style and types
 	$(BIN)/ruff check .

@@ -109,3 +109,25 @@ def names_part_classes(processor: Any) -> Any:
     if not hasattr(processor, "get_attributes"):
         processor.image_processor_class, processor.tokenizer_class = "AutoImageProcessor", "AutoTokenizer"
     return processor
+
+
+def own_name(model: Any, stored: str) -> str:
+    """The name in a model of transformers of a tensor in its folder: since transformers 5 they may differ.
+
+    Raises:
+        ValueError: The model's tensor is made of several of the folder's, or of a part of one.
+    """
+    if importlib.util.find_spec("transformers.conversion_mapping") is None:
+        return stored
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
+    name, converted = rename_source_key(
+        stored, renamings, converters, model.base_model_prefix, model.state_dict(keep_vars=True)
+    )
+    if converted is not None:
+        raise ValueError(f"{stored} of a {type(model).__name__} is stored otherwise than this transformers computes it")
+    return name

@@ -118,15 +118,16 @@ def write_small_owlv2(
         limit: Most tokens of a prompt.
         spread: Standard deviation of the weights; large ones make pictures and texts differ.
     """
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
-    from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
     folder.mkdir(parents=True, exist_ok=True)
-    letters = list(bytes_to_unicode().values())
+    letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(folder / "vocab.json", folder / "merges.txt", pad_token="!", model_max_length=limit)
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    tokenizer = CLIPTokenizer(*files, pad_token="!", model_max_length=limit)
     tokenizer.save_pretrained(folder)
     Owlv2ImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
     vision, text = (

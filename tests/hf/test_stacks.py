@@ -64,9 +64,10 @@ def test_tables_that_no_folder_holds_have_their_values(filled: Path) -> None:
 def test_each_stack_loads_what_the_other_saves(filled: Path, tmp_path: Path) -> None:
     other = next(
         (
-            python
+            ROOT / place / "bin" / "python"
             for place in (".venv", ".venv-current")
-            if (python := ROOT / place / "bin" / "python").is_file() and not Path(sys.prefix).samefile(ROOT / place)
+            if (ROOT / place / ".installed").is_file()
+            and not Path(sys.prefix).samefile(ROOT / place)
         ),
         None,
     )
