@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,7 @@ def _first(*modules: str) -> Any:
 
 
 def auto_models() -> list[Any]:
-    """The Auto classes that load models which see pictures and write text; one of them is gone since transformers 5."""
+    """The Auto classes that load models which see pictures and write text; transformers 5 has one less."""
     import transformers
 
     names = ("AutoModel", "AutoModelForVision2Seq", "AutoModelForImageTextToText")
@@ -111,23 +111,23 @@ def names_part_classes(processor: Any) -> Any:
     return processor
 
 
-def own_name(model: Any, stored: str) -> str:
-    """The name in a model of transformers of a tensor in its folder: since transformers 5 they may differ.
+def own_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
+    """For each name in a folder of transformers that of the model's tensor; since transformers 5 they may differ.
 
     Raises:
-        ValueError: The model's tensor is made of several of the folder's, or of a part of one.
+        ValueError: A tensor of the model is made of several of the folder's, or of a part of one.
     """
     if importlib.util.find_spec("transformers.conversion_mapping") is None:
-        return stored
+        return {name: name for name in stored}
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
     rules = get_model_conversion_mapping(model)
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
-    name, converted = rename_source_key(
-        stored, renamings, converters, model.base_model_prefix, model.state_dict(keep_vars=True)
-    )
-    if converted is not None:
-        raise ValueError(f"{stored} of a {type(model).__name__} is stored otherwise than this transformers computes it")
-    return name
+    own, prefix, found = model.state_dict(keep_vars=True), model.base_model_prefix, {}
+    for name in stored:
+        found[name], converted = rename_source_key(name, renamings, converters, prefix, own)
+        if converted is not None:
+            raise ValueError(f"{name} of a {type(model).__name__} is stored in another layout than transformers has")
+    return found

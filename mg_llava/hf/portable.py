@@ -25,7 +25,7 @@ def portable_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rotary(rotary: dict[str, Any]) -> dict[str, Any]:
     rest = dict(rotary)
-    found = {name: rest.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rest}
+    found: dict[str, Any] = {name: rest.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rest}
     kind = rest.pop("rope_type", rest.pop("type", "default"))
     if kind == "default":
         return {**found, "rope_scaling": None}

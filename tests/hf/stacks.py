@@ -1,4 +1,4 @@
-"""A folder that the pinned stack exported, with weights that follow from their names, and what a model answers with it.
+"""A folder that the pinned stack exported, with weights that follow from their names, and a model's answers with it.
 
 ``python -m tests.hf.stacks FOLDER OUT`` answers with a folder of weights, and saves it again to ``OUT/again``: another
 stack's Python runs it. ``python -m tests.hf.stacks`` writes the golden data again, which only the pinned stack does.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -48,7 +48,11 @@ def cases() -> dict[str, dict[str, Any]]:
     """Arguments of the processor: pictures with and without boxes, several of them, rows padded on the left."""
     one, other = make_picture(0), make_picture(1, (50, 70))
     further = [[1.0, 2.0, 30.0, 50.0]]
-    longer = [_asks("What is there in the picture, and what is there beside it?"), _asks("How many?"), _asks("Who?", 0)]
+    longer = [
+        _asks("What is there in the picture, and what is there beside it?"),
+        _asks("How many?"),
+        _asks("Who?", 0),
+    ]
     return {
         "boxes": {"conversation": _asks("How many?"), "images": one, "boxes": BOXES},
         "plain": {"conversation": _asks("How many?"), "images": one},

@@ -12,11 +12,11 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
-    AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
 )
 
+from mg_llava.compat import auto_models
 from mg_llava.data.collate import collate
 from mg_llava.hf import MGLLaVAConfig, MGLLaVAForConditionalGeneration, MGLLaVAProcessor, own_key
 from mg_llava.inference import Predictor, Request

@@ -66,8 +66,7 @@ def test_each_stack_loads_what_the_other_saves(filled: Path, tmp_path: Path) -> 
         (
             ROOT / place / "bin" / "python"
             for place in (".venv", ".venv-current")
-            if (ROOT / place / ".installed").is_file()
-            and not Path(sys.prefix).samefile(ROOT / place)
+            if (ROOT / place / ".installed").is_file() and not Path(sys.prefix).samefile(ROOT / place)
         ),
         None,
     )

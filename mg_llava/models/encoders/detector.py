@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mg_llava.compat import no_init_weights, own_name
+from mg_llava.compat import no_init_weights, own_names
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import read_processor
@@ -110,7 +110,7 @@ class TransformerDetector(VisionEncoder):
         with torch.device("meta"):
             own = _network(cls.describe(config))
         own.tie_weights()
-        stored = {own_name(own, name): tensor for name, tensor in stored.items()}
+        stored = {name: stored[there] for there, name in own_names(own, stored).items()}
         shared: dict[int, list[str]] = {}  # heads that a decoder holds too are stored under one of their names
         for name, tensor in own.state_dict(keep_vars=True).items():
             shared.setdefault(id(tensor), []).append(name)
