@@ -1,5 +1,6 @@
 """The same folder gives the same answers on both stacks, and what one of them saves the other one loads."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -79,3 +80,21 @@ def test_each_stack_loads_what_the_other_saves(filled: Path, tmp_path: Path) -> 
     compare(load_file(tmp_path / "answers.safetensors"))
     compare(stacks.answer(tmp_path / "again"))
     shutil.rmtree(tmp_path / "ours")
+
+
+def test_a_folder_from_before_the_table_of_parts(filled: Path, tmp_path: Path) -> None:
+    """Its ``fusion_config`` is a setting of transformers 5 by now, which wants other things of it."""
+    old = shutil.copytree(filled, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    parts = config.pop("parts")
+    low, high = parts["low_res_encoder"], parts["high_res_encoder"]
+    view = {name: low[f"{name.removeprefix('image_')}"] for name in ("image_mean", "image_std")}
+    named = {"type": high["type"], "timm_name": high["architecture"]["name"], "image_size": high["image_size"]}
+    config |= {
+        "vision_config": low["architecture"]["vision"],
+        "low_resolution_config": {"layer": low["architecture"]["layer"], **view},
+        "high_resolution_config": {**named, **view, "timm_kwargs": high["architecture"]["kwargs"]},
+        **{f"{name}_config": parts[name] for name in ("fusion", "box_projector", "projector")},
+    }
+    (old / "config.json").write_text(json.dumps(config))
+    compare(stacks.answer(old))

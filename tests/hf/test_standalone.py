@@ -53,6 +53,7 @@ print(json.dumps({{
 
 def run(code: str, blocked: set[str], tmp_path: Path, *arguments: object) -> dict:
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # torch would ask the package that is blocked
     done = subprocess.run(
         [sys.executable, "-c", BLOCK.format(blocked=blocked) + code, *map(str, arguments)],
         capture_output=True,
