@@ -54,8 +54,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MGLLaVAConfig) -> None:
         super().__init__(config)
-        self.is_from_meta = on_meta()
-        """Whether its buffers had no values while it was built."""
+        self.is_from_meta = on_meta()  # its buffers have no values then
         llm = AutoModelForCausalLM.from_config(config.text_config)
         self.model = build_system(config, llm)
         self._no_split_modules = [
@@ -80,9 +79,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with_info = kwargs.pop("output_loading_info", False)
         kwargs = spare_vision_parts(kwargs)
         with safe_torch_load():
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
+            kwargs["output_loading_info"] = True
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(
@@ -140,10 +138,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Tie the output layer to the word embeddings where the LLM does; with arguments as while a folder is read."""
-        if args or kwargs:
-            super().tie_weights(*args, **kwargs)
-        else:
-            self.model.llm.tie_weights()
+        tie = super().tie_weights if args or kwargs else self.model.llm.tie_weights
+        tie(*args, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the vocabulary of the LLM."""
@@ -185,8 +181,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             questions: The question about each picture, for a system that reads it.
             attention_mask: ``(B, T)``, 0 on padding, left or right.
             position_ids: ``(B, L)`` with ``inputs_embeds`` or in a step with a cache; else they are counted.
-            past_key_values: Cache of a step before; pictures are in it already.
-            cache: The same as newer releases of transformers call it.
+            past_key_values: Cache of a step before; pictures are in it already. Newer releases call it ``cache``.
+            cache: See ``past_key_values``.
             inputs_embeds: ``(B, L, D)`` in place of ids, pictures and boxes.
             labels: ``(B, T)`` (``(B, L)`` with ``inputs_embeds``), ``config.ignore_index`` where there is no loss.
             use_cache: As in transformers.
@@ -195,7 +191,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return_dict: As in transformers.
             cache_position: As in transformers.
             logits_to_keep: Give logits of the last positions alone; 0 for all.
-            num_logits_to_keep: The same as older releases of transformers call it.
+            num_logits_to_keep: The same in older releases.
             num_items_in_batch: Labels over all accumulated batches, which the sum of losses is divided by.
 
         Returns:
@@ -343,9 +339,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of the next step, as the LLM wants them."""
-        return self.model.llm.prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        )
+        given = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
+        return self.model.llm.prepare_inputs_for_generation(input_ids, **given)
 
 
 def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
