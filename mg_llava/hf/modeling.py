@@ -181,11 +181,17 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             questions: The question about each picture, for a system that reads it.
             attention_mask: ``(B, T)``, 0 on padding, left or right.
             position_ids: ``(B, L)`` with ``inputs_embeds`` or in a step with a cache; else they are counted.
-            past_key_values, cache: Cache of a step before, in older and newer releases; pictures are in it already.
+            past_key_values: Cache of a step before; pictures are in it already.
+            cache: The same in newer releases.
             inputs_embeds: ``(B, L, D)`` in place of ids, pictures and boxes.
             labels: ``(B, T)`` (``(B, L)`` with ``inputs_embeds``), ``config.ignore_index`` where there is no loss.
-            use_cache, output_attentions, output_hidden_states, return_dict, cache_position: As in transformers.
-            logits_to_keep, num_logits_to_keep: Give logits of the last positions alone; 0 for all.
+            use_cache: As in transformers.
+            output_attentions: As in transformers.
+            output_hidden_states: As in transformers.
+            return_dict: As in transformers.
+            cache_position: As in transformers.
+            logits_to_keep: Give logits of the last positions alone; 0 for all.
+            num_logits_to_keep: The same in older releases.
             num_items_in_batch: Labels over all accumulated batches, which the sum of losses is divided by.
 
         Returns:
@@ -201,8 +207,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with context:
             kept = logits_to_keep or num_logits_to_keep or None
             output = self._decode((labels, num_items_in_batch), kept, use_cache=use_cache, **given)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _inputs(
         self,
