@@ -5,14 +5,18 @@ boxes themselves will do. Shapes: N pictures, S side of the canvas in pixels, n_
 """
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import BatchFeature
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataParser
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
@@ -35,6 +39,22 @@ _MOST_BOXES = 100
 """Boxes of a picture that vLLM plans with, where the model has no limit of its own."""
 
 
+class _Pictures(ImageProcessorItems):
+    """Pictures from the bytes of a request: vLLM has turned them as their EXIF says, and laid them on white."""
+
+    def _unwrap(self, item: Any) -> Any:
+        return Image.open(io.BytesIO(item.original_bytes)) if isinstance(item, MediaWithBytes) else item
+
+
+class _Parser(MultiModalDataParser):
+    def _parse_image_data(self, data: Any) -> Any:
+        items = super()._parse_image_data(data)
+        if type(items) is not ImageProcessorItems:
+            return items
+        given = data if isinstance(data, list) else items.data  # before vLLM has changed them
+        return _Pictures(given)
+
+
 class VLLMInfo(BaseProcessingInfo):
     """Sizes and processor of a model."""
 
@@ -45,6 +65,11 @@ class VLLMInfo(BaseProcessingInfo):
     def get_hf_processor(self, **_: object) -> MGLLaVAProcessor:
         """The processor of the folder; arguments of a request are of its pictures, not of the processor."""
         return self.ctx.get_hf_processor(MGLLaVAProcessor)
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        """Reads pictures as they came."""
+        missing = self.allow_missing_mm_embeddings
+        return _Parser(expected_hidden_size=self._get_expected_hidden_size(), allow_missing_mm_embeddings=missing)
 
     def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
         """None that belong to one modality: they stay as they come."""

@@ -4,6 +4,7 @@ It needs an environment of its own, with another torch; tools/README.md has the 
 checkout, whose other packages (mmengine, timm, ...) that environment has.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,9 @@ import httpx
 import pytest
 import torch
 from openai import OpenAI
+from PIL import Image
 
+from mg_llava.data.inputs import load_picture
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.serving.far_side import FarSide, check_url
 from mg_llava.inference.serving.remote import RemoteEngine
@@ -207,8 +210,13 @@ def test_the_plugins_processor_gives_ids_and_keys(folder: Path, installed: str, 
     script = ROOT / "tests" / "inference" / "vllm_process.py"
     python = str(vllm_program().parent / "python")
     given = [[None, None], [BOXES, None], [BOXES[:1], BOXES], [None, BOXES], [[], None]]
+    files = [folder.parent / "turned.png", folder.parent / "clear.png"]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    a_picture(2).save(files[0], exif=exif)
+    Image.merge("RGBA", (*a_picture(3).split(), a_picture(4).split()[0])).save(files[1])
     done = subprocess.run(
-        [python, script, folder, json.dumps(given)],
+        [python, script, folder, json.dumps(given), *files],
         env=variables(PYTHONPATH=installed),
         cwd=folder,
         capture_output=True,
@@ -216,7 +224,10 @@ def test_the_plugins_processor_gives_ids_and_keys(folder: Path, installed: str, 
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found, seen = json.loads(done.stdout.splitlines()[-1])
+    process = predictor.front_end.picture_processor
+    ours = [process(load_picture(file, "file"), None).pixels.numpy().tobytes() for file in files]
+    assert seen == [hashlib.sha256(pixels).hexdigest() for pixels in ours]
     pictures, turns = [a_picture(0), a_picture(1)], [("human", "<image>\n<image>\nWhat is there?")]
     keys = [one["keys"] for one in found]
     for boxes, one in zip(given, found, strict=True):

@@ -1,16 +1,20 @@
 """Run by a Python that has vLLM: what the plugin's processor makes of two pictures, as a line of JSON.
 
-``python vllm_process.py FOLDER BOXES``; one list of results for each item of BOXES, which share a cache.
+``python vllm_process.py FOLDER BOXES FILE FILE``; results for each item of BOXES, which share a cache, and the pixels
+of two files as a request brings them.
 """
 
+import hashlib
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from vllm.config import ModelConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.cache import MultiModalProcessorOnlyCache
+from vllm.multimodal.media import ImageMediaIO
 from vllm.plugins import load_general_plugins
 
 PROMPT = "<s>USER: <image>\n<image>\nWhat is there? ASSISTANT:"
@@ -29,7 +33,10 @@ def main() -> None:
         items = processor.info.parse_mm_data({"image": pictures})
         made = processor(ids, items, hf_processor_mm_kwargs={"boxes": given}, cache=cache)
         found.append({"length": len(made["prompt_token_ids"]), "keys": made["mm_hashes"]["image"]})
-    print(json.dumps(found))
+    read = [ImageMediaIO().load_bytes(Path(file).read_bytes()) for file in sys.argv[3:]]
+    made = processor(ids, processor.info.parse_mm_data({"image": read}), cache=cache)
+    seen = [item["pixel_values"].data.numpy() for item in made["mm_kwargs"]["image"]]
+    print(json.dumps([found, [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in seen]]))
 
 
 if __name__ == "__main__":

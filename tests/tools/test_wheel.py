@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import OpenAI
+from PIL import Image
 
 from mg_llava import commands
-from tests import forked
+from tests import forked, toy
+from tests.end_to_end.conftest import Project
 from tests.hf.conftest import write_folder
 from tests.house.source import ROOT
 from tests.inference.serving_toys import a_picture, image, text, user
@@ -104,6 +108,58 @@ def test_a_model_is_planned_asked_and_evaluated(
     (tmp_path / "boxes.json").write_text('[{"id": "a", "boxes": [[1, 2, 3, 4]]}]')
     run(site, "convert-boxes", tmp_path / "boxes.json", "--out", tmp_path / "boxes.safetensors")
     assert (tmp_path / "boxes.safetensors").is_file()
+
+
+def test_a_training_is_looked_at_prepared_and_run(site: Path, tmp_path: Path, toy_paths: dict[str, str]) -> None:
+    shutil.copytree(ROOT / "configs" / "_base_", tmp_path / "configs" / "_base_")
+    project = Project(tmp_path, toy_paths, toy.write_data(tmp_path / "data", records=2))
+    config = project.config("leaf", "instruct", batch_size=2, seed=0, pretrained_pth=None)
+    assert "0 errors, 0 warnings" in run(site, "check", config)
+    run(site, "browse", config, "--random", 2, "--html", "--out", tmp_path / "browse")
+    assert list((tmp_path / "browse").glob("*.html"))
+    run(site, "fill-tokens", config, "--folder", tmp_path / "tokens", "--workers", 1)
+    run(site, "fill-features", config, "--folder", tmp_path / "features", "--batch-size", 2)
+    assert list((tmp_path / "features").glob("*.features"))
+    run(site, "train", config, "--work-dir", tmp_path / "work", "--seed", 0)
+    assert (tmp_path / "work" / "last_checkpoint").is_file()
+
+
+def test_pictures_are_searched_and_a_page_explains(site: Path, tmp_path: Path, files: dict[str, str]) -> None:
+    marked = Image.new("RGB", (64, 48))
+    marked.paste((255, 255, 255), (10, 12, 20, 26))
+    marked.save(tmp_path / "marked.png")
+    said = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a digit"}]
+    (tmp_path / "records.json").write_text(json.dumps([{"id": "a", "image": "marked.png", "conversations": said}]))
+    pictures = ["--images", tmp_path, "--detector", "proposals"]
+    run(site, "boxes", tmp_path / "records.json", *pictures, "--out", tmp_path / "boxes")
+    stored = tmp_path / "boxes" / "boxes.safetensors"
+    assert stored.is_file()
+    source = [stored, tmp_path / "records.json", tmp_path]
+    run(site, "synthesize", "--boxes", *source, "--reserve", "none", "--dry-run", "--out", tmp_path / "made")
+    assert (tmp_path / "made" / "plan.json").is_file()
+    asked = ["--image", files["image"], "--question", "what?", "--max-new-tokens", 2, "--out", tmp_path / "why"]
+    run(site, "explain", files["config"], "--checkpoint", files["checkpoint"], *asked)
+    assert list((tmp_path / "why").iterdir())
+    given = ["web", files["config"], "--checkpoint", files["checkpoint"], "--port", 0]
+    with forked.serving(site / "bin" / "mg-llava", *given, said="the page is at ", folder=site) as (_, url):
+        assert '<svg id="stage"' in httpx.get(url, timeout=60).text
+
+
+ABSENT = {
+    "benchmark": ["serve", "--config", "absent.py", "--checkpoint", "absent.pth"],
+    "convert-gguf": ["absent.gguf", "--out", "out"],
+    "experiments": ["absent.json"],
+    "judge": ["mm_vet", "--data", "absent.json", "--predictions", "absent", "--out", "out", "--local", "absent"],
+    "measure-grounding": ["absent.py", "--checkpoint", "absent.pth"],
+    "refine": ["absent.py", "--checkpoint", "absent.pth", "--image", "absent.png", "--out", "out"],
+}
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_other_commands_say_what_is_absent(site: Path, tmp_path: Path, name: str) -> None:
+    """Their inputs are large or of other models; they work up to reading them."""
+    done = forked.run(site / "bin" / "mg-llava", name, *ABSENT[name], folder=site)
+    assert done.status in (1, 2) and "absent" in done.err and "Traceback" not in done.err
 
 
 def test_a_model_is_served(site: Path, files: dict[str, str]) -> None:
