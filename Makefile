@@ -13,6 +13,8 @@ export PATH := $(BIN):$(PATH)
 # tests that run on both rows
 ON_CURRENT := tests/hf tests/detection tests/evaluation tests/inference tests/conversion tests/models/encoders tests/models/adapters \
 	tests/models/queries tests/models/test_generation.py tests/models/weights tests/tools/test_hostile_checkpoints.py
+# and trainings, slow ones too
+TRAINED_ON_CURRENT := tests/test_compat.py tests/nano/test_first_losses.py tests/engine/test_launch.py tests/end_to_end/test_training.py
 
 .PHONY: help demo web test test-current lint format clean
 
@@ -50,6 +52,8 @@ test: $(VENV)/.installed ## Run all tests in two processes (WORKERS=4 for four)
 test-current: $(CURRENT)/.installed ## Run the quick tests of inference, conversion and both stages beside today's torch and transformers
 	PATH="$(CURRENT_BIN):$$PATH" $(CURRENT_BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
 		-m "not slow" $(ON_CURRENT)
+	PATH="$(CURRENT_BIN):$$PATH" $(CURRENT_BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+		$(TRAINED_ON_CURRENT)
 
 lint: $(VENV)/.installed ## Check style and types
 	$(BIN)/ruff check .

@@ -11,7 +11,9 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,10 +21,15 @@ if TYPE_CHECKING:
 
 GONE = {"transformers.utils": ("is_safetensors_available",)}
 """Names that XTuner 0.2.0 imports and transformers 5 has no more; what each says is so: its answer is always yes."""
+ABSENT = {"deepspeed.runtime.fp16.onebit": ("OnebitAdam", "OnebitLamb", "ZeroOneAdam")}
+"""Modules that newer releases of DeepSpeed have no more, and classes that mmengine imports from them to register."""
+
+
+# -- XTuner -----------------------------------------------------------------------------------------------------------
 
 
 def await_xtuner() -> None:
-    """Complete transformers when XTuner is imported, before it imports those names; costs nothing where it is not."""
+    """Prepare for XTuner when it is imported, before it imports what is gone; costs nothing where it is not."""
     if not any(isinstance(finder, _XTunerFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _XTunerFinder())
 
@@ -34,6 +41,7 @@ class _XTunerFinder(MetaPathFinder):
         """See :class:`MetaPathFinder`."""
         if fullname == "xtuner.utils":
             sys.meta_path.remove(self)
+            sys.meta_path.append(_AbsentFinder())  # asked last, where a module is really not there
             complete_transformers()
 
 
@@ -53,6 +61,25 @@ def _always() -> bool:
     return True
 
 
+class _AbsentFinder(MetaPathFinder, Loader):
+    """Makes the modules of ``ABSENT``, with classes that cannot be built."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """See :class:`MetaPathFinder`."""
+        return ModuleSpec(fullname, self) if fullname in ABSENT else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """See :class:`Loader`."""
+        for name in ABSENT[module.__name__]:
+            setattr(module, name, type(name, (_Absent,), {"__module__": module.__name__}))
+
+
+class _Absent:
+    def __init__(self, *_: Any, **__: Any) -> None:
+        name, package = type(self).__name__, type(self).__module__.partition(".")[0]
+        raise ImportError(f"the installed {package} has no {name} any more; choose another one")
+
+
 # -- transformers -----------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +92,20 @@ def no_init_weights() -> AbstractContextManager[None]:
 def vision_network(model: Any) -> Any:
     """What has the embeddings and the encoder of a CLIP or SigLIP vision model: since transformers 5 the model."""
     return getattr(model, "vision_model", model)
+
+
+def take_masks_as_given() -> None:
+    """Keep transformers 5 from looking for packed samples where a decoder is called without a mask.
+
+    It takes positions that begin again for another sample, so that padding would cost a mask for each row, and it asks
+    the device. Rows that are packed here come with a mask of their own, or attention is told where they begin.
+    """
+    if importlib.util.find_spec("transformers.masking_utils") is not None:
+        importlib.import_module("transformers.masking_utils").find_packed_sequence_indices = _no_packing  # type: ignore[attr-defined]
+
+
+def _no_packing(_: Any) -> None:
+    return None
 
 
 def _first(*modules: str) -> Any:

@@ -129,7 +129,8 @@ def write_sam(folder: Path) -> Path:
     decoder = SamMaskDecoderConfig(
         **dict(hidden_size=8, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=8)
     )
-    SamModel(SamConfig(vision.to_dict(), prompt.to_dict(), decoder.to_dict())).save_pretrained(folder)
+    configs = dict(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    SamModel(SamConfig(**{name: config.to_dict() for name, config in configs.items()})).save_pretrained(folder)
     return folder
 
 

@@ -47,8 +47,8 @@ def collected(runner: Any) -> Iterator[list[Writing]]:
     """
     writings: list[Writing] = []
 
-    def keep(content: Any, path: str | Path, *_: Any, **__: Any) -> None:
-        writings.append(Writing(content, Path(path)))
+    def keep(state_dict: Any, path: str | Path, *_: Any, **__: Any) -> None:  # DeepSpeed names them so
+        writings.append(Writing(state_dict, Path(path)))
 
     with contextlib.ExitStack() as undo:
         for module in (sys.modules[name] for name in _SAVERS if name in sys.modules):

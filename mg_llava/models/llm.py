@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from mg_llava.compat import take_masks_as_given
 from mg_llava.models.adapters.lora import add_lora
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.losses.language import decoder_of
@@ -80,6 +81,7 @@ def build_language_model(
     llm, attention_used = _load(path, attention_candidates() if attention == "auto" else [attention], **kwargs)
     llm.config.use_cache = False  # no cache while training; generation asks for it
     enable_checkpointing(llm, gradient_checkpointing)
+    take_masks_as_given()
     if tuning in ("lora", "qlora"):
         llm = add_lora(llm, lora or {}, quantized)
     else:
