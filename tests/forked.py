@@ -99,17 +99,24 @@ def _open_terminal(path: str) -> None:
     sys.stdin, sys.stdout, sys.stderr = (open(stream, mode) for stream, mode in enumerate("rww"))
 
 
+def ranks(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of several processes, and nothing one alone."""
+    if processes == 1:
+        return [{}]
+    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{"RANK": str(n), "LOCAL_RANK": str(n), **shared} for n in range(processes)]
+
+
 def run(program: str | Path, *arguments: object, processes: int = 1, folder: Path = ROOT, timeout: float = 600) -> Ran:
     """Run a program; as torchrun does where there are several processes, which end when one of them fails.
 
     Returns:
         The first status that is not 0, and what was printed.
     """
-    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [{"RANK": str(n), "LOCAL_RANK": str(n), **shared} for n in range(processes)] if processes > 1 else [{}]
     with tempfile.TemporaryDirectory() as printed:
-        children = [start(program, *arguments, printed=Path(printed), folder=folder, **rank) for rank in ranks]
+        given = {"printed": Path(printed), "folder": folder}
+        children = [start(program, *arguments, **given, **rank) for rank in ranks(processes)]
         end = time.monotonic() + timeout
         while any(child.exitcode is None for child in children) and time.monotonic() < end:
             if any(child.exitcode for child in children):

@@ -50,36 +50,42 @@ def draw_pictures(folder: Path, count: int) -> Path:
 
 
 class Forked:
-    """A forked process with the methods of ``subprocess.Popen``."""
+    """Forked processes, those of torchrun where there are two, with the methods of ``subprocess.Popen``."""
 
-    def __init__(self, arguments: list[object], printed: Path) -> None:
+    def __init__(self, arguments: list[object], printed: Path, processes: int) -> None:
         self.printed = printed
         printed.mkdir(exist_ok=True)
-        self.process = forked.start(TOOLS / "generate_boxes.py", *arguments, printed=printed)
-        self.pid = self.process.pid
+        program = TOOLS / "generate_boxes.py"
+        self.processes = [
+            forked.start(program, *arguments, printed=printed, **rank) for rank in forked.ranks(processes)
+        ]
+        self.pid = self.processes[0].pid
 
     @property
     def returncode(self) -> int | None:
-        return self.process.exitcode
+        """None while one of them runs."""
+        codes = [process.exitcode for process in self.processes]
+        return None if None in codes else next((code for code in codes if code), 0)
 
     def poll(self) -> int | None:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        self.process.join(timeout)
+        for process in self.processes:
+            process.join(timeout)
         return "".join((self.printed / name).read_text() for name in ("out", "err")), None
 
 
 Run = subprocess.Popen | Forked
 
 
-def start(engine: str, records: Path, out: Path) -> Run:
-    """Begin or continue a run."""
+def start(engine: str, records: Path, out: Path, by_command: bool = False) -> Run:
+    """Begin or continue a run; by torchrun's own command where asked for."""
     given = [records, "--out", out, "--detector", "proposals", "--batch-size", "4", "--task-batches", "2"]
     given += ["--workers", "2", *OPTIONS.get(engine, [])]
     starter = ENGINES[engine]
-    if starter is None:
-        return Forked(given, out.parent / "printed")
+    if starter is None or (engine == "torchrun" and not by_command):
+        return Forked(given, out.parent / "printed", 1 if starter is None else 2)
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [*map(str, [*starter, TOOLS / "generate_boxes.py", *given])],
@@ -122,7 +128,8 @@ def kill_at(process: Run, out: Path, lines: int) -> bool:
     while process.poll() is None and lines_done(out) < lines:
         time.sleep(0.02)
     was_running = process.poll() is None
-    for pid in [process.pid, *descendants(process.pid)]:
+    first = [process.pid] if isinstance(process, subprocess.Popen) else [one.pid for one in process.processes]
+    for pid in [*first, *(below for one in first for below in descendants(one))]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.communicate()
@@ -147,7 +154,7 @@ def expected(tmp_path_factory, pictures):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_gives_the_same_files_after_kills(tmp_path, pictures, expected, engine):
     lines = random.Random(engine).randint(1, 15)
-    assert kill_at(start(engine, pictures, tmp_path / "out"), tmp_path / "out", lines)
+    assert kill_at(start(engine, pictures, tmp_path / "out", by_command=True), tmp_path / "out", lines)
     finish(start(engine, pictures, tmp_path / "out"))
     assert contents(tmp_path / "out") == expected
 
