@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from mg_llava.models.recompute import layer_products
 from mg_llava.planning.gpus import GPU
-from mg_llava.planning.memory import CONTEXT, FRAGMENTATION, GIB
+from mg_llava.planning.memory import CONTEXT, FRAGMENTATION, GIB, encoder_bytes
 from mg_llava.planning.plan import IMPOSSIBLE, OK
 
 
@@ -24,7 +25,7 @@ class AnsweringPlan:
         token: Bytes that the LLM keeps of each token that it has read.
         picture: Tokens of a picture without boxes; each box is one more.
         context: Tokens that the LLM has room for.
-        together: Conversations of that length that fit at a time.
+        together: Conversations of that length that fit at a time, all of them read at once.
     """
 
     model: str
@@ -75,12 +76,8 @@ def plan_answers(folder: str | Path, gpu: GPU) -> AnsweringPlan:
     dtype = config.torch_dtype or torch.float32
     with torch.device("meta"):
         model = MGLLaVAForConditionalGeneration._from_config(config, torch_dtype=dtype).model
-    text = config.text_config
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    token = 2 * text.num_hidden_layers * heads * width * dtype.itemsize
-    context = text.max_position_embeddings
+    context = config.text_config.max_position_embeddings
     room = (gpu.memory - CONTEXT) * (1 - FRAGMENTATION) - weights
     return AnsweringPlan(
         model=str(folder),
@@ -88,8 +85,28 @@ def plan_answers(folder: str | Path, gpu: GPU) -> AnsweringPlan:
         dtype=str(dtype).removeprefix("torch."),
         parameters={part.key: sum(p.numel() for p in module.parameters()) for part, module in model.named_parts()},
         weights=weights,
-        token=token,
+        token=cache_bytes(model.llm),
         picture=model.tokens_of(1, 0),
         context=context,
-        together=max(0, int(room // (token * context))),
+        together=max(0, int(room // answering_bytes(model, context))),
     )
+
+
+def answering_bytes(system: Any, length: int) -> int:
+    """Most bytes that a picture and a prompt of a length take until its answer begins, beside the weights."""
+    return max(encoder_bytes(system), length * (cache_bytes(system.llm) + reading_bytes(system.llm)))
+
+
+def cache_bytes(llm: Any) -> int:
+    """Bytes that an LLM keeps of each token that it has read."""
+    config = llm.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * llm.dtype.itemsize
+
+
+def reading_bytes(llm: Any) -> int:
+    """Bytes that a layer takes of each token while prompts are read, beside the cache: its input, and its MLP."""
+    width = llm.get_input_embeddings().embedding_dim
+    widest = max(outer for _, outer in layer_products(llm))
+    return (3 * width + 3 * widest) * llm.dtype.itemsize

@@ -167,7 +167,7 @@ def measure_activations(skeleton: Skeleton, length: int, batch: int) -> Activati
     model = skeleton.model
     llm = model.llm
     if llm is None:
-        return Activations(0.0, 0.0, 0.0, float(batch * _encoder_bytes(model)))
+        return Activations(0.0, 0.0, 0.0, float(batch * encoder_bytes(model)))
     embeddings, layers = llm.get_input_embeddings(), llm.config.num_hidden_layers
     size, width = embeddings.weight.element_size(), embeddings.embedding_dim
     half = max(1, length // 2)
@@ -183,7 +183,7 @@ def measure_activations(skeleton: Skeleton, length: int, batch: int) -> Activati
         kept, recomputed = linear, 0.0
     vocabulary = llm.get_output_embeddings().weight.shape[0]
     logits = batch * length * vocabulary * (2 * size + 4)
-    return Activations(float(kept), float(recomputed), float(logits), float(batch * _encoder_bytes(model)))
+    return Activations(float(kept), float(recomputed), float(logits), float(batch * encoder_bytes(model)))
 
 
 def saved_bytes(llm: nn.Module, length: int) -> int:
@@ -206,8 +206,8 @@ def saved_bytes(llm: nn.Module, length: int) -> int:
 
 
 @torch.no_grad()
-def _encoder_bytes(model: Any) -> int:
-    """Largest input and output of any module of the encoders for one picture, beside the stage maps."""
+def encoder_bytes(model: Any) -> int:
+    """Largest input and output of any module of the encoders of a picture, beside maps, canvas and a block's input."""
     largest = 0
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -215,12 +215,14 @@ def _encoder_bytes(model: Any) -> int:
         tensors = [item for item in (*inputs, output) if isinstance(item, Tensor)]
         largest = max(largest, sum(item.numel() * item.element_size() for item in tensors))
 
-    maps = 0
+    maps = blocks = 0
     for encoder in (module for part, module in model.named_parts() if part.role == "encoder"):
         hooks = [m.register_forward_hook(look) for m in encoder.modules() if not list(m.children())]
         seen = encoder(torch.empty(1, 3, model.canvas_size, model.canvas_size, device="meta"))
         for hook in hooks:
             hook.remove()
         outputs = [*seen.maps, *([] if seen.tokens is None else [seen.tokens])]
-        maps += sum(item.numel() * item.element_size() for item in outputs)
-    return maps + largest
+        sizes = [item.numel() * item.element_size() for item in outputs]
+        maps, blocks = maps + sum(sizes), max([blocks, *sizes])
+    canvas = 2 * 3 * model.canvas_size**2 * 4  # as it is and normalized, float32
+    return maps + largest + blocks + canvas

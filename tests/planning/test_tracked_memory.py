@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import DynamicCache
 
+from mg_llava.models.losses.language import decoder_of
 from mg_llava.models.recompute import enable_checkpointing
 from mg_llava.planning import build_skeleton
+from mg_llava.planning.answers import answering_bytes
 from mg_llava.planning.memory import STRATEGIES, measure_activations, share_memory, weigh
 from mg_llava.profiling.launches import faked
 from tests.models.test_waiting import make_full_batch
@@ -80,3 +83,25 @@ def test_plan_agrees_with_a_tracked_step(leaf, batch, text, boxes, checkpointing
     enable_checkpointing(model.llm, checkpointing)
     tracked = track(model.train(), data)
     assert planned_bytes == pytest.approx(tracked, rel=0.1), f"{planned_bytes / 1e9:.1f} and {tracked / 1e9:.1f} GB"
+
+
+@pytest.mark.parametrize(
+    ("leaf", "batch", "length"), [("vicuna7b", 16, 800), ("vicuna13b", 4, 2000), ("qwen2_5_3b", 32, 700)]
+)
+def test_plan_of_answers_agrees_with_a_tracked_batch(leaf, batch, length):
+    """Pictures are seen and prompts read, the peak of an evaluation."""
+    model = build_skeleton(load_config(f"mg_llava_{leaf}_instruct").model).model.eval()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    planned = weights + batch * answering_bytes(model, length)
+    canvas = torch.zeros(batch, 3, model.canvas_size, model.canvas_size, dtype=torch.uint8)
+    with faked(model) as fake, torch.no_grad():
+        own = [*model.parameters(), *model.buffers()]
+        with Tracker(own) as tracker:
+            seeing = model.see({"canvas": fake(canvas), "boxes": [torch.zeros(10, 4) for _ in range(batch)]})
+            embeds = torch.zeros(batch, length, model.llm.config.hidden_size, dtype=torch.bfloat16)
+            # without a mask, which transformers looks at on the host
+            read = decoder_of(model.llm)(inputs_embeds=embeds, past_key_values=DynamicCache(), use_cache=True)
+            model.llm.get_output_embeddings()(read.last_hidden_state[:, -1]).float()
+            del seeing
+        tracked = tracker.peak + sum(storage.nbytes() for storage in tracker.own.values())
+    assert planned == pytest.approx(tracked, rel=0.1), f"{planned / 1e9:.1f} and {tracked / 1e9:.1f} GB"
