@@ -6,6 +6,7 @@ Learning rates, batches and epochs are GroundingGPT's, where the paper names non
 from mmengine.config import read_base
 
 from mg_llava.data.boxes.augment import CropAugmentation
+from mg_llava.models import ConvGateFusion
 
 with read_base():
     from .data.grounding import grounding, regions_global, regions_local, regions_perception
@@ -49,22 +50,26 @@ def qwen_grounding(llm):
     return grounding_gpt(llm, clip_l_336_convnext_l_768)
 
 
-def nano_grounding(stage, *, arm="choices", before=None, model=None, **changes):
+def nano_grounding(stage, *, arm="choices", gate=False, before=None, model=None, **changes):
     """A stage of the miniature by the name of its builder; ``arm`` says which questions stage 2 asks.
 
-    The low-resolution encoder alone, in which a crop shows more than a picture.
+    The low-resolution encoder alone, in which a crop shows more than a picture; with ``gate`` both, through the
+    Conv-Gate, which starts half open and at half the learning rate so that no seed stays on the plateau of stage 1.
     """
-    llm = dict(nano_llm, llm_name_or_path="data/nano/generated/grounding/llm")
-    system = grounding_gpt(llm, nano_vision, **{"fusion": None, "regions": _bins, **(model or {})})
+    llm = dict(nano_llm, llm_name_or_path="data/nano/region_llm")
+    base = dict(fusion=dict(type=ConvGateFusion, gate_start=0.5) if gate else None)
+    system = grounding_gpt(llm, nano_vision, **{**base, "regions": _bins, **(model or {})})
     shared = dict(nano_settings, context_length=384, evaluation=None)
     shared["dataset"] = dict(budget=dict(long_text_margin=None), boxes=dict(crop_augmentation=None))
     if stage == "object_pretrain":
-        captions = {name: path for name, path in nano_stage1.items() if name != "box_path"}
-        return object_pretrain(system, captions, **{**shared, "lr": 4e-3, "max_epochs": 2, **changes})
+        mixture = dict(sources=[grounding("captions"), _without_boxes(nano_stage1, "first_captions")])
+        return object_pretrain(system, mixture, **{**shared, "lr": 2e-3 if gate else 4e-3, **changes})
     start = dict(shared, lr=1e-3, before=before)
     if stage == "local_alignment":
-        return local_alignment(system, grounding(arm), **{**start, "max_epochs": 3, **changes})
-    instructions = {name: path for name, path in nano_stage2.items() if name != "box_path"}
-    instructions["name"] = "instructions"
-    mixture = dict(sources=[grounding("captions"), grounding(arm), instructions])
+        return local_alignment(system, grounding(arm), **{**start, "max_epochs": 2, **changes})
+    mixture = dict(sources=[grounding("captions"), grounding(arm), _without_boxes(nano_stage2, "instructions")])
     return global_alignment(system, mixture, **{**start, **changes})
+
+
+def _without_boxes(files, name):
+    return dict({key: path for key, path in files.items() if key != "box_path"}, name=name)

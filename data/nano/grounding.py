@@ -2,8 +2,7 @@
 
 Scenes have two to five digits, of which classes repeat, and one to four distractors. A phrase names exactly one mark:
 ``the 7`` where there is one, else ``the leftmost 7`` and the like. ``python data/nano/grounding.py`` makes what
-``make_data.py`` makes, if it is not there, and writes records, pictures, box files and an LLM with words for
-coordinates into ``generated/grounding``.
+``make_data.py`` makes, if it is not there, and writes records, pictures and box files into ``generated/grounding``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import scenes
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "generated" / "grounding"
 BINS = 64
-FORMAT = 4
+FORMAT = 5
 """Changes with the data; folders of another one are made again."""
 LETTERS = "ABC"
 TURNS = 6
@@ -83,8 +82,16 @@ def phrases(scene: scenes.Scene) -> dict[int, str]:
     return found
 
 
+def alone(scene: scenes.Scene, number: int) -> bool:
+    """Tell whether a mark is the only one of its class."""
+    return sum(mark.digit == scene.marks[number].digit for mark in scene.marks) == 1
+
+
 def ask(rng: np.random.Generator, scene: scenes.Scene, kind: str, number: int) -> Asked | None:
-    """A question of a kind about a mark that has a phrase; None where the scene has none."""
+    """A question of a kind about a mark that has a phrase; None where the scene has none.
+
+    An object image is asked for its place only where its class comes once.
+    """
     phrase, digit = phrases(scene)[number], str(scene.marks[number].digit)
     if kind == "T->C":
         return Asked(kind, f"Where is {phrase}?", f"<box:{number}>")
@@ -95,7 +102,7 @@ def ask(rng: np.random.Generator, scene: scenes.Scene, kind: str, number: int) -
     if kind == "C+I->T":
         return Asked(kind, f"Which digit is at <box:{number}> <object:{number}>?", digit)
     if kind == "I->C":
-        return Asked(kind, f"Where is <object:{number}>?", f"<box:{number}>")
+        return Asked(kind, f"Where is <object:{number}>?", f"<box:{number}>") if alone(scene, number) else None
     options, letter = _options(rng, scene, number, kind == "T->I")
     if kind == "T->I":
         return Asked(kind, f"Which of these is {phrase}?{options}", letter) if options else None
@@ -225,7 +232,8 @@ def write_heldout(out: Path, count: int, seed: int) -> None:
         picture = f"regions-{index:05d}"
         rng = np.random.default_rng([index, 11])
         named = list(phrases(scene))
-        asked = [ask(rng, scene, kind, int(rng.choice(named))) for kind in KINDS]
+        single = [number for number in named if alone(scene, number)] or named
+        asked = [ask(rng, scene, kind, int(rng.choice(single if kind == "I->C" else named))) for kind in KINDS]
         asked += [ask_named(rng, scene, kind) for kind in ("which", "relation")]
         for one in asked:
             if one is not None:
@@ -238,23 +246,6 @@ def write_heldout(out: Path, count: int, seed: int) -> None:
     others = out.parent / "heldout_boxes.json"  # of the miniature's own questions, which runs are asked too
     boxes += json.loads(others.read_text()) if others.is_file() else []
     (out / "heldout_boxes.json").write_text(json.dumps(boxes))
-
-
-def write_llm(out: Path) -> None:
-    """The miniature's LLM with words for coordinates, whose rows are new; seeded."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    sys.path[:0] = [str(HERE.parents[1])]
-    from mg_llava.data.text.coordinates import BoxText
-
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "llm")
-    llm = AutoModelForCausalLM.from_pretrained(HERE / "llm", torch_dtype=torch.float32)
-    tokenizer.add_tokens(list(BoxText("bins", bins=BINS).words))
-    torch.manual_seed(0)
-    llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    llm.save_pretrained(out)
-    tokenizer.save_pretrained(out)
 
 
 def main() -> None:
@@ -277,7 +268,6 @@ def main() -> None:
     meta.unlink(missing_ok=True)
     write_training(out, arguments.train, 1000 * arguments.seed + 11)
     write_heldout(out, arguments.heldout, 1000 * arguments.seed + 12)
-    write_llm(out / "llm")
     meta.write_text(json.dumps(settings, indent=2) + "\n")
     print(f"wrote {arguments.train} training and {arguments.heldout} held-out pictures to {out}")
 

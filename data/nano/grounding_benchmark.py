@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
@@ -89,16 +90,24 @@ class NanoRegions(Benchmark):
         return replace(asked, objects=line["objects"])
 
 
+def open_config(path: str) -> Config:
+    """A config whose questions are asked as they are written: coordinates do not bring their object image."""
+    config = Config.fromfile(path)
+    config.picture_processor.setdefault("regions", {})["attach"] = "placeholders"
+    return config
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config of the training")
+    parser.add_argument("model", metavar="config", help="config of the training")
     command.add_arguments(parser)
     parser.add_argument("--named", action="store_true", help="ask about boxes by their names, and the other questions")
     parser.set_defaults(data=grounding.OUT.parent, box_file=grounding.OUT / "heldout_boxes.json")
     arguments = parser.parse_args()
     if not arguments.checkpoint:
         parser.error("--checkpoint is needed")
+    arguments.model = open_config(arguments.model)
     return command.run(arguments, ["nano", "nano_names"] if arguments.named else ["nano_regions"])
 
 

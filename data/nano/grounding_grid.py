@@ -1,4 +1,4 @@
-"""What object images bring at equal steps: three arms of the second stage, three seeds, for ``run_experiments.py``."""
+"""What object images bring at equal steps: arms of the second stage on two bases, for ``run_experiments.py``."""
 
 import sys
 from pathlib import Path
@@ -6,10 +6,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from grounding import KINDS
 
+LOW, BOTH = "Low-resolution encoder alone", "Both encoders, through the Conv-Gate"
 ROWS = {
-    "text": ("words and coordinates", "_text"),
-    "images": ("+ object images", "_images"),
-    "choices": ("+ choices among object images", ""),
+    "text": ("words and coordinates", LOW, "", "_text"),
+    "images": ("+ object images", LOW, "", "_images"),
+    "choices": ("+ choices among object images", LOW, "", ""),
+    "gate_text": ("words and coordinates", BOTH, "_gate", "_gate_text"),
+    "gate_images": ("+ object images", BOTH, "_gate", "_gate"),
 }
 LEAF = "configs/tiny_grounding/grounding_nano_{}.py"
 
@@ -20,9 +23,10 @@ grid = {
         {
             "name": name,
             "title": title,
-            "leaves": [LEAF.format("object_pretrain"), LEAF.format(f"local_alignment{end}")],
+            "group": base,
+            "leaves": [LEAF.format(f"object_pretrain{first}"), LEAF.format(f"local_alignment{second}")],
         }
-        for name, (title, end) in ROWS.items()
+        for name, (title, base, first, second) in ROWS.items()
     ],
     "seeds": [0, 1, 2],
     "prepare": "python data/nano/grounding.py",

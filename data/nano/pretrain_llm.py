@@ -242,13 +242,13 @@ def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
     llm = LlamaForCausalLM(config)
     llm.lm_head.weight.data.copy_(llm.model.embed_tokens.weight.data)
-    _plant_matching_head(llm, tokenizer)
+    plant_matching_head(llm, tokenizer)
     _plant_column_heads(llm, tokenizer)
     return llm
 
 
 @torch.no_grad()
-def _plant_matching_head(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def plant_matching_head(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Initialize one head of the first layer so that a digit attends to the same digit in the scene, else to itself.
 
     Questions such as "is there a 7" need this; from a random start training sits on a long plateau before it finds it.
@@ -307,7 +307,7 @@ def train(llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
         optimizer.step(loss)
         if step < HELD_SHARE * arguments.steps:
-            _plant_matching_head(llm, sampler.writer.tokenizer)
+            plant_matching_head(llm, sampler.writer.tokenizer)
         average += (loss.item() - average) * max(0.02, 1 / (step + 1))
         if step % 50 == 0:
             print(f"step {step + 1}/{arguments.steps}  loss {average:.3f}  {time.time() - start:.0f} s", flush=True)

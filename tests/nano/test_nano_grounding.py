@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
+from transformers import AutoTokenizer
 
 from mg_llava.data.records.schema import parse_record
 from mg_llava.inference import Predictor
@@ -34,10 +35,9 @@ def grounding() -> Any:
 
 @pytest.fixture(scope="module")
 def made(grounding: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("grounding")
+    out = tmp_path_factory.mktemp("data") / "grounding"
     grounding.write_training(out, 24, seed=1)
     grounding.write_heldout(out, 6, seed=2)
-    grounding.write_llm(out / "llm")
     return out
 
 
@@ -99,7 +99,9 @@ def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(made: Pat
 
 
 @pytest.mark.slow
-def test_three_stages_train_one_after_the_other(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_stages_train_one_after_the_other_and_are_evaluated(
+    grounding: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
     for stage in STAGES:
@@ -122,3 +124,23 @@ def test_three_stages_train_one_after_the_other(made: Path, tmp_path: Path, monk
     box = line["objects"][0]["box"]
     answer = predictor.predict(made / "images" / line["image"], "Which digit is at <box:0>?", objects=[box])
     assert len(answer.objects) == 1, "coordinates bring their object image"
+    config.dump(tmp_path / "config.py")
+    given = ["--checkpoint", str(tmp_path / "work_dirs" / name / "iter_2.pth"), "--max-new-tokens", "3"]
+    given += ["--out", str(tmp_path / "result")]
+    monkeypatch.setattr(grounding, "OUT", made)
+    monkeypatch.setattr("sys.argv", ["grounding_benchmark.py", str(tmp_path / "config.py"), *given])
+    assert runpy.run_path(str(ROOT / "data" / "nano" / "grounding_benchmark.py"))["main"]() == 0
+    kinds = json.loads((tmp_path / "result" / "results.json").read_text())["benchmarks"]["nano_regions"]
+    assert set(kinds["score"]["rules"]["regions"]["metrics"]["kinds"]) <= set(grounding.KINDS)
+    monkeypatch.setattr("sys.argv", ["grounding_probability.py", str(tmp_path / "config.py"), *given[:2]])
+    assert runpy.run_path(str(ROOT / "data" / "nano" / "grounding_probability.py"))["main"]() == 0
+    assert capsys.readouterr().out.count("without coordinates") == 2
+
+
+def test_the_llm_of_regions_is_made_again_in_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["--stop", "1", "--steps", "60", "--batch-size", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["pretrain_region_llm.py", *given])
+    runpy.run_path(str(ROOT / "data" / "nano" / "pretrain_region_llm.py"))["main"]()
+    made, kept = (AutoTokenizer.from_pretrained(path) for path in (tmp_path, ROOT / "data" / "nano" / "region_llm"))
+    text = "Where is the 7?<bin_004><bin_063>"
+    assert made.encode(text) == kept.encode(text) and len(made) == len(kept) == 570
