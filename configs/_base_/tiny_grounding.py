@@ -67,7 +67,8 @@ def nano_grounding(stage, *, arm="choices", gate=False, before=None, model=None,
     start = dict(shared, lr=1e-3, before=before)
     if stage == "local_alignment":
         return local_alignment(system, grounding(arm), **{**start, "max_epochs": 2, **changes})
-    mixture = dict(sources=[grounding("captions"), grounding(arm), _without_boxes(nano_stage2, "instructions")])
+    sources = [grounding("captions"), grounding(arm), _without_boxes(nano_stage2, "instructions")]
+    mixture = dict(sources=[dict(source, draw=dict(repeat=0.4)) for source in sources])
     return global_alignment(system, mixture, **{**start, **changes})
 
 
