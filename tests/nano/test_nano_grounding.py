@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -78,23 +77,24 @@ def test_named_questions_follow_the_box_file(made: Path) -> None:
                 assert boxes[raw["id"]][int(match[1]) - 1] == answer["value"]
 
 
-def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(made: Path) -> None:
-    module = runpy.run_path(str(ROOT / "data" / "nano" / "grounding_benchmark.py"))
-    lines = module["load_lines"]([made / "heldout.jsonl"])
+def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(grounding: Any, made: Path) -> None:
+    import grounding_benchmark as module
+
+    lines = module.load_lines([made / "heldout.jsonl"])
 
     def replies(shift: float) -> list[dict[str, str]]:
         said = []
         for line in lines:
             box = re.fullmatch(r"<box:(\d+)>", line["answer"])
             place = np.array([line["objects"][int(box[1])]["box"]]) + shift if box else None
-            text = line["answer"] if place is None else module["BOX_TEXT"].write(place, tuple(line["size"]))
+            text = line["answer"] if place is None else module.BOX_TEXT.write(place, tuple(line["size"]))
             said.append({"id": line["id"], "prediction": text})
         return said
 
-    gold, moved = (module["score_regions"](lines, replies(shift))["rules"]["regions"]["metrics"] for shift in (0, 60))
+    gold, moved = (module.score_regions(lines, replies(shift))["rules"]["regions"]["metrics"] for shift in (0, 60))
     assert gold["accuracy"] == 1 and gold["no_box"] == 0
     assert moved["kinds"]["T->C"] == moved["kinds"]["I->C"] == 0 and moved["kinds"]["C->T"] == 1
-    silent = module["score_regions"](lines, [])["rules"]["regions"]["metrics"]
+    silent = module.score_regions(lines, [])["rules"]["regions"]["metrics"]
     assert silent["accuracy"] == 0 and silent["no_box"] == 1
 
 
@@ -102,6 +102,9 @@ def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(made: Pat
 def test_three_stages_train_one_after_the_other_and_are_evaluated(
     grounding: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import grounding_benchmark
+    import grounding_probability
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
     for stage in STAGES:
@@ -129,18 +132,22 @@ def test_three_stages_train_one_after_the_other_and_are_evaluated(
     given += ["--out", str(tmp_path / "result")]
     monkeypatch.setattr(grounding, "OUT", made)
     monkeypatch.setattr("sys.argv", ["grounding_benchmark.py", str(tmp_path / "config.py"), *given])
-    assert runpy.run_path(str(ROOT / "data" / "nano" / "grounding_benchmark.py"))["main"]() == 0
+    assert grounding_benchmark.main() == 0
     kinds = json.loads((tmp_path / "result" / "results.json").read_text())["benchmarks"]["nano_regions"]
     assert set(kinds["score"]["rules"]["regions"]["metrics"]["kinds"]) <= set(grounding.KINDS)
     monkeypatch.setattr("sys.argv", ["grounding_probability.py", str(tmp_path / "config.py"), *given[:2]])
-    assert runpy.run_path(str(ROOT / "data" / "nano" / "grounding_probability.py"))["main"]() == 0
+    assert grounding_probability.main() == 0
     assert capsys.readouterr().out.count("without coordinates") == 2
 
 
-def test_the_llm_of_regions_is_made_again_in_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_llm_of_regions_is_made_again_in_the_same_words(
+    grounding: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pretrain_region_llm
+
     given = ["--stop", "1", "--steps", "60", "--batch-size", "2", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["pretrain_region_llm.py", *given])
-    runpy.run_path(str(ROOT / "data" / "nano" / "pretrain_region_llm.py"))["main"]()
+    pretrain_region_llm.main()
     made, kept = (AutoTokenizer.from_pretrained(path) for path in (tmp_path, ROOT / "data" / "nano" / "region_llm"))
     text = "Where is the 7?<bin_004><bin_063>"
     assert made.encode(text) == kept.encode(text) and len(made) == len(kept) == 570
