@@ -1,7 +1,7 @@
 """The architecture that a training config stands for, read from the folders it names, without their weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mg_llava.data.config import build_transform
+from mg_llava.data.text.prompt import PromptPart, build_parts
 from mg_llava.data.text.stopping import Stops
 from mg_llava.data.text.tokenizer import build_tokenizer
 from mg_llava.hf.configuration import MGLLaVAConfig
@@ -18,7 +19,7 @@ from mg_llava.hf.prompts import template_of, template_to_dict
 from mg_llava.models.counting import build_empty
 from mg_llava.models.interfaces import Encoder
 from mg_llava.models.parts import kind_of
-from mg_llava.registry import MODELS
+from mg_llava.registry import MODELS, TRANSFORMS
 
 
 def describe_model(config: Mapping[str, Any], dtype: torch.dtype) -> MGLLaVAConfig:
@@ -78,7 +79,24 @@ def build_processor(config: Mapping[str, Any]) -> MGLLaVAProcessor:
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
     image_processor = MGLLaVAImageProcessor(**build_transform(config["picture_processor"]).to_dict())
     asks = kind_of(config["model"]).reads_question
-    return MGLLaVAProcessor(image_processor, tokenizer, template=config["prompt_template"], reads_question=asks)
+    parts = [describe_prompt_part(part) for part in build_parts(config.get("prompt_parts") or ())]
+    return MGLLaVAProcessor(
+        image_processor, tokenizer, template=config["prompt_template"], reads_question=asks, parts=parts
+    )
+
+
+def describe_prompt_part(part: PromptPart) -> dict[str, Any]:
+    """A prompt part as plain values for JSON.
+
+    Raises:
+        ValueError: It is no dataclass that is registered.
+    """
+    kind = type(part)
+    if not is_dataclass(part) or TRANSFORMS.find(kind.__name__) is not kind:
+        raise ValueError(
+            f"prompt part {part!r} cannot be described in a folder; make it a dataclass, registered in TRANSFORMS"
+        )
+    return {"type": kind.__name__, **_plain(asdict(part))}
 
 
 def _llm_config(spec: Mapping[str, Any]) -> PretrainedConfig:

@@ -13,7 +13,7 @@ from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.model_card import model_card
 from mg_llava.hf.standalone import auto_map, copy_sources
 from mg_llava.models.weights.loading import resolve_dtype
-from mg_llava.registry import MODELS
+from mg_llava.registry import MODELS, TRANSFORMS
 from mg_llava.tokens import tokens_without_embeddings
 
 
@@ -60,9 +60,10 @@ def folder_files(
         described.save_pretrained(staging)
         describe_generation(config, processor.tokenizer).save_pretrained(staging)
         processor.save_pretrained(staging)
-        (staging / "README.md").write_text(model_card(config, described, standalone))
+        (staging / "README.md").write_text(model_card(config, described, standalone, bool(processor.parts)))
         if standalone:
-            copy_sources(staging, _modules(described))
+            kinds = [TRANSFORMS.get(part["type"]) for part in processor.parts]
+            copy_sources(staging, _modules(described), {kind.__module__ for kind in kinds})
         names = sorted(file.name for file in staging.iterdir() if file.is_file())
         for file in names:
             shutil.move(staging / file, folder / file)

@@ -43,12 +43,18 @@ print(processor.decode_answers(output, inputs["input_ids"])[0])
 
 `device_map`, `load_in_4bit` and `load_in_8bit` work as usual; the LLM alone is quantized. Rows of a batch may have no,
 one or several pictures; they are padded on the left.
-
+$prompt
 ## Training, evaluation, limits
 
 To be filled in by whoever trained the model: data, schedule, scores with the command that made them, known weaknesses,
 and the license, which also depends on those of the LLM and the encoders.
 """)
+
+_NAMED = """
+The processor writes the boxes of a picture before the question, as in training. Give what the detector of the training
+finds, with names and scores: `{"boxes": [[10, 20, 200, 180]], "labels": ["dog"], "scores": [0.9]}`; without boxes the
+prompt says that there are none.
+"""
 
 _DESCRIPTIONS = {
     "MGLLaVA": "A multimodal LLM that sees a picture at three granularities: a low-resolution encoder, a "
@@ -57,13 +63,14 @@ _DESCRIPTIONS = {
 }
 
 
-def model_card(config: Mapping[str, Any], described: Any, standalone: bool) -> str:
+def model_card(config: Mapping[str, Any], described: Any, standalone: bool, names_objects: bool = False) -> str:
     """Markdown with the architecture and a working example.
 
     Args:
         config: The training config; names of the hub are taken from it, paths are not.
         described: The ``MGLLaVAConfig`` of the folder.
         standalone: Whether the folder brings its own code.
+        names_objects: Whether the boxes of a picture are written before the question.
     """
     model, text = config["model"], described.text_config
     name = public_name((model.get("llm") or {}).get("path"))
@@ -83,6 +90,7 @@ def model_card(config: Mapping[str, Any], described: Any, standalone: bool) -> s
         ),
         imports=("" if standalone else "import mg_llava.hf  # registers the model\n")
         + "from transformers import AutoModelForImageTextToText, AutoProcessor\n",
+        prompt=_NAMED if names_objects else "",
         path="path/or/name",
         trust=", trust_remote_code=True" if standalone else "",
     )

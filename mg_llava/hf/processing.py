@@ -17,13 +17,14 @@ from mg_llava.data.records.regions import Region, parse_regions
 from mg_llava.data.records.schema import NO_BOXES, Turn
 from mg_llava.data.text.conversation import EncodedConversation, encode_conversation, encode_prompt
 from mg_llava.data.text.pieces import question_of
+from mg_llava.data.text.prompt import build_parts
 from mg_llava.data.text.regions import regions_of_boxes
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.image_processing import picture_features, require_torch
 from mg_llava.hf.portable import complete_processor
+from mg_llava.hf.prompts import change_turns, encode_written_prompt, template_of, template_to_dict, to_turns
 from mg_llava.hf.prompts import chat_template as write_chat_template
-from mg_llava.hf.prompts import encode_written_prompt, template_of, template_to_dict, to_turns
 from mg_llava.hf.rows import list_rows, pad_rows, share_boxes, share_objects, share_pictures
 from mg_llava.tokens import (
     IGNORE_INDEX,
@@ -46,11 +47,12 @@ class MGLLaVAProcessor(ProcessorMixin):
         template: The prompt template that the model was trained with: its name, or its pieces.
         chat_template: Jinja; written from ``template`` where None.
         reads_question: Whether the model reads the question about each picture beside the text.
+        parts: What changes the text by the boxes of the pictures, as dicts; see ``mg_llava.data.text.prompt``.
         **kwargs: As for ``ProcessorMixin``.
     """
 
     attributes = ["image_processor", "tokenizer"]
-    valid_kwargs = ["template", "chat_template", "reads_question"]
+    valid_kwargs = ["template", "chat_template", "reads_question", "parts"]
 
     def __init__(
         self,
@@ -59,9 +61,10 @@ class MGLLaVAProcessor(ProcessorMixin):
         template: Any = None,
         chat_template: str | None = None,
         reads_question: bool = False,
+        parts: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
-        self.reads_question = reads_question
+        self.reads_question, self.parts = reads_question, list(parts)
         if template is None:
             raise ValueError("a processor needs template, the prompt template that the model was trained with")
         self.template = template_to_dict(template)
@@ -208,19 +211,19 @@ class MGLLaVAProcessor(ProcessorMixin):
         seen = self.image_processor.see(images, boxes, f"{owner}, picture {{}}", video, **settings)
         process = self.image_processor.settings(**settings)
         sizes, use = [(one.canvas.width, one.canvas.height) for one in seen], process.regions
+        parts = build_parts(self.parts) if images else ()
         regions: tuple[Region, ...] = ()
 
-        def resolve(turns: Sequence[Turn]) -> Sequence[Turn]:
+        def resolve(turns: Sequence[Turn], is_written: bool = False) -> Sequence[Turn]:
             nonlocal regions
-            if video or not use.concerns(turns):
-                return turns
             try:
                 records = [NO_BOXES if own is None else make_boxes(own, owner) for own in boxes]
-                known = parse_regions(objects, len(images)) or regions_of_boxes(records)
-                resolved, regions = use.resolve(turns, known, sizes)
+                if not video and use.concerns(turns):
+                    known = parse_regions(objects, len(images)) or regions_of_boxes(records)
+                    turns, regions = use.resolve(turns, known, sizes)
             except ValueError as error:
                 raise ValueError(f"{owner}: {error}") from error
-            return resolved
+            return change_turns(parts, turns, records, sizes, is_written)
 
         encoded = self._encode(row, len(images), owner, training, video, resolve)
         if use.names:
@@ -242,7 +245,7 @@ class MGLLaVAProcessor(ProcessorMixin):
         owner: str,
         training: tuple[bool, int | None],
         video: bool,
-        resolve: Callable[[Sequence[Turn]], Sequence[Turn]],
+        resolve: Callable[..., Sequence[Turn]],
     ) -> EncodedConversation:
         """Ids and labels of one row; no labels for a prompt."""
         template, (with_labels, max_length) = template_of(self.template), training
@@ -253,7 +256,7 @@ class MGLLaVAProcessor(ProcessorMixin):
                 raise ValueError(
                     f"{owner}: {placeholders} {IMAGE_PLACEHOLDER} in the text, {pictures} pictures; one each"
                 )
-            (written,) = resolve([Turn("human", row)])
+            (written,) = resolve([Turn("human", row)], is_written=True)
             return EncodedConversation(encode_written_prompt(written.text, self.tokenizer, template), [])
         turns, system = to_turns(row, owner)
         if not with_labels:

@@ -6,12 +6,13 @@ give the ids of training: what was tokenized separately there is found in the te
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from string import Formatter
 from typing import Any
 
-from mg_llava.data.records.schema import Turn
+from mg_llava.data.records.schema import BoxRecord, Turn
 from mg_llava.data.text.conversation import MARKS, Template, framing_ids, mark_id
+from mg_llava.data.text.prompt import PromptPart, apply_parts
 from mg_llava.tokens import IMAGE_PLACEHOLDER
 
 _ROLES = {"user": "human", "human": "human", "assistant": "gpt", "gpt": "gpt", "system": "system"}
@@ -80,6 +81,20 @@ def _flat(content: Any, owner: str) -> str:
         else:
             raise ValueError(f"{owner}: found the part {str(part)[:80]!r}; parts have type image, or text with a text")
     return "".join(texts)
+
+
+def change_turns(
+    parts: Sequence[PromptPart],
+    turns: Sequence[Turn],
+    records: Sequence[BoxRecord],
+    sizes: Sequence[tuple[int, int]],
+    is_written: bool,
+) -> Sequence[Turn]:
+    """Turns after the parts; in a prompt that is written out, the question begins with the first picture."""
+    start = max(turns[0].text.find(IMAGE_PLACEHOLDER), 0) if is_written else 0
+    before = turns[0].text[:start]
+    first, *others = apply_parts(parts, (replace(turns[0], text=turns[0].text[start:]), *turns[1:]), records, sizes)
+    return [replace(first, text=before + first.text), *others]
 
 
 # -- from text to ids -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ The copies are made from the package by rule, import line by import line, and ne
 import ast
 import importlib.util
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,12 +41,13 @@ def auto_map(*names: str) -> dict[str, str]:
     return {name: f"{_file_name(f'{_PACKAGE}.hf.{ENTRIES[name][0]}')}.{ENTRIES[name][1]}" for name in names}
 
 
-def copy_sources(folder: Path, modules: set[str]) -> list[str]:
+def copy_sources(folder: Path, modules: set[str], prompts: Iterable[str] = ()) -> list[str]:
     """Write the code into a folder.
 
     Args:
         folder: The folder.
         modules: Modules that register the parts of the model, which the code finds by their names.
+        prompts: Those that register the parts of its prompts.
 
     Returns:
         Names of the files, sorted.
@@ -55,9 +57,10 @@ def copy_sources(folder: Path, modules: set[str]) -> list[str]:
     """
     written = []
     entries = {f"{_PACKAGE}.hf.{module}" for module, _ in ENTRIES.values()}
-    sources = {name: _Source.read(name) for name in _closure(entries | modules)}
+    registering = {f"{_PACKAGE}.hf.modeling": modules, f"{_PACKAGE}.hf.processing": set(prompts)}
+    sources = {name: _Source.read(name) for name in _closure(entries.union(*registering.values()))}
     for name, source in sources.items():
-        brought = modules if name == f"{_PACKAGE}.hf.modeling" else set()
+        brought = registering.get(name, set())
         also = sorted(_closure({name} | brought) - {name}) if name in entries else []
         file = folder / f"{_file_name(name)}.py"
         file.write_text(source.rewritten(also))

@@ -89,7 +89,8 @@ def _from_folder(folder: Path, pictures: Mapping[str, Any]) -> LoadedModel:
     outer = MGLLaVAForConditionalGeneration.from_pretrained(folder, torch_dtype="auto")
     outer.model.llm.generation_config = outer.generation_config  # it knows the ends of answers
     settings = {**processor.image_processor.picture_processor.to_dict(), **pictures}
-    return LoadedModel(outer.model, processor.tokenizer, template_of(processor.template), PictureProcessor(**settings))
+    template, pictures_of = template_of(processor.template), PictureProcessor(**settings)
+    return LoadedModel(outer.model, processor.tokenizer, template, pictures_of, processor.parts)
 
 
 def _load_config(config: str | Path | Config) -> Config:

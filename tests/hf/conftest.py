@@ -1,5 +1,6 @@
 """A toy model and its Hugging Face folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mg_llava.hf.export import folder_files
 from tests import toy
 
 PROCESSOR = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}
+PERCEPTION = {"type": "mg_llava.PerceptionPrompt", "threshold": 0.2, "order": "left", "most": 2, "dropout": 0.5}
 BOXES = [[4.0, 6.0, 40.0, 30.0], [30.0, 20.0, 60.0, 44.0]]
 
 
@@ -39,10 +41,13 @@ def write_weights(model: torch.nn.Module, folder: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_folder(folder: Path, paths: dict[str, str], standalone: bool = False, **changes: Any) -> torch.nn.Module:
-    """The folder of a toy model; returns the model."""
+def write_folder(
+    folder: Path, paths: dict[str, str], standalone: bool = False, parts: Sequence[Any] = (), **changes: Any
+) -> torch.nn.Module:
+    """The folder of a toy model, and of its prompt parts; returns the model."""
     model = toy.build_model(paths, **changes).eval()
-    folder_files(training_config(paths, **changes), folder, dtype="float32", standalone=standalone)
+    config = {**training_config(paths, **changes), "prompt_parts": parts}
+    folder_files(config, folder, dtype="float32", standalone=standalone)
     write_weights(model, folder)
     return model
 

@@ -16,10 +16,13 @@ from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import Turn, make_box_record
 from mg_llava.data.text.conversation import Template, encode_conversation, encode_prompt
+from mg_llava.data.text.prompt import build_parts
 from mg_llava.hf import MGLLaVAImageProcessor, MGLLaVAProcessor
+from mg_llava.hf.export import folder_files
 from mg_llava.hf.prompts import chat_template, encode_written_prompt, template_of, template_to_dict, to_turns
+from mg_llava.inference import Predictor
 from tests import toy
-from tests.hf.conftest import BOXES, Exported, make_picture
+from tests.hf.conftest import BOXES, PERCEPTION, Exported, make_picture, training_config, write_weights
 
 TEMPLATES = ["vicuna", "llama3_chat", "phi3_chat", "phi3_chat_published", "qwen_chat", "internlm2_chat", "default"]
 WORDS = st.text("abc <>|\n:{}é", max_size=12).filter(lambda text: "<image>" not in text)
@@ -43,6 +46,50 @@ def as_messages(turns: Sequence[Turn], system: str = "") -> list[dict[str, Any]]
 
 def written(messages: Any, template: Template, tokenizer: Any) -> str:
     return tokenizer.apply_chat_template(messages, chat_template=chat_template(template, tokenizer), tokenize=False)
+
+
+# -- parts of prompts -------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_prompts_come_with_the_folder(exported: Exported, tmp_path: Path) -> None:
+    """The prompt of the training's front end, from conversations and from texts that are written out."""
+    folder = tmp_path / "hf"
+    config = {**training_config(exported.paths), "prompt_parts": [PERCEPTION]}
+    folder_files(config, folder, dtype="float32")
+    write_weights(exported.model, folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    asked = Predictor.from_pretrained(folder, max_new_tokens=4)
+    assert (
+        asked.front_end.parts == build_parts([PERCEPTION]) and not AutoProcessor.from_pretrained(exported.folder).parts
+    )
+    given = {"boxes": BOXES, "scores": [0.5, 0.9], "labels": ["dog", "cat"]}
+    turns, record = [Turn("human", "<image>\nwhat?")], make_box_record(*given.values())
+    wanted = asked.front_end.encode(turns, None, [record], [(64, 48)])
+    assert "Detected objects: dog [" in processor.decode(wanted) and "; cat [" in processor.decode(wanted)
+    messages = as_messages(turns)
+    for own in ({"conversation": messages}, {"text": processor.apply_chat_template(messages)}):
+        assert processor(**own, images=make_picture(), boxes=given)["input_ids"].tolist() == [wanted]
+        bare = processor(**own, images=make_picture())["input_ids"][0]
+        assert "<image>\nDetected objects: none.\nwhat?" in processor.decode(bare)
+    assert "Detected" not in processor.decode(
+        processor(conversation=[{"role": "user", "content": "hi"}])["input_ids"][0]
+    )
+    labels = processor(
+        conversation=[*messages, {"role": "assistant", "content": "a dog"}],
+        images=make_picture(),
+        boxes=given,
+        return_labels=True,
+    )
+    assert labels["input_ids"][0, : len(wanted)].tolist() == wanted
+    processor.save_pretrained(tmp_path / "again")
+    assert AutoProcessor.from_pretrained(tmp_path / "again").parts == processor.parts
+    assert "names and scores" in (folder / "README.md").read_text()
+
+
+def test_parts_that_no_folder_can_describe(exported: Exported, tmp_path: Path) -> None:
+    config = {**training_config(exported.paths), "prompt_parts": [lambda turns, *_: turns]}
+    with pytest.raises(ValueError, match="cannot be described in a folder; make it a dataclass"):
+        folder_files(config, tmp_path)
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from mg_llava.hf import MGLLaVAForConditionalGeneration, MGLLaVAProcessor
 from mg_llava.hf.export import folder_files
 from mg_llava.hf.standalone import copy_sources
-from tests.hf.conftest import BOXES, Exported, make_picture, training_config, write_folder
+from tests.hf.conftest import BOXES, PERCEPTION, Exported, make_picture, training_config, write_folder
 
 BLOCK = """
 import sys
@@ -69,13 +69,13 @@ def run(code: str, blocked: set[str], tmp_path: Path, *arguments: object) -> dic
 @pytest.fixture(scope="module")
 def alone(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "toy-alone"
-    write_folder(folder, exported.paths, standalone=True)
+    write_folder(folder, exported.paths, standalone=True, parts=[PERCEPTION])
     return folder
 
 
-def wanted_ids(exported: Exported) -> list:
-    model = MGLLaVAForConditionalGeneration.from_pretrained(exported.folder)
-    processor = MGLLaVAProcessor.from_pretrained(exported.folder)
+def wanted_ids(folder: Path) -> list:
+    model = MGLLaVAForConditionalGeneration.from_pretrained(folder)
+    processor = MGLLaVAProcessor.from_pretrained(folder)
     inputs = processor(
         conversation=[{"role": "user", "content": "what is there?"}], images=make_picture(), boxes=BOXES
     )
@@ -83,21 +83,21 @@ def wanted_ids(exported: Exported) -> list:
 
 
 @pytest.mark.slow
-def test_without_the_package(alone: Path, exported: Exported, tmp_path: Path) -> None:
+def test_without_the_package(alone: Path, tmp_path: Path) -> None:
     make_picture().save(tmp_path / "picture.png")
     blocked = {"mg_llava", "xtuner", "mmengine", "open_clip"}
     code = LOAD.format(trust={"trust_remote_code": True}, boxes=BOXES)
     seen = run(code, blocked, tmp_path, alone, tmp_path / "picture.png", tmp_path / "again")
-    assert seen["ids"] == wanted_ids(exported)
+    assert seen["ids"] == wanted_ids(alone)
     assert seen["class"].startswith("transformers_modules.") and seen["loaded"] == []
 
 
 @pytest.mark.slow
-def test_with_the_package_no_code_is_run(alone: Path, exported: Exported, tmp_path: Path) -> None:
+def test_with_the_package_no_code_is_run(alone: Path, tmp_path: Path) -> None:
     make_picture().save(tmp_path / "picture.png")
     code = "import mg_llava.hf" + LOAD.format(trust={}, boxes=BOXES)
     seen = run(code, {"xtuner", "open_clip"}, tmp_path, alone, tmp_path / "picture.png", "")
-    assert seen["ids"] == wanted_ids(exported)
+    assert seen["ids"] == wanted_ids(alone)
     assert seen["class"] == "mg_llava.hf.modeling" and "xtuner" not in seen["loaded"]
 
 
