@@ -14,7 +14,8 @@ export PATH := $(BIN):$(PATH)
 ON_CURRENT := tests/hf tests/detection tests/evaluation tests/inference tests/conversion tests/models/encoders tests/models/adapters \
 	tests/models/queries tests/models/test_generation.py tests/models/weights tests/tools/test_hostile_checkpoints.py
 # and trainings, slow ones too
-TRAINED_ON_CURRENT := tests/test_compat.py tests/nano/test_first_losses.py tests/engine/test_launch.py tests/end_to_end/test_training.py
+TRAINED_ON_CURRENT := tests/test_compat.py tests/nano/test_first_losses.py tests/engine/test_launch.py tests/engine/test_rows.py \
+	tests/end_to_end/test_training.py
 
 .PHONY: help demo web test test-current lint format clean
 
