@@ -14,6 +14,18 @@ from mg_llava.data.pictures.processor import PictureProcessor, ProcessedPicture
 _OWNER = "picture {}"
 
 
+class PictureBatch(BatchFeature):
+    """A batch whose boxes stay float32: newer releases of transformers cast tensors in lists too."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "PictureBatch":
+        """As ``BatchFeature.to``."""
+        boxes = self.get("boxes")
+        moved = super().to(*args, **kwargs)
+        if boxes is not None:
+            moved["boxes"] = [own.to(new.device) for own, new in zip(boxes, moved["boxes"], strict=True)]
+        return moved
+
+
 class MGLLaVAImageProcessor(BaseImageProcessor):
     """``PictureProcessor`` in transformers' form: its arguments are attributes that are saved and loaded.
 
@@ -28,6 +40,10 @@ class MGLLaVAImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         for name, value in PictureProcessor(**settings).to_dict().items():
             setattr(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``BaseImageProcessor.to_dict``, settings that are None included."""
+        return {**super().to_dict(), **{name: getattr(self, name) for name in _settings()}}
 
     @property
     def picture_processor(self) -> PictureProcessor:
@@ -61,7 +77,7 @@ class MGLLaVAImageProcessor(BaseImageProcessor):
         if boxes is not None and len(boxes) != len(pictures):
             raise ValueError(f"{len(pictures)} pictures but {len(boxes)} sets of boxes; give one, or None, for each")
         seen = self.see(pictures, [None] * len(pictures) if boxes is None else boxes, _OWNER, **kwargs)
-        return BatchFeature(picture_features(seen))
+        return PictureBatch(picture_features(seen))
 
     def settings(self, **kwargs: Any) -> PictureProcessor:
         """The processor with settings that differ for a call.

@@ -77,10 +77,14 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: Weights are missing in the folder; transformers would fill in random ones.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        kwargs = spare_vision_parts(kwargs)
+        kwargs = {"ignore_mismatched_sizes": True, **spare_vision_parts(kwargs), "output_loading_info": True}
         with safe_torch_load():
-            kwargs["output_loading_info"] = True
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if wrong := sorted(info["mismatched_keys"]):
+            name, found, expected = wrong[0]
+            raise RuntimeError(
+                f"{pretrained_model_name_or_path}: {name} is {tuple(found)}, expected {tuple(expected)}"
+            )
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(
@@ -111,10 +115,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # -- what transformers asks a model for -----------------------------------------------------------------------
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize a module of the vision parts; the LLM and the low-resolution encoder do so by themselves."""
-        reset = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
+        """Nothing: parts are initialized where they are built, and a folder without one of their weights is refused."""
 
     def get_input_embeddings(self) -> nn.Module:
         """Word embeddings of the LLM."""

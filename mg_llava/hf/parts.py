@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from mg_llava.hf.configuration import MGLLaVAConfig
-from mg_llava.hf.keys import all_parts
+from mg_llava.hf.keys import PREFIX, all_parts
 from mg_llava.models.interfaces import Encoder, Spec
 from mg_llava.models.system import System
 from mg_llava.models.weights.loading import UnfilledWeights
@@ -84,5 +84,8 @@ def spare_vision_parts(kwargs: dict[str, Any]) -> dict[str, Any]:
         quantization = BitsAndBytesConfig.from_dict(quantization)
     for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
         if hasattr(quantization, name) and getattr(quantization, name) is None:
-            setattr(quantization, name, [*spared, "lm_head"])
+            # releases look for these names anywhere, or at the beginning
+            setattr(
+                quantization, name, [*spared, *(PREFIX + key for key in spared), "lm_head", f"{PREFIX}llm.lm_head"]
+            )
     return kwargs if quantization is None else {**kwargs, "quantization_config": quantization}

@@ -21,7 +21,7 @@ from mg_llava.data.text.prompt import build_parts
 from mg_llava.data.text.regions import regions_of_boxes
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
-from mg_llava.hf.image_processing import picture_features, require_torch
+from mg_llava.hf.image_processing import PictureBatch, picture_features, require_torch
 from mg_llava.hf.portable import complete_processor
 from mg_llava.hf.prompts import change_turns, encode_written_prompt, template_of, template_to_dict, to_turns
 from mg_llava.hf.prompts import chat_template as write_chat_template
@@ -186,7 +186,7 @@ class MGLLaVAProcessor(ProcessorMixin):
         if any(videos):
             flags = [video for (*_, shown), video in zip(made, videos, strict=True) for _ in shown]
             data["frames"] = torch.tensor(flags)
-        return BatchFeature({**data, **picture_features(seen)})
+        return PictureBatch({**data, **picture_features(seen)})
 
     def _frames(self, pictures: list[PictureLike], owner: str) -> list[PictureLike]:
         """The frames of a video where its path is given; pictures as they are."""
@@ -284,6 +284,7 @@ class MGLLaVAProcessor(ProcessorMixin):
             return super().apply_chat_template(conversation, chat_template, tokenize=False, **kwargs)
         if chat_template is not None:
             raise ValueError("a chat_template of your own writes texts: use tokenize=False, then processor(text)")
+        kwargs |= kwargs.pop("processor_kwargs", None) or {}  # how newer pipelines give them
         as_dict = kwargs.pop("return_dict", False)
         for name in ("add_generation_prompt", "continue_final_message"):
             kwargs.pop(name, None)

@@ -67,7 +67,8 @@ def test_a_tokenizer_with_tokens_that_the_llm_lacks_is_refused(toy_paths: dict[s
 def test_files(toy_paths: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("old")
     names = folder_files(training_config(toy_paths), tmp_path, dtype="bfloat16")
-    assert set(names) == FILES == {file.name for file in tmp_path.iterdir()}
+    assert set(names) == {file.name for file in tmp_path.iterdir()}
+    assert set(names) ^ FILES <= {"chat_template.jinja", "special_tokens_map.json"}  # of one release of transformers
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["torch_dtype"] == "bfloat16" and config["architectures"] == ["MGLLaVAForConditionalGeneration"]
     assert config["parts"]["high_res_encoder"]["architecture"]["kwargs"]["dims"] == list(toy.STAGE_CHANNELS)

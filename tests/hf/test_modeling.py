@@ -68,7 +68,7 @@ def test_logits_and_loss_are_ours(exported: Exported, model: Any) -> None:
         output = model(**as_hf(batch))
         loss = exported.model(batch, mode="loss")["loss"]
     assert torch.equal(output.logits, wanted["logits"])
-    assert torch.equal(output.loss, loss)
+    torch.testing.assert_close(output.loss, loss, rtol=1e-6, atol=0)
     assert output.past_key_values is not None
     logits, *_ = model(**{**as_hf(batch), "labels": None}, return_dict=False)
     assert torch.equal(logits, wanted["logits"])
@@ -244,7 +244,8 @@ def test_offloading(exported: Exported, model: Any, inputs: Any, tmp_path: Path)
 def test_no_part_is_split(exported: Exported, model: Any) -> None:
     from accelerate import infer_auto_device_map
 
-    names = model._get_no_split_modules("auto")
+    ask = getattr(model, "_get_no_split_modules", None)  # before transformers 5
+    names = sorted(model._no_split_modules if ask is None else ask("auto"))
     assert "LlamaDecoderLayer" in names
     placed = infer_auto_device_map(model, max_memory={"cpu": 250_000, "disk": "1GB"}, no_split_module_classes=names)
     assert set(placed.values()) == {"cpu", "disk"}
@@ -286,8 +287,11 @@ def test_attention_backend(exported: Exported, model: Any, inputs: Any) -> None:
     assert model.model.llm.config._attn_implementation == "sdpa"
     eager = AutoModelForImageTextToText.from_pretrained(exported.folder, attn_implementation="eager")
     assert eager.model.llm.config._attn_implementation == "eager"
+    pictures = inputs["pixel_values"], inputs["boxes"], None, None
+    is_text = model._merge(inputs["input_ids"], pictures, inputs["attention_mask"]).attention_mask.bool()
     with torch.no_grad():
-        torch.testing.assert_close(eager(**inputs).logits, model(**inputs).logits, rtol=1e-3, atol=1e-3)
+        found, wanted = eager(**inputs).logits[is_text], model(**inputs).logits[is_text]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("part", ["fuse_module", "bbox_projector", "visual_encoder_aux", "llm"])
@@ -340,6 +344,11 @@ def test_gradient_checkpointing(exported: Exported) -> None:
 
 def test_quantization_needs_a_gpu(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if "cpu" in getattr(pytest.importorskip("bitsandbytes"), "supported_torch_devices", ()):  # newer releases
+        whole = AutoModelForImageTextToText.from_pretrained(exported.folder, load_in_4bit=True)
+        quantized = [name for name, module in whole.named_modules() if type(module).__name__ == "Linear4bit"]
+        assert quantized and all(name.startswith("model.llm.model.layers.") for name in quantized)
+        return
     for how in ({"load_in_4bit": True}, {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}):
         with pytest.raises((RuntimeError, ImportError), match=r"GPU|bitsandbytes"):
             AutoModelForImageTextToText.from_pretrained(exported.folder, **how)

@@ -82,7 +82,7 @@ def load_hugging_face(model_class: Any, path: str, **kwargs: Any) -> Any:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the weights in {path} cannot be read, a file is damaged or truncated: {error}") from error
     except RuntimeError as error:
-        if "size mismatch" not in str(error):
+        if not any(sign in str(error) for sign in ("size mismatch", "ignore_mismatched_sizes")):
             raise
         raise ValueError(f"the weights in {path} have other shapes than its config.json says: {error}") from error
     missing = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
