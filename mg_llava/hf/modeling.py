@@ -57,9 +57,8 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.is_from_meta = on_meta()  # its buffers have no values then
         llm = AutoModelForCausalLM.from_config(config.text_config)
         self.model = build_system(config, llm)
-        self._no_split_modules = [
-            type(module).__name__ for part, module in self.model.named_parts() if part.role != "llm"
-        ]
+        own = [type(module).__name__ for part, module in self.model.named_parts() if part.role != "llm"]
+        self._no_split_modules = [*own, *(llm._no_split_modules or ())]
         # Everything is in the folder: keys that are missing in it are none to forget about.
         self.model._load_state_dict_post_hooks.clear()
         for kind in ("_supports_quantized_cache", "_supports_static_cache"):  # asked in some releases of transformers
@@ -115,7 +114,7 @@ class MGLLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # -- what transformers asks a model for -----------------------------------------------------------------------
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: parts are initialized where they are built, and a folder without one of their weights is refused."""
+        """Nothing: parts are initialized where they are built, and a folder that lacks their weights is refused."""
 
     def get_input_embeddings(self) -> nn.Module:
         """Word embeddings of the LLM."""

@@ -285,6 +285,7 @@ class MGLLaVAProcessor(ProcessorMixin):
         if chat_template is not None:
             raise ValueError("a chat_template of your own writes texts: use tokenize=False, then processor(text)")
         kwargs |= kwargs.pop("processor_kwargs", None) or {}  # how newer pipelines give them
+        kwargs["images"] = kwargs.get("images") or pictures_of(conversation) or None
         as_dict = kwargs.pop("return_dict", False)
         for name in ("add_generation_prompt", "continue_final_message"):
             kwargs.pop(name, None)
