@@ -25,7 +25,7 @@ from mg_llava.hf.image_processing import PictureBatch, picture_features, require
 from mg_llava.hf.portable import complete_processor
 from mg_llava.hf.prompts import change_turns, encode_written_prompt, template_of, template_to_dict, to_turns
 from mg_llava.hf.prompts import chat_template as write_chat_template
-from mg_llava.hf.rows import list_rows, pad_rows, share_boxes, share_objects, share_pictures
+from mg_llava.hf.rows import list_rows, pad_rows, pictures_of, share_boxes, share_objects, share_pictures
 from mg_llava.tokens import (
     IGNORE_INDEX,
     IMAGE_PLACEHOLDER,

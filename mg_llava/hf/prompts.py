@@ -65,15 +65,6 @@ def to_turns(messages: Sequence[Any], owner: str = "conversation") -> tuple[list
     return turns, system
 
 
-def pictures_of(conversation: Sequence[Any]) -> list[Any]:
-    """Pictures that lie in the messages of a conversation; of several conversations a list for each."""
-    if conversation and not isinstance(conversation[0], Mapping):
-        found = [pictures_of(one) for one in conversation]
-        return found if any(found) else []
-    items = [item for message in conversation for item in message["content"] if isinstance(item, Mapping)]
-    return [item[key] for item in items for key in ("image", "path", "url") if item.get(key) is not None]
-
-
 def _flat(content: Any, owner: str) -> str:
     """Content of a message as one text, with a placeholder for each picture."""
     if isinstance(content, str):

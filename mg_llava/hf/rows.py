@@ -1,6 +1,6 @@
 """Rows of a processor's batch: what each has of pictures, boxes and regions, and rows of ids to tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,15 @@ from mg_llava.data.inputs import PictureLike, list_boxes, list_pictures
 from mg_llava.data.records.schema import Turn
 from mg_llava.hf.prompts import to_turns
 from mg_llava.tokens import IMAGE_PLACEHOLDER
+
+
+def pictures_of(conversation: Sequence[Any]) -> list[Any]:
+    """Pictures that lie in the messages of a conversation; of several conversations a list for each."""
+    if conversation and not isinstance(conversation[0], Mapping):
+        found = [pictures_of(one) for one in conversation]
+        return found if any(found) else []
+    items = [item for message in conversation for item in message["content"] if isinstance(item, Mapping)]
+    return [item[key] for item in items for key in ("image", "path", "url") if item.get(key) is not None]
 
 
 def list_rows(text: Any, conversation: Any) -> tuple[list[Any], bool]:
