@@ -127,6 +127,7 @@ class OWLv2Detector(NetworkDetector):
             texts = self.model.owlv2.get_text_features(
                 input_ids=tokens["input_ids"].to(self.device), attention_mask=tokens["attention_mask"].to(self.device)
             )
+            texts = getattr(texts, "pooler_output", texts)  # newer releases give all that the text tower makes
             texts = texts / texts.norm(dim=-1, keepdim=True)
             self._texts |= dict(zip(batch, texts, strict=False))
 
