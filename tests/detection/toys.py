@@ -51,7 +51,7 @@ def write_grounding_dino(folder: Path, limit: int = 64) -> str:
     for number, letter in enumerate(letters):
         words[200 + number], words[300 + number] = letter, f"##{letter}"
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=limit).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=limit).save_pretrained(folder)
     GroundingDinoImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
