@@ -172,3 +172,15 @@ def own_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
         if converted is not None:
             raise ValueError(f"{name} of a {type(model).__name__} is stored in another layout than transformers has")
     return found
+
+
+def require_q_former() -> None:
+    """Refuse the Q-Former of transformers 5, which takes masks in another form than groups of queries give.
+
+    Raises:
+        RuntimeError: It is the one that is installed.
+    """
+    from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder
+
+    if "head_mask" not in inspect.signature(Blip2QFormerEncoder.forward).parameters:
+        raise RuntimeError("the MQ-Former does not run beside transformers 5 yet; use transformers 4.48.0 for it")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.batch import send
+from mg_llava.compat import require_q_former
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.loading import on_meta
 from mg_llava.pieces import Pieces, WordPieces, stack_pieces
@@ -185,6 +186,7 @@ class MQFormer(nn.Module):
         Returns:
             The queries ``(N, Q, w)``, and the text ``(N, T, w)``, where T may be 0.
         """
+        require_q_former()
         rows, count = len(sources[0].states), self.query_tokens.shape[1]
         queries = self.query_tokens.expand(rows, -1, -1)
         mask = queries.new_ones(rows, count)
