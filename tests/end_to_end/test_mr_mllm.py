@@ -177,3 +177,12 @@ def test_two_processes_with_deepspeed_reach_the_losses_of_one(
     split = losses_of(mr_mllm.project, work_dir / "iter_4.pth", "mr_mllm_b")
     for name, value in alone.items():
         assert split[name] == pytest.approx(value, rel=2e-2), name
+    # all parts went the same way from where they started, as far as 16 bits tell
+    start, whole = (load_training_checkpoint(folder / "iter_4.pth") for folder in (aligned, instructed))
+    for part in ("adapter", "scene", "objects", "shared_queries", "refine.out.2", "llm_bias"):
+        names = [name for name in whole if name.startswith(f"{part}.")]
+        one, other = (
+            torch.cat([(end[name].float() - start.get(name, torch.zeros(()))).flatten() for name in names])
+            for end in (whole, state)
+        )
+        assert torch.cosine_similarity(one, other, dim=0) > 0.8, part
