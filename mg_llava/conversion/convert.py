@@ -118,6 +118,8 @@ def _write_pth(
 def _write_parts(
     source: SourceCheckpoint, target: Path, options: ConversionOptions, progress: TensorProgress | None
 ) -> None:
+    from mg_llava.hf.portable import portable_config
+
     assert source.llm_folder is not None
     vision, llm = source.split()
     llm = without_ties(llm, source.tied)
@@ -128,7 +130,7 @@ def _write_parts(
     config, folder = read_folder_config(source.llm_folder), staged.path / LLM_FOLDER
     is_whole = config.get("model_type") == "mg_llava"
     copy_small_files(source.llm_folder, folder, (".md", *(_OF_THE_WHOLE if is_whole else ())))
-    config = (config["text_config"] if is_whole else config) | {"torch_dtype": main_dtype(llm)}
+    config = portable_config(config["text_config"] if is_whole else config) | {"torch_dtype": main_dtype(llm)}
     write_json(folder / "config.json", config, indent=2)
     finish(staged, source, "parts")
 
@@ -138,6 +140,7 @@ def _write_hugging_face(
 ) -> None:
     from mg_llava.hf.export import folder_files
     from mg_llava.hf.keys import hf_key
+    from mg_llava.hf.portable import portable_config
 
     checkpoint, config = source.checkpoint, None if source.checkpoint.settings is None else _config(source)
     if config is None and (not checkpoint.encoders or options.standalone):
@@ -158,9 +161,8 @@ def _write_hugging_face(
     try:
         if config is None:
             copy_small_files(checkpoint.path, staged.path)
-            write_json(
-                staged.path / "config.json", read_folder_config(checkpoint.path) | {"torch_dtype": dtype}, indent=2
-            )
+            values = portable_config(read_folder_config(checkpoint.path)) | {"torch_dtype": dtype}
+            write_json(staged.path / "config.json", values, indent=2)
         else:
             folder_files(config, staged.path, dtype, options.standalone)
         _check_model(staged.path, weights, [hf_key(f"llm.{name}") for name in source.tied])

@@ -217,7 +217,8 @@ def test_parts_and_back(stage_2: Path, state: State, toy_paths: dict[str, str], 
     assert all(len(entry["sha256"]) == 64 for entry in manifest["files"].values())
     # both halves are of use by themselves
     llm = AutoModelForCausalLM.from_pretrained(target / "llm", torch_dtype="auto")
-    assert llm.dtype == torch.bfloat16
+    settings = json.loads((target / "llm" / "config.json").read_text())
+    assert llm.dtype == torch.bfloat16 and settings["torch_dtype"] == "bfloat16" and "dtype" not in settings
     assert_same({f"llm.{name}": tensor for name, tensor in llm.state_dict().items()}, only(state, "llm."))
     assert AutoTokenizer.from_pretrained(target / "llm")("USER")["input_ids"]
     assert_same(load_file(target / "vision_part.safetensors"), only(state, *STAGE_1))
