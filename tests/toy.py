@@ -92,8 +92,8 @@ def write_tokenizer(folder: Path, vocabulary: int = 300) -> Path:
     return folder
 
 
-def write_llm(folder: Path, tokenizer: bool = True, layers: int = 2) -> Path:
-    """A Llama with its tokenizer as a Hugging Face folder."""
+def write_llm(folder: Path, tokenizer: bool = True, layers: int = 2, tied: bool = False) -> Path:
+    """A Llama with its tokenizer as a Hugging Face folder; ``tied``: its head is its word embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(2)
@@ -109,6 +109,7 @@ def write_llm(folder: Path, tokenizer: bool = True, layers: int = 2) -> Path:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=3,
+        tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     if tokenizer:

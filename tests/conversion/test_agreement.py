@@ -1,6 +1,5 @@
 """A tuned LLM answers alike in training, from its checkpoint, as every conversion writes it, and in the next stage."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +52,7 @@ def test_the_next_stage_starts_from_the_tuned_llm(
 @pytest.fixture()
 def tied_paths(toy_paths: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """The toy folders with an LLM whose head is its word embeddings."""
-    llm = toy.write_llm(tmp_path / "tied")
-    settings = json.loads((llm / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (llm / "config.json").write_text(json.dumps(settings))
-    return {**toy_paths, "llm": str(llm)}
+    return {**toy_paths, "llm": str(toy.write_llm(tmp_path / "tied", tied=True))}
 
 
 def check_agreement(model: Any, paths: dict[str, str], tmp_path: Path, **lora: Any) -> None:

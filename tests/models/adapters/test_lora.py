@@ -1,6 +1,5 @@
 """Adapters: settings that would train something else than what is saved and exported are refused before training."""
 
-import json
 from typing import Any
 
 import pytest
@@ -13,10 +12,7 @@ from tests import toy
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Llama whose head is its word embeddings."""
-    folder = toy.write_llm(tmp_path_factory.mktemp("tied"))
-    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
+    return str(toy.write_llm(tmp_path_factory.mktemp("tied"), tied=True))
 
 
 @pytest.fixture(scope="module")
