@@ -177,7 +177,7 @@ def test_clip_weights_of_other_sizes(toy_paths: dict[str, str], tmp_path: Path) 
 def test_clip_missing_weights(toy_paths: dict[str, str], tmp_path: Path) -> None:
     folder = shutil.copytree(toy_paths["clip"], tmp_path / "clip")
     state = load_file(folder / "model.safetensors")
-    del state["vision_model.encoder.layers.0.mlp.fc1.weight"]
+    del state[next(name for name in state if name.endswith("encoder.layers.0.mlp.fc1.weight"))]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"does not fit CLIPEncoder: 1 keys are missing: .*layers.0.mlp.fc1.weight"):
         CLIPEncoder(str(folder))
