@@ -186,7 +186,8 @@ class System(Assembly):
     def observe(self, name: str, tokens: Tensor, where: Tensor | None = None) -> None:
         """Keep the mean norm of tokens ``(..., D)``, of those alone where a mask ``(...)`` is true, in training."""
         if self.training and tokens.numel():
-            norms = torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=torch.float32)  # no wider copy is made
+            at_least = torch.promote_types(tokens.dtype, torch.float32)
+            norms = torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=at_least)  # no wider copy is made
             mean = norms.mean() if where is None else (norms * where).sum() / where.sum().clamp(min=1)
             self.monitor[f"{name}_norm"] = mean
 

@@ -177,7 +177,11 @@ def test_qlora_loads_in_four_bits(toy_paths: dict[str, str], monkeypatch: pytest
         return plain, candidates[0]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(language_model.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # the logger asks for its number
+    found = language_model.importlib.util.find_spec
+    monkeypatch.setattr(
+        language_model.importlib.util, "find_spec", lambda name: object() if name == "bitsandbytes" else found(name)
+    )
     monkeypatch.setattr(language_model, "_load", load)
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(__version__="0.45.0"))
     monkeypatch.setattr("transformers.BitsAndBytesConfig", lambda **kwargs: kwargs)
