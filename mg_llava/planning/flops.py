@@ -107,10 +107,10 @@ def _counting(model: Any, forward: dict[str, float], training: dict[str, float])
             busy = True
             try:
                 output, once, both = _measure(lambda: run(*arguments, **named))
-            except NotImplementedError:
-                if not getattr(getattr(module, "spec", None), "objects", 0):
+            except RuntimeError as error:
+                if "meta" not in str(error).lower() or not getattr(getattr(module, "spec", None), "objects", 0):
                     raise
-                # Grounding DINO reads values of its text, which there are none of on the meta device
+                # Grounding DINO reads sizes of its maps, and there are no values on the meta device
                 print_log(f"{key}: operations that depend on values are not counted", "current", logging.WARNING)
                 output, once, both = _blank_objects(module.spec), 0.0, 0.0
             busy = False
