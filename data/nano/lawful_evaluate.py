@@ -44,7 +44,7 @@ SHIFTS = ("clean", "contrast:0.5", "noise:25", "noise:40", "blur:1.5")
 ASKED = ("clean", "blur:1.5")
 """Shifts under which questions are asked, the weight is fitted, and intervals are drawn."""
 WEIGHTS = (0.0, 0.5, 1.0)
-FITTED = 32
+FITTED = 100
 """Pictures on which the weight is fitted, none of those that are reported."""
 DRAWS = 40
 """Bootstrap samples of an interval."""

@@ -32,14 +32,14 @@ grid = {
             "leaves": LEAVES,
             "options": [
                 f"model.llm.path=data/nano/lawful/{arm}_{{seed}}",
-                "train_dataloader.dataset.draw.repeat=0.25",  # 18 steps of each stage
+                "train_dataloader.dataset.draw.repeat=0.5",  # 37 steps of each stage
             ],
         }
         for arm in ("unknowing", "knowing")
     ],
     "seeds": [0, 1, 2],
     "prepare": "python data/nano/lawful_llm.py --seeds {seeds}",
-    "evaluate": "python data/nano/lawful_evaluate.py {config} --checkpoint {checkpoint} --out {out} --limit 60",
+    "evaluate": "python data/nano/lawful_evaluate.py {config} --checkpoint {checkpoint} --out {out} --limit 100",
     "metrics": {**answers, **objects, "AP50 blur, named": "lawful"},
     "results": "data/nano/lawful.json",
     "report": "data/nano/LAWFUL.md",

@@ -101,7 +101,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-steps", type=int, default=150, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=80, help="of each arm (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of each arm (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="texts with questions (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
