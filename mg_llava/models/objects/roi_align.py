@@ -114,30 +114,43 @@ def pool_boxes(
     for index, item in enumerate(boxes):
         if item.ndim != 2 or item.shape[1] != 4:
             raise ValueError(f"boxes of picture {index} have shape {tuple(item.shape)}; expected (n, 4) xyxy")
-    counts = [len(item) for item in boxes]
-    channels = sum(stage.shape[1] for stage in stages)
-    if not any(counts):
-        return list(stages[0].new_zeros(0, channels, dtype=torch.float32).split(counts))
     height, width = (canvas_size, canvas_size) if isinstance(canvas_size, int) else canvas_size
     fine = max(stage.shape[2] for stage in stages), max(stage.shape[3] for stage in stages)
-    flat = torch.cat(list(boxes)).to(device=stages[0].device, dtype=torch.float32)  # (n, 4)
-    with torch.autocast(flat.device.type, enabled=False):  # float32 also where the trainer runs in half precision
-        weights = _box_weights(flat, (fine[0] / height, fine[1] / width), fine, bins)
-        if computes_together(flat.device):
-            padding = _Padding(counts, flat.device)
-            along_y, along_x = (padding.add(one) for one in weights)  # (B, m, fine)
-            found = [padding.remove(_pool_together(stage, along_y, along_x)) for stage in stages]
-        else:
-            found = [_pool_apart(stage, *weights, counts) for stage in stages]
-    return list(torch.cat(found, dim=1).split(counts))
+    scales = fine[0] / height, fine[1] / width
+    step = pictures if computes_together(stages[0].device) else 1
+    found: list[Tensor] = []
+    for first in range(0, pictures, step):
+        own = [stage[first : first + step] for stage in stages]
+        found += _pool(own, boxes[first : first + step], scales, fine, bins)
+    return found
 
 
 def computes_together(device: torch.device) -> bool:
     """Whether the boxes of all pictures are pooled at once, padded to the most of any.
 
-    A GPU is then given few large operations in place of several for each picture; a CPU would compute the padding.
+    A GPU is then given few large operations in place of several for each picture. A CPU would compute the padding;
+    there a picture's features are the same to the last bit whatever else is in the batch.
     """
     return device.type != "cpu"
+
+
+def _pool(
+    stages: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    scales: tuple[float, float],
+    fine: tuple[int, int],
+    bins: int,
+) -> Sequence[Tensor]:
+    """Features ``(n_i, sum C_s)`` of the pictures, whose boxes are padded to the most of any."""
+    counts = [len(item) for item in boxes]
+    if not any(counts):
+        return stages[0].new_zeros(0, sum(stage.shape[1] for stage in stages), dtype=torch.float32).split(counts)
+    flat = torch.cat(list(boxes)).to(device=stages[0].device, dtype=torch.float32)  # (n, 4)
+    with torch.autocast(flat.device.type, enabled=False):  # float32 also where the trainer runs in half precision
+        padding = _Padding(counts, flat.device)
+        along_y, along_x = (padding.add(one) for one in _box_weights(flat, scales, fine, bins))  # (B, m, fine)
+        found = [padding.remove(_pool_stage(stage, along_y, along_x)) for stage in stages]
+    return torch.cat(found, dim=1).split(counts)
 
 
 def _box_weights(
@@ -178,7 +191,7 @@ class _Padding:
         return flat.index_select(0, self._places[1]) if self._places else flat
 
 
-def _pool_together(stage: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tensor:
+def _pool_stage(stage: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tensor:
     """Contract a stage ``(B, C, H, W)`` with weights ``(B, m, fine)`` of m boxes to ``(B, m, C)`` float32."""
     channels, height, width = stage.shape[1:]
     boxes, line = weights_y.shape[1], width * channels
@@ -187,14 +200,6 @@ def _pool_together(stage: Tensor, weights_y: Tensor, weights_x: Tensor) -> Tenso
     count = max(1, MAX_INTERMEDIATE_ELEMENTS // max(boxes * line, height * line // 4))
     groups = zip(stage.split(count), wy.split(count), wx.split(count), strict=True)
     return torch.cat([_contract(*group) for group in groups])
-
-
-def _pool_apart(stage: Tensor, weights_y: Tensor, weights_x: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same for weights ``(n, fine)`` of n_i boxes a picture, to ``(n, C)``."""
-    folded = _fold(weights_y, weights_x, *stage.shape[2:])  # (n, H), (n, W)
-    wy, wx = (one[None].split(list(counts), dim=1) for one in folded)
-    pictures = zip(stage.split(1), wy, wx, counts, strict=True)
-    return torch.cat([_contract(own, along_y, along_x)[0] for own, along_y, along_x, count in pictures if count])
 
 
 def _fold(weights_y: Tensor, weights_x: Tensor, height: int, width: int) -> Sequence[Tensor]:

@@ -356,6 +356,9 @@ def test_pictures_pooled_together_are_as_one_by_one(
     corners = [torch.rand(count, 2, 2, generator=generator) * 128 for count in counts]
     boxes = [own.sort(dim=1).values.flatten(1) for own in corners]
     apart = pool_boxes(stages, boxes, 128)
+    for number, own in enumerate(boxes):
+        (alone,) = pool_boxes([stage[number : number + 1] for stage in stages], [own], 128)
+        assert torch.equal(alone, apart[number])
     monkeypatch.setattr(box_projector, "computes_together", lambda _: True)
     monkeypatch.setattr(box_projector, "MAX_INTERMEDIATE_ELEMENTS", limit)
     together = pool_boxes(stages, boxes, 128)
