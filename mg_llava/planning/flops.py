@@ -17,8 +17,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mg_llava.models.interfaces import Detected, ObjectReader, Seen, Spec
+from mg_llava.models.interfaces import ObjectReader
 from mg_llava.models.recompute import is_expensive, layer_products
+from mg_llava.models.vision import blank_seen
 from mg_llava.planning.skeleton import Skeleton
 
 POOLING = "box_pooling"
@@ -112,7 +113,7 @@ def _counting(model: Any, forward: dict[str, float], training: dict[str, float])
                     raise
                 # Grounding DINO reads sizes of its maps, and there are no values on the meta device
                 print_log(f"{key}: operations that depend on values are not counted", "current", logging.WARNING)
-                output, once, both = _blank_objects(module.spec), 0.0, 0.0
+                output, once, both = blank_seen(module.spec, torch.empty(0, device="meta")), 0.0, 0.0
             busy = False
             forward[key] = forward.get(key, 0.0) + once
             training[key] = training.get(key, 0.0) + both
@@ -121,15 +122,6 @@ def _counting(model: Any, forward: dict[str, float], training: dict[str, float])
         for key, module, name in steps:
             stack.enter_context(patch.object(module, name, partial(count, key, module, getattr(module, name))))
         yield
-
-
-def _blank_objects(spec: Spec) -> Seen:
-    """Outputs of a detector for one canvas."""
-    states, boxes, logits = (
-        torch.empty(1, spec.objects, size, device="meta")
-        for size in (spec.object_channels, 4, len(spec.classes) + spec.has_rest)
-    )
-    return Seen(detected=Detected(states, boxes, logits[..., 0], logits))
 
 
 def _recomputed(skeleton: Skeleton, forward: float, length: int) -> float:
