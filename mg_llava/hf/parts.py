@@ -12,7 +12,7 @@ from mg_llava.hf.configuration import MGLLaVAConfig
 from mg_llava.hf.keys import PREFIX, all_parts
 from mg_llava.models.interfaces import Encoder, Spec
 from mg_llava.models.system import System
-from mg_llava.models.weights.loading import UnfilledWeights
+from mg_llava.models.weights.loading import Unfilled
 from mg_llava.registry import MODELS
 from mg_llava.safe_config import UntrustedConfigError, check_config
 
@@ -59,7 +59,8 @@ def restore_buffers(system: System, config: MGLLaVAConfig) -> None:
         return
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config.text_config)
-    with torch.device("cpu"), UnfilledWeights(), torch.random.fork_rng(devices=[]):
+    unread = Unfilled(lambda tensor: isinstance(tensor, nn.Parameter))
+    with torch.device("cpu"), unread, torch.random.fork_rng(devices=[]):
         made = dict(build_system(config, llm).named_buffers())
     for name, buffer in lost.items():
         buffer.copy_(made[name])
