@@ -5,6 +5,7 @@ of the group ``torch.backends`` calls :func:`await_xtuner` at the end of ``impor
 works as it is installed, in its own process and in those that it starts.
 """
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -126,8 +127,13 @@ def auto_models() -> list[Any]:
 
 def cache_name(model: Any) -> str:
     """The argument of a model, and the value that it gives, in which keys and values of earlier steps are."""
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "cache" if "cache" in inspect.signature(whole.forward).parameters else "past_key_values"
+    kind: Any = type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    return _cache_name(kind)
+
+
+@functools.cache  # it is asked for every token
+def _cache_name(kind: Any) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def cached_layers(cache: Any) -> "list[tuple[Tensor, Tensor]]":
@@ -174,6 +180,7 @@ def own_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@functools.cache  # it is asked in every step
 def require_q_former() -> None:
     """Refuse the Q-Former of transformers 5, which takes masks in another form than groups of queries give.
 
