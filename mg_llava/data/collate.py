@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -139,7 +140,8 @@ def _stack_extra(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{canvases} pictures in the batch but {len(rows)} entries of extra[{name!r}]")
     found = {name: rows for name, rows in found.items() if rows}
     stacked = {name: stack_pieces(rows) for name, rows in found.items() if isinstance(rows[0], Pieces)}
-    planned = {"planned": [part.numpy() for part in stacked["pieces"]]} if "pieces" in stacked else {}
+    # copies: a worker moves its tensors into shared memory, and an array over one would be left with freed memory
+    planned = {"planned": [np.array(part) for part in stacked["pieces"]]} if "pieces" in stacked else {}
     return {**found, **stacked, **planned}
 
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from mg_llava.batch import Layout, TokenCount
 from mg_llava.data.collate import collate
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.pieces import Pieces
 from mg_llava.tokens import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
 from tests import toy
 from tests.settings import grouped
@@ -51,6 +53,19 @@ def test_one_sample_that_is_not_counted_leaves_the_layout_to_the_model() -> None
     first, second = toy.make_batch([(9, 1), (5, 0)])
     assert "layout" not in collate([*counted([first]), second])["data"]
     assert "layout" not in collate([first, second])["data"]
+
+
+def test_what_stays_on_the_host_is_no_view_of_what_workers_move() -> None:
+    """A worker moves a tensor into shared memory and frees where it was, under an array that looked at it."""
+    columns = [torch.arange(100) % 7 + number for number in range(4)]
+    samples = [one | {"extra": {"pieces": [Pieces(*columns)]}} for one in counted(toy.make_batch([(9, 1), (5, 1)]))]
+    for workers in (0, 1):
+        loader = torch.utils.data.DataLoader(samples * 20, batch_size=40, collate_fn=collate, num_workers=workers)
+        (batch,) = loader
+        extra = batch["data"]["extra"]
+        for array, tensor in zip(extra["planned"], extra["pieces"], strict=True):
+            assert array.tolist() == tensor.tolist()
+            assert not np.shares_memory(array, tensor.numpy())
 
 
 def test_layouts_survive_workers_and_move_with_the_batch() -> None:
