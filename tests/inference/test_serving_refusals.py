@@ -1,8 +1,10 @@
 """Odd requests: refused in OpenAI's form before anything is read that need not be, and a server that lives on."""
 
 import base64
+import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -219,6 +221,21 @@ def test_a_head_that_does_not_come_whole_ends_the_connection(predictor: Predicto
     with serving(predictor, limits=RequestLimits(patience=0.2)) as server:
         assert talk(server, b"") == b"" == talk(server, POST + b"Authorization: Bear")
         assert b"200 OK" in talk(server, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+
+
+def test_a_connection_in_use_outlives_its_patience(predictor: Predictor) -> None:
+    """Requests that come one after the other, each soon after the last, over many times the patience."""
+    with serving(predictor, limits=RequestLimits(patience=0.4)) as server:
+        used = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        used.auto_open = 0  # type: ignore[assignment]  # a closed connection is an error, not a new one
+        used.connect()
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            used.request("GET", "/health")
+            assert used.getresponse().read()
+            time.sleep(0.05)
+        assert used.sock.recv(1) == b""  # left alone it ends
+        used.close()
 
 
 @pytest.mark.parametrize("length", [b"99999999999999999999", b"67108865"])

@@ -14,30 +14,47 @@ from mg_llava.inference.serving.errors import RequestLimits
 _GRACE = 5
 """Seconds that answers have to end after the server was told to."""
 
+_KEPT = 30
+"""Seconds that a connection without a request stays open: longer than clients keep theirs (httpx and OpenAI's: five),
+or the server would close just those on which a request is on its way."""
+
 
 class _Connection(H11Protocol):
-    """A connection, closed where no request has begun within its patience: heads, too, have to come in time."""
+    """A connection, closed where it waits longer than its patience for the whole head of a request."""
 
     patience = 60.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
-        self._wait()
+        self._waiting: asyncio.TimerHandle | None = None
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait no longer where these bytes end a head."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next head."""
+        super().on_response_complete()
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End waiting."""
-        self._waiting.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait(self) -> None:
-        self._waiting = self.loop.call_later(self.patience, self._look)
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._waiting is None and not self.transport.is_closing():
+            self._waiting = self.loop.call_later(self.patience, self.transport.close)
 
-    def _look(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-        else:
-            self._wait()
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class HttpServer:
@@ -65,6 +82,7 @@ class HttpServer:
             server_header=False,
             limit_concurrency=4 * limits.requests + 64,  # connections, idle ones as well
             timeout_graceful_shutdown=_GRACE,
+            timeout_keep_alive=_KEPT,
         )
         self._server = uvicorn.Server(config)
 
