@@ -120,7 +120,7 @@ class FeatureCache:
     def boxes(self, picture: CachedPicture) -> torch.Tensor:
         """(n, 4) float32, the boxes that were pooled; for comparing alone, as only ``read`` looks for damage."""
         content = self._blobs.peek(picture.place, 16 * int(picture.entry["boxes"]))
-        return torch.from_numpy(content).view(torch.float32).view(-1, 4)
+        return torch.from_numpy(content.view(np.float32).reshape(-1, 4))
 
     def read(self, picture: CachedPicture, boxes: torch.Tensor) -> dict[str, torch.Tensor]:
         """The arrays of a picture, by the names of ``mg_llava.features.blocks_of``, with the features of (k, 4) boxes.
