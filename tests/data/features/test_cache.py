@@ -43,7 +43,7 @@ class CountingExtractor:
         low = mean[:, None, None] * torch.arange(1.0, 13).view(4, 3)
         high = mean[:, None, None, None] * torch.arange(1.0, 9).view(2, 2, 2)
         pooled = torch.cat(list(boxes)) @ torch.arange(20.0).view(4, 5)
-        return Features(low, high, pooled)
+        return Features(low, high, pooled if self.box_projector else None)
 
 
 @pytest.fixture
@@ -119,9 +119,6 @@ def test_shared_pictures_are_kept_once_with_the_boxes_of_all(data, llm, extracto
 
 
 def test_a_killed_fill_goes_on(data, llm, extractor, tmp_path):
-    boxes = json.loads(open(data["box_path"]).read())
-    boxes[0].update(boxes=[], scores=[], labels=[])  # nothing to be pooled, and so nothing to be found again
-    open(data["box_path"], "w").write(json.dumps(boxes))
     folder, source = tmp_path / "features", features.make_source(data, llm)
     extractor.limit = 6
     with pytest.raises(KeyboardInterrupt):
@@ -136,6 +133,14 @@ def test_a_killed_fill_goes_on(data, llm, extractor, tmp_path):
     for index in (0, 1, 2, 10):
         check_sample(cached[index], source[index])
     assert features.fill(source, folder, extractor)["added"] == 0
+
+
+def test_a_fill_without_boxes_goes_on(data, llm, extractor, tmp_path):
+    """As for systems that pool none."""
+    extractor.box_projector, extractor.sizes = False, extractor.sizes | {"pooled": None}
+    source = features.make_source(data, llm, box_path=None)
+    for state in ("absent", "known"):
+        assert features.fill(source, tmp_path / "features", extractor)["pictures"] == {state: COUNT}
 
 
 @pytest.mark.parametrize("after", [3, COUNT])
