@@ -49,12 +49,12 @@ web: $(VENV)/.installed ## Open the page on the demo's model, after make demo
 		--checkpoint "$$(ls -td work_dirs/demo/mg_llava_nano_instruct_seed0_*/ | head -1)"
 
 test: $(VENV)/.installed ## Run all tests in two processes (WORKERS=4 for four)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-current: $(CURRENT)/.installed ## Run the quick tests of inference, conversion and both stages beside today's torch and transformers
-	PATH="$(CURRENT_BIN):$$PATH" $(CURRENT_BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+	PATH="$(CURRENT_BIN):$$PATH" $(CURRENT_BIN)/python -m pytest -q -n $(WORKERS) \
 		-m "not slow" $(ON_CURRENT)
-	PATH="$(CURRENT_BIN):$$PATH" $(CURRENT_BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
+	PATH="$(CURRENT_BIN):$$PATH" $(CURRENT_BIN)/python -m pytest -q -n $(WORKERS) \
 		$(TRAINED_ON_CURRENT)
 
 lint: $(VENV)/.installed ## Check style and types

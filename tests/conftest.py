@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,18 +88,30 @@ def _torch_load() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file stay together, because they share fixtures; long ones come first."""
+    """Long tests come first."""
     slow: dict[str, int] = {}
     for item in items:
-        group = _group(item)
+        group = _group(item.nodeid)
         slow[group] = slow.get(group, 0) + (item.get_closest_marker("slow") is not None)
-        item.add_marker(pytest.mark.xdist_group(group))
     places = {group: place for place, group in enumerate(FIRST)}
-    items.sort(key=lambda item: (places.get(_group(item), len(FIRST)), -slow[_group(item)]))
+    items.sort(key=lambda item: (places.get(_group(item.nodeid), len(FIRST)), -slow[_group(item.nodeid)]))
 
 
-def _group(item: pytest.Item) -> str:
-    file = item.nodeid.split("::", 1)[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file stay together, because they share fixtures; ``--dist loadgroup`` needs an older pytest."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
+def _group(nodeid: str) -> str:
+    file = nodeid.split("::", 1)[0]
     return next((folder for folder in ONE_PROCESS if file.startswith(folder)), file)
 
 
@@ -113,7 +126,7 @@ def allowed_skips() -> set[str]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """With xdist this runs in the process that collects the reports of the others."""
-    name = report.nodeid.split("[", 1)[0].split("@", 1)[0]
+    name = report.nodeid.split("[", 1)[0]
     if report.skipped and not hasattr(report, "wasxfail") and name not in allowed_skips():
         _refused_skips.append(f"{report.nodeid}: {report.longrepr[2] if report.longrepr else ''}")
 

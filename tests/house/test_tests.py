@@ -3,6 +3,9 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from tests.conftest import ALLOWED_SKIPS, allowed_skips
 from tests.house.source import ROOT
@@ -73,3 +76,34 @@ def test_assertions_can_fail_and_do_not_read_the_clock() -> None:
 def test_skips_that_are_allowed_name_tests() -> None:
     known = {f"{path}::{function.name}" for path, tree in parsed_files() for function in functions(tree)}
     assert allowed_skips() <= known, f"{ALLOWED_SKIPS.name} has names of no test: {allowed_skips() - known}"
+
+
+class _Process:
+    """A process of xdist that runs nothing."""
+
+    shutting_down = False
+
+    def __init__(self, name: str) -> None:
+        self.gateway = SimpleNamespace(id=name)
+        self.given: list[int] = []
+
+    def send_runtest_some(self, numbers: list[int]) -> None:
+        self.given += numbers
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+def test_files_stay_in_one_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share fixtures; so do those of the folder of trainings."""
+    files = ("data/test_a", "end_to_end/test_b", "end_to_end/test_c", "data/test_d")
+    names = [f"tests/{file}.py::test_{number}[case]" for number in range(3) for file in files]
+    monkeypatch.setattr(request.config.option, "tx", ["2*popen"])
+    scheduler = request.config.hook.pytest_xdist_make_scheduler(config=request.config, log=None)
+    processes = [_Process("first"), _Process("second")]
+    for process in processes:
+        scheduler.add_node(process)
+        scheduler.add_node_collection(process, names)
+    scheduler.schedule()
+    first, second = ({names[number].split("::")[0] for number in process.given} for process in processes)
+    assert first == {"tests/data/test_a.py"} and second == {"tests/end_to_end/test_b.py", "tests/end_to_end/test_c.py"}
