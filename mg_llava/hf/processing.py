@@ -1,6 +1,7 @@
 """Text or conversation, pictures and boxes to a batch for the model, and generated ids back to answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,20 @@ from transformers import BatchFeature, StoppingCriteriaList
 from transformers.processing_utils import ProcessorMixin
 
 from mg_llava.compat import names_part_classes
-from mg_llava.data.inputs import PictureLike, asks_about_video, list_video, load_picture, make_boxes, make_turns
-from mg_llava.data.pictures.processor import ProcessedPicture
-from mg_llava.data.pictures.video import read_frames
-from mg_llava.data.records.regions import Region, parse_regions
-from mg_llava.data.records.schema import NO_BOXES, Turn
-from mg_llava.data.text.conversation import EncodedConversation, encode_conversation, encode_prompt
 from mg_llava.data.text.pieces import question_of
-from mg_llava.data.text.prompt import build_parts
-from mg_llava.data.text.regions import regions_of_boxes
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
+from mg_llava.hf.encoding import EncodedRow, RowEncoder
 from mg_llava.hf.image_processing import PictureBatch, picture_features, require_torch
 from mg_llava.hf.portable import complete_processor
-from mg_llava.hf.prompts import change_turns, encode_written_prompt, template_of, template_to_dict, to_turns
 from mg_llava.hf.prompts import chat_template as write_chat_template
-from mg_llava.hf.rows import list_rows, pad_rows, pictures_of, share_boxes, share_objects, share_pictures
+from mg_llava.hf.prompts import template_of, template_to_dict, to_turns
+from mg_llava.hf.rows import list_rows, pad_rows, pictures_of
 from mg_llava.tokens import (
     IGNORE_INDEX,
     IMAGE_PLACEHOLDER,
     IMAGE_TOKEN_INDEX,
-    OBJECT_TOKEN_INDEX,
     PAD_TOKEN_ID,
-    VIDEO_PLACEHOLDER,
     tokens_without_embeddings,
 )
 
@@ -123,8 +115,8 @@ class MGLLaVAProcessor(ProcessorMixin):
             text: A prompt that is written out, with ``<image>`` where a picture goes (``apply_chat_template`` writes
                 it), or a list of them.
             images: Pictures (PIL, or paths) of the row: one, or a list; or the path of a video. With ``<video>`` in
-                the text they are the frames of one. Of several rows: a list with what each row
-                has (a picture, a list, None), or one flat list in the order of the placeholders.
+                the text they are the frames of one. Of several rows: a list with what each row has (a picture, a
+                list, None), or one flat list in the order of the placeholders.
             boxes: Boxes of the row's picture, xyxy in original pixels: ``(n, 4)`` numbers, or a dict with ``boxes``,
                 ``scores``, ``labels``; of several pictures a list. Of several rows: a list with what each row has.
                 None where there are none.
@@ -153,119 +145,27 @@ class MGLLaVAProcessor(ProcessorMixin):
             ValueError: Pictures, placeholders and boxes do not match, or a row is malformed; the message names it.
         """
         require_torch(return_tensors)
-        if (text is None) == (conversation is None):
-            raise ValueError("give either text or conversation")
+        rows, is_batch = list_rows(text, conversation)
         if text is not None and return_labels:
             raise ValueError("labels need conversation: only there it is known which text is an answer")
         kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
-        rows, is_batch = list_rows(text, conversation)
-        shared = share_pictures(images, rows, is_batch)
-        pictures = [self._frames(own, f"row {number}") for number, own in enumerate(shared)]
-        videos = [
-            bool(own) and (own is not given or asks_about_video(row if isinstance(row, str) else to_turns(row)[0]))
-            for row, own, given in zip(rows, pictures, shared, strict=True)
-        ]
-        found = share_boxes(boxes, pictures, is_batch)
-        given = share_objects(objects, len(rows), is_batch)
-        made = [
-            self._make_row(row, own, records, named, video, f"row {number}", (return_labels, max_length), kwargs)
-            for number, (row, own, records, named, video) in enumerate(
-                zip(rows, pictures, found, given, videos, strict=True)
-            )
-        ]
-        encoded, seen = [(ids, labels) for ids, labels, _ in made], [one for *_, shown in made for one in shown]
-        pad = self.tokenizer.pad_token_id
-        data: dict[str, Any] = pad_rows(
-            [ids for ids, _ in encoded], padding, padding_side, max_length, PAD_TOKEN_ID if pad is None else pad
-        )
+        made = RowEncoder(self, return_labels, max_length, kwargs).encode(rows, is_batch, images, boxes, objects)
+        pad_id = self.tokenizer.pad_token_id
+        filled = partial(pad_rows, padding=padding, side=padding_side, max_length=max_length)
+        data: dict[str, Any] = filled([row.ids for row in made], value=PAD_TOKEN_ID if pad_id is None else pad_id)
         if return_labels:
-            labels = [labels for _, labels in encoded]
-            data["labels"] = pad_rows(labels, padding, padding_side, max_length, IGNORE_INDEX)["input_ids"]
-        if self.reads_question and any(pictures):
-            data["questions"] = [_question(row) for row, (*_, shown) in zip(rows, made, strict=True) for _ in shown]
-        if any(videos):
-            flags = [video for (*_, shown), video in zip(made, videos, strict=True) for _ in shown]
-            data["frames"] = torch.tensor(flags)
-        return PictureBatch({**data, **picture_features(seen)})
+            data["labels"] = filled([row.labels for row in made], value=IGNORE_INDEX)["input_ids"]
+        return PictureBatch({**data, **self._about_pictures(rows, made)})
 
-    def _frames(self, pictures: list[PictureLike], owner: str) -> list[PictureLike]:
-        """The frames of a video where its path is given; pictures as they are."""
-        path = list_video(pictures)
-        if path is None:
-            return pictures
-        return [*read_frames(path, self.image_processor.picture_processor.video.frames, owner)]
-
-    def _make_row(
-        self,
-        row: Any,
-        pictures: Sequence[PictureLike],
-        boxes: Sequence[Any],
-        objects: Any,
-        video: bool,
-        owner: str,
-        training: tuple[bool, int | None],
-        settings: dict[str, Any],
-    ) -> tuple[list[int], list[int], list[ProcessedPicture]]:
-        """Ids, labels (none for a prompt), and pictures with object images in the order of their placeholders."""
-        images = [load_picture(picture, f"{owner}, picture {number}") for number, picture in enumerate(pictures)]
-        seen = self.image_processor.see(images, boxes, f"{owner}, picture {{}}", video, **settings)
-        process = self.image_processor.settings(**settings)
-        sizes, use = [(one.canvas.width, one.canvas.height) for one in seen], process.regions
-        parts = build_parts(self.parts) if images else ()
-        regions: tuple[Region, ...] = ()
-
-        def resolve(turns: Sequence[Turn], is_written: bool = False) -> Sequence[Turn]:
-            nonlocal regions
-            try:
-                records = [NO_BOXES if own is None else make_boxes(own, owner) for own in boxes]
-                if not video and use.concerns(turns):
-                    known = parse_regions(objects, len(images)) or regions_of_boxes(records)
-                    turns, regions = use.resolve(turns, known, sizes)
-            except ValueError as error:
-                raise ValueError(f"{owner}: {error}") from error
-            return change_turns(parts, turns, records, sizes, is_written)
-
-        encoded = self._encode(row, len(images), owner, training, video, resolve)
-        if use.names:
-            encoded = use.name_boxes(encoded, [one.numbers for one in seen], self.tokenizer)
-        whole, crops = iter(seen), iter(regions)
-        shown = [
-            process.object_image(images[region.picture], region)
-            if token == OBJECT_TOKEN_INDEX and (region := next(crops))
-            else next(whole)
-            for token in encoded.input_ids
-            if token in (IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX)
-        ]
-        return encoded.input_ids, encoded.labels, shown
-
-    def _encode(
-        self,
-        row: Any,
-        pictures: int,
-        owner: str,
-        training: tuple[bool, int | None],
-        video: bool,
-        resolve: Callable[..., Sequence[Turn]],
-    ) -> EncodedConversation:
-        """Ids and labels of one row; no labels for a prompt."""
-        template, (with_labels, max_length) = template_of(self.template), training
-        if isinstance(row, str):
-            row = row.replace(VIDEO_PLACEHOLDER, IMAGE_PLACEHOLDER * pictures) if video else row
-            placeholders = row.count(IMAGE_PLACEHOLDER)
-            if placeholders != pictures:
-                raise ValueError(
-                    f"{owner}: {placeholders} {IMAGE_PLACEHOLDER} in the text, {pictures} pictures; one each"
-                )
-            (written,) = resolve([Turn("human", row)], is_written=True)
-            return EncodedConversation(encode_written_prompt(written.text, self.tokenizer, template), [])
-        turns, system = to_turns(row, owner)
-        if not with_labels:
-            asked = resolve(make_turns(turns, pictures, owner, video))
-            return EncodedConversation(encode_prompt(asked, self.tokenizer, template, system), [])
-        if not turns or turns[-1].role != "gpt":
-            raise ValueError(f"{owner}: labels are made of answers; the last message has to be the assistant's")
-        asked = resolve([*make_turns(turns[:-1], pictures, owner, video), turns[-1]])
-        return encode_conversation(asked, self.tokenizer, template, max_length, system)
+    def _about_pictures(self, rows: Sequence[Any], made: Sequence[EncodedRow]) -> dict[str, Any]:
+        """Keys of a batch about its N pictures and object images."""
+        seen = [(given, row, one) for given, row in zip(rows, made, strict=True) for one in row.shown]
+        data: dict[str, Any] = {}
+        if self.reads_question and seen:
+            data["questions"] = [_question(given) for given, _, _ in seen]
+        if any(row.is_video for row in made):
+            data["frames"] = torch.tensor([row.is_video for _, row, _ in seen])
+        return data | picture_features([one for *_, one in seen])
 
     def apply_chat_template(
         self, conversation: Sequence[Any], chat_template: str | None = None, tokenize: bool = False, **kwargs: Any

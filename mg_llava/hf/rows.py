@@ -24,6 +24,8 @@ def pictures_of(conversation: Sequence[Any]) -> list[Any]:
 
 def list_rows(text: Any, conversation: Any) -> tuple[list[Any], bool]:
     """Rows, and whether they were given as a batch."""
+    if (text is None) == (conversation is None):
+        raise ValueError("give either text or conversation")
     if text is not None:
         if isinstance(text, str):
             return [text], False
