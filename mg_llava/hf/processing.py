@@ -145,9 +145,7 @@ class MGLLaVAProcessor(ProcessorMixin):
             ValueError: Pictures, placeholders and boxes do not match, or a row is malformed; the message names it.
         """
         require_torch(return_tensors)
-        rows, is_batch = list_rows(text, conversation)
-        if text is not None and return_labels:
-            raise ValueError("labels need conversation: only there it is known which text is an answer")
+        rows, is_batch = list_rows(text, conversation, return_labels)
         kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
         made = RowEncoder(self, return_labels, max_length, kwargs).encode(rows, is_batch, images, boxes, objects)
         pad_id = self.tokenizer.pad_token_id

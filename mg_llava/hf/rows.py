@@ -22,11 +22,13 @@ def pictures_of(conversation: Sequence[Any]) -> list[Any]:
     return [item[key] for item in items for key in ("image", "path", "url") if item.get(key) is not None]
 
 
-def list_rows(text: Any, conversation: Any) -> tuple[list[Any], bool]:
+def list_rows(text: Any, conversation: Any, with_labels: bool = False) -> tuple[list[Any], bool]:
     """Rows, and whether they were given as a batch."""
     if (text is None) == (conversation is None):
         raise ValueError("give either text or conversation")
     if text is not None:
+        if with_labels:
+            raise ValueError("labels need conversation: only there it is known which text is an answer")
         if isinstance(text, str):
             return [text], False
         if not isinstance(text, Sequence) or not all(isinstance(row, str) for row in text):
