@@ -50,6 +50,7 @@ VISION: dict[str, tuple[str, str, int]] = {
 """Low- and high-resolution encoder, and the side of the canvas in pixels."""
 
 Lever = Literal["no_grad", "channels_last", "separable", "uint8", "fused_optimizer"]
+Trained = Literal["nothing", "adapters", "all"]
 LEVERS: tuple[Lever, ...] = ("no_grad", "channels_last", "separable", "uint8", "fused_optimizer")
 """Levers that can be switched off one by one, besides arguments of the model."""
 
@@ -61,10 +62,9 @@ class Case:
     Attributes:
         llm: A name of ``LLMS``, or path or hub name of another causal LM.
         vision: A name of ``VISION``.
-        stage: 1 trains fusion and projectors, 2 the LLM as well.
-        lora: Whether stage 2 trains adapters of the LLM in place of its weights.
-        reference: Take the published way, with every lever off.
-        stock: Take XTuner's own LLaVA, which sees the low-resolution view alone, and no boxes.
+        llm_trains: What trains besides fusion and projectors: nothing of the LLM, adapters of it, or all of it.
+        way: Ours, the published one, which has every lever off, or XTuner's own LLaVA, which sees the low-resolution
+            view alone, and no boxes.
         off: Levers that are off.
         model: More arguments of the model.
         device: ``"cpu"`` or ``"cuda"``.
@@ -72,8 +72,6 @@ class Case:
         boxes: Boxes of a picture.
         text: Mean number of text tokens of a sample; lengths spread around it.
         pictures: Pictures of a sample.
-        steps: Steps that are measured.
-        warmup: Steps before them.
         threads: Of torch, on a CPU.
         checkpointing: What activations of the LLM the backward pass computes again: False, True or ``"selective"``.
         autocast: Compute in bfloat16 where autocast allows it, on a CPU too.
@@ -82,10 +80,8 @@ class Case:
 
     llm: str = "nano"
     vision: str = "paper"
-    stage: int = 1
-    lora: bool = False
-    reference: bool = False
-    stock: bool = False
+    llm_trains: Trained = "nothing"
+    way: Literal["ours", "reference", "stock"] = "ours"
     off: list[str] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
@@ -93,8 +89,6 @@ class Case:
     boxes: int = 100
     text: int = TEXT_TOKENS
     pictures: int = 1
-    steps: int = 1
-    warmup: int = 0
     threads: int = 2
     checkpointing: Checkpointing = False
     autocast: bool = False
@@ -102,7 +96,7 @@ class Case:
 
     def is_on(self, lever: Lever) -> bool:
         """Whether a lever is on."""
-        return not (self.reference or self.stock) and lever not in self.off
+        return self.way == "ours" and lever not in self.off
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,13 +117,13 @@ def build_model(case: Case, device: str | None = None) -> Any:
     with target:
         torch.manual_seed(case.seed)
         attention = "sdpa" if target.type == "meta" else attention_candidates()[0]
-        if case.stock:
+        if case.way == "stock":
             llm = _language_model(case, attention)
-            return build_stock(llm, low_name, canvas, case.dtype, case.checkpointing, case.stage, case.lora).train()
+            return build_stock(llm, low_name, canvas, case.dtype, case.checkpointing, case.llm_trains).train()
         low = _low_encoder(case, low_name)
         high = _high_encoder(case, high_name, canvas)
         llm = _language_model(case, attention)
-        llm = add_lora(llm, {}) if case.lora else llm.requires_grad_(case.stage == 2)
+        llm = add_lora(llm, {}) if case.llm_trains == "adapters" else llm.requires_grad_(case.llm_trains == "all")
         boxes = RoIAlignBoxProjector if case.is_on("separable") else DenseBoxProjector
         built = MGLLaVA(
             llm=llm,
@@ -159,8 +153,8 @@ def make_batches(case: Case, model: Any, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def count_work(settings: dict[str, Any]) -> dict[str, float]:
-    """Count the work of a mean step of a case; for ``run_child``.
+def count_work(settings: dict[str, Any], warmup: int, steps: int) -> dict[str, float]:
+    """Count the work of a mean step of a case, of so many after some; for ``run_child``.
 
     Returns:
         ``flops``, forward and backward pass without what is computed again or for padding, ``recomputed``, what
@@ -168,10 +162,10 @@ def count_work(settings: dict[str, Any]) -> dict[str, float]:
         and ``waste_packed``, shares of all positions that padding takes in rows as they are, and packed.
     """
     capacity = settings.get("model", {}).get("packing") or 4096
-    case = Case(**settings | {"reference": False, "stock": False, "off": [], "model": {}, "checkpointing": False})
+    case = Case(**settings | {"way": "ours", "off": [], "model": {}, "checkpointing": False})
     model = build_model(case, "meta")
     skeleton = Skeleton(model, quantized=False, checkpointing=settings.get("checkpointing", False))
-    batches = make_batches(case, model, case.warmup + case.steps)[case.warmup :]
+    batches = make_batches(case, model, warmup + steps)[warmup:]
     lengths = [length for batch in batches for length in _text_lengths(batch)]
     # counting a length takes seconds, and goes nearly evenly with it: two are counted
     ends = sorted({min(lengths), max(lengths)})
@@ -186,7 +180,7 @@ def count_work(settings: dict[str, Any]) -> dict[str, float]:
         "waste_packed": sum(_packed(own, capacity) for own in rows),
     }
     wastes = {name: 1 - sum(map(sum, rows)) / count for name, count in places.items()}
-    return {name: number / case.steps for name, number in numbers.items()} | wastes
+    return {name: number / steps for name, number in numbers.items()} | wastes
 
 
 def _packed(lengths: Sequence[int], capacity: int) -> int:
@@ -221,7 +215,7 @@ def _language_model(case: Case, attention: str) -> Any:
     config = AutoConfig.for_model(**found)
     llm = AutoModelForCausalLM.from_config(config, torch_dtype=case.dtype, attn_implementation=attention)
     llm.config.use_cache = False
-    if not case.stock:  # which switches its own on
+    if case.way != "stock":  # which switches its own on
         enable_checkpointing(llm, case.checkpointing)
     return llm
 

@@ -64,17 +64,19 @@ class Stepper:
             torch.set_num_threads(case.threads)
         self.model = build_model(case)
         self.forward: Callable[[dict[str, Any]], Tensor] = (
-            ReferenceStep(self.model) if case.reference else lambda data: self.model(data, mode="loss")["loss"]
+            ReferenceStep(self.model)
+            if case.way == "reference"
+            else lambda data: self.model(data, mode="loss")["loss"]
         )
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        rate = 1e-3 if case.stage == 1 else 2e-5
+        rate = 1e-3 if case.llm_trains == "nothing" else 2e-5
         fused = case.is_on("fused_optimizer") or None
         self.optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=0, fused=fused)
         self.clock = Clock(case.device)
         self.in_forward = False
         self.backward_in = "llm"
         """Part that the backward pass is in."""
-        for entry, module in () if case.stock else self.model.named_parts():
+        for entry, module in () if case.way == "stock" else self.model.named_parts():
             if isinstance(module, ObjectReader):
                 self._watch(module.model, "boxes")
                 self._watch_pooling(module)
@@ -118,11 +120,11 @@ class Stepper:
 
     def transport(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch as workers send it; on a GPU in pinned memory."""
-        if self.case.stock:
+        if self.case.way == "stock":
             batch = stock_batch(batch, self.model.visual_encoder.config.image_size)
         elif not self.case.is_on("uint8"):
             batch = reference_batch(batch, self.model.visual_encoder.spec.image_size)
-            if not self.case.reference:
+            if self.case.way != "reference":
                 batch["canvas"] = torch.stack(batch.pop("pixel_values_aux"))
         return tree_map_only(Tensor, Tensor.pin_memory, batch) if self.clock.cuda else batch
 
@@ -152,8 +154,8 @@ class Stepper:
         self.in_forward = False
 
 
-def measure_steps(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure the steps of a case, given as plain values; for ``run_child``.
+def measure_steps(settings: dict[str, Any], warmup: int, steps: int) -> dict[str, Any]:
+    """Measure so many steps of a case, given as plain values, after some; for ``run_child``.
 
     Returns:
         ``seconds`` and ``cpu_seconds`` of a step, ``peak_mb``, ``extra_mb`` above the weights, ``parts`` (seconds of
@@ -161,28 +163,28 @@ def measure_steps(settings: dict[str, Any]) -> dict[str, Any]:
     """
     case = Case(**settings)
     stepper = Stepper(case)
-    batches = [stepper.transport(batch) for batch in make_batches(case, stepper.model, case.warmup + case.steps)]
-    warm = [use(partial(stepper.step, batch), case.device) for batch in batches[: case.warmup]]
+    batches = [stepper.transport(batch) for batch in make_batches(case, stepper.model, warmup + steps)]
+    warm = [use(partial(stepper.step, batch), case.device) for batch in batches[:warmup]]
     stepper.clock.seconds()
-    measured, usage = use(lambda: [stepper.step(batch) for batch in batches[case.warmup :]], case.device)
-    steps, usages = [*(step for step, _ in warm), *measured], [*(item for _, item in warm), usage]
+    measured, usage = use(lambda: [stepper.step(batch) for batch in batches[warmup:]], case.device)
+    taken, usages = [*(step for step, _ in warm), *measured], [*(item for _, item in warm), usage]
     parts = stepper.clock.seconds()
     return {
-        "seconds": usage.seconds / case.steps,
-        "cpu_seconds": usage.cpu_seconds / case.steps,
+        "seconds": usage.seconds / steps,
+        "cpu_seconds": usage.cpu_seconds / steps,
         "peak_mb": max(item.peak_mb for item in usages),
         "extra_mb": max(item.extra_mb for item in usages),
-        "parts": {part: parts.get(part, 0.0) / case.steps for part in PARTS},
-        "losses": [float(step["loss"]) for step in steps],
-        "gradient_norms": [float(step["gradient_norm"]) for step in steps],
+        "parts": {part: parts.get(part, 0.0) / steps for part in PARTS},
+        "losses": [float(step["loss"]) for step in taken],
+        "gradient_norms": [float(step["gradient_norm"]) for step in taken],
     }
 
 
-def measure_points(settings: dict[str, Any], points: list[dict[str, Any]]) -> list[dict[str, float]]:
+def measure_points(settings: dict[str, Any], points: list[dict[str, Any]], count: int) -> list[dict[str, float]]:
     """Measure one model with several batches, each with other values of its case; for ``run_child``.
 
     Returns:
-        For each point ``seconds`` and ``cpu_seconds`` of the fastest of ``steps`` steps, ``peak_mb``, and the ``loss``
+        For each point ``seconds`` and ``cpu_seconds`` of the fastest of ``count`` steps, ``peak_mb``, and the ``loss``
         of the first one.
     """
     case = Case(**settings)
@@ -190,7 +192,7 @@ def measure_points(settings: dict[str, Any], points: list[dict[str, Any]]) -> li
     results = []
     for point in points:
         changed = Case(**{**settings, **point})
-        batches = [stepper.transport(batch) for batch in make_batches(changed, stepper.model, 1 + case.steps)]
+        batches = [stepper.transport(batch) for batch in make_batches(changed, stepper.model, 1 + count)]
         steps, usages = zip(*(use(partial(stepper.step, batch), case.device) for batch in batches), strict=True)
         stepper.clock.seconds()
         results.append(

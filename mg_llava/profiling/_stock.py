@@ -12,9 +12,7 @@ from mg_llava.models.encoders.views import normalize, resample
 _READ = ("input_ids", "attention_mask", "labels")
 
 
-def build_stock(
-    llm: Any, vision: str, canvas: int, dtype: torch.dtype, checkpointing: Any, stage: int, lora: bool
-) -> Any:
+def build_stock(llm: Any, vision: str, canvas: int, dtype: torch.dtype, checkpointing: Any, llm_trains: str) -> Any:
     """``xtuner.model.LLaVAModel``.
 
     Args:
@@ -23,8 +21,7 @@ def build_stock(
         canvas: Side of the canvas in pixels, of which its view is made.
         dtype: Of its CLIP.
         checkpointing: Whether it checkpoints; it knows no choice of what is kept.
-        stage: 1 trains the projector alone.
-        lora: Whether stage 2 trains adapters.
+        llm_trains: ``"nothing"`` of the LLM trains, ``"adapters"`` of it, or ``"all"``.
     """
     from peft import LoraConfig
     from transformers import AutoConfig, CLIPVisionModel
@@ -35,9 +32,9 @@ def build_stock(
     model = LLaVAModel(
         llm,
         encoder,
-        freeze_llm=stage == 1 or lora,
+        freeze_llm=llm_trains != "all",
         freeze_visual_encoder=True,
-        llm_lora=LoraConfig(task_type="CAUSAL_LM", **LORA_DEFAULTS) if lora else None,
+        llm_lora=LoraConfig(task_type="CAUSAL_LM", **LORA_DEFAULTS) if llm_trains == "adapters" else None,
         use_activation_checkpointing=bool(checkpointing),
     )
     model.canvas_size = canvas

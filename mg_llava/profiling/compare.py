@@ -16,11 +16,7 @@ HELP = (
     "memory, MFU, HFU, padding; frozen LLM and LoRA"
 )
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "frozen": {"stage": 1},
-    "lora": {"stage": 2, "lora": True},
-    "full": {"stage": 2},
-}
+SHAPES = {"frozen": "nothing", "lora": "adapters", "full": "all"}
 """What is trained beside the connectors: nothing, adapters of the LLM, all of it."""
 
 
@@ -46,8 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     points: dict[str, Any] = {}
     errors = []
     for shape in args.shapes:
-        case = replace(case_from(args, steps=args.steps), **SHAPES[shape])
-        points[shape] = _measure_shape(case, args.boxes, peak)
+        case = case_from(args, llm_trains=SHAPES[shape])
+        points[shape] = _measure_shape(case, args.boxes, args.steps, peak)
         losses = [[point[way]["loss"] for point in points[shape].values()] for way in ("ours", "published")]
         errors.append(difference(*losses))
     _print_table(args, device, peak, points)
@@ -64,12 +60,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measure_shape(case: Any, boxes: list[int], peak: float) -> dict[str, Any]:
+def _measure_shape(case: Any, boxes: list[int], steps: int, peak: float) -> dict[str, Any]:
     """By number of boxes what each way took."""
     ways = {
-        "published": (replace(case, reference=True, model={}), boxes),
+        "published": (replace(case, way="reference", model={}), boxes),
         # it has no boxes
-        "stock": (replace(case, stock=True, model={}), [0] if 0 in boxes else []),
+        "stock": (replace(case, way="stock", model={}), [0] if 0 in boxes else []),
         "ours": (case, boxes),
     }
     found: dict[str, Any] = {str(count): {} for count in boxes}
@@ -77,11 +73,11 @@ def _measure_shape(case: Any, boxes: list[int], peak: float) -> dict[str, Any]:
         points = [{"boxes": count} for count in counts]
         if not points:
             continue
-        measured = measure_ways("mg_llava.profiling._step.measure_points", {name: way}, points)[name]
+        measured = measure_ways("mg_llava.profiling._step.measure_points", {name: way}, points, steps)[name]
         for count, point in zip(counts, measured, strict=True):
             found[str(count)][name] = dict(point)
     for count in boxes:
-        work = run_child("mg_llava.profiling._sizes.count_work", asdict(replace(case, boxes=count)))
+        work = run_child("mg_llava.profiling._sizes.count_work", asdict(replace(case, boxes=count)), 0, steps)
         for name, point in found[str(count)].items():
             point["samples_per_s"] = case.batch_size / point["seconds"]
             point["waste"] = work["waste_packed" if name == "ours" and case.model.get("packing") else "waste"]

@@ -39,26 +39,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         a picture costs on its way to the model (cache to 8-bit canvas); ``error``, the largest relative difference of
         the losses. The same for all dtypes under ``by_dtype``, what each way took under ``ways``.
     """
-    case = asdict(case_from(args, boxes=args.boxes, steps=args.steps, warmup=args.warmup))
+    case = asdict(case_from(args, boxes=args.boxes))
     with tempfile.TemporaryDirectory(prefix="features-") as folder:
-        write_data(Path(folder), case)
+        write_data(Path(folder), case, args.warmup + args.steps)
         ways = {}
         for dtype in (None, *args.dtypes):
             print(f"measuring: {dtype or 'pictures'}", file=sys.stderr, flush=True)
             filled = {} if dtype is None else run_child(f"{_HERE}.fill_cache", folder, case, dtype)
-            ways[dtype or "pictures"] = run_child(f"{_HERE}.measure_case", folder, case, dtype) | filled
+            ways[dtype or "pictures"] = (
+                run_child(f"{_HERE}.measure_case", folder, case, dtype, args.warmup, args.steps) | filled
+            )
     compared = {dtype: _compare(ways["pictures"], ways[dtype]) for dtype in args.dtypes}
     _print_table(args, ways, compared)
     return {**compared[args.dtypes[0]], "dtype": args.dtypes[0], "by_dtype": compared, "case": case, "ways": ways}
 
 
-def write_data(folder: Path, case: dict[str, Any]) -> None:
+def write_data(folder: Path, case: dict[str, Any], steps: int) -> None:
     """Pictures, records and boxes for the steps of a case."""
     import numpy as np
 
     from mg_llava.profiling.data import make_pictures
 
-    count = case["batch_size"] * (case["steps"] + case["warmup"])
+    count = case["batch_size"] * steps
     pictures = make_pictures(folder, count)
     rng = np.random.default_rng(case["seed"])
     records, boxes = [], []
@@ -101,8 +103,8 @@ def fill_cache(folder: str, settings: dict[str, Any], dtype: Any) -> dict[str, f
     return {"fill_seconds": (time.perf_counter() - start) / report["added"], "rounding": report["error"]}
 
 
-def measure_case(folder: str, settings: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """Measure the steps of a case, from pictures or from a cache that was filled; for ``run_child``.
+def measure_case(folder: str, settings: dict[str, Any], dtype: str | None, warmup: int, steps: int) -> dict[str, Any]:
+    """Measure so many steps of a case after some, from pictures or from a cache that was filled; for ``run_child``.
 
     Returns:
         Of the fastest step ``seconds`` with loading, ``step_seconds`` without, and ``parts``; the mean
@@ -118,19 +120,19 @@ def measure_case(folder: str, settings: dict[str, Any], dtype: str | None) -> di
     if dtype is not None:
         cache = source.features.cache
         stepper.model.cached.accept(cache.about["encoders"], cache.name)
-    steps = []
-    for number in range(case.warmup + case.steps):
+    taken = []
+    for number in range(warmup + steps):
         (loss, loading), usage = use(partial(_step, stepper, source, number), case.device)
-        steps.append((usage, loss, {"load": loading, **stepper.clock.seconds()}))
-    measured = steps[case.warmup :]
+        taken.append((usage, loss, {"load": loading, **stepper.clock.seconds()}))
+    measured = taken[warmup:]
     usage, _, parts = min(measured, key=lambda item: item[0].seconds)  # what others do on the machine slows the rest
     return {
         "seconds": usage.seconds,
         "step_seconds": usage.seconds - parts["load"],
-        "cpu_seconds": sum(item[0].cpu_seconds for item in measured) / case.steps,
-        "peak_mb": max(item[0].peak_mb for item in steps),
+        "cpu_seconds": sum(item[0].cpu_seconds for item in measured) / steps,
+        "peak_mb": max(item[0].peak_mb for item in taken),
         "parts": {part: parts.get(part, 0.0) for part in _PARTS},
-        "losses": [loss for _, loss, _ in steps],
+        "losses": [loss for _, loss, _ in taken],
         "bytes": _bytes(source[0]),
     }
 

@@ -92,14 +92,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ``memory_ratio`` (padded to packed) of a step, ``error`` and ``gradient_error``, the largest relative
         differences of losses and gradient norms.
     """
-    case = case_from(args, boxes=args.boxes, steps=args.steps, warmup=1)
+    case = case_from(args, boxes=args.boxes)
     mixture = Mixture(args.samples, args.seed)
     orders = {"grouped": _grouped(mixture, args.batch_size, args.seed), "shuffled": _shuffled(mixture, args.seed)}
     found = {name: count_waste(lengths, args.batch_size, args.capacity) for name, lengths in orders.items()}
     _print_waste(args, mixture, found)
     rows = {"padded": None, "packed": args.capacity}
     ways = {name: replace(case, model={**case.model, "packing": capacity}) for name, capacity in rows.items()}
-    measured = measure_ways("mg_llava.profiling._step.measure_steps", ways)
+    measured = measure_ways("mg_llava.profiling._step.measure_steps", ways, 1, args.steps)
     columns = ("seconds", "cpu_seconds", "peak_mb")
     print()
     print_table([("step", *columns), *((name, *(way[key] for key in columns)) for name, way in measured.items())])

@@ -38,17 +38,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ``power``, the exponent with which the CPU time (on a GPU the time) grows;
         ``speedup`` and ``memory_ratio`` (reference to ours) at the largest number of boxes.
     """
-    start = case_from(args, boxes=args.boxes, steps=args.steps, pictures=_START["pictures"])
+    start = case_from(args, boxes=args.boxes, pictures=_START["pictures"])
     ways = {"ours": start}
     if args.baseline == "reference":
-        ways["reference"] = replace(start, reference=True, model={})
+        ways["reference"] = replace(start, way="reference", model={})
     axes: dict[str, Any] = {}
     for axis in args.axes:
         values = getattr(args, f"{axis}_values")
         axes[axis] = {"values": values}
         points = [{axis: value} for value in values]
         print(axis, file=sys.stderr, flush=True)
-        for name, found in measure_ways("mg_llava.profiling._step.measure_points", ways, points).items():
+        for name, found in measure_ways("mg_llava.profiling._step.measure_points", ways, points, args.steps).items():
             columns = {key: [point[key] for point in found] for key in found[0]}  # type: ignore[index]
             clock = columns["seconds" if args.device.startswith("cuda") else "cpu_seconds"]
             axes[axis][name] = {**rounded(columns), "power": _power(values, clock)}

@@ -77,9 +77,9 @@ def case_from(args: argparse.Namespace, **values: Any) -> Any:
     if unknown := [key for key in model if key not in known]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(known)}")
     checkpointing = _CHECKPOINTING[args.checkpointing]
-    names = ("llm", "vision", "stage", "device", "batch_size", "text", "threads", "seed")
-    common = {name: getattr(args, name) for name in names}
-    return Case(**common, checkpointing=checkpointing, model=model, **values)
+    names = ("llm", "vision", "device", "batch_size", "text", "threads", "seed")
+    common = {name: getattr(args, name) for name in names} | {"llm_trains": "nothing" if args.stage == 1 else "all"}
+    return Case(**{**common, "checkpointing": checkpointing, "model": model, **values})
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,15 +101,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_boxes(args: argparse.Namespace, boxes: int, device: dict[str, Any]) -> dict[str, Any]:
-    case = case_from(args, boxes=boxes, steps=args.steps, warmup=args.warmup)
+    case = case_from(args, boxes=boxes)
     ways = {"ours": case}
     if args.baseline == "reference":
-        ways["reference"] = replace(case, reference=True, model={})
+        ways["reference"] = replace(case, way="reference", model={})
     if args.alone:
         ways |= _switched(case)
     print(f"{boxes} boxes", file=sys.stderr, flush=True)
-    measured = measure_ways(f"{_HERE}.measure_steps", ways)
-    work = run_child("mg_llava.profiling._sizes.count_work", asdict(case))
+    measured = measure_ways(f"{_HERE}.measure_steps", ways, args.warmup, args.steps)
+    work = run_child("mg_llava.profiling._sizes.count_work", asdict(case), args.warmup, args.steps)
     peak = device["published"] or device["measured"]
     for found in measured.values():
         found["samples_per_s"] = args.batch_size / found["seconds"]
