@@ -10,8 +10,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -88,6 +88,25 @@ def no_init_weights() -> AbstractContextManager[None]:
     """Inside, models of transformers are built without drawing their weights."""
     home = _first("transformers.initialization", "transformers.modeling_utils")
     return home.no_init_weights()
+
+
+@contextmanager
+def whole_parameters() -> Iterator[None]:
+    """Inside, transformers splits nothing for ZeRO-3, which it would do to all that it builds.
+
+    Detectors copy their norms while they are built, and would copy empty ones; on the meta device there is nothing to
+    split. What is made is split with all the rest when the training begins.
+    """
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    config = None if reference is None else reference()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
 
 
 def vision_network(model: Any) -> Any:
@@ -180,14 +199,44 @@ def own_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@functools.cache  # it is asked in every step
-def require_q_former() -> None:
-    """Refuse the Q-Former of transformers 5, which takes masks in another form than groups of queries give.
+def stored_names(model: Any) -> dict[str, str]:
+    """For each tensor of a model its name in a folder of transformers: the inverse of :func:`own_names`."""
+    own = list(model.state_dict())
+    if importlib.util.find_spec("transformers.core_model_loading") is None:
+        return {name: name for name in own}
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
 
-    Raises:
-        RuntimeError: It is the one that is installed.
+    marks = {name: torch.empty(0) for name in own}
+    found = {id(mark): name for name, mark in revert_weight_conversion(model, marks).items()}
+    return {name: found[id(mark)] for name, mark in marks.items()}
+
+
+def picture_processor(name: str, path: str) -> Any:
+    """A picture processor of transformers that resizes with PIL, as networks were trained; OWLv2's pads with gray.
+
+    Transformers 5 prefers others, which resize and blur in another way, and pads with black.
     """
+    import transformers
+
+    processor = getattr(transformers, f"{name}Pil", getattr(transformers, name)).from_pretrained(path)
+    if name.startswith("Owlv2") and "constant_value" in inspect.signature(processor.pad).parameters:
+        processor.pad = functools.partial(processor.pad, constant_value=0.5)
+    return processor
+
+
+def read_attention(given: Any) -> "Tensor":
+    """What an attention of a Q-Former gives: the first of several things, or all of it since transformers 5."""
+    return given[0] if isinstance(given, tuple) else given
+
+
+def as_attention_gives(states: "Tensor") -> Any:
+    """What a layer of a Q-Former takes from an attention."""
+    return states if _attends_alone() else (states, None)
+
+
+@functools.cache  # it is asked in every step
+def _attends_alone() -> bool:
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerEncoder
 
-    if "head_mask" not in inspect.signature(Blip2QFormerEncoder.forward).parameters:
-        raise RuntimeError("the MQ-Former does not run beside transformers 5 yet; use transformers 4.48.0 for it")
+    return "head_mask" not in inspect.signature(Blip2QFormerEncoder.forward).parameters

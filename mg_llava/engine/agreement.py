@@ -114,6 +114,29 @@ def fit_deepspeed(runner: Any) -> None:
         runner.strategy.hf_deepspeed_config = type(runner.strategy.hf_deepspeed_config)(settings)
 
 
+def send_contiguous_weights(runner: Any) -> None:
+    """Let DeepSpeed wrap weights that are stored channel by channel: it sends their bytes, and refuses other layouts.
+
+    Frozen weights that it leaves whole get their layout back.
+    """
+    strategy: Any = getattr(runner, "strategy", None)
+    if type(strategy).__name__ != "DeepSpeedStrategy":
+        return
+    wrap = strategy._wrap_model
+
+    def wrap_contiguous(model: nn.Module) -> nn.Module:
+        moved = [parameter for parameter in model.parameters() if not parameter.is_contiguous()]
+        for parameter in moved:
+            parameter.data = parameter.data.contiguous()
+        wrapped = wrap(model)
+        for parameter in moved:
+            if not parameter.requires_grad and parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return wrapped
+
+    strategy._wrap_model = wrap_contiguous
+
+
 def _clipping(clip: Mapping[str, Any] | None) -> float:
     """DeepSpeed's number for a ``clip_grad``; 0 for none."""
     if not clip:

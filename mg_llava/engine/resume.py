@@ -26,6 +26,7 @@ from mg_llava.engine.agreement import (
     fit_intervals,
     fit_sampler,
     fit_schedule,
+    send_contiguous_weights,
     warn,
     warn_about_rounding,
 )
@@ -110,6 +111,7 @@ class TrainLoop(XTunerTrainLoop):
             super().__init__(runner=runner, dataloader=fit_sampler(dataloader, counts), **kwargs)
         _tell_epochs(self.dataloader)
         fit_deepspeed(runner)
+        send_contiguous_weights(runner)
         runner.param_schedulers = fit_schedule(
             runner.param_schedulers, self.max_iters, kwargs.get("max_epochs"), len(self.dataloader)
         )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from mg_llava.batch import TokenCount
+from mg_llava.compat import whole_parameters
 from mg_llava.models.parts import build_part
 from mg_llava.registry import MODELS
 
@@ -22,7 +23,7 @@ def build_empty(settings: Mapping[str, Any], with_llm: bool = True) -> Any:
         ValueError: The parts do not go together, with every reason in one message.
     """
     own: dict[str, Any] = {"pretrained_pth": None, "compile_vision": False}
-    with torch.device("meta"):
+    with torch.device("meta"), whole_parameters():
         return build_part({**settings, **own} if with_llm else {**settings, **own, "llm": None, "trains": None})
 
 

@@ -4,8 +4,7 @@ Shapes: N canvases, s side of the view in pixels, K objects that are kept, C_o c
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mg_llava.compat import no_init_weights, own_names
+from mg_llava.compat import no_init_weights, own_names, whole_parameters
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.clip import read_processor
@@ -158,26 +157,8 @@ def _network(spec: Spec) -> Any:
 
     config = _config(spec.architecture["detector"])
     family = AutoModelForZeroShotObjectDetection if config.model_type == _OPEN else AutoModelForObjectDetection
-    with _whole_parameters(), _NumbersOnTheHost():
+    with whole_parameters(), _NumbersOnTheHost():
         return family.from_config(config)
-
-
-@contextmanager
-def _whole_parameters() -> Iterator[None]:
-    """Inside, transformers splits nothing for ZeRO-3: detectors copy their norms while they are built.
-
-    They would copy empty ones. What is made is split with all the rest when the training begins.
-    """
-    from transformers.integrations import deepspeed
-
-    reference = deepspeed._hf_deepspeed_config_weak_ref
-    config = None if reference is None else reference()
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if config is not None:
-            deepspeed.set_hf_deepspeed_config(config)
 
 
 class _NumbersOnTheHost(TorchFunctionMode):

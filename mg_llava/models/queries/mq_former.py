@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mg_llava.batch import send
-from mg_llava.compat import require_q_former
+from mg_llava.compat import as_attention_gives, read_attention
 from mg_llava.models.weights.folders import find_folder, map_folder
 from mg_llava.models.weights.loading import on_meta
 from mg_llava.pieces import Pieces, WordPieces, stack_pieces
@@ -66,9 +66,8 @@ class GroupedCrossAttention(nn.Module):
         head_mask: Tensor | None = None,
         encoder_hidden_states: Sequence[Tensor] = (),
         encoder_attention_mask: Sequence[Tensor] = (),
-        past_key_value: Any = None,
-        output_attentions: bool = False,
-    ) -> tuple[Tensor, None]:
+        **_: Any,
+    ) -> Any:
         """``(N, Q, w)`` to the same; the source and the additive mask of each group come as lists."""
         groups = zip(
             self.attentions,
@@ -77,8 +76,12 @@ class GroupedCrossAttention(nn.Module):
             encoder_attention_mask,
             strict=True,
         )
-        read = [attend(own, None, None, states, mask)[0] for attend, own, states, mask in groups]
-        return torch.cat(read, dim=1), None
+        read = [
+            read_attention(attend(own, encoder_hidden_states=states, encoder_attention_mask=mask))
+            for attend, own, states, mask in groups
+            if own.shape[1]
+        ]
+        return as_attention_gives(torch.cat(read, dim=1))
 
 
 @MODELS.register_module()
@@ -141,6 +144,7 @@ class MQFormer(nn.Module):
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
             use_qformer_text_input=True,
+            attn_implementation="eager",  # masks are added to scores
         )
         self.sizes = list(queries)
         configs = [Blip2QFormerConfig(encoder_hidden_size=channels, **settings) for channels in in_channels]
@@ -186,7 +190,6 @@ class MQFormer(nn.Module):
         Returns:
             The queries ``(N, Q, w)``, and the text ``(N, T, w)``, where T may be 0.
         """
-        require_q_former()
         rows, count = len(sources[0].states), self.query_tokens.shape[1]
         queries = self.query_tokens.expand(rows, -1, -1)
         mask = queries.new_ones(rows, count)
@@ -201,19 +204,31 @@ class MQFormer(nn.Module):
             mask = torch.cat([mask, text.mask.to(mask)], dim=1)
             if sees != "all":
                 mask = mask[:, None] * _reach(count, text.ids.shape[1], sees, mask.device)
-        read = self.qformer(
-            hidden,
-            query_length=count,
-            attention_mask=mask,
-            encoder_hidden_states=states,
-            encoder_attention_mask=masks,
-        ).last_hidden_state
+        read = self._encode(
+            hidden, mask, query_length=count, encoder_hidden_states=states, encoder_attention_mask=masks
+        )
         return read[:, :count], read[:, count:]
 
     def read(self, text: Pieces) -> Tensor:
         """Text alone, ``(N, T, w)``."""
-        mask = text.mask.to(self.dtype)
-        given: Tensor = self.qformer(self._embed(text), query_length=0, attention_mask=mask).last_hidden_state
+        return self._encode(self._embed(text), text.mask.to(self.dtype), query_length=0)
+
+    def _encode(self, hidden: Tensor, mask: Tensor, **sources: Any) -> Tensor:
+        """The forward pass of a ``Blip2QFormerModel``, which takes no lists of masks since transformers 5.
+
+        Args:
+            hidden: ``(N, L, w)`` embeddings.
+            mask: ``(N, L)`` or ``(N, L, L)`` float, 1 for what is looked at.
+            **sources: Arguments of its encoder; masks of sources are like ``mask``.
+        """
+        hidden = self.qformer.dropout(self.qformer.layernorm(hidden))
+        mask = (mask[:, None] if mask.ndim == 3 else mask[:, None, None]).to(self.dtype)
+        if "encoder_attention_mask" in sources:
+            least = torch.finfo(self.dtype).min
+            sources["encoder_attention_mask"] = [
+                (1.0 - own[:, None, None]) * least for own in sources["encoder_attention_mask"]
+            ]
+        given: Tensor = self.qformer.encoder(hidden, (1.0 - mask) * -10000.0, **sources).last_hidden_state
         return given
 
     def _embed(self, text: Pieces) -> Tensor:

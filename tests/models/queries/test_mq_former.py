@@ -83,13 +83,8 @@ def test_groups_read_their_own_source() -> None:
     reach = torch.block_diag(torch.ones(3, 3), torch.ones(5, 5)).expand(2, 8, 8)
     masks = [torch.ones(2, 9), own[1].mask.float()]  # type: ignore[union-attr]
     hidden = former.query_tokens.expand(2, -1, -1)
-    given = former.qformer(
-        hidden,
-        query_length=8,
-        attention_mask=reach,
-        encoder_hidden_states=[source.states for source in own],
-        encoder_attention_mask=masks,
-    ).last_hidden_state
+    states = [source.states for source in own]
+    given = former._encode(hidden, reach, query_length=8, encoder_hidden_states=states, encoder_attention_mask=masks)
     for group, rows in enumerate((slice(0, 3), slice(3, 8))):
         alone = stock_of(former, group)(
             hidden[:, rows], encoder_hidden_states=own[group].states, encoder_attention_mask=masks[group]
