@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from mg_llava import __version__
+from mg_llava.compat import stored_names
 from mg_llava.conversion.expected import parts_of
 from mg_llava.conversion.files import ConversionError, check_room
 from mg_llava.conversion.folder_writing import copy_small_files, finish, main_dtype, stage, without_ties, write_shards
@@ -165,7 +166,7 @@ def _write_hugging_face(
             write_json(staged.path / "config.json", values, indent=2)
         else:
             folder_files(config, staged.path, dtype, options.standalone)
-        _check_model(staged.path, weights, [hf_key(f"llm.{name}") for name in source.tied])
+        weights = _checked(staged.path, weights, [hf_key(f"llm.{name}") for name in source.tied])
     except (ValueError, OSError):
         staged.abandon()
         raise
@@ -196,8 +197,8 @@ def _encoders(model: Mapping[str, Any]) -> TensorMap:
     }
 
 
-def _check_model(folder: Path, weights: TensorMap, aliases: list[str]) -> None:
-    """Compare names and shapes with the model that the folder's configuration describes, built without memory.
+def _checked(folder: Path, weights: TensorMap, aliases: list[str]) -> TensorMap:
+    """The weights under the names that folders have, if the folder's configuration describes a model of their shapes.
 
     Raises:
         ConversionError: Naming the first weights that are missing, left over or of another shape.
@@ -206,9 +207,12 @@ def _check_model(folder: Path, weights: TensorMap, aliases: list[str]) -> None:
 
     with torch.device("meta"):
         model = mg_llava.hf.MGLLaVAForConditionalGeneration(mg_llava.hf.MGLLaVAConfig.from_pretrained(folder))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored = stored_names(model)
+    weights = {stored.get(name, name): tensor for name, tensor in weights.items()}
+    shapes = {stored[name]: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     report = check_keys(weights, Expected(shapes, optional=aliases))
     if problems := report.misfits:
         raise ConversionError(
             f"the weights are not those of the model that the config describes: {'; '.join(problems)}"
         )
+    return weights

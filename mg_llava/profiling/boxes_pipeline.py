@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mg_llava.compat import picture_processor
 from mg_llava.profiling._measure import print_table, rounded, take_turns
 from mg_llava.profiling.data import make_pictures
 
@@ -78,6 +79,7 @@ class _Plain:
         from mg_llava.models.weights.loading import load_hugging_face
 
         self.processor = Owlv2Processor.from_pretrained(path)
+        self.processor.image_processor = picture_processor("Owlv2ImageProcessor", path)
         self.model = load_hugging_face(Owlv2ForObjectDetection, path).eval().to(device)
         self.prompts = [[f"a photo of {tag}" for tag in tags]]
 
@@ -88,7 +90,7 @@ class _Plain:
             image = Image.open(path).convert("RGB")
             inputs = self.processor(text=self.prompts, images=image, return_tensors="pt").to(self.model.device)
             side = max(image.size)
-            results = self.processor.post_process_object_detection(
+            results = self.processor.image_processor.post_process_object_detection(
                 self.model(**inputs), threshold=0.2, target_sizes=[(side, side)]
             )[0]
             boxes = results["boxes"].cpu().double().numpy()

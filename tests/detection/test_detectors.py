@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mg_llava.compat import picture_processor
 from mg_llava.data.boxes.filter import BoxRules
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError
 from mg_llava.detection.boxes import tidy_boxes
@@ -49,13 +50,15 @@ def dino(folders):
 
 
 def test_owlv2_does_what_transformers_does(folders, owlv2):
-    from transformers import Owlv2ForObjectDetection, Owlv2Processor
+    from transformers import Owlv2ForObjectDetection
 
-    processor = Owlv2Processor.from_pretrained(folders["owlv2"])
+    tokenizer, processor = owlv2.tokenizer, picture_processor("Owlv2ImageProcessor", folders["owlv2"])
     model = Owlv2ForObjectDetection.from_pretrained(folders["owlv2"]).eval()
     for size, tags in [((100, 60), ("cat", "dog")), ((60, 90), ("zebra",)), ((700, 900), ("a", "b", "c"))]:
         image = noise(size)
-        inputs = processor(text=[[f"a photo of {tag}" for tag in tags]], images=image, return_tensors="pt")
+        prompts = [f"a photo of {tag}" for tag in tags]
+        inputs = tokenizer(prompts, padding="max_length", max_length=owlv2.limit, return_tensors="pt")
+        inputs |= processor(images=image, return_tensors="pt")
         square = owlv2._square(owlv2.prepare(image))
         assert (square - inputs["pixel_values"][0]).abs().max() < 1e-5
         with torch.no_grad():
@@ -76,13 +79,13 @@ def test_owlv2_does_what_transformers_does(folders, owlv2):
 
 
 def test_grounding_dino_does_what_transformers_does(folders, dino):
-    from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+    from transformers import GroundingDinoForObjectDetection
 
-    processor = GroundingDinoProcessor.from_pretrained(folders["dino"])
+    processor = picture_processor("GroundingDinoImageProcessor", folders["dino"])
     model = GroundingDinoForObjectDetection.from_pretrained(folders["dino"]).eval()
     image = noise((192, 128))  # 72 x 48 after resizing: whole steps of 24 pixels, so without padding
     detector = GroundingDINODetector(folders["dino"], threshold=0.1, step=24)
-    inputs = processor(images=image, text="cat. dog.", return_tensors="pt")
+    inputs = dino.tokenizer("cat. dog.", return_tensors="pt") | processor(images=image, return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs)
     probabilities = outputs.logits[0].sigmoid()
@@ -92,7 +95,7 @@ def test_grounding_dino_does_what_transformers_does(folders, dino):
     order = best.values.argsort(descending=True)[: len(found)]
     np.testing.assert_allclose(found.scores, best.values[order], atol=1e-5)
     assert found.labels == tuple(("cat", "dog")[int(i) // 3] for i in best.indices[order])
-    boxes = processor.image_processor.post_process_object_detection(outputs, 0.0, [(128, 192)])[0]["boxes"][order]
+    boxes = processor.post_process_object_detection(outputs, 0.0, [(128, 192)])[0]["boxes"][order]
     np.testing.assert_allclose(found.boxes, boxes.clamp(min=0).minimum(torch.tensor([192, 128] * 2)), atol=1e-2)
 
 

@@ -153,6 +153,8 @@ def expected(tmp_path_factory, pictures):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_gives_the_same_files_after_kills(tmp_path, pictures, expected, engine):
+    if engine == "ray":
+        pytest.importorskip("ray")
     lines = random.Random(engine).randint(1, 15)
     assert kill_at(start(engine, pictures, tmp_path / "out", by_command=True), tmp_path / "out", lines)
     finish(start(engine, pictures, tmp_path / "out"))

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mg_llava.data.collate import collate
+from mg_llava.models.weights.folders import map_folder
 from mg_llava.registry import MODELS
 from tests import toy
 from tests.contract import cases
@@ -144,6 +145,8 @@ def test_answers_from_a_hugging_face_folder(paths: dict[str, str], tmp_path: Pat
     meta = {"iter": 1, "epoch": 0, "seed": 0, "cfg": Config(config).pretty_text}
     torch.save({"meta": meta, "state_dict": system.state_dict(), "optimizer": {}}, tmp_path / "iter_1.pth")
     convert(tmp_path / "iter_1.pth", tmp_path / "hf", "hf")
+    stored = set(map_folder(tmp_path / "hf"))
+    assert {f"model.detector.network.{name}" for name in map_folder(Path(paths["detector"]))} <= stored
     loaded = mg_llava.hf.MGLLaVAForConditionalGeneration.from_pretrained(tmp_path / "hf", torch_dtype=torch.float32)
     batch = batch_of([(9, 1), (9, 1)], system.canvas_size)
     given = {"input_ids": batch["input_ids"], "pixel_values": batch["canvas"], "boxes": batch["boxes"]}
