@@ -13,10 +13,11 @@ export PATH := $(BIN):$(PATH)
 # tests that run on both rows
 ON_CURRENT := tests/hf tests/evaluation tests/models/weights tests/models/test_generation.py tests/tools/test_hostile_checkpoints.py \
 	tests/conversion/test_files.py tests/conversion/test_hugging_face_folder.py tests/inference/test_predictor.py \
-	tests/inference/test_loading.py tests/inference/test_serving.py --ignore tests/evaluation/test_grounding.py
-# and trainings, slow ones too; with several processes today's DeepSpeed takes the toy alone so far
+	tests/inference/test_loading.py tests/inference/test_serving.py --ignore tests/evaluation/test_grounding.py \
+	tests/detection tests/models/queries
+# and trainings, slow ones too
 TRAINED_ON_CURRENT := tests/test_compat.py tests/nano/test_first_losses.py tests/engine/test_launch.py tests/engine/test_rows.py \
-	tests/end_to_end/test_training.py -k "not reach_the_loss_of_one"
+	tests/end_to_end/test_training.py
 
 .PHONY: help demo web test test-current lint format clean
 
