@@ -1,6 +1,5 @@
 """Data in configs: the sources that a training reads, and from their settings to paths, transforms, open box files."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from mg_llava.data.boxes.store import BadRecord, BoxStore, MissingBox, open_box_store
 from mg_llava.data.pictures.files import to_rgb
+from mg_llava.data.pictures.places import join_path
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.settings import merge_settings
 from mg_llava.registry import TRANSFORMS
@@ -32,7 +32,7 @@ def below(root: str | Path | None, path: Any) -> Any:
     """A path of a source that is relative to its ``data_root``; what is no path stays as it is."""
     if not isinstance(path, str | Path):
         return path
-    return os.fspath(path) if root is None else os.path.join(root, path)
+    return join_path(root, path)
 
 
 def build_transform(spec: Any) -> Any:

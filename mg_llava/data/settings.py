@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,9 +15,11 @@ from mg_llava.data.choices import wrong_choices, wrong_count
 from mg_llava.data.faults import BadSample
 from mg_llava.data.features.cache import FeatureCache
 from mg_llava.data.features.source import MissingFeatures
+from mg_llava.data.pictures.places import check_folder
 from mg_llava.data.text.budget import TokenBudget
 from mg_llava.data.text.prompt import PromptPart
 from mg_llava.registry import MODELS
+from mg_llava.work.tar_index import TarError
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,11 @@ def picture_problems(
     """Errors of a data set's settings that matter where records have pictures, or ``crops``, object images."""
     if processor is None or image_folder is None:
         yield ValueError("there are records with pictures; set image_folder and picture_processor")
-    elif not os.path.isdir(image_folder):
-        yield FileNotFoundError(f"image_folder {image_folder} does not exist; check the path in the config")
+    else:
+        try:
+            check_folder(image_folder)
+        except (FileNotFoundError, TarError) as error:
+            yield error
     if budget.context_length is not None and tokens is None:
         yield ValueError("there are records with pictures; context_length needs tokens")
     if crops and tokens is not None and not tokens.per_crop:

@@ -21,7 +21,7 @@ def ask_shortly(question: str) -> str:
 
 
 def table_questions(
-    rows: Sequence[Row], path: Path, image_folder: Path | None, prompt: Callable[[Row], str]
+    rows: Sequence[Row], path: Path, image_folder: str | None, prompt: Callable[[Row], str]
 ) -> list[Question]:
     """Questions about the rows of a table, with pictures in its cells or in the folder."""
     pictures = TablePictures(rows, image_folder, str(path))

@@ -3,6 +3,7 @@
 Imports neither torch nor mmengine, so that scoring needs neither; this is why benchmarks have a registry of their own.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class Benchmark(ABC):
 
     Args:
         data: The benchmark's files or folders, as ``tools/score.py --data`` takes them.
-        image_folder: Where pictures lie that are not inside of the data file.
+        image_folder: Where pictures lie that are not inside of the data file (see ``data.pictures.places``).
         name: Name in tables and results; the class's ``scorer`` by default.
         prompt: Name of the prompt version; the first of ``prompts`` by default.
 
@@ -105,7 +106,7 @@ class Benchmark(ABC):
         for path in self.data:
             if not path.exists():
                 raise FileNotFoundError(f"{type(self).__name__}: {path} does not exist")
-        self.image_folder = Path(image_folder) if image_folder is not None else None
+        self.image_folder = os.fspath(image_folder) if image_folder is not None else None
         self.name = name or self.scorer
         self.prompt = prompt or self.prompts[0]
         if self.prompt not in self.prompts:
@@ -129,10 +130,10 @@ class Benchmark(ABC):
         if self.is_open:
             self.text = writing
 
-    def picture_folder(self, default: str = "") -> Path:
+    def picture_folder(self, default: str = "") -> str:
         """``image_folder``, or else a folder beside the data."""
         beside = self.data[0] if self.data[0].is_dir() else self.data[0].parent
-        return self.image_folder or beside / default
+        return self.image_folder or str(beside / default)
 
     def ask(
         self,
@@ -150,7 +151,7 @@ class Benchmark(ABC):
         return Question(number, text, opener, name, number if box_key is None else box_key, fields or {})
 
 
-def open_in_folder(folder: Path, name: str, owner: str) -> "Image.Image":
+def open_in_folder(folder: str | Path, name: str, owner: str) -> "Image.Image":
     """Open a picture; the ``PictureError`` of one that is bad or outside of the folder names it and its owner."""
     from mg_llava.data.pictures.files import open_picture, picture_path
 

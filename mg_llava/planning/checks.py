@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.data.config import find_dataset, walk_sources
+from mg_llava.data.pictures.places import is_stored
 from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group, build_tokens
 from mg_llava.data.text.conversation import Template
@@ -31,7 +32,7 @@ def find_missing(config: Any) -> list[dict[str, str]]:
         found.append({"what": "pretrained_pth", "path": start, "note": "train stage 1 first, or give its checkpoint"})
     for source in walk_sources(find_dataset(config)):
         for key in ("data_path", "image_folder", "box_path"):
-            if isinstance(source.get(key), str) and not Path(source[key]).exists():
+            if isinstance(source.get(key), str) and not is_stored(source[key]) and not Path(source[key]).exists():
                 entry = {"what": key, "path": source[key], "note": "see data/README.md, or change data_root"}
                 found += [entry] if entry not in found else []
     return found
@@ -74,7 +75,7 @@ def drawn_records(config: Any) -> Iterator[tuple[int, float]]:
     """
     for source in walk_sources(find_dataset(config)):
         path = source.get("data_path")
-        if not path or not Path(path).is_file():
+        if not path or not (is_stored(path) or Path(path).is_file()):
             raise FileNotFoundError(f"{path} does not exist")
         count = len(open_records(path))
         drawn: Draw = build_group("draw", source.get("draw"))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_llava.data.boxes.store import open_box_store
+from mg_llava.data.boxes.store import open_box_store, picture_keys
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.detection.detector import Detector
 from mg_llava.detection.run import (
@@ -31,6 +31,7 @@ from mg_llava.registry import DETECTORS
 from mg_llava.work.atomic import NoRoomError
 from mg_llava.work.journal import read_journals
 from tests.run import run_python
+from tests.work.test_tar_files import write_tar
 
 NANO = Path(__file__).resolve().parents[2] / "data" / "nano"
 
@@ -132,6 +133,27 @@ def test_every_picture_once(tmp_path, records):
     write_reference(Results(settings), tmp_path / "reference.json")
     rows = json.loads((tmp_path / "reference.json").read_text())
     assert len(rows) == 54 and all(isinstance(side, int) for row in rows for box in row["boxes"] for side in box)
+
+
+def test_pictures_in_tar_files_get_the_boxes_that_they_get_in_a_folder(tmp_path, records):
+    names = sorted(path.relative_to(records.parent).as_posix() for path in records.parent.rglob("*.[pb][nm][gp]"))
+    files = [(name, (records.parent / name).read_bytes()) for name in names]
+    for number in range(2):
+        write_tar(tmp_path / f"{number}.tar", files[number::2])
+    tables = []
+    for name, images in (("plain", str(records.parent)), ("tar", f"{tmp_path}/{{0..1}}.tar")):
+        settings = settings_for(tmp_path, f"file://{records}", name, images=images)
+        BoxJob(settings).run()
+        assert merge(settings)["failed"] == 0
+        tables.append(open_box_store(Path(settings.out) / "boxes.safetensors"))
+    plain, tar = (json.dumps([store.get(key).boxes.tolist() for key in keys_of(records)]) for store in tables)
+    assert plain == tar
+
+
+def keys_of(records):
+    for row in json.loads(records.read_text()):
+        images = row.get("image", [])
+        yield from picture_keys(str(row["id"]), 1 if isinstance(images, str) else len(images))
 
 
 def test_two_processes_give_the_file_of_one(tmp_path, records):

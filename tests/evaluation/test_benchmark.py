@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -11,6 +12,7 @@ from mg_llava.data.records.tables import TablePictures, read_table
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.families.pope import POPE
 from tests.evaluation.benchmark_files import write_table
+from tests.work.test_tar_files import write_tar
 
 
 @pytest.mark.parametrize("name", BENCHMARKS.scorers)
@@ -62,6 +64,22 @@ def test_pictures_outside_of_their_folder_are_refused(tmp_path: Path, outside: l
         assert opener is not None
         with pytest.raises(PictureError, match="of question 7 lies outside of image_folder"):
             opener()
+
+
+def test_pictures_come_from_tar_files_and_urls_too(tmp_path: Path, outside: list[str]) -> None:
+    picture = (tmp_path / "pictures" / "in.png").read_bytes()
+    with fsspec.open("memory://benchmark/in.png", "wb") as file:
+        file.write(picture)
+    (row,) = read_table(write_table(tmp_path / "t.tsv", [{"index": 1, "image_path": "in.png"}]))
+    for folder in (write_tar(tmp_path / "a.tar", [("in.png", picture)]), "memory://benchmark"):
+        benchmark = POPE(tmp_path, image_folder=folder)
+        opened = [benchmark.ask(1, "?", "in.png").picture, TablePictures([row], folder, "t.tsv").opener(row)]
+        assert [opener().size for opener in opened] == [(2, 2)] * 2  # type: ignore[misc, union-attr]
+        for name in outside[:2]:
+            opener = benchmark.ask(7, "?", name).picture
+            assert opener is not None
+            with pytest.raises(PictureError, match="of question 7 lies outside of image_folder"):
+                opener()
 
 
 def test_pictures_of_a_table_outside_of_the_folder_are_refused(tmp_path: Path, outside: list[str]) -> None:

@@ -1,7 +1,6 @@
 """Content hashes of the pictures of a record file, in parallel; goes on where it was stopped."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +9,13 @@ from mmengine.logging import print_log
 
 from mg_llava.data.boxes.store import picture_keys
 from mg_llava.data.pictures import files as pictures
+from mg_llava.data.pictures.places import check_folder, place_of
 from mg_llava.data.records.formats import RecordFormat, to_llava
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.work.pool import available_cores
 from mg_llava.work.resumed import run_resumed
+from mg_llava.work.urls import local_file
 
 HashProgress = Callable[[int, int], object]
 
@@ -54,8 +55,7 @@ def hash_pictures(
         FileNotFoundError: The record file or the folder does not exist.
         RecordError: The record file is broken, or a record has no id or no paths.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"picture folder {folder} does not exist; check --images")
+    check_folder(str(folder))
     numbers: dict[str, int] = {}
     for _, path in _pairs(records, form):
         numbers.setdefault(path, len(numbers))
@@ -88,7 +88,7 @@ def _all_digests(
     progress: HashProgress | None,
 ) -> str:
     """Hashes of pictures, 32 hexadecimal digits each; those in a journal of the same work are taken from it."""
-    status = Path(source).stat()
+    status = local_file(source).stat()
     about = {
         "records": str(source),
         "bytes": status.st_size,
@@ -108,7 +108,7 @@ def _digests(folder: str, paths: Sequence[str]) -> str:
 
 def _digest(folder: str, path: str) -> str:
     try:
-        return pictures.content_hash(pictures.open_picture(os.path.join(folder, path)))
+        return pictures.content_hash(pictures.open_picture(place_of(folder, path)))
     except pictures.PictureError as error:
         print_log(str(error), logger="current", level=logging.WARNING)
         return _UNREADABLE

@@ -6,7 +6,7 @@ to a store, a file that opens at once and is shared by all workers (see ``boxes.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from mg_llava.data.boxes.policy import MissingBox, MissingBoxes, Picture, advice
 from mg_llava.data.choices import wrong_choice
 from mg_llava.data.pictures import files as pictures
 from mg_llava.data.records.schema import BoxRecord, RecordError
+from mg_llava.work.urls import local_file
 
 __all__ = ["BadRecord", "BoxStore", "MissingBox", "check_frames", "frame_keys", "open_box_store", "picture_keys"]
 
 _SHOWN = 5
 _LARGE = 100 << 20
+_PART = 1 << 18
 _JSON = (".json", ".jsonl")
 
 
@@ -77,7 +79,7 @@ class BoxStore:
 
     def counts(self, keys: Iterable[str]) -> np.ndarray:
         """Numbers of boxes of many pictures, fast: (n,) int64, 0 for unknown keys."""
-        return self._table.counts(self._table.rows(keys))
+        return np.concatenate([self._table.counts(rows) for _, rows in self._look_up(keys)] or [np.zeros(0, np.int64)])
 
     def get(self, key: str | int | None, picture: Picture | None = None) -> BoxRecord:
         """The boxes of one picture, in original pixels.
@@ -104,12 +106,14 @@ class BoxStore:
         Raises:
             RecordError: A key is unknown, the policy is ``error`` and there are no content hashes.
         """
-        keys = list(keys)
-        rows = self._table.rows(keys).tolist()
-        unknown = [key for key, row in zip(keys, rows, strict=True) if row < 0]
-        if unknown:
-            ids = ", ".join(map(repr, unknown[:_SHOWN]))
-            message = f"{self.source} has no boxes for {len(unknown)} pictures, such as id {ids}"
+        unknown: list[str] = []
+        total = 0
+        for part, rows in self._look_up(keys):
+            absent = np.flatnonzero(rows < 0)
+            unknown += [part[place] for place in absent[: _SHOWN - len(unknown)].tolist()]
+            total += len(absent)
+        if total:
+            message = f"{self.source} has no boxes for {total} pictures, such as id {', '.join(map(repr, unknown))}"
             if self._table.has_pictures:
                 message += "; they are looked up by their content"
             elif self.missing == "error":
@@ -117,7 +121,13 @@ class BoxStore:
             else:
                 message += f"; {self._missing.meaning}"
             print_log(message, logger="current", level=logging.WARNING)
-        return len(unknown)
+        return total
+
+    def _look_up(self, keys: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Keys and their rows, part by part, so that memory does not grow with their number."""
+        rest = iter(keys)
+        while part := list(islice(rest, _PART)):
+            yield part, self._table.rows(part)
 
 
 def open_box_store(
@@ -133,7 +143,7 @@ def open_box_store(
     """Open a store, or read a small box file into memory.
 
     Args:
-        path: A store of ``tools/convert_boxes.py``; or a ``.json`` or ``.jsonl`` file with a list of
+        path: A store of ``tools/convert_boxes.py``, or its URL; or a ``.json`` or ``.jsonl`` file with a list of
             ``{"id", "boxes", "scores", "labels"}``, or an object of such records by id.
         missing: What pictures without a record get (see ``boxes.policy.MissingBoxes``).
         bad: For ``.json`` and ``.jsonl``: ``error`` refuses the file if a record is malformed (unequal lengths, values
@@ -149,8 +159,8 @@ def open_box_store(
         RecordError: The file is broken, holds bad records, or the boxes are of another detector or other settings.
         ValueError: An unknown policy.
     """
-    policy = MissingBoxes(missing, proposer, to_frame)
-    table = _read_json(path, bad) if Path(path).suffix in _JSON else BoxTable.open(path)
+    policy, file = MissingBoxes(missing, proposer, to_frame), local_file(path)
+    table = _read_json(file, bad) if file.suffix in _JSON else BoxTable.open(file)
     for name, wanted in (("detector", detector), ("settings", settings)):
         found = table.metadata.get(name)
         if wanted is not None and found != wanted:

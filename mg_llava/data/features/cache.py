@@ -8,7 +8,6 @@ limits ever give stale features.
 Shapes: n boxes of a picture, in canvas pixels.
 """
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,9 @@ from mg_llava.data.features.file import (
     read_about,
     stamp_of,
 )
+from mg_llava.data.pictures.places import state_of
 from mg_llava.work.blobs import BlobReader
+from mg_llava.work.urls import TransferError
 
 
 class FeatureError(ValueError):
@@ -103,12 +104,13 @@ class FeatureCache:
         if not found:
             raise FeatureError(f"picture {name} is not in feature cache {self.folder}")
         try:
-            status = os.stat(path)
+            now = state_of(path)
+        except TransferError:
+            raise
         except OSError as error:
             raise NoPictureError(f"picture {path}: {error}") from error
-        now = status.st_size, status.st_mtime_ns
         fits = [picture for picture in found if (picture.entry["size"], picture.entry["time"]) == now]
-        if not fits and any(picture.entry["size"] == status.st_size for picture in found):
+        if not fits and any(picture.entry["size"] == now[0] for picture in found):
             content = stamp_of(path).content
             fits = [picture for picture in found if picture.entry["content"] == content]
         if not fits:

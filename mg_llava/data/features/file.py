@@ -7,6 +7,7 @@ Shapes: n boxes of a picture, in canvas pixels.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from mg_llava.data.pictures.places import StoredPath, state_of
 from mg_llava.features import Block, FeatureDtype, blocks_of
 from mg_llava.work.atomic import write_json
 from mg_llava.work.blobs import BlobWriter, entry_dtype
@@ -51,11 +53,11 @@ def picture_key(name: str) -> int:
 
 def stamp_of(path: str | Path) -> Stamp:
     """What a file is like now; reads it."""
-    status, digest = os.stat(path), hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
+    state, digest = state_of(path), hashlib.blake2b(digest_size=8)
+    with io.BytesIO(path.read()) if isinstance(path, StoredPath) else open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return Stamp(status.st_size, status.st_mtime_ns, int.from_bytes(digest.digest(), "little"))
+    return Stamp(*state, int.from_bytes(digest.digest(), "little"))
 
 
 class FeatureWriter:

@@ -17,6 +17,7 @@ from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.features.cache import FeatureCache, FeatureError, NoPictureError, match_boxes, unique_boxes
 from mg_llava.data.features.file import FeatureWriter, Stamp, describe_cache, describe_pictures, stamp_of
 from mg_llava.data.pictures.files import PictureError, open_picture
+from mg_llava.data.pictures.places import is_stored, is_there, place_of
 from mg_llava.features import FeatureDtype, Features, pack_features, stack, unpack
 from mg_llava.work.pool import run_batches
 
@@ -96,7 +97,8 @@ def list_jobs(sources: Sequence[LLaVADataset], rank: int = 0, processes: int = 1
             record = source.record_at(position)
             if record.video is not None:
                 continue
-            folder = os.path.abspath(str(source.image_folder))
+            folder = str(source.image_folder)
+            folder = folder if is_stored(folder) else os.path.abspath(folder)
             for place, name in enumerate(record.images):
                 jobs.setdefault((folder, name), PictureJob(folder, name, [])).uses.append((number, position, place))
     return list(jobs.values())[rank::processes]
@@ -117,7 +119,7 @@ class Pictures:
 
     def find(self, job: PictureJob) -> Finding:
         """A finding; with pixels unless all is known."""
-        path = os.path.join(job.folder, job.name)
+        path = place_of(job.folder, job.name)
         known = torch.zeros(0, 4)
         try:
             picture = self._cache.find(job.name, path)
@@ -133,7 +135,7 @@ class Pictures:
         """A picture to encode, with the boxes of all that show it and (n, 4) boxes that were pooled before."""
         source = self._sources[job.uses[0][0]]
         # before it is opened: a change meanwhile then makes the features stale, not the stamp
-        stamp = stamp_of(path) if os.path.isfile(path) else _NO_FILE
+        stamp = stamp_of(path) if is_there(path) else _NO_FILE
         try:
             image = open_picture(path, f"record {source.record_at(job.uses[0][1]).id!r}", source.faults.max_pixels)
         except PictureError as error:

@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mg_llava.data.pictures.geometry import BoxMode
+from mg_llava.data.pictures.places import StoredPath, is_stored, stored_path
+from mg_llava.work.urls import TransferError, without_scheme
 
 PictureFault = Literal[
     "missing", "empty", "zero size", "truncated", "not a picture", "undecodable", "too large", "outside"
@@ -179,7 +181,7 @@ def content_hash(image: Image.Image) -> str:
 
 
 def picture_path(folder: str, name: str, owner: str = "", allow_outside: bool = False, advice: str = "") -> str:
-    """Path of a picture that a record names, relative to the image folder.
+    """Path of a picture that a record names, relative to the image folder (see ``places``).
 
     With ``allow_outside`` it may lie elsewhere: under an absolute path, above the folder, or behind a link. ``advice``
     says in the message how to allow that, if not as in a data set.
@@ -187,6 +189,12 @@ def picture_path(folder: str, name: str, owner: str = "", allow_outside: bool = 
     Raises:
         PictureError: It lies outside of the folder.
     """
+    folder = without_scheme(folder)
+    if is_stored(folder):
+        stored = stored_path(folder, name)
+        if stored is not None:
+            return stored
+        raise PictureError(f"picture {name[:_SHOWN]} of {owner} lies outside of image_folder {folder}", "outside")
     path = os.path.join(folder, name)
     if allow_outside:
         return path
@@ -211,13 +219,17 @@ def _opened(path: str | Path | io.BytesIO, owner: str, max_pixels: int | None) -
     if max_pixels is not None and limit is not None and max_pixels > 2 * limit:
         Image.MAX_IMAGE_PIXELS = max_pixels  # lets Pillow open what the caller allows; ours is checked below
     try:
-        if not (isinstance(path, io.BytesIO) or stat.S_ISREG(os.stat(path).st_mode)):  # a pipe would wait forever
+        if isinstance(path, StoredPath):
+            path = io.BytesIO(path.read())
+        elif not (isinstance(path, io.BytesIO) or stat.S_ISREG(os.stat(path).st_mode)):  # a pipe would wait forever
             raise OSError("it is no regular file")
         with Image.open(path) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 found = f"{image.width} x {image.height} pixels"
                 raise Image.DecompressionBombError(f"{found} exceed the limit of {max_pixels} pixels")
             yield image
+    except TransferError as error:  # the picture may be there, so that leaving it out would change the data
+        raise TransferError(f"{name}: {error}") from error
     except FileNotFoundError as error:
         raise PictureError(f"{name} does not exist; check image_folder and the record", fault="missing") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on broken bytes: KeyError, zlib.error, ...
@@ -231,7 +243,7 @@ def _fault_of(path: str | Path | io.BytesIO, error: Exception) -> PictureFault:
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return "too large"
     if not isinstance(path, io.BytesIO) and not os.path.isfile(path):
-        return "not a picture"
+        return "undecodable" if isinstance(path, StoredPath) else "not a picture"
     try:
         with open(path, "rb") if not isinstance(path, io.BytesIO) else nullcontext(path) as file:
             size = file.seek(0, os.SEEK_END)

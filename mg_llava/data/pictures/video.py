@@ -1,5 +1,6 @@
 """Frames of video files, sampled uniformly: the video's way of being pictures."""
 
+import io
 import logging
 import os
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.pictures.places import StoredPath, is_there, state_of
+from mg_llava.work.urls import TransferError
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts"))
 """How names of video files end."""
@@ -74,13 +77,15 @@ def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[I
     """
     av = _import_av()
     name = f"video {path}" + (f" of {owner}" if owner else "")
-    if not os.path.isfile(path):
+    if not is_there(path):
         raise PictureError(f"{name} does not exist; check the folder and the record", fault="missing")
-    if os.path.getsize(path) == 0:
+    if state_of(path)[0] == 0:
         raise PictureError(f"{name} is empty; replace the file or remove the record", fault="empty")
     try:
-        with av.open(str(path)) as container:
+        with av.open(io.BytesIO(path.read()) if isinstance(path, StoredPath) else str(path)) as container:
             return _sample(container, frames)
+    except TransferError as error:  # the video may be there, so that leaving it out would change the data
+        raise TransferError(f"{name}: {error}") from error
     except Exception as error:  # FFmpeg's errors are of many classes, and decoders add their own
         raise PictureError(
             f"{name} cannot be read ({type(error).__name__}: {error}); replace the file or remove the record"

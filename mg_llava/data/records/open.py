@@ -11,14 +11,19 @@ import numpy as np
 
 from mg_llava.data.records.json_stream import json_lines, stream_json
 from mg_llava.data.records.schema import RecordError
+from mg_llava.data.records.shards import PlacedRecords, TarRecords
 from mg_llava.work.json_text import parse_json
+from mg_llava.work.tar_files import is_tar
+from mg_llava.work.urls import local_file
 
 _CHUNK = 1 << 20
 _ROWS = 1024
 
 
 def open_records(path: str | Path) -> Sequence[Any]:
-    """Open a file of records: ``.jsonl``, ``.parquet``, or a ``.json`` file that holds a list.
+    """Open a file of records: ``.jsonl``, ``.parquet``, a ``.json`` file that holds a list; or tar files (shards).
+
+    Of a file at a URL a copy on this machine is read (see ``work.urls.local_file``).
 
     The first pass over all records also learns where they lie (a length or an index asked for before makes such a
     pass), so pass over them once before anything else. Faults of the file are errors then; those of records are not
@@ -28,36 +33,32 @@ def open_records(path: str | Path) -> Sequence[Any]:
         FileNotFoundError: There is no such file.
         ImportError: The file is Parquet and pyarrow is not installed.
         RecordError: A Parquet file is broken.
+        TarError: Tar files are damaged.
+        TransferError: A URL cannot be read now.
     """
-    path = Path(path)
-    if not path.is_file():
+    if is_tar(os.fspath(path)):
+        return TarRecords(os.fspath(path))
+    file = local_file(path)
+    if not file.is_file():
         raise FileNotFoundError(f"record file {path} does not exist; check data_path, data_root and box_path")
-    return ParquetRecords(path) if path.suffix == ".parquet" else TextRecords(path)
+    return ParquetRecords(file) if file.suffix == ".parquet" else TextRecords(file)
 
 
 def fingerprint(path: str | Path) -> str:
-    """Short hash of a file's content."""
+    """Short hash of a file's content; of tar files that of their records."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
+    if is_tar(os.fspath(path)):
+        records = TarRecords(os.fspath(path))
+        for number in range(len(records)):
+            digest.update(hashlib.blake2b(records.text(number)).digest())
+        return digest.hexdigest()
+    with open(local_file(path), "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-class _Records(Sequence[Any]):
-    """Records by their places, negative ones and slices as of lists."""
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.at(range(len(self))[index])
-
-    def at(self, index: int) -> Any:
-        """Record ``index``, from 0 on."""
-        raise NotImplementedError
-
-
-class TextRecords(_Records):
+class TextRecords(PlacedRecords):
     """Records of JSON and JSON Lines files; each is read from the file when it is asked for.
 
     So memory, in worker processes too, does not grow with the size of the records. Places in JSON Lines are found
@@ -125,7 +126,7 @@ class TextRecords(_Records):
             self.__dict__["_file"].close()
 
 
-class ParquetRecords(_Records):
+class ParquetRecords(PlacedRecords):
     """Rows of a Parquet file as records; columns that are null in a row are absent from its record.
 
     The table is decompressed into Arrow's memory, which forked workers share; for files that are larger than the

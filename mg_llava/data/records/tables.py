@@ -9,6 +9,7 @@ import binascii
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ class TablePictures:
         owner: str = "table",
         path_of: Callable[[str, str], str] | None = None,
     ) -> None:
-        self._folder = Path(image_folder) if image_folder is not None else None
+        self._folder = os.fspath(image_folder) if image_folder is not None else None
         self._owner = owner
         self._path_of = path_of or self._inside
         self._by_index = {id_key(row["index"]): row for row in reversed(rows) if "index" in row}
@@ -211,7 +212,7 @@ class TablePictures:
         """The same for all rows with the same picture."""
         names = self._names(row)
         if names:
-            return " ".join(str(Path(self._folder or "", name)) for name in names)
+            return " ".join(os.path.join(self._folder or "", name) for name in names)
         try:
             return self._source(row).fingerprint
         except ValueError:
@@ -239,8 +240,11 @@ class TablePictures:
         """The files of a row's pictures; none where its cell is to be read, because there is no folder or no file."""
         if self._folder is None or is_missing(row.get(PATH_COLUMN)):
             return []
+        from mg_llava.data.pictures.places import is_there, place_of  # needs numpy, without which tables are read
+
         names = texts_of(row[PATH_COLUMN])
-        return names if all((self._folder / name).is_file() for name in names) or not self._cell(row) else []
+        found = all(is_there(place_of(self._folder, name)) for name in names)
+        return names if found or not self._cell(row) else []
 
     def _inside(self, name: str, owner: str) -> str:
         from mg_llava.data.pictures.files import picture_path

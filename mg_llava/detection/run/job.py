@@ -12,7 +12,6 @@ Which pictures form a batch is planned, so that results depend neither on the en
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from mg_llava.detection.run.sources import PictureSource, list_entries
 from mg_llava.detection.run.steps import BoxStep
 from mg_llava.detection.run.worker import WorkKind
 from mg_llava.work.atomic import replacing, write_json
+from mg_llava.work.urls import local_file
 
 StepProgress = Callable[[str, int, int], object]
 """Called with the name of the step, the number of items that are done as far as this process knows, and of all."""
@@ -75,7 +75,7 @@ class BoxJob:
     def _check_run(self) -> None:
         """Begin a run, or see that the folder's run is this one."""
         for given in self.settings.inputs:
-            if not os.path.exists(given):
+            if not local_file(given).exists():
                 raise FileNotFoundError(f"input {given} does not exist")
         path, wanted = self.work / "run.json", self.settings.identity()
         if not path.exists():

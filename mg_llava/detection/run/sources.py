@@ -16,6 +16,7 @@ from mg_llava.data.records.formats import RecordFormat, to_llava
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.records.tables import TablePictures, read_table
+from mg_llava.work.urls import local_file
 
 _RECORDS = (".json", ".jsonl", ".parquet")
 _TABLES = (".tsv", ".csv")
@@ -113,7 +114,7 @@ def list_entries(
         RecordError: A record has no id, or is malformed.
         ValueError: An input is of an unknown kind.
     """
-    for path in map(Path, inputs):
+    for path in map(local_file, inputs):
         if path.is_dir():
             yield from (_file_entry(name, name, frames) for name in _walk(path))
         elif not path.exists():

@@ -271,10 +271,12 @@ def as_box_text(text: "BoxText | Mapping[str, Any] | None") -> "BoxText | None":
     return BoxText(**text) if isinstance(text, Mapping) else text
 
 
-def find_coco_picture(folder: Path, picture: str) -> str:
+def find_coco_picture(folder: str, picture: str) -> str:
     """The name that a picture of COCO has in a folder, with or without its prefix."""
+    from mg_llava.data.pictures.places import is_there, place_of
+
     spellings = (picture, f"COCO_train2014_{picture}", picture.removeprefix("COCO_train2014_"))
-    return next((name for name in spellings if (folder / name).is_file()), picture)
+    return next((name for name in spellings if is_there(place_of(folder, name))), picture)
 
 
 @BENCHMARKS.register

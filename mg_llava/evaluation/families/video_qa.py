@@ -217,7 +217,7 @@ class _VideoQA(Benchmark):
         """All questions; names of videos may come without their ending."""
         from mg_llava.data.pictures.video import VIDEO_SUFFIXES
 
-        folder = self.picture_folder("videos")
+        folder = Path(self.picture_folder("videos"))
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
         endings = {file.stem: file.name for file in videos}

@@ -16,6 +16,7 @@ from mg_llava.data.pictures.files import (
     probe_picture,
     verify_picture,
 )
+from mg_llava.data.pictures.places import is_there, state_of, with_suffix
 from mg_llava.data.pictures.video import is_video, read_frames
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Found
 from mg_llava.work.journal import Journal, read_journal
@@ -116,8 +117,7 @@ def picture_findings(facts: PictureFacts, name: str, record_id: str, row: int) -
 def _look_up(check: PictureCheck, path: str, limit: int | None) -> tuple[bool, CachedFacts]:
     """Facts of a file and whether they are new, which they are if the file is another than the one that is known."""
     try:
-        status = os.stat(path)
-        state = path, status.st_size, status.st_mtime_ns, limit
+        state = path, *state_of(path), limit
     except OSError:
         state = path, -1, -1, limit
     known = check.known.get(path)
@@ -131,8 +131,8 @@ def _look_up(check: PictureCheck, path: str, limit: int | None) -> tuple[bool, C
 def _describe(error: PictureError, path: str) -> str:
     if error.fault == "missing":
         # A file beside it that differs in its extension helps.
-        stem = os.path.splitext(path)[0]
-        found = next((stem + suffix for suffix in _OTHER_SUFFIXES if os.path.isfile(stem + suffix)), None)
+        others = (with_suffix(path, suffix) for suffix in _OTHER_SUFFIXES)
+        found = next((other for other in others if is_there(other)), None)
         return "does not exist" + (f"; {os.path.basename(found)} does" if found else "")
     if error.fault in ("empty", "zero size"):
         return "0 bytes" if error.fault == "empty" else "width or height is 0"

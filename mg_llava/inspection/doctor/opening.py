@@ -27,6 +27,7 @@ from mg_llava.data.text.tokenizer import TokenizerError, build_tokenizer
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Found
 from mg_llava.inspection.doctor.sources import OpenedSource
 from mg_llava.registry import DATASETS
+from mg_llava.work.urls import local_file
 
 _FEW = 3
 _LOOKED_AT = 100
@@ -156,9 +157,10 @@ def _open_picture_parts(source: OpenedSource) -> None:
 def _read_boxes(source: OpenedSource, path: str) -> tuple[BoxTable | None, frozenset[str]]:
     """The good records of a box file, and the ids of the bad ones."""
     with source.telling("box_file", path, RecordError, OSError, what="box_path: "):
-        if Path(path).suffix not in (".json", ".jsonl"):
-            return BoxTable.open(path), frozenset()
-        table, problems = read_box_table(path, "drop")
+        file = local_file(path)
+        if file.suffix not in (".json", ".jsonl"):
+            return BoxTable.open(file), frozenset()
+        table, problems = read_box_table(file, "drop")
         parts = [message.partition(": ") for message in problems.messages]  # they begin with the id
         found = [Found("bad_boxes", owner.removeprefix("id ").strip("'\""), None, rest) for owner, _, rest in parts]
         source.findings.extend(found)

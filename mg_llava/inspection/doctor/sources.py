@@ -12,6 +12,7 @@ import numpy as np
 from mg_llava.data.boxes._table import BoxTable
 from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.pictures.files import PictureError, picture_path
+from mg_llava.data.pictures.places import check_folder, place_of
 from mg_llava.data.records.formats import RecordFormat
 from mg_llava.data.records.regions import Region
 from mg_llava.data.settings import Draw, FaultPolicy
@@ -87,7 +88,13 @@ class OpenedSource:
     def has_folder(self) -> bool:
         """True if the image folder exists."""
         folder = self.arguments["image_folder"]
-        return folder is not None and os.path.isdir(folder)
+        if folder is None:
+            return False
+        try:
+            check_folder(os.fspath(folder))
+        except (OSError, ValueError):
+            return False
+        return True
 
     @property
     def frames(self) -> int:
@@ -118,7 +125,7 @@ class OpenedSource:
 
     def path_of(self, name: str) -> str:
         """Path of a picture of a record."""
-        return os.path.join(os.fspath(self.arguments["image_folder"]), name)
+        return place_of(self.arguments["image_folder"], name)
 
     def tell(self, kind: str, where: str = "", detail: str = "", count: int = 1) -> None:
         """Note a finding about the source or one of its files."""

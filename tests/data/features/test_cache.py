@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from mg_llava.data.features.cache import FeatureCache, FeatureError
 from mg_llava.data.features.fill import Pictures, list_jobs, survey_cache
 from mg_llava.data.mixture import MixtureDataset
 from mg_llava.data.pictures.files import PictureError
+from mg_llava.data.pictures.places import place_of
 from mg_llava.features import Features
 from mg_llava.inspection.browse.samples import view_sample
 from tests import features, toy
 from tests.settings import grouped
+from tests.work.test_tar_files import write_tar
 
 COUNT = 10  # pictures of the 12 records: nine records have them, one of them two
 
@@ -67,6 +70,26 @@ def filled(data, llm, extractor, tmp_path):
     report = features.fill(features.make_source(data, llm), tmp_path / "features", extractor)
     assert report["pictures"] == {"absent": COUNT} and report["added"] == COUNT and report["error"] == 0
     return tmp_path / "features"
+
+
+def test_pictures_in_tar_files_have_the_features_that_they_have_in_a_folder(data, llm, extractor, filled, tmp_path):
+    images = Path(data["image_folder"])
+    files = [(path.relative_to(images).as_posix(), path.read_bytes()) for path in sorted(images.rglob("*.*"))]
+    folder = write_tar(tmp_path / "all.tar", files)
+    changes = dict(image_folder=folder, feature_cache=str(filled), missing_features="error")
+    source = features.make_source(data, llm, **changes)
+    plain = features.make_source(data, llm, feature_cache=str(filled), missing_features="error")
+    for number in range(len(plain)):
+        own, theirs = (one[number].get("features", []) for one in (source, plain))
+        assert len(own) == len(theirs)
+        assert all(torch.equal(a[key], b[key]) for a, b in zip(own, theirs, strict=True) for key in a)
+    seen = extractor.seen
+    assert features.fill(source, filled, extractor)["pictures"] == {"known": COUNT} and extractor.seen == seen
+    changed = [(name, content + b" ") for name, content in files]
+    other = features.make_source(data, llm, image_folder=write_tar(tmp_path / "changed.tar", changed))
+    assert features.fill(other, tmp_path / "anew", extractor)["pictures"] == {"absent": COUNT}
+    with pytest.raises(FeatureError, match="was changed since"):
+        FeatureCache(filled).find(files[0][0], place_of(other.image_folder, files[0][0]))
 
 
 def check_sample(sample, plain):

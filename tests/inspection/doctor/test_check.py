@@ -16,6 +16,7 @@ from mg_llava.inspection.doctor import images as images_module
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS
 from mg_llava.registry import DATASETS
 from tests.data.broken import write_broken, write_clean
+from tests.work.test_tar_files import write_tar
 
 QUIET = CheckOptions(workers=1, show_progress=False)
 
@@ -47,6 +48,20 @@ def report(broken):
 
 def test_every_fault_is_found_by_kind_and_id_and_nothing_else(broken, report):
     assert ids_by_kind(report) == broken.expected
+
+
+def test_pictures_in_tar_files_have_the_findings_that_they_have_in_a_folder(broken, report, tmp_path):
+    files = [(path.name, path.read_bytes()) for path in sorted((broken.folder / "images").glob("*"))]
+    linked = [name for name, _ in files if name.startswith("elsewhere")]
+    files = [(name, str(broken.folder / name) if name in linked else content) for name, content in files]
+    folder = write_tar(tmp_path / "all.tar", files)
+    options = replace(QUIET, evaluation=(broken.evaluation(),), cache=tmp_path / "pictures")
+    first = check_dataset(broken.arguments(image_folder=folder), options)
+    expected = {kind: ids for kind, ids in broken.expected.items() if kind != "outside_picture"}  # no links in it
+    expected["undecodable_picture"] = expected["undecodable_picture"] | {"elsewhere"}
+    assert ids_by_kind(first) == expected
+    again = check_dataset(broken.arguments(image_folder=folder), options)
+    assert again.to_dict() == first.to_dict()
 
 
 def test_faults_that_a_policy_skips_are_warnings(report):
