@@ -208,20 +208,22 @@ class LLaVADataset(Dataset):
 
     @property
     def modality_length(self) -> list[int]:
-        """Length of each sample, for samplers: positive with pictures, negative without.
+        """The :meth:`lengths` as a list, which XTuner's samplers read."""
+        return self.lengths().tolist()
 
-        Counted are text (without what prompt parts add), the tokens of pictures and, with ``count_boxes``, of boxes.
-        Texts are exact where the token cache was filled, else characters scaled to tokens by a few samples; so are
-        boxes, from the box file to what the filter leaves.
+    def lengths(self) -> np.ndarray:
+        """(M,) int32 length of each sample, for samplers: positive with pictures, negative without.
+
+        Counted are text (without what prompt parts add), pictures and, with ``count_boxes``, boxes. Texts are exact
+        where the token cache was filled, else scaled from characters by a few samples; boxes from the box file.
         """
         if self._lengths is None:
-            rows = self._samples.index.rows
-            texts = None if self.token_cache is None else self.token_cache.lengths_of(rows)
+            texts = None if self.token_cache is None else self.token_cache.lengths_of(self._samples.index.rows)
             processor = self.picture_processor if self.boxes.count_boxes else None
             boxes = None if processor is None else partial(count_boxes, processor=processor, store=self.box_store)
             text = self.tokenizer, self.template
             self._lengths = find_lengths(self._samples, texts, *text, boxes, self.budget, self.regions)
-        return self._lengths[self._samples.positions].tolist()
+        return self._lengths[self._samples.positions]
 
     @property
     def bad_samples(self) -> int:

@@ -78,7 +78,12 @@ class MixtureDataset(Dataset):
     @property
     def modality_length(self) -> list[int]:
         """Length of each sample, for samplers: positive with pictures, negative without."""
-        return [length for source in self.sources for length in source.modality_length]
+        return self.lengths().tolist()
+
+    def lengths(self) -> np.ndarray:
+        """(M,) int32 the same as an array."""
+        parts = [one.lengths() if hasattr(one, "lengths") else one.modality_length for one in self.sources]
+        return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
     @property
     def bad_samples(self) -> int:

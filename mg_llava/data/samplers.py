@@ -5,20 +5,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.dist import all_gather_object, get_dist_info, sync_random_seed
 from torch.utils.data import ConcatDataset, Sampler
 
 from mg_llava.registry import DATA_SAMPLERS
+
+_CHUNK = 1 << 16
 
 
 @DATA_SAMPLERS.register_module()
 class LengthGroupedSampler(Sampler):
     """XTuner's grouping by length and modality, for any mix of data, in one process or many.
 
-    The order comes from XTuner's function and equals that of its sampler. That sampler itself is not used, because it
-    cannot read the lengths of nested concatenations, and fails on a length of zero or an empty data set without
-    saying why. The order depends on ``seed`` and epoch alone, and mmengine's loops skip what was trained already on
-    resume; set ``randomness=dict(seed=...)`` in the config for an exact resume, as each run draws a seed otherwise.
+    The order equals that of XTuner's sampler. That one is not used, because it takes minutes and gigabytes for ten
+    million samples, cannot read the lengths of nested concatenations, and fails on a length of zero or an empty data
+    set without saying why. The order depends on ``seed`` and epoch alone, and mmengine's loops skip what was trained
+    already on resume; set ``randomness=dict(seed=...)`` in the config for an exact resume, as each run draws a seed
+    otherwise.
 
     Args:
         dataset: Data set with the attribute ``length_property``, or a concatenation of such.
@@ -62,9 +66,12 @@ class LengthGroupedSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         """Indices for this process in this epoch."""
-        order = self._order()
-        repeated = order * (self.total_size // len(order) + 1)
-        return iter(repeated[self.rank : self.total_size : self.world_size])
+        return self._own_part(self._order())
+
+    def _own_part(self, order: np.ndarray) -> Iterator[int]:
+        for start in range(self.rank, self.total_size, _CHUNK * self.world_size):
+            places = np.arange(start, min(start + _CHUNK * self.world_size, self.total_size), self.world_size)
+            yield from order[places % len(order)].tolist()
 
     def __len__(self) -> int:
         return len(range(self.rank, self.total_size, self.world_size))
@@ -73,14 +80,11 @@ class LengthGroupedSampler(Sampler):
         """Choose the order of another epoch."""
         self.epoch = epoch
 
-    def _order(self) -> list[int]:
-        """Indices of the whole data set, the same in all processes."""
-        import torch
-        from xtuner.dataset.samplers.length_grouped import get_length_grouped_indices
-
+    def _order(self) -> np.ndarray:
+        """(N,) int64 indices of the whole data set, the same in all processes."""
         generator = torch.Generator()
         generator.manual_seed(self.seed + self.epoch)
-        return get_length_grouped_indices(self.lengths.tolist(), self.group_size, generator=generator)
+        return group_by_length(self.lengths, self.group_size, generator)
 
     def _check_all_see_the_same(self) -> None:
         """Processes that order other lengths would train some samples twice and others never."""
@@ -155,10 +159,48 @@ class TokenBatchSampler(Sampler[list[int]]):
         return ends
 
 
+def group_by_length(lengths: np.ndarray, group_size: int, generator: torch.Generator) -> np.ndarray:
+    """The order of XTuner's ``get_length_grouped_indices``, from arrays: (N,) int64.
+
+    Groups of one modality are sorted from long to short and mixed; what is left of both comes last; the longest
+    sample of all comes first.
+
+    Args:
+        lengths: (N,) int64, positive with pictures, negative without, none of them zero.
+        group_size: Samples of a group.
+        generator: Draws the order of samples and of groups.
+    """
+    if (lengths > 0).all() or (lengths < 0).all():
+        order = _sorted_groups(lengths, group_size, generator)
+        ends = np.append(np.arange(group_size, len(order), group_size), len(order))
+    else:
+        places = [np.flatnonzero(lengths > 0), np.flatnonzero(lengths < 0)]
+        parts = [own[_sorted_groups(np.abs(lengths[own]), group_size, generator)] for own in places]
+        whole = [part[: (len(part) - 1) // group_size * group_size] for part in parts]
+        groups = np.concatenate(whole).reshape(-1, group_size)
+        groups = groups[torch.randperm(len(groups), generator=generator).numpy()]
+        rest = np.concatenate([part[len(own) :] for part, own in zip(parts, whole, strict=True)])
+        rest = rest[np.argsort(-np.abs(lengths[rest]), kind="stable")]
+        order = np.concatenate([groups.reshape(-1), rest])
+        ends = np.append(np.arange(1, len(groups) + 1) * group_size, len(order))
+    firsts = np.concatenate([[0], ends[:-1]])
+    longest = firsts[int(torch.argmax(torch.from_numpy(np.abs(lengths[order[firsts]]))))]
+    order[[0, longest]] = order[[longest, 0]]
+    return order
+
+
+def _sorted_groups(lengths: np.ndarray, group_size: int, generator: torch.Generator) -> np.ndarray:
+    """(N,) int64 drawn order, in which each group goes from long to short."""
+    drawn = torch.randperm(len(lengths), generator=generator).numpy()
+    return drawn[np.lexsort((-lengths[drawn], np.arange(len(drawn)) // group_size))]
+
+
 def _lengths_of(dataset: Any, length_property: str) -> np.ndarray:
     """(N,) int64 lengths."""
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([_lengths_of(part, length_property) for part in dataset.datasets])
+    if length_property == "modality_length" and hasattr(dataset, "lengths"):
+        return dataset.lengths().astype(np.int64)
     if not hasattr(dataset, length_property):
         raise TypeError(
             f"{type(dataset).__name__} has no {length_property!r}; grouping by length needs the lengths there"

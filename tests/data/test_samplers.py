@@ -5,11 +5,13 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
+from xtuner.dataset.samplers.length_grouped import get_length_grouped_indices
 
-from mg_llava.data.samplers import LengthGroupedSampler, TokenBatchSampler
+from mg_llava.data.samplers import LengthGroupedSampler, TokenBatchSampler, group_by_length
 
 
 class Lengths:
@@ -49,6 +51,15 @@ def test_sampler_equals_xtuner(monkeypatch):
         assert list(ours) == list(theirs)
     nested = ConcatDataset([dataset, Lengths([5])])
     assert len(list(LengthGroupedSampler(nested, 4, seed=1))) == 204
+
+
+@given(st.lists(st.integers(-5, 5).filter(bool), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_order_is_that_of_xtuners_function(lengths, group, seed):
+    ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
+    found = group_by_length(np.array(lengths), group, ours)
+    assert found.tolist() == get_length_grouped_indices(lengths, group, generator=theirs)
+    assert torch.equal(ours.get_state(), theirs.get_state())
 
 
 def test_sampler_groups_by_modality_and_epoch():

@@ -1,7 +1,10 @@
 """The records of a data set without keeping them: which ones are used, how long they are, how often each comes."""
 
+import contextlib
 import hashlib
 import logging
+import os
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,9 +20,13 @@ from mg_llava.data.records.formats import RecordFormat, other_format, to_llava
 from mg_llava.data.records.open import fingerprint, open_records
 from mg_llava.data.records.schema import SCHEMA_VERSION, LLaVARecord, RecordError, measure_record, parse_record
 from mg_llava.work.arrays import load_arrays, save_arrays
+from mg_llava.work.atomic import write_json
+from mg_llava.work.json_text import parse_json
 
 _SHOWN = 5
 _VERSION = 1
+_SETTLED = 2 * 10**9
+"""Nanoseconds after which a change of a file is sure to change its times."""
 _REPEAT = 1
 """Keeps what is drawn for ``repeat`` apart from what is drawn for ``limit``."""
 
@@ -163,7 +170,7 @@ class Samples:
         if cache is None:
             self.index = index_records(self._records, self.path, limit, seed, form)
         else:
-            self.fingerprint = fingerprint(path)
+            self.fingerprint = _known_fingerprint(path, Path(cache))
             self.index = self._known_index(Path(cache), limit, seed)
         self.index = self.index.with_frames(frames)
         self.positions = _repeated(len(self.index.rows), repeat, seed, self.path)
@@ -218,6 +225,25 @@ class Samples:
         more = {"places": self._records.places} if hasattr(self._records, "places") else {}
         save_arrays(path, **vars(index), **more)
         return index
+
+
+def _known_fingerprint(path: str | Path, cache: Path) -> str:
+    """Fingerprint of a record file; read from the cache while size, times and place of the file stay the same."""
+    file = Path(path)
+    if not file.is_file():
+        return fingerprint(path)
+    status = file.stat()
+    state = [_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    memo = cache / f"{hashlib.blake2b(os.fsencode(file.resolve()), digest_size=16).hexdigest()}.fingerprint"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        *known, digest = parse_json(memo.read_bytes())
+        if known == state:
+            return digest
+    digest = fingerprint(path)
+    if time.time_ns() - max(state[2:4]) > _SETTLED and file.stat().st_ctime_ns == status.st_ctime_ns:
+        with contextlib.suppress(OSError):
+            write_json(memo, [*state, digest])
+    return digest
 
 
 def _repeated(count: int, repeat: float, seed: int, source: str) -> np.ndarray:
