@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
 
 from mg_llava.batch import plan_layout
 from mg_llava.features import stack
@@ -47,7 +48,7 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         shapes = sorted({tuple(image.shape) for image in images})
         if len(shapes) > 1:
             raise ValueError(f"pictures of different sizes {shapes} in the batch of {data['ids']}; use one image_size")
-        data["canvas"] = torch.stack(images)  # N pictures (3, S, S) -> (N, 3, S, S)
+        data["canvas"] = _stack_pictures(images)
     if features:
         data["features"] = features
     if images and features:
@@ -67,6 +68,15 @@ def collate(instances: Sequence[dict[str, Any]]) -> dict[str, Any]:
         tokens = [count for instance in instances for count in instance["tokens"]]
         data["layout"] = plan_layout(data["input_ids"], tokens, data["attention_mask"], data.get("labels"))
     return {"data": data, "data_samples": None}
+
+
+def _stack_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(N, 3, S, S) of N pictures (3, S, S); of a worker in memory that the training process reads without a copy."""
+    first, out = pictures[0], None
+    if get_worker_info() is not None:
+        storage = first._typed_storage()._new_shared(len(pictures) * first.numel(), device=first.device)
+        out = first.new(storage).resize_(len(pictures), *first.shape)
+    return torch.stack(list(pictures), out=out)
 
 
 def _flags(instance: dict[str, Any], name: str) -> list[bool]:

@@ -19,7 +19,7 @@ PAD_COLOR = (122, 116, 104)
 
 
 def picture_to_canvas(image: Image.Image, canvas: Canvas, pad_color: tuple[int, int, int] = PAD_COLOR) -> np.ndarray:
-    """Pad, resize (PIL bicubic) and crop an RGB picture of the size that ``canvas`` was made for: (S, S, 3) uint8.
+    """Pad, resize (PIL bicubic) and crop an RGB picture of the size that ``canvas`` was made for: (3, S, S) uint8.
 
     Divided by 255 and normalized, the result equals what transformers' PIL-based CLIPImageProcessor makes of the
     padded picture.
@@ -38,11 +38,11 @@ def picture_to_canvas(image: Image.Image, canvas: Canvas, pad_color: tuple[int, 
     if resized.size != (canvas.size, canvas.size):
         left, top = canvas.crop_offset
         resized = resized.crop((left, top, left + canvas.size, top + canvas.size))
-    return np.array(resized, dtype=np.uint8)
+    return np.stack([np.asarray(plane) for plane in resized.split()])
 
 
 def _pad_and_resize(image: Image.Image, canvas: Canvas, pad_color: tuple[int, int, int]) -> np.ndarray:
-    """(S, S, 3) uint8: the padded square, resized; only the band that the picture reaches is computed.
+    """(3, S, S) uint8: the padded square, resized; only the band that the picture reaches is computed.
 
     Pillow resizes a square by columns first and by rows then, and a ``box`` of whole pixels with the weights of the
     whole; so the values are the same.
@@ -57,19 +57,21 @@ def _pad_and_resize(image: Image.Image, canvas: Canvas, pad_color: tuple[int, in
     stop = min(side, math.ceil(last * scale + reach))
     low, high = first * side // size - start, last * side // size - start
     bicubic = Image.Resampling.BICUBIC
-    pixels = np.empty((size, size, 3), dtype=np.uint8)
-    padding = np.tile(np.array(pad_color, dtype=np.uint8), (size, 1))  # (S, 3): whole rows are copied faster
+    pixels = np.empty((3, size, size), dtype=np.uint8)
+    padding = np.array(pad_color, dtype=np.uint8)[:, None, None]
     if image.width > image.height:
         strip = Image.new("RGB", (size, stop - start), pad_color)
         strip.paste(image.resize((size, image.height), bicubic), (0, offset - start))
-        pixels[:first], pixels[last:] = padding, padding
-        pixels[first:last] = np.asarray(strip.resize((size, last - first), bicubic, (0, low, size, high)))
+        band = strip.resize((size, last - first), bicubic, (0, low, size, high))
+        pixels[:, :first], pixels[:, last:], inside = padding, padding, pixels[:, first:last]
     else:
         strip = Image.new("RGB", (stop - start, side), pad_color)
         strip.paste(image, (offset - start, 0))
         columns = strip.resize((last - first, side), bicubic, (low, 0, high, side))
-        pixels[:, :first], pixels[:, last:] = padding[:first], padding[last:]
-        pixels[:, first:last] = np.asarray(columns.resize((last - first, size), bicubic))
+        band = columns.resize((last - first, size), bicubic)
+        pixels[:, :, :first], pixels[:, :, last:], inside = padding, padding, pixels[:, :, first:last]
+    for own, plane in zip(inside, band.split(), strict=True):  # faster than to turn (S, S, 3) around afterwards
+        own[:] = np.asarray(plane)
     return pixels
 
 

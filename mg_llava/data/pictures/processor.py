@@ -163,8 +163,7 @@ class PictureProcessor:
         return self._draw(to_rgb(image, self.mode, self.apply_exif), canvas)
 
     def _draw(self, rgb: Image.Image, canvas: Canvas) -> torch.Tensor:
-        pixels = torch.from_numpy(picture_to_canvas(rgb, canvas, self.pad_color))
-        return pixels.permute(2, 0, 1)  # (S, S, 3) -> (3, S, S), a view; the batch is made contiguous
+        return torch.from_numpy(picture_to_canvas(rgb, canvas, self.pad_color))
 
     @property
     def rules(self) -> BoxRules:

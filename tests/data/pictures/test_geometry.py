@@ -95,7 +95,7 @@ def test_pixels_equal_clip_processor(size, shape):
             picture = Image.new("RGB", (side, side), tuple(int(255 * m) for m in MEAN))
             picture.paste(image, ((side - shape[0]) // 2, (side - shape[1]) // 2))
         expected = processor(picture, return_tensors="np")["pixel_values"][0]
-        pixels = picture_to_canvas(image, Canvas(*shape, size, pad_to_square=pad))
+        pixels = picture_to_canvas(image, Canvas(*shape, size, pad_to_square=pad)).transpose(1, 2, 0)
         assert pixels.dtype == np.uint8
         np.testing.assert_allclose((pixels / 255 - MEAN).transpose(2, 0, 1) / STD[:, None, None], expected, atol=1e-5)
 
@@ -105,7 +105,8 @@ def test_squash_equals_siglip_processor():
 
     processor = SiglipImageProcessor(size={"height": 48, "width": 48})
     image = noise(70, 33)
-    pixels = picture_to_canvas(image, Canvas(70, 33, 48, pad_to_square=False, resize="squash"))
+    canvas = Canvas(70, 33, 48, pad_to_square=False, resize="squash")
+    pixels = picture_to_canvas(image, canvas).transpose(1, 2, 0)
     expected = processor(image, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose((pixels / 255 - 0.5).transpose(2, 0, 1) / 0.5, expected, atol=1e-5)
     boxes, kept = place_boxes(np.array([[7.0, 3.3, 35.0, 33.0]]), Canvas(70, 33, 48, False, "squash"))
@@ -244,4 +245,4 @@ def test_the_band_of_the_picture_has_the_values_of_the_whole_square(width, heigh
     square = Image.new("RGB", canvas.padded_size, PAD_COLOR)
     square.paste(picture, canvas.pad_offset)
     expected = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(picture_to_canvas(picture, canvas), expected)
+    np.testing.assert_array_equal(picture_to_canvas(picture, canvas).transpose(1, 2, 0), expected)
