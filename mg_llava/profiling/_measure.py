@@ -105,11 +105,11 @@ def make_miniature(folder: Path, **sizes: int) -> None:
         raise RuntimeError(f"data/nano/make_data.py failed: {done.stderr[-2000:]}")
 
 
-def run_child(function: str, *arguments: Any) -> dict[str, Any]:
+def run_child(function: str, *arguments: Any) -> Any:
     """Call a function in a new interpreter.
 
     Args:
-        function: Dotted name; it returns a dict of plain values.
+        function: Dotted name; it returns plain values.
         *arguments: Plain values.
 
     Raises:

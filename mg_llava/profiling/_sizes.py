@@ -153,6 +153,11 @@ def make_batches(case: Case, model: Any, count: int) -> list[dict[str, Any]]:
     ]
 
 
+def count_works(cases: list[dict[str, Any]], warmup: int, steps: int) -> list[dict[str, float]]:
+    """What :func:`count_work` says of each case; for ``run_child``."""
+    return [count_work(settings, warmup, steps) for settings in cases]
+
+
 def count_work(settings: dict[str, Any], warmup: int, steps: int) -> dict[str, float]:
     """Count the work of a mean step of a case, of so many after some; for ``run_child``.
 

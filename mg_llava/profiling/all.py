@@ -20,24 +20,25 @@ HELP = "all benchmarks: every table, with machine, versions and date; the whole 
 
 EVERYTHING = (
     "train --boxes 100",
-    "train --boxes 100 --llm smollm2-135m",
-    "train --boxes 10 --llm smollm2-135m --checkpointing off",
-    "train --vision nano --stage 2 --batch-size 8 --boxes 20 --text 120 --steps 5 --threads 1 --checkpointing off "
+    "train --vision nano --stage 2 --batch-size 8 --boxes 20 --text 120 --steps 3 --threads 1 --checkpointing off "
     "--alone",
-    "compare --vision paper",
+    "compare",
     "boxes",
     "packing",
-    "launches",
-    "scaling",
+    "launches --boxes 0 100",
+    "scaling --axes boxes pictures --steps 2",
+    "processes",
     "feature-cache --vision paper --boxes 100 --batch-size 1",
     "data",
-    "boxstore",
+    "boxstore --records 300000",
+    "records --records 100000 10000000",
     "boxes-pipeline",
     "eval",
-    "serve --threads 1",
+    "serve --threads 1 --questions 48 --rounds 1",
     "checkpoint",
-    "startup",
+    "startup --rounds 1",
 )
+"""Every benchmark at a size that speaks for larger ones, in 20 minutes on two cores."""
 QUICK = (
     "train --vision nano --boxes 20 --batch-size 2 --text 60",
     "compare --text 20 --steps 1 --boxes 0 10 --shapes lora",
@@ -48,11 +49,13 @@ QUICK = (
     "feature-cache --steps 1 --warmup 1 --dtypes int8",
     "data --pictures 18 --rounds 1",
     "boxstore --records 20000",
+    "records --records 20000",
     "boxes-pipeline --pictures 8 --rounds 1",
     "eval --pictures 6 --rounds 1 --batch-size 16",
     "serve --questions 6 --clients 3 --rounds 1",
     "checkpoint --size 100",
     "startup --rounds 1",
+    "processes --steps 2 --rounds 1",
 )
 """Every benchmark, as small as it says something."""
 

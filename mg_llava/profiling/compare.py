@@ -76,8 +76,9 @@ def _measure_shape(case: Any, boxes: list[int], steps: int, peak: float) -> dict
         measured = measure_ways("mg_llava.profiling._step.measure_points", {name: way}, points, steps)[name]
         for count, point in zip(counts, measured, strict=True):
             found[str(count)][name] = dict(point)
-    for count in boxes:
-        work = run_child("mg_llava.profiling._sizes.count_work", asdict(replace(case, boxes=count)), 0, steps)
+    cases = [asdict(replace(case, boxes=count)) for count in boxes]
+    works = run_child("mg_llava.profiling._sizes.count_works", cases, 0, steps)
+    for count, work in zip(boxes, works, strict=True):
         for name, point in found[str(count)].items():
             point["samples_per_s"] = case.batch_size / point["seconds"]
             point["waste"] = work["waste_packed" if name == "ours" and case.model.get("packing") else "waste"]

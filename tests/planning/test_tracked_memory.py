@@ -72,17 +72,84 @@ def track(model, data):
     ],
 )
 def test_plan_agrees_with_a_tracked_step(leaf, batch, text, boxes, checkpointing, packing):
+    model, data, activations, weights = plan(leaf, batch, text, boxes, checkpointing, packing)
+    planned = share_memory(weights, activations, STRATEGIES[0], gpus=1)
+    planned_bytes = planned.weights + planned.gradients + planned.activations
+    tracked = track(model, data)
+    assert planned_bytes == pytest.approx(tracked, rel=0.1), f"{planned_bytes / 1e9:.1f} and {tracked / 1e9:.1f} GB"
+
+
+def plan(leaf, batch, text, boxes, checkpointing, packing):
+    """A model without weights, a batch for it, and its activations and weights as the planner has them."""
     settings = {**load_config(leaf).model, "packing": packing}
     skeleton = dataclasses.replace(build_skeleton(settings), checkpointing=checkpointing)
     model = skeleton.model
     data = make_full_batch(model, [(text, 1)] * batch, boxes)
     length = text - 1 + model.token_count(1, boxes)
     activations = measure_activations(skeleton, length * batch if packing else length, 1 if packing else batch)
-    planned = share_memory(weigh(skeleton), activations.peak, STRATEGIES[0], gpus=1)
-    planned_bytes = planned.weights + planned.gradients + planned.activations
     enable_checkpointing(model.llm, checkpointing)
-    tracked = track(model.train(), data)
-    assert planned_bytes == pytest.approx(tracked, rel=0.1), f"{planned_bytes / 1e9:.1f} and {tracked / 1e9:.1f} GB"
+    return model.train(), data, activations.peak, weigh(skeleton)
+
+
+BUCKET, LIVE = 500_000_000, 1_000_000_000
+"""DeepSpeed's ``reduce_bucket_size``, of which it has two, and ``stage3_max_live_parameters``, which XTuner leaves."""
+
+
+class SharingTracker(Tracker):
+    """Counts beside it the weights that ZeRO-3 has whole: those used last, as many as ``LIVE``."""
+
+    def __init__(self, model):
+        super().__init__([*model.parameters(), *model.buffers()])
+        self.whole, self.peak_with_whole = {}, 0
+        for module in model.modules():
+            if count := sum(parameter.numel() for parameter in module.parameters(recurse=False)):
+                module.register_forward_pre_hook(lambda module, _, count=count: self._use(module, count))
+                module.register_full_backward_pre_hook(lambda module, _, count=count: self._use(module, count))
+
+    def _use(self, module, count):
+        self.whole.pop(module, None)
+        while self.whole and sum(self.whole.values()) + count > LIVE:
+            self.whole.pop(next(iter(self.whole)))
+        self.whole[module] = count
+        self._look()
+
+    def _see(self, storage):
+        super()._see(storage)
+        self._look()
+
+    def _look(self):
+        self.peak_with_whole = max(self.peak_with_whole, self.now + 2 * sum(self.whole.values()))
+
+
+def track_shared(model, data, gpus):
+    """Most bytes on one of N GPUs, with ZeRO-2 and ZeRO-3: everything in 16 bits but the optimizer's states, which are
+    three times 32; gradients leave as they come."""
+    model = model.bfloat16()
+    with faked(model) as fake:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+        given = tree_map_only(torch.Tensor, fake, data)
+        with SharingTracker(model) as tracker:
+            model(given)["loss"].backward()
+        weights = 2 * sum(parameter.numel() for parameter in model.parameters())
+        count = sum(parameter.numel() for parameter in trained)
+    shares = (2 + 4 + 4 + 4) * count / gpus + 2 * 2 * min(BUCKET, count)
+    return {2: tracker.peak + weights + shares, 3: tracker.peak_with_whole + weights / gpus + shares}
+
+
+@pytest.mark.parametrize(
+    ("batch", "text", "boxes", "checkpointing", "packing"),
+    [(8, 200, 10, True, None), (4, 200, 100, "selective", 4096)],
+)
+def test_plan_of_split_states_agrees_with_a_tracked_step(batch, text, boxes, checkpointing, packing):
+    gpus, leaf = 8, "mg_llava_vicuna13b_instruct"
+    model, data, activations, weights = plan(leaf, batch, text, boxes, checkpointing, packing)
+    for stage, tracked in track_shared(model, data, gpus).items():
+        planned = share_memory(weights, activations, STRATEGIES[stage], gpus)
+        assert planned.strategy == f"deepspeed_zero{stage}"
+        total = planned.weights + planned.gradients + planned.states + planned.buffers + planned.activations
+        assert total == pytest.approx(tracked, rel=0.1), f"{stage}: {total / 1e9:.1f} and {tracked / 1e9:.1f} GB"
 
 
 @pytest.mark.parametrize(
