@@ -14,13 +14,10 @@ Exit status: 0 done, 1 the data cannot be used (the message says why), 2 wrong a
 
 import argparse
 import json
-import re
 import sys
 
 AFTER = "whole tar files are kept, the same command continues"
 """What to do after Ctrl-C."""
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def main() -> int:
@@ -29,21 +26,22 @@ def main() -> int:
     parser.add_argument("records", nargs="+", help="record files (.json, .jsonl, .parquet, tar files), or their URLs")
     parser.add_argument("--images", required=True, help="folder, tar files or URL that their paths are relative to")
     parser.add_argument("--out", required=True, help="folder of the tar files")
-    parser.add_argument("--size", type=parse_size, default=10**9, help="bytes of a tar file (default: 1GB)")
+    parser.add_argument("--size", default="1GB", help="bytes of a tar file (default: 1GB)")
     parser.add_argument("--format", default="llava", help="of the records: llava, ms-swift or sharegpt")
     parser.add_argument("--outside-pictures", choices=("error", "allow"), default="error", help="about links")
     parser.add_argument("--workers", type=int, default=1, help="processes that write (default: this one alone)")
     arguments = parser.parse_args()
     from tqdm import tqdm
 
-    from mg_llava.data.pictures.shard_writing import plan_shards, write_shards
+    from mg_llava.conversion.folder_writing import parse_size
+    from mg_llava.data.pictures.shard_writing import plan_picture_shards, write_picture_shards
 
-    where = arguments.records, arguments.images, arguments.out, arguments.size
     try:
-        shards = plan_shards(*where, arguments.format, arguments.outside_pictures == "allow")
+        where = arguments.records, arguments.images, arguments.out, parse_size(arguments.size)
+        shards = plan_picture_shards(*where, arguments.format, arguments.outside_pictures == "allow")
         count = sum(map(len, shards.parts))
         with tqdm(total=count, desc="pictures") as bar:
-            written = write_shards(shards, arguments.workers, bar.update)
+            written = write_picture_shards(shards, arguments.workers, bar.update)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -51,15 +49,3 @@ def main() -> int:
     about = {"image_folder": shards.pattern, "pictures": count, "bytes": size, "shards": len(shards.parts)}
     print(json.dumps({**about, "written": written}))
     return 0
-
-
-def parse_size(text: str) -> int:
-    """Bytes of ``512``, ``256MB`` or ``1.5G``.
-
-    Raises:
-        ValueError: It is no positive size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
-    if found is None or float(found[1]) * _UNITS[found[2]] < 1:
-        raise ValueError(f"{text!r} is no size such as 256MB")
-    return int(float(found[1]) * _UNITS[found[2]])

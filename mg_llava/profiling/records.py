@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="records-", dir=args.work_dir) as name:
         for count in sorted(args.records):
             folder = Path(name, str(count))
-            write_records(folder, count)
+            write_record_file(folder, count)
             first = run_child(f"{_HERE}.measure_start", str(folder), count)
             later = run_child(f"{_HERE}.measure_reading", str(folder), count)
             points.append({"records": count, "file_mb": first["file_mb"], "first_s": first["start_s"], **later})
             (folder / "data.jsonl").unlink()
         folder = Path(name, "plain")
-        write_records(folder, _PLAIN)
+        write_record_file(folder, _PLAIN)
         plain = run_child(f"{_HERE}.measure_plain", str(folder))
     names = list(points[0])
     print_table([names, *([point[key] for key in names] for point in points)])
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def write_records(folder: Path, count: int) -> None:
+def write_record_file(folder: Path, count: int) -> None:
     """``data.jsonl``, records about pictures that are not there, with texts of different lengths."""
     folder.mkdir(parents=True)
     words = "the small dog sits on a red chair beside two open windows of an old house near the sea".split()

@@ -12,7 +12,7 @@ import numpy as np
 from mg_llava.work.tar_index import TarError, TarIndex, name_key, open_index, read_member, repeated
 from mg_llava.work.urls import glob_urls, is_url, without_scheme
 
-SUFFIX = ".tar"
+TAR = ".tar"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST = 1_000_000
 
@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
 def is_tar(path: object) -> bool:
     """Tell whether a path names tar files: ``a.tar``, ``shards/*.tar``, ``https://host/{0000..0099}.tar``."""
-    return isinstance(path, str) and path.endswith(SUFFIX) and not os.path.isdir(path)
+    return isinstance(path, str) and path.endswith(TAR) and not os.path.isdir(path)
 
 
 def list_tars(pattern: str) -> list[str]:

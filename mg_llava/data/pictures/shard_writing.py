@@ -20,7 +20,7 @@ from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.work.atomic import replacing
 from mg_llava.work.pool import run_jobs
-from mg_llava.work.tar_files import SUFFIX
+from mg_llava.work.tar_files import TAR
 from mg_llava.work.tar_index import LARGEST, TarError, open_index
 
 _SHOWN = 5
@@ -45,7 +45,7 @@ class Shards:
     def pattern(self) -> str:
         """What names all tar files, as ``image_folder`` of a source."""
         width, last = self._width, len(self.parts) - 1
-        return str(self.out / (f"{{{0:0{width}}..{last:0{width}}}}{SUFFIX}" if last else f"{0:0{width}}{SUFFIX}"))
+        return str(self.out / (f"{{{0:0{width}}..{last:0{width}}}}{TAR}" if last else f"{0:0{width}}{TAR}"))
 
     @property
     def _width(self) -> int:
@@ -53,7 +53,7 @@ class Shards:
 
     def path(self, number: int) -> Path:
         """A tar file."""
-        return self.out / f"{number:0{self._width}}{SUFFIX}"
+        return self.out / f"{number:0{self._width}}{TAR}"
 
     def is_whole(self, number: int) -> bool:
         """Tell whether a tar file has its members already."""
@@ -67,7 +67,7 @@ class Shards:
         return [*found] == [(member.name, member.size) for member in self.parts[number]]
 
 
-def plan_shards(
+def plan_picture_shards(
     records: Iterable[str | Path],
     folder: str,
     out: str | Path,
@@ -108,13 +108,13 @@ def plan_shards(
         raise ValueError("the records name no pictures or videos; there is nothing to write")
     shards = Shards(Path(out), list(_parts(members.values(), size)))
     ours = {shards.path(number).name for number in range(len(shards.parts))}
-    strange = sorted(path.name for path in Path(out).glob(f"*{SUFFIX}") if path.name not in ours)
+    strange = sorted(path.name for path in Path(out).glob(f"*{TAR}") if path.name not in ours)
     if strange:
         raise ValueError(f"{out} has other tar files, such as {strange[0]}; remove them or take another folder")
     return shards
 
 
-def write_shards(shards: Shards, workers: int = 1, progress: Callable[[int], object] | None = None) -> int:
+def write_picture_shards(shards: Shards, workers: int = 1, progress: Callable[[int], object] | None = None) -> int:
     """Write the tar files that are not whole; ``progress`` gets the number of files in each. How many were written.
 
     Raises:

@@ -20,7 +20,7 @@ from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.pictures.files import PictureError, open_picture, picture_path
 from mg_llava.data.pictures.places import StoredPath, is_there, place_of, state_of
 from mg_llava.data.pictures.processor import PictureProcessor
-from mg_llava.data.pictures.shard_writing import plan_shards, write_shards
+from mg_llava.data.pictures.shard_writing import plan_picture_shards, write_picture_shards
 from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.work import urls
 from mg_llava.work.tar_index import TarError
@@ -66,8 +66,8 @@ def project(tmp_path):
 
 @pytest.fixture
 def shards(project):
-    plan = plan_shards([project / "data.json"], str(project / "images"), project / "shards", 2000)
-    assert write_shards(plan) == len(plan.parts) > 3
+    plan = plan_picture_shards([project / "data.json"], str(project / "images"), project / "shards", 2000)
+    assert write_picture_shards(plan) == len(plan.parts) > 3
     return plan.pattern
 
 
@@ -181,20 +181,20 @@ def test_every_place_gives_the_same_epoch_byte_for_byte(project, shards, server,
 
 def test_any_process_writes_the_same_shards(project, tmp_path):
     data, images = [project / "data.json"], str(project / "images")
-    first, second = (plan_shards(data, images, tmp_path / name, 2000) for name in "xy")
-    assert write_shards(first) == write_shards(second, 3) == len(first.parts)
+    first, second = (plan_picture_shards(data, images, tmp_path / name, 2000) for name in "xy")
+    assert write_picture_shards(first) == write_picture_shards(second, 3) == len(first.parts)
     contents = [{path.name: path.read_bytes() for path in plan.out.glob("*.tar")} for plan in (first, second)]
     assert contents[0] == contents[1]
-    assert write_shards(first) == 0
+    assert write_picture_shards(first) == 0
     # what a kill or a damage leaves is done again, and nothing else
     first.path(1).unlink()
     first.path(2).write_bytes(first.path(2).read_bytes()[:700])
-    assert write_shards(plan_shards(data, images, first.out, 2000)) == 2
+    assert write_picture_shards(plan_picture_shards(data, images, first.out, 2000)) == 2
     assert {path.name: path.read_bytes() for path in first.out.glob("*.tar")} == contents[1]
-    again = plan_shards(data, first.pattern, tmp_path / "z", 10**9)  # shards of shards
-    assert write_shards(again) == 1 and again.pattern.endswith("/00000.tar")
+    again = plan_picture_shards(data, first.pattern, tmp_path / "z", 10**9)  # shards of shards
+    assert write_picture_shards(again) == 1 and again.pattern.endswith("/00000.tar")
     with pytest.raises(ValueError, match=r"has other tar files, such as 00001\.tar"):
-        plan_shards(data, images, first.out, 10**9)
+        plan_picture_shards(data, images, first.out, 10**9)
 
 
 def test_faults_name_the_shard_and_the_member(project, shards, tokenizer):  # noqa: F811
