@@ -1,54 +1,87 @@
 """Both stages of the miniature begin with the stored losses, with any torch and transformers that they are run on.
 
-A seed gives the same weights at the start on all of them. The stored losses are of the pinned row, made anew there by
-``python -m tests.nano.test_first_losses``.
+A seed draws the same weights on all of them, and the first learning rates are those of the leaf's run. It is computed
+in float64: rounding, which differs between releases, grows about threefold in a step of stage 1, and reaches 1e-4 at
+the tenth in float32. The stored losses are of the pinned row, made anew by ``python -m tests.nano.test_first_losses``.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
 
+from mg_llava.engine.resume import TrainLoop
 from tests.run import ROOT, read_losses, train_here
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "nano_losses.json"
 STEPS = 20
-STAGES = {"stage1": ("pretrain", 2e-4), "stage2": ("instruct", 2e-5)}
-"""For each stage its leaf, and a learning rate with which rounding, which differs between releases, does not grow.
-
-With those of the leaves it grows tenfold in each step from the fifth on.
-"""
+STAGES = {"stage1": ("pretrain", 40, 22.5, 450), "stage2": ("instruct", 80, 12.5, 250)}
+"""For each stage its leaf and how many records are made; steps of warm-up and of all in the leaf's own run."""
+BATCH = 4
 OPTIONS = {
     "train_cfg.max_iters": STEPS,
     "train_cfg.max_epochs": None,
-    "train_dataloader.batch_size": 4,
+    "train_dataloader.batch_size": BATCH,
     "train_dataloader.num_workers": 0,
     "train_dataloader.persistent_workers": False,
-    # with the usual one AdamW makes steps out of the rounding errors of tiny gradients
-    "optim_wrapper.optimizer.eps": 1e-3,
     "default_hooks.logger.interval": 1,
     "log_processor.window_size": 1,
 }
 
 
+class Wide(TorchFunctionMode):
+    """Makes float64 of all that asks for float32."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.float:
+            return args[0].double()
+        args = [torch.float64 if value is torch.float32 else value for value in args]
+        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()}
+        return function(*args, **kwargs)
+
+
+def run_wide(loop: TrainLoop, run: Callable[[TrainLoop], Any] = TrainLoop.run) -> Any:
+    """``TrainLoop.run`` with weights, gradients and all arithmetic of the steps in float64."""
+    model = loop.runner.model.double()  # as it was drawn in float32
+    step = model.train_step
+
+    def train_step(*args: Any, **kwargs: Any) -> Any:
+        torch.set_default_dtype(torch.float64)
+        try:
+            with Wide():
+                return step(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    with mock.patch.object(model, "train_step", train_step):
+        return run(loop)
+
+
 def measure(folder: Path) -> dict[str, list[float]]:
-    """Losses by stage; the second one starts from the checkpoint of the first."""
+    """Losses by stage, each from the weights that the seed draws."""
     data = folder / "data"
-    sizes = ["--stage1", "40", "--stage2", "80", "--heldout", "1", "--out", str(data)]
+    sizes = ["--heldout", "1", "--out", str(data)]
+    sizes += [word for stage, (_, records, *_) in STAGES.items() for word in (f"--{stage}", str(records))]
     subprocess.run([sys.executable, str(ROOT / "data/nano/make_data.py"), *sizes], check=True, capture_output=True)
     losses: dict[str, list[float]] = {}
-    for stage, (leaf, rate) in STAGES.items():
+    for stage, (leaf, records, warmup, steps) in STAGES.items():
         dataset = {"data_path": f"{stage}.json", "image_folder": "images", "box_path": f"{stage}_boxes.json"}
-        options = {**OPTIONS, "optim_wrapper.optimizer.lr": rate}
-        options |= {f"train_dataloader.dataset.{key}": data / name for key, name in dataset.items()}
-        if losses:
-            options["model.pretrained_pth"] = folder / "stage1"
+        options = OPTIONS | {f"train_dataloader.dataset.{key}": data / name for key, name in dataset.items()}
+        epoch = records / BATCH
+        options |= {"param_scheduler.0.end": warmup / epoch, "param_scheduler.1.begin": warmup / epoch}
+        options |= {"param_scheduler.1.end": steps / epoch, "model.pretrained_pth": None}
         given = [f"{key}={value}" for key, value in options.items()]
         config, work_dir = ROOT / "configs" / f"mg_llava_nano_{leaf}.py", folder / stage
-        output = train_here(config, "--work-dir", work_dir, "--seed", 0, "--cfg-options", *given)
+        with mock.patch.object(TrainLoop, "run", run_wide):
+            output = train_here(config, "--work-dir", work_dir, "--seed", 0, "--cfg-options", *given)
         assert (work_dir / f"iter_{STEPS}.pth").is_file(), output[-4000:]
         losses[stage] = list(read_losses(work_dir).values())
     return losses
@@ -64,13 +97,11 @@ def test_losses_are_the_stored_ones(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import torch
-
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         measured = measure(Path(name))
     origin = (
-        f"Losses of {STEPS} steps of four samples in each stage of the miniature, seed 0, CPU, float32, torch "
+        f"Losses of {STEPS} steps of four samples in each stage of the miniature, seed 0, CPU, float64, torch "
         f"{torch.__version__}, made by `python -m tests.nano.test_first_losses`"
     )
     GOLDEN.write_text(json.dumps({"origin": origin, "losses": measured}, indent=1) + "\n")
