@@ -144,6 +144,14 @@ def auto_models() -> list[Any]:
     return [getattr(transformers, name) for name in names if hasattr(transformers, name)]
 
 
+@functools.cache
+def dtype_name() -> str:
+    """The argument of a model, and the value of its config, that says the dtype of the weights."""
+    from transformers import PretrainedConfig
+
+    return "dtype" if hasattr(PretrainedConfig, "dtype") else "torch_dtype"
+
+
 def cache_name(model: Any) -> str:
     """The argument of a model, and the value that it gives, in which keys and values of earlier steps are."""
     kind: Any = type(model.get_base_model() if hasattr(model, "get_base_model") else model)

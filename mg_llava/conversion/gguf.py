@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mg_llava.compat import dtype_name
 from mg_llava.work.atomic import replacing_folder
 
 _ROLES = ("bos", "eos", "unk", "pad")
@@ -97,7 +98,7 @@ def _write(file: Path, folder: Path, dtype: str) -> dict[str, Any]:
             raise GGUFError(f"{file} is no GGUF file (it does not begin with GGUF)")
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, torch_dtype=getattr(torch, dtype)
+            file.parent, gguf_file=file.name, **{dtype_name(): getattr(torch, dtype)}
         )
         read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, TypeError, KeyError, IndexError, OSError, ImportError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 
+from mg_llava.compat import dtype_name
 from mg_llava.detection.detector import Detector
 from mg_llava.models.weights.loading import load_hugging_face
 from mg_llava.work.devices import pick_device
@@ -39,7 +40,7 @@ class NetworkDetector(Detector):
         self.threshold, self.device, self.dtype = threshold, pick_device(device), dtype
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.processor = processor.from_pretrained(path)
-        model = load_hugging_face(network, path, torch_dtype=torch.float32)
+        model = load_hugging_face(network, path, **{dtype_name(): torch.float32})
         self.model = model.eval().requires_grad_(False).to(self.device)
         self._mean = torch.tensor(self.processor.image_mean, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(self.processor.image_std, device=self.device).view(3, 1, 1)

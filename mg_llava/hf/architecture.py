@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mg_llava.compat import dtype_name
 from mg_llava.data.config import build_transform
 from mg_llava.data.text.prompt import PromptPart, build_parts
 from mg_llava.data.text.stopping import Stops
@@ -40,13 +41,14 @@ def describe_model(config: Mapping[str, Any], dtype: torch.dtype) -> MGLLaVAConf
         if part.role != "llm" and model.get(part.config) is not None
     }
     build_empty(model, with_llm=False)  # whether they go together
+    named: dict[str, Any] = {dtype_name(): dtype}
     return MGLLaVAConfig(
         text_config=_llm_config(model["llm"]),
         system=kind_of(model).__name__,
         parts=parts,
         picture_config=build_transform(config["picture_processor"]).to_dict(),
         template_config=template_to_dict(config["prompt_template"]),
-        torch_dtype=dtype,
+        **named,
         architectures=["MGLLaVAForConditionalGeneration"],
     )
 

@@ -6,6 +6,7 @@ from string import Template
 from typing import Any
 
 from mg_llava import __version__
+from mg_llava.compat import dtype_name
 
 _CARD = Template("""---
 library_name: transformers
@@ -81,7 +82,7 @@ def model_card(config: Mapping[str, Any], described: Any, standalone: bool, name
         base_models=f"base_model: {name}\n" if name else "",
         llm=f"{name or text.model_type}, hidden size {text.hidden_size}",
         parts="".join(_row(part, spec, model.get(part)) for part, spec in described.parts.items()),
-        dtype=str(described.torch_dtype).removeprefix("torch."),
+        dtype=str(getattr(described, dtype_name())).removeprefix("torch."),
         install=(
             "The folder brings its own code; read it, then load it with `trust_remote_code=True`. It needs `torch`, "
             "`torchvision`, `transformers` and `timm`."

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from mg_llava.compat import dtype_name
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.models.llm import keep_word_embeddings
 from mg_llava.models.parts import for_any_machine
@@ -86,7 +87,7 @@ def _from_folder(folder: Path, pictures: Mapping[str, Any]) -> LoadedModel:
     from mg_llava.hf.prompts import template_of
 
     processor = MGLLaVAProcessor.from_pretrained(folder)
-    outer = MGLLaVAForConditionalGeneration.from_pretrained(folder, torch_dtype="auto")
+    outer = MGLLaVAForConditionalGeneration.from_pretrained(folder, **{dtype_name(): "auto"})
     outer.model.llm.generation_config = outer.generation_config  # it knows the ends of answers
     settings = {**processor.image_processor.picture_processor.to_dict(), **pictures}
     template, pictures_of = template_of(processor.template), PictureProcessor(**settings)

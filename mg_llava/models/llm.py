@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from mg_llava.compat import take_masks_as_given
+from mg_llava.compat import dtype_name, take_masks_as_given
 from mg_llava.models.adapters.lora import add_lora
 from mg_llava.models.architectures import find_architecture
 from mg_llava.models.losses.language import decoder_of
@@ -73,10 +73,11 @@ def build_language_model(
         raise ValueError(f"lora settings are given but tuning={tuning!r}; set tuning='lora' or remove them")
     if not on_meta():
         require_folder(path, "config.json", "a Hugging Face folder of a causal LM (config.json, weights, tokenizer)")
-    kwargs: dict[str, Any] = {"torch_dtype": resolve_dtype(dtype), "trust_remote_code": trust_remote_code}
+    kind = resolve_dtype(dtype)
+    kwargs: dict[str, Any] = {dtype_name(): kind, "trust_remote_code": trust_remote_code}
     quantized = tuning == "qlora" and not on_meta()
     if quantized:
-        kwargs["quantization_config"] = _nf4(kwargs["torch_dtype"])
+        kwargs["quantization_config"] = _nf4(kind)
     llm: Any
     llm, attention_used = _load(path, attention_candidates() if attention == "auto" else [attention], **kwargs)
     llm.config.use_cache = False  # no cache while training; generation asks for it
@@ -88,7 +89,7 @@ def build_language_model(
         llm.requires_grad_(tuning == "full")
     if freeze_embeddings:
         _freeze_embeddings(llm, tuning)
-    _log(llm, path, tuning, attention_used, kwargs["torch_dtype"])
+    _log(llm, path, tuning, attention_used, kind)
     return llm
 
 
@@ -127,8 +128,8 @@ def _load(path: str, candidates: list[str], **kwargs: Any) -> tuple[nn.Module, s
         # FlashAttention is not there to be counted, and counts the same
         attention = "eager" if candidates == ["eager"] else "sdpa"
         config = AutoConfig.for_model(**find_architecture(path, "transformers").config)
-        dtype = kwargs["torch_dtype"]
-        return AutoModelForCausalLM.from_config(config, torch_dtype=dtype, attn_implementation=attention), attention
+        dtype = {dtype_name(): kwargs[dtype_name()]}
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **dtype), attention
 
     for attention in candidates:
         try:

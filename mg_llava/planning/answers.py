@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mg_llava.compat import dtype_name
 from mg_llava.models.recompute import layer_products
 from mg_llava.planning.gpus import GPU
 from mg_llava.planning.memory import CONTEXT, FRAGMENTATION, GIB, encoder_bytes
@@ -73,9 +74,9 @@ def plan_answers(folder: str | Path, gpu: GPU) -> AnsweringPlan:
     from mg_llava.hf import MGLLaVAConfig, MGLLaVAForConditionalGeneration
 
     config = MGLLaVAConfig.from_pretrained(folder)
-    dtype = config.torch_dtype or torch.float32
+    dtype = getattr(config, dtype_name()) or torch.float32
     with torch.device("meta"):
-        model = MGLLaVAForConditionalGeneration._from_config(config, torch_dtype=dtype).model
+        model = MGLLaVAForConditionalGeneration._from_config(config, **{dtype_name(): dtype}).model
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     context = config.text_config.max_position_embeddings
     room = (gpu.memory - CONTEXT) * (1 - FRAGMENTATION) - weights

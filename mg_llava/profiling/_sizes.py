@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mg_llava.compat import dtype_name
 from mg_llava.data.collate import collate
 from mg_llava.models.adapters.lora import add_lora
 from mg_llava.models.architectures import find_architecture
@@ -218,7 +219,7 @@ def _language_model(case: Case, attention: str) -> Any:
     for key in ("architectures", "torch_dtype", "transformers_version"):
         found.pop(key, None)
     config = AutoConfig.for_model(**found)
-    llm = AutoModelForCausalLM.from_config(config, torch_dtype=case.dtype, attn_implementation=attention)
+    llm = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **{dtype_name(): case.dtype})
     llm.config.use_cache = False
     if case.way != "stock":  # which switches its own on
         enable_checkpointing(llm, case.checkpointing)

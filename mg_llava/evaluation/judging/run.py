@@ -42,10 +42,11 @@ def load_local_judge(folder: str | Path, device: str = "cpu") -> CallableJudge:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from mg_llava.compat import dtype_name
     from mg_llava.models.weights.loading import load_hugging_face
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_hugging_face(AutoModelForCausalLM, str(folder), torch_dtype="auto").to(device).eval()
+    model = load_hugging_face(AutoModelForCausalLM, str(folder), **{dtype_name(): "auto"}).to(device).eval()
 
     def reply(messages: Sequence[Message]) -> str:
         ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_tensors="pt").to(device)
