@@ -18,12 +18,12 @@ Exit status: 0 stopped, 1 config, checkpoint or port cannot be used, 2 wrong arg
 """
 
 import argparse
-import contextlib
 import os
-import sys
+from functools import partial
 from typing import Any
 
 from mg_llava.commands._model import add_model_arguments, build_predictor
+from mg_llava.commands._server import serve_until_stopped
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -65,28 +65,23 @@ def build_engine(arguments: argparse.Namespace) -> Any:
     return lambda predictor: RemoteEngine(predictor, far, arguments.batch_size)
 
 
+def build_server(arguments: argparse.Namespace) -> Any:
+    """The server that the arguments describe, with its predictor and engine."""
+    from mg_llava.inference.serving.app import Settings
+    from mg_llava.inference.serving.errors import RequestLimits
+    from mg_llava.inference.serving.server import ChatServer
+
+    limits = RequestLimits(requests=arguments.queue, seconds=arguments.timeout)
+    hosts, origins = tuple(arguments.allow_host), tuple(arguments.allow_origin)
+    settings = Settings(arguments.name, arguments.api_key, hosts, origins, limits=limits)
+    make_engine = build_engine(arguments)
+    predictor = build_predictor(arguments, layers=make_engine is None)
+    engine = make_engine and make_engine(predictor)
+    return ChatServer(predictor, arguments.host, arguments.port, arguments.batch_size, settings, engine)
+
+
 def main() -> int:
     """Build the predictor and serve."""
     arguments = parse_arguments()
-    try:
-        from mg_llava.inference.serving.app import Settings
-        from mg_llava.inference.serving.errors import RequestLimits
-        from mg_llava.inference.serving.server import ChatServer
-
-        limits = RequestLimits(requests=arguments.queue, seconds=arguments.timeout)
-        hosts, origins = tuple(arguments.allow_host), tuple(arguments.allow_origin)
-        settings = Settings(arguments.name, arguments.api_key, hosts, origins, limits=limits)
-        make_engine = build_engine(arguments)
-        predictor = build_predictor(arguments, layers=make_engine is None)
-        engine = make_engine and make_engine(predictor)
-        server = ChatServer(predictor, arguments.host, arguments.port, arguments.batch_size, settings, engine)
-    except ImportError as error:
-        print(f"error: {error}; pip install 'mg_llava[serve]'", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"serving {arguments.name} at http://{arguments.host}:{server.port}/v1", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # the usual end
-        server.run()
-    return 0
+    place = f"{arguments.name} at http://{arguments.host}"
+    return serve_until_stopped(partial(build_server, arguments), "serve", lambda port: f"serving {place}:{port}/v1")

@@ -12,12 +12,13 @@ Exit status: 0 stopped, 1 config, checkpoint or port cannot be used, 2 wrong arg
 """
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mg_llava.commands._model import add_model_arguments, build_predictor
+from mg_llava.commands._server import serve_until_stopped
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _MOST_EXAMPLES = 12
@@ -52,22 +53,17 @@ def find_examples(given: Sequence[Path]) -> list[Path]:
     return found[:_MOST_EXAMPLES]
 
 
+def build_page(arguments: argparse.Namespace) -> Any:
+    """The page's server with the predictor that the arguments name."""
+    from mg_llava.inference.web.server import PageServer
+
+    examples = find_examples(arguments.examples)
+    predictor = build_predictor(arguments)
+    return PageServer(predictor, arguments.host, arguments.port, arguments.title, examples)
+
+
 def main() -> int:
     """Build the predictor and serve the page."""
     arguments = parse_arguments()
-    try:
-        from mg_llava.inference.web.server import PageServer
-
-        examples = find_examples(arguments.examples)
-        predictor = build_predictor(arguments)
-        server = PageServer(predictor, arguments.host, arguments.port, arguments.title, examples)
-    except ImportError as error:
-        print(f"error: {error}; pip install 'mg_llava[web]'", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"the page is at http://{arguments.host}:{server.port}", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # the usual end
-        server.run()
-    return 0
+    place = f"http://{arguments.host}"
+    return serve_until_stopped(partial(build_page, arguments), "web", lambda port: f"the page is at {place}:{port}")
