@@ -1,5 +1,6 @@
 """Fixtures that several test modules share, how tests are spread over processes, and which of them may be skipped."""
 
+import gc
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mmengine.model
 import pytest
 import torch
 from mmengine.config import config as configs
@@ -25,6 +27,7 @@ from tests.run import unformatted
 
 _LOAD = torch.load
 configs.FormatCode = unformatted  # each run writes its config five times; the console command keeps the formatting
+mmengine.model.utils.mmcv_full_available = lambda: False  # looked for once for each module of a model
 # processes ignore what their parent ignores, such as a shell's for its background
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -82,6 +85,12 @@ def _torch_load() -> None:
     torch.load = torch.serialization.load = _LOAD
     guard._theirs.clear()
     sys.modules.pop("mg_llava.cpu_launch", None)  # the next config that is read guards it again
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays: the collector of garbage need not look at it again, and so comes more often."""
+    gc.collect()
+    gc.freeze()
 
 
 # -- processes ------------------------------------------------------------------------------------------------------

@@ -76,6 +76,9 @@ def shrink(config: Config, paths: dict[str, str], data: dict[str, str], annotate
                 "path": annotated["detector"],
                 "dtype": "float32",
             }
+            for name in ("scene", "objects", "shared_queries", "refine"):
+                if node.get(name):
+                    node[name].update(width=16, heads=2)
         if "targets" in node:
             node["targets"] = annotated["targets"]
         if "picture_processor" in node:

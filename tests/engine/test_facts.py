@@ -1,12 +1,17 @@
 """A checkpoint is resumed with the settings it was trained with, or refused with all that differs in one message."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
 from mg_llava.engine.facts import ResumeError, _precision, differences
 from mg_llava.models.weights.archive import CheckpointError
+from tests.engine.conftest import ToyRuns
+from tests.run import forget_runs
 
 CHANGES = {
     "one more epoch": ({"train_cfg.max_iters": 10}, "steps in all .*: 5 in the checkpoint, 10 here"),
@@ -26,10 +31,20 @@ CHANGES = {
 }
 
 
-@pytest.fixture
-def checkpoint(runs):
-    runs.train()
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of step 4 of 5."""
+    runs = ToyRuns(tmp_path_factory.mktemp("trained"))
+    with mock.patch("mmengine.runner.loops.time.sleep"):  # between two epochs
+        runs.train()
+    forget_runs()
     return runs.work_dir / "iter_4.pth"
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path):
+    """Its copy, beside which a test may write others."""
+    return Path(shutil.copy(trained, tmp_path))
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -10,7 +10,7 @@ from mg_llava.profiling import _measure, _sizes, _step, boxes, checkpoint, packi
 from mg_llava.profiling._sizes import LEVERS, Case
 from tests.run import call_here, run_tool
 
-TINY = Case(vision="nano", batch_size=2, boxes=3, text=12, warmup=1, threads=1)
+TINY = Case(vision="nano", batch_size=2, boxes=3, text=12, threads=1)
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ def tool(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=["nothing", "all"])
 def steps(request):
     """What steps of each stage gave: our way, the published way, and ours with all levers off."""
-    case = replace(TINY, stage=request.param, steps=2)
-    ways = {"ours": case, "reference": replace(case, reference=True), "off": replace(case, off=list(LEVERS))}
-    return case, {name: _step.measure_steps(asdict(way)) for name, way in ways.items()}
+    case = replace(TINY, llm_trains=request.param)
+    ways = {"ours": case, "reference": replace(case, way="reference"), "off": replace(case, off=list(LEVERS))}
+    return case, {name: _step.measure_steps(asdict(way), 1, 2) for name, way in ways.items()}
 
 
 def test_all_ways_take_the_same_steps(steps):
@@ -56,21 +56,19 @@ def test_parts_of_a_step_lie_within_it(steps):
 
 def test_the_published_way_differentiates_its_encoder_and_ours_does_not():
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-    ours, reference = (
-        _sizes.build_model(replace(TINY, reference=reference)).visual_encoder for reference in (False, True)
-    )
+    ours, reference = (_sizes.build_model(replace(TINY, way=way)).visual_encoder for way in ("ours", "reference"))
     plain, differentiated = ours(pixels).tokens, reference(pixels).tokens
     assert not plain.requires_grad and differentiated.requires_grad
     assert torch.allclose(plain, differentiated.detach(), atol=1e-6)
 
 
 def test_work_counts_tokens_that_are_no_padding_and_grows_with_boxes():
-    work = _sizes.count_work(asdict(TINY))
+    work = _sizes.count_work(asdict(TINY), 1, 1)
     model = _sizes.build_model(TINY)
     batch = _sizes.make_batches(TINY, model, 2)[1]
     with torch.no_grad():
         assert work["tokens"] == int(model.merge(batch).attention_mask.sum())
-    assert _sizes.count_work(asdict(replace(TINY, boxes=30)))["flops"] > work["flops"] > 0
+    assert _sizes.count_work(asdict(replace(TINY, boxes=30)), 1, 1)["flops"] > work["flops"] > 0
 
 
 def test_boxes(tool):
@@ -96,20 +94,21 @@ def test_levers_are_switched_one_by_one():
     assert {"with packing", "without loss_chunk", "with compile_vision", "checkpointing selective"} <= set(ways)
     for way in ways.values():
         changes = len(way.off) + (way.model != TINY.model) + (way.checkpointing != TINY.checkpointing)
-        assert changes == 1 and not way.reference
+        assert changes == 1 and way.way == "ours"
     assert "with loss_kernel" not in ways  # on a CPU
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "autocast", "tolerances"), [(1, False, (1e-5, 1e-5)), (2, False, (1e-5, 1e-5)), (2, True, (2e-3, 1e-2))]
+    ("trained", "autocast", "tolerances"),
+    [("nothing", False, (1e-5, 1e-5)), ("all", False, (1e-5, 1e-5)), ("all", True, (2e-3, 1e-2))],
 )
-def test_all_levers_together_change_nothing_in_twenty_steps(stage, autocast, tolerances):
+def test_all_levers_together_change_nothing_in_twenty_steps(trained, autocast, tolerances):
     """Losses and gradient norms; with autocast within the rounding of bfloat16 (8 bits) that training carries on."""
-    case = replace(TINY, stage=stage, autocast=autocast, batch_size=4, text=60, warmup=0, steps=20)
+    case = replace(TINY, llm_trains=trained, autocast=autocast, batch_size=4, text=60)
     on = replace(case, checkpointing="selective", model={"packing": 512, "loss_chunk": 16})
     off = replace(case, off=list(LEVERS), model={"packing": None, "loss_chunk": None})
-    found, expected = (_step.measure_steps(asdict(way)) for way in (on, off))
+    found, expected = (_step.measure_steps(asdict(way), 0, 20) for way in (on, off))
     assert len(set(found["losses"])) == 20
     for key, tolerance in zip(("losses", "gradient_norms"), tolerances, strict=True):
         assert found[key] == pytest.approx(expected[key], rel=tolerance)
