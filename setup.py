@@ -20,6 +20,7 @@ INSTALL = [
     "timm==1.0.31",
     "peft==0.21.2",
     "safetensors",
+    "fsspec",
     "accelerate",
     "jinja2",
     "tqdm",

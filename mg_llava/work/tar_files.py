@@ -132,7 +132,7 @@ class TarFiles:
                 yield name, Member(number, *place)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1024)
 def open_tars(pattern: str) -> TarFiles:
     """Tar files, opened once in a process and those that are forked from it; errors as of :class:`TarFiles`."""
     return TarFiles(pattern)

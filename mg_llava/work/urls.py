@@ -89,7 +89,7 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mg_llava", name)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def file_system(process: int, url: str) -> tuple[Any, str]:
     """Fsspec's file system of a URL and the path in it; ``process`` is this one's id."""
     from fsspec.core import url_to_fs

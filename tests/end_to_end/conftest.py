@@ -90,10 +90,10 @@ class Project:
             return work_dir, train_here(*command)
         return work_dir, forked.train(*command, processes=processes)
 
-    def assert_resumes(self, name: str, whole: Path) -> None:
+    def assert_resumes(self, name: str, whole: Path, *options: str) -> None:
         """A run that goes on from the middle of another has its losses and ends with its weights."""
         config = self.folder / "configs" / f"{name}.py"
-        resume = ("--resume", str(whole / "iter_2.pth"))
+        resume = ("--resume", str(whole / "iter_2.pth"), *options)
         work_dir, output = self.train(config, *resume, name=f"{name}_resumed", how="here")
         assert (work_dir / "iter_4.pth").exists(), output[-4000:]
         losses = read_losses(whole)

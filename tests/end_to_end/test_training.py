@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mg_llava.data.pictures.shard_writing import plan_picture_shards, write_picture_shards
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.registry import DATASETS
 from tests.end_to_end.conftest import Project, train_split
@@ -64,7 +65,13 @@ def test_log_has_monitors(stage1: Path) -> None:
 def test_resumed_run_has_the_losses_of_the_whole_one(
     stage: str, project: Project, request: pytest.FixtureRequest
 ) -> None:
-    project.assert_resumes(stage, request.getfixturevalue(stage))
+    options = []
+    if stage == "stage2":  # with its pictures in tar files now
+        data, shards = project.data, project.folder / "shards"
+        write_picture_shards(plan_picture_shards([data["data_path"]], data["image_folder"], shards, 20_000))
+        assert len(list(shards.glob("*.tar"))) > 2
+        options = ["--cfg-options", f"train_dataloader.dataset.image_folder={shards}/*.tar"]
+    project.assert_resumes(stage, request.getfixturevalue(stage), *options)
 
 
 @pytest.mark.parametrize("mode", ["deepspeed_zero2", "deepspeed_zero3"])
