@@ -91,6 +91,8 @@ def write_record_file(folder: Path, count: int) -> None:
 
 def measure_start(folder: str, count: int) -> dict[str, Any]:
     """The first start, which leaves what it learned for later ones; for ``run_child``."""
+    import mg_llava.data.records.index  # noqa: F401  (imports are no part of it)
+
     start = time.perf_counter()
     _open(folder, count)
     return {"start_s": time.perf_counter() - start, "file_mb": os.path.getsize(f"{folder}/data.jsonl") / MB}
@@ -102,6 +104,7 @@ def measure_reading(folder: str, count: int) -> dict[str, Any]:
 
     from torch.utils.data import DataLoader
 
+    import mg_llava.data.records.index  # noqa: F401  (imports are no part of it)
     from mg_llava.data.samplers import LengthGroupedSampler
 
     start = time.perf_counter()
