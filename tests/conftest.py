@@ -1,37 +1,22 @@
-"""Fixtures that several test modules share, how tests are spread over processes, and which of them may be skipped."""
+"""How tests are spread over processes, and which of them may be skipped; their fixtures are in ``process.py``."""
 
-import gc
 import os
 import signal
-import sys
+import warnings
 
 # for this process, for the workers of xdist and for every process that a test starts
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mmengine.model
 import pytest
-import torch
-from mmengine.config import config as configs
-from mmengine.registry import DefaultScope
-from mmengine.utils import manager
 
-from mg_llava.models.weights import guard
-from tests import toy
-from tests.run import unformatted
-
-_LOAD = torch.load
-configs.FormatCode = unformatted  # each run writes its config five times; the console command keeps the formatting
-mmengine.model.utils.mmcv_full_available = lambda: False  # looked for once for each module of a model
 # processes ignore what their parent ignores, such as a shell's for its background
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-torch.set_num_threads(1)  # toy tensors are too small to share between threads
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
 ONE_PROCESS = ("tests/end_to_end/",)
 """Folders whose tests share runs of a session: one process of xdist gets them all."""
@@ -39,10 +24,12 @@ FIRST = (
     "tests/end_to_end/",
     "tests/configs/test_leaves_train.py",
     "tests/detection/test_engines.py",
+    "tests/models/test_compilation.py",
     "tests/tools/test_faults.py",
     "tests/engine/test_launch.py",
     "tests/profiling/test_performance.py",
     "tests/contract/test_readme.py",
+    "tests/profiling/test_compare.py",
     "tests/configs/test_configs.py",
     "tests/tools/test_commands.py",
 )
@@ -50,47 +37,12 @@ FIRST = (
 _refused_skips: list[str] = []
 
 
-@pytest.fixture(scope="session")
-def toy_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of the toy encoders and LLM in their real formats."""
-    return toy.write_all(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _interrupts() -> Iterator[None]:
-    """A command takes Ctrl-C for its process; this one's is pytest's."""
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def _scope() -> Iterator[None]:
-    """A runner sets the scope in which names are looked up, for the whole process; the next test has the old one."""
-    before = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
-    while manager._lock._is_owned():  # type: ignore[attr-defined]
-        manager._lock.release()  # mmengine keeps it where a constructor fails; other threads would wait for ever
-
-
-@pytest.fixture(autouse=True)
-def _torch_load() -> None:
-    """Reading a training config guards ``torch.load`` for the rest of the process; each test begins with torch's."""
-    torch.load = torch.serialization.load = _LOAD
-    guard._theirs.clear()
-    sys.modules.pop("mg_llava.cpu_launch", None)  # the next config that is read guards it again
-
-
-def pytest_collection_finish() -> None:
-    """What imports have made stays: the collector of garbage need not look at it again, and so comes more often."""
-    gc.collect()
-    gc.freeze()
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that only spreads tests over others imports nothing for them."""
+    if not getattr(config.option, "numprocesses", None):
+        with warnings.catch_warnings():  # of the packages that are imported
+            warnings.simplefilter("ignore")
+            config.pluginmanager.import_plugin("tests.process")
 
 
 # -- processes ------------------------------------------------------------------------------------------------------
