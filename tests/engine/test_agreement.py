@@ -178,3 +178,22 @@ def test_rows_to_spare_and_a_padding_token_are_no_fault(tmp_path):
     for rows in (300, 301, 384):
         check_vocabulary(a_model(rows), SimpleNamespace(tokenizer=tokenizer))
     check_vocabulary(SimpleNamespace(llm=None), SimpleNamespace(tokenizer=tokenizer))
+
+
+def test_deepspeed_gets_contiguous_weights_and_frozen_ones_get_their_layout_back():
+    model = nn.ModuleList(nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last) for _ in range(2))
+    model[0].requires_grad_(False)
+    before = [conv.weight.detach().clone() for conv in model]
+    seen = []
+
+    class DeepSpeedStrategy:
+        def _wrap_model(self, model):
+            seen.extend(parameter.is_contiguous() for parameter in model.parameters())
+            return model
+
+    runner = SimpleNamespace(strategy=DeepSpeedStrategy())
+    agreement.send_contiguous_weights(runner)
+    runner.strategy._wrap_model(model)
+    assert seen == [True] * 4
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) and model[1].weight.is_contiguous()
+    assert all(torch.equal(conv.weight, weight) for conv, weight in zip(model, before, strict=True))
