@@ -55,7 +55,7 @@ QUICK = (
     "serve --questions 6 --clients 3 --rounds 1",
     "checkpoint --size 100",
     "startup --rounds 1",
-    "processes --steps 2 --rounds 1",
+    "processes --steps 1 --rounds 1 --batch-size 2 --text 60",
 )
 """Every benchmark, as small as it says something."""
 
