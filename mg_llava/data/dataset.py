@@ -209,9 +209,9 @@ class LLaVADataset(Dataset):
     @property
     def modality_length(self) -> list[int]:
         """The :meth:`lengths` as a list, which XTuner's samplers read."""
-        return self.lengths().tolist()
+        return self.modality_lengths().tolist()
 
-    def lengths(self) -> np.ndarray:
+    def modality_lengths(self) -> np.ndarray:
         """(M,) int32 length of each sample, for samplers: positive with pictures, negative without.
 
         Counted are text (without what prompt parts add), pictures and, with ``count_boxes``, boxes. Texts are exact

@@ -78,11 +78,13 @@ class MixtureDataset(Dataset):
     @property
     def modality_length(self) -> list[int]:
         """Length of each sample, for samplers: positive with pictures, negative without."""
-        return self.lengths().tolist()
+        return self.modality_lengths().tolist()
 
-    def lengths(self) -> np.ndarray:
+    def modality_lengths(self) -> np.ndarray:
         """(M,) int32 the same as an array."""
-        parts = [one.lengths() if hasattr(one, "lengths") else one.modality_length for one in self.sources]
+        parts = [
+            one.modality_lengths() if hasattr(one, "modality_lengths") else one.modality_length for one in self.sources
+        ]
         return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
     @property

@@ -199,8 +199,8 @@ def _lengths_of(dataset: Any, length_property: str) -> np.ndarray:
     """(N,) int64 lengths."""
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([_lengths_of(part, length_property) for part in dataset.datasets])
-    if length_property == "modality_length" and hasattr(dataset, "lengths"):
-        return dataset.lengths().astype(np.int64)
+    if length_property == "modality_length" and hasattr(dataset, "modality_lengths"):
+        return dataset.modality_lengths().astype(np.int64)
     if not hasattr(dataset, length_property):
         raise TypeError(
             f"{type(dataset).__name__} has no {length_property!r}; grouping by length needs the lengths there"

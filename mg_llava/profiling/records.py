@@ -160,7 +160,7 @@ class _Read:
     def __getitem__(self, index: int) -> int:
         return len(self.samples.record(index).images)
 
-    def lengths(self) -> np.ndarray:
+    def modality_lengths(self) -> np.ndarray:
         """(M,) int32 characters, in place of tokens."""
         return self.samples.index.sizes[self.samples.positions, 0]
 
