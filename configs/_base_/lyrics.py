@@ -73,7 +73,7 @@ def nano_lyrics_pretrain(llm=nano_llm, *, vision=nano_refiner, model=None, **cha
     """Stage 1 of the miniature, with the exact boxes, which have digits as labels."""
     data = dict(nano_stage1, box_path="data/nano/generated/stage1_exact_boxes.json")
     parts = {**nano_parts, "items": nano_items, **(model or {})}
-    own = {**nano_settings, "data": data, "lr": 2e-3, "max_epochs": 8, "dataset": _nano_dataset}
+    own = {**nano_settings, "data": data, "lr": 2e-3, "batch_size": 8, "max_epochs": 4, "dataset": _nano_dataset}
     return pretrain(lyrics_pretrain(llm, vision, **parts), **{**own, "evaluation": None, **changes})
 
 
