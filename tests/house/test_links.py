@@ -9,7 +9,8 @@ from tests.house.source import ROOT
 
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 PATH = re.compile(r"`((?:mg_llava|configs|tools|tests|data/nano)/[\w./-]+\.(?:py|md|txt|json))`")
-PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "work_dirs", "node_modules"} & set(path.parts))
+OTHERS = {".venv", ".venv-current", "work_dirs", "node_modules"}
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not OTHERS & set(path.parts))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
