@@ -208,7 +208,7 @@ class LLaVADataset(Dataset):
 
     @property
     def modality_length(self) -> list[int]:
-        """The :meth:`lengths` as a list, which XTuner's samplers read."""
+        """The :meth:`modality_lengths` as a list, which XTuner's samplers read."""
         return self.modality_lengths().tolist()
 
     def modality_lengths(self) -> np.ndarray:

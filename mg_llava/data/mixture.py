@@ -13,6 +13,7 @@ from mg_llava.data.boxes.store import BoxStore
 from mg_llava.data.config import build_transform, open_boxes, resolve_paths
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.data.features.cache import FeatureCache
+from mg_llava.data.samplers import sample_lengths
 from mg_llava.data.settings import build_group, build_tokens, merge_settings
 from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import build_tokenizer
@@ -82,10 +83,7 @@ class MixtureDataset(Dataset):
 
     def modality_lengths(self) -> np.ndarray:
         """(M,) int32 the same as an array."""
-        parts = [
-            one.modality_lengths() if hasattr(one, "modality_lengths") else one.modality_length for one in self.sources
-        ]
-        return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+        return np.concatenate([sample_lengths(one).astype(np.int32) for one in self.sources])
 
     @property
     def bad_samples(self) -> int:

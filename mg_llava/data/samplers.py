@@ -51,7 +51,7 @@ class LengthGroupedSampler(Sampler):
         self.seed = sync_random_seed() if seed is None else seed
         self.epoch = 0
         self.round_up = round_up
-        self.lengths = _lengths_of(dataset, length_property)
+        self.lengths = sample_lengths(dataset, length_property)
         count = len(self.lengths)
         if not count or count != len(dataset):
             raise ValueError(f"the data set has {len(dataset)} samples and {count} lengths; it needs some")
@@ -195,10 +195,14 @@ def _sorted_groups(lengths: np.ndarray, group_size: int, generator: torch.Genera
     return drawn[np.lexsort((-lengths[drawn], np.arange(len(drawn)) // group_size))]
 
 
-def _lengths_of(dataset: Any, length_property: str) -> np.ndarray:
-    """(N,) int64 lengths."""
+def sample_lengths(dataset: Any, length_property: str = "modality_length") -> np.ndarray:
+    """(N,) int64 lengths of the samples of a data set, from its array of them where it has one.
+
+    Raises:
+        TypeError: The data set has no such property.
+    """
     if isinstance(dataset, ConcatDataset):
-        return np.concatenate([_lengths_of(part, length_property) for part in dataset.datasets])
+        return np.concatenate([sample_lengths(part, length_property) for part in dataset.datasets])
     if length_property == "modality_length" and hasattr(dataset, "modality_lengths"):
         return dataset.modality_lengths().astype(np.int64)
     if not hasattr(dataset, length_property):

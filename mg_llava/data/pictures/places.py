@@ -10,7 +10,7 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from mg_llava.work.tar_files import is_tar, open_tars
+from mg_llava.work.tar_files import Member, is_tar, open_tars
 from mg_llava.work.tar_index import TarError
 from mg_llava.work.urls import file_system, is_url, read_url, url_about, without_scheme
 
@@ -42,22 +42,22 @@ class StoredPath(str):
         """
         if not is_tar(self.folder):
             return read_url(self.folder, self.name)
-        tars = open_tars(self.folder)
-        member = tars.find(self.name)
-        if member is None:
-            raise FileNotFoundError(f"{self.folder} has no member {self.name}")
-        return tars.read(member)
+        return open_tars(self.folder).read(self._member())
 
     def state(self) -> tuple[int, int]:
         """Size in bytes, and a number that differs where the file was changed; errors as for :meth:`read`."""
         if is_tar(self.folder):
-            member = open_tars(self.folder).find(self.name)
-            if member is None:
-                raise FileNotFoundError(f"{self.folder} has no member {self.name}")
+            member = self._member()
             return member.size, member.check
         about = url_about(self.folder, self.name)
         digest = hashlib.blake2b(repr(sorted(about.items(), key=str)).encode(), digest_size=7).digest()
         return int(about.get("size") or 0), int.from_bytes(digest, "little")
+
+    def _member(self) -> Member:
+        member = open_tars(self.folder).find(self.name)
+        if member is None:
+            raise FileNotFoundError(f"{self.folder} has no member {self.name}")
+        return member
 
 
 def is_stored(folder: Any) -> bool:
