@@ -70,6 +70,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="mixed precision")
     parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
     parser.add_argument(
+        "--mode",
+        choices=["reference", "exact"],
+        default="reference",
+        help="colors of 16-bit gray and transparent pictures, as in the model's picture_processor; in exact mode such "
+        "pictures have boxes by their id alone (default: %(default)s)",
+    )
+    parser.add_argument(
         "--engine",
         choices=["pool", "torchrun", "slurm", "ray"],
         help="who does the work (default: torchrun where it started this, else processes of this machine)",
@@ -124,6 +131,7 @@ def main() -> int:
             "task_batches",
             "frames",
             "apply_exif",
+            "mode",
             "workers",
         )
         given = {name: getattr(arguments, name) for name in (*kept, "outside_pictures")}

@@ -314,6 +314,23 @@ def test_pictures_outside_of_the_folder_are_refused(tmp_path, kind, given):
     assert merge(allowed)["failures"] == {}
 
 
+def test_colors_are_those_of_the_picture_processor(tmp_path):
+    """Deep and transparent pictures are looked at as the model sees them, and a run keeps to one way."""
+    Image.fromarray(np.full((20, 24), 100 * 257, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (20, 24), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    (tmp_path / "list.txt").write_text("deep.png\nclear.png\n")
+    for mode, colors in (("reference", {(255, 255), (10, 20)}), ("exact", {(100, 100), (255, 255)})):
+        settings = settings_for(tmp_path, tmp_path / "list.txt", mode, mode=mode)
+        BoxJob(settings).run()
+        assert merge(settings)["failures"] == {}
+        store = open_box_store(Path(settings.out) / "boxes.safetensors")
+        assert {tuple(np.round(20 * (store.get(key).boxes[0, 2:] - 1))) for key in store.keys()} == colors
+    with pytest.raises(ValueError, match="mode"):
+        BoxJob(settings_for(tmp_path, tmp_path / "list.txt", "exact")).run()
+    with pytest.raises(ValueError, match="reference"):
+        settings_for(tmp_path, tmp_path / "list.txt", mode="other")
+
+
 def test_a_detector_that_always_fails_stops_the_run(tmp_path, monkeypatch):
     records = write_pictures(tmp_path / "pictures", 60)
     settings = settings_for(tmp_path, records)

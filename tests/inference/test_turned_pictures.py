@@ -82,14 +82,17 @@ def _browsed(path: Path, processor: PictureProcessor) -> Any:
 
 
 def _in_a_box_run(path: Path, processor: PictureProcessor) -> Any:
-    (image,) = SourceReader(path.parent, 8, processor.apply_exif, False).open(PictureSource("picture", path.name, "1"))
-    return image
+    return _read_by_a_box_run(path, processor, PictureSource("picture", path.name, "1"))
 
 
 def _in_a_table_of_a_box_run(path: Path, processor: PictureProcessor) -> Any:
     cell = base64.b64encode(path.read_bytes()).decode()
     table = write_table(path.with_suffix(".tsv"), [{"index": "1", "image": cell}])
-    (image,) = SourceReader(path.parent, 8, processor.apply_exif, False).open(PictureSource("row", str(table), "1"))
+    return _read_by_a_box_run(path, processor, PictureSource("row", str(table), "1"))
+
+
+def _read_by_a_box_run(path: Path, processor: PictureProcessor, source: PictureSource) -> Any:
+    (image,) = SourceReader(path.parent, 8, processor.apply_exif, False, processor.mode).open(source)
     return image
 
 
@@ -135,7 +138,7 @@ def test_turned_pictures(door: str, orientation: int, tmp_path: Path, warnings_o
     assert len(warnings_of) == 1
 
 
-@pytest.mark.parametrize("door", [name for name in DOORS if "box_run" not in name])
+@pytest.mark.parametrize("door", DOORS)
 def test_deep_pictures(door: str, tmp_path: Path, warnings_of: list[str]) -> None:
     """In exact mode 16 bits are as 8; otherwise a warning says that they saturate."""
     gray = np.asarray(a_picture().convert("L"))

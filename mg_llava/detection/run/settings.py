@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mg_llava.data.choices import wrong_choice
+from mg_llava.data.pictures.geometry import BoxMode
 from mg_llava.data.records.formats import RecordFormat
 from mg_llava.detection.run.sources import SourceReader, default_folder
 from mg_llava.detection.run.steps import BoxStep
@@ -16,7 +18,7 @@ _FORMAT = 2
 """Of the folder ``work``; folders of other formats are refused."""
 _READ_LINE = 32
 _READ_LINES = 8
-_LATER = {"outside_pictures": "error", "record_format": "llava"}
+_LATER = {"outside_pictures": "error", "record_format": "llava", "mode": "reference"}
 """Settings that older runs did not have, with what these did."""
 
 
@@ -33,6 +35,7 @@ class JobSettings:
         task_batches: Batches of a task, which one process does.
         frames: Frames of a video.
         apply_exif: Turn pictures as their EXIF orientation says; boxes are for the turned picture then.
+        mode: Colors of 16-bit gray and transparent pictures, as the picture processor of the model has it.
         outside_pictures: ``error`` refuses pictures outside of that folder, ``allow`` reads them.
         record_format: What the records of record files are.
         workers: Threads of a process that decode; None for one per core, 16 at most.
@@ -46,6 +49,7 @@ class JobSettings:
     task_batches: int = 16
     frames: int = 8
     apply_exif: bool = False
+    mode: BoxMode = "reference"
     outside_pictures: Literal["error", "allow"] = "error"
     record_format: RecordFormat = "llava"
     workers: int | None = None
@@ -53,6 +57,8 @@ class JobSettings:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.task_batches, self.frames) < 1:
             raise ValueError("batch_size, task_batches and frames must be at least 1")
+        for wrong in wrong_choice("mode", self.mode, BoxMode):
+            raise ValueError(wrong)
 
     @property
     def work(self) -> Path:
@@ -92,7 +98,7 @@ class JobSettings:
     def reader(self) -> SourceReader:
         """The reader of the pictures."""
         folder = self.images or default_folder(self.inputs)
-        return SourceReader(folder, self.frames, self.apply_exif, self.outside_pictures == "allow")
+        return SourceReader(folder, self.frames, self.apply_exif, self.outside_pictures == "allow", self.mode)
 
     def read_step(self, count: int) -> BoxStep:
         """The step that reads all ``count`` sources."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mg_llava.data.boxes.store import frame_keys, picture_keys
 from mg_llava.data.pictures.files import open_picture, picture_path, to_rgb
+from mg_llava.data.pictures.geometry import BoxMode
 from mg_llava.data.pictures.video import is_video, read_frames
 from mg_llava.data.records.formats import RecordFormat, to_llava
 from mg_llava.data.records.open import open_records
@@ -59,8 +60,11 @@ class BoxEntry(NamedTuple):
 class SourceReader:
     """Opens sources; paths are relative to a folder, and pictures outside of it are refused; see ``JobSettings``."""
 
-    def __init__(self, folder: str | Path, frames: int, apply_exif: bool, allow_outside: bool) -> None:
-        self.folder, self.frames, self.apply_exif = str(folder), frames, apply_exif
+    def __init__(
+        self, folder: str | Path, frames: int, apply_exif: bool, allow_outside: bool, mode: BoxMode = "reference"
+    ) -> None:
+        self.folder, self.frames = str(folder), frames
+        self._to_rgb = partial(to_rgb, mode=mode, apply_exif=apply_exif)
         self._path_of = partial(picture_path, self.folder, allow_outside=allow_outside, advice=_ADVICE)
         self._tables: dict[str, tuple[Any, TablePictures]] = {}
         self._reading = threading.Lock()
@@ -80,7 +84,7 @@ class SourceReader:
             if source.kind == "video":
                 return read_frames(path, self.frames, owner)
             images = [open_picture(path, owner)]
-        return [to_rgb(image, apply_exif=self.apply_exif) for image in images]
+        return [self._to_rgb(image) for image in images]
 
     def _row_pictures(self, source: PictureSource, owner: str) -> list[Image.Image]:
         with self._reading:
