@@ -1,7 +1,9 @@
 """Builds the arrays of a box table record by record, in the narrowest types that keep every value."""
 
+import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,37 +18,45 @@ UNREADABLE = "with a picture that cannot be read"
 _BOX_TYPES = (np.int16, np.int32, np.float32, np.float64)
 _SCORE_TYPES = (np.float32, np.float64)
 _LABEL_TYPES = (np.uint16, np.int32)
-# Numbers that are kept as they come, before they are narrowed.
+# Numbers that are in memory at a time.
 _BLOCK = 1 << 16
 
 
 class _Numbers:
     """Numbers of one kind, appended; the first of ``types`` that keeps all of them is theirs, else the last."""
 
-    def __init__(self, code: str, types: Sequence[type]) -> None:
+    def __init__(self, code: str, types: Sequence[type], folder: Path | None) -> None:
         self._new, self._types = array(code), types
-        self._blocks: list[np.ndarray] = [np.zeros(0, types[0])]
+        self._folder, self._file = folder, None if folder is None else tempfile.TemporaryFile(dir=folder)
 
     def append(self, data: bytes) -> None:
         self._new.frombytes(data)
-        if len(self._new) > _BLOCK:
-            self._blocks.append(_narrow(np.array(self._new), self._types))
+        if self._file is not None and len(self._new) > _BLOCK:
+            self._new.tofile(self._file)
             del self._new[:]
 
     def whole(self) -> np.ndarray:
-        return _narrow(np.concatenate([*self._blocks, _narrow(np.array(self._new), self._types)]), self._types)
+        if self._file is None:
+            return _narrow(np.array(self._new), self._types)
+        self._new.tofile(self._file)
+        return _narrow(_mapped(self._file, np.dtype(self._new.typecode)), self._types, self._folder)
 
 
 class BoxWriter:
     """Takes records in any order and number, with ids that may come again.
 
+    Args:
+        folder: Where boxes, scores and labels are kept meanwhile, in files without a name, so that many take little
+            memory; None for memory.
+
     Attributes:
         repeated: Number of repetitions of an id with the same boxes, which are no fault.
     """
 
-    def __init__(self) -> None:
-        self._boxes, self._scores = _Numbers("d", _BOX_TYPES), _Numbers("d", _SCORE_TYPES)
-        self._labels, self._tags = _Numbers("i", _LABEL_TYPES), _Numbers("i", _LABEL_TYPES)
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._boxes, self._scores = _Numbers("d", _BOX_TYPES, folder), _Numbers("d", _SCORE_TYPES, folder)
+        self._labels, self._tags = _Numbers("i", _LABEL_TYPES, folder), _Numbers("i", _LABEL_TYPES, folder)
         self._tag_counts = array("q")
         self._keys, self._hashes = bytearray(), array("Q")
         self._counts, self._lengths, self._sizes = array("q"), array("q"), array("i")
@@ -85,7 +95,8 @@ class BoxWriter:
         live = self._find_live(hashes, _ends(lengths), _ends(counts), parts, problems)
         if not live.all():
             kept = np.repeat(live, counts)
-            parts, text = (parts[0][kept], parts[1][kept], parts[2][kept]), text[np.repeat(live, lengths)]
+            boxes, scores, numbers = (_picked(part, kept, self._folder) for part in parts)
+            parts, text = (boxes, scores, numbers), text[np.repeat(live, lengths)]
             tags, tag_counts = tags[np.repeat(live, tag_counts)], tag_counts[live]
             hashes, counts, lengths, sizes = (values[live] for values in (hashes, counts, lengths, sizes))
         order = np.argsort(hashes, kind="stable")
@@ -96,9 +107,9 @@ class BoxWriter:
             "key_text": text,
             "key_ends": _ends(lengths),
             "box_ends": _ends(counts),
-            "boxes": _narrow(parts[0], _BOX_TYPES),
-            "scores": _narrow(parts[1], _SCORE_TYPES),
-            "labels": _narrow(parts[2], _LABEL_TYPES),
+            "boxes": _narrow(parts[0], _BOX_TYPES, self._folder),
+            "scores": _narrow(parts[1], _SCORE_TYPES, self._folder),
+            "labels": _narrow(parts[2], _LABEL_TYPES, self._folder),
             "label_text": np.frombuffer(b"".join(labels), dtype=np.uint8),
             "label_ends": _ends(list(map(len, labels))),
             **({"tags": _narrow(tags, _LABEL_TYPES), "tag_ends": _ends(tag_counts)} if len(tags) else {}),
@@ -183,15 +194,47 @@ def _same(parts: Iterable[np.ndarray], ends: np.ndarray, first: int, second: int
     return all(np.array_equal(part[one], part[other]) for part in parts)
 
 
-def _narrow(values: np.ndarray, types: Sequence[Any]) -> np.ndarray:
-    """Numbers in the first type that keeps every value, or the last."""
-    for kind in types[:-1]:
-        # Values out of range come back changed; numpy's warnings about them say nothing new.
-        with np.errstate(invalid="ignore", over="ignore"):
-            narrow = values.astype(kind)
-            if np.array_equal(narrow, values):
-                return narrow
-    return values.astype(types[-1])
+def _narrow(values: np.ndarray, types: Sequence[Any], folder: Path | None = None) -> np.ndarray:
+    """Numbers in the first type that keeps every value, or the last; in a file of ``folder`` if it is given."""
+    fitting = (kind for kind in types[:-1] if all(_fits(block, kind) for block in _blocks_of(values)))
+    kind = np.dtype(next(fitting, types[-1]))
+    if values.dtype == kind:
+        return values
+    return _laid_down((block.astype(kind) for block in _blocks_of(values)), values.shape[1:], kind, folder)
+
+
+def _fits(values: np.ndarray, kind: Any) -> bool:
+    # Values out of range come back changed; numpy's warnings about them say nothing new.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.array_equal(values.astype(kind), values)
+
+
+def _picked(values: np.ndarray, kept: np.ndarray, folder: Path | None) -> np.ndarray:
+    """The rows that ``kept`` says."""
+    blocks = (block[part] for block, part in zip(_blocks_of(values), _blocks_of(kept), strict=True))
+    return _laid_down(blocks, values.shape[1:], values.dtype, folder)
+
+
+def _blocks_of(values: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
+
+
+def _laid_down(
+    blocks: Iterable[np.ndarray], shape: tuple[int, ...], kind: np.dtype, folder: Path | None
+) -> np.ndarray:
+    """Blocks of rows of a shape as one array, in a file of ``folder`` without a name if it is given."""
+    if folder is None:
+        return np.concatenate([np.zeros((0, *shape), kind), *blocks])
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for block in blocks:
+            block.tofile(file)
+        return _mapped(file, kind).reshape(-1, *shape)
+
+
+def _mapped(file: Any, kind: np.dtype) -> np.ndarray:
+    """The numbers in a file; plain, as slices of np.memmap are slow."""
+    file.flush()
+    return np.asarray(np.memmap(file, kind)) if file.tell() else np.zeros(0, kind)
 
 
 def _ends(lengths: Any) -> np.ndarray:

@@ -67,7 +67,7 @@ def convert_boxes(
     pictures: Iterable[tuple[str, str, str | None]] = (),
     progress: RecordProgress | None = None,
 ) -> ConversionReport:
-    """Make one store of box files, in about as much memory as the store takes.
+    """Make one store of box files; it may be larger than the memory, which holds its ids alone.
 
     Args:
         sources: ``.json`` or ``.jsonl`` files; of an id in several, the last counts.
@@ -88,7 +88,8 @@ def convert_boxes(
     if any(Path(source).resolve() == Path(target).resolve() for source in sources):
         raise ValueError(f"target {target} is one of the sources")
     report = ConversionReport()
-    writer = BoxWriter()
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    writer = BoxWriter(Path(target).parent)
     about = []
     for source in sources:
         first = len(report.problems.messages)

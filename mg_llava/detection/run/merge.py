@@ -101,7 +101,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
     results, tally = Results(settings), BoxTally()
     for unique in range(len(results.plan)):
         tally.add(results.unique(unique))
-    writer, problems, failed = BoxWriter(), Problems(), 0
+    writer, problems, failed = BoxWriter(out), Problems(), 0
     with replacing(out / LEDGER, "w") as ledger:
         for source, outcomes in results.entries():
             tally.keys += len(outcomes)

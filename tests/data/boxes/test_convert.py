@@ -3,6 +3,8 @@
 import json
 import re
 import resource
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mg_llava.data.boxes._file import read_box_file
+from mg_llava.data.boxes._reader import Problems
 from mg_llava.data.boxes._table import BoxTable
+from mg_llava.data.boxes._writer import BoxWriter
 from mg_llava.data.boxes.convert import convert_boxes, verify_store, write_records
 from mg_llava.data.boxes.store import open_box_store
-from mg_llava.data.records.schema import RecordError
+from mg_llava.data.records.schema import BoxRecord, RecordError
 from mg_llava.work.atomic import NoRoomError
 
 GOOD = {"boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": ["a"]}
@@ -96,6 +100,26 @@ def test_large_files_go_through_several_blocks(tmp_path, monkeypatch):
     for raw in records:
         found = store.get(raw["id"])
         assert found.boxes.tolist() == raw["boxes"] and list(found.labels) == raw["labels"]
+
+
+def test_memory_does_not_grow_with_the_boxes(tmp_path, monkeypatch):
+    """A fraction of what the arrays take, whether types are narrowed or not and ids come again or not."""
+    monkeypatch.setattr("mg_llava.data.boxes._writer._BLOCK", 1 << 12)
+    boxes = np.arange(1600.0).reshape(-1, 4)
+    part = BoxRecord(boxes, np.linspace(0, 1, 400), ("a", "b") * 200)
+    for step, rows, kind in ((0, 2000, np.int16), (0.1, 1900, np.float64)):
+        writer, record = BoxWriter(tmp_path), replace(part, boxes=boxes + step)
+        tracemalloc.start()
+        for number in range(2000):
+            writer.add(str(number % rows), record)
+        arrays = writer.arrays(Problems())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2000 * boxes.nbytes / 8
+        assert arrays["boxes"].shape == (rows * 400, 4) and arrays["boxes"].dtype == kind
+        assert np.array_equal(arrays["boxes"][-400:], record.boxes)
+        assert np.array_equal(arrays["scores"][:400], part.scores) and arrays["labels"].dtype == np.uint16
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_faults_write_no_store_unless_dropped(tmp_path):
