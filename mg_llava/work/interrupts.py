@@ -2,9 +2,15 @@
 
 Code of other packages must not meet a KeyboardInterrupt while it is imported: modules stay half made, extensions wait
 for ever. So the system's own action ends a command that still imports, and one that has files or processes to see to
-is interrupted when the import is over. Standard library alone.
+is interrupted when the import is over.
+
+Nor may code of others lose one: Python drops the errors of some callbacks, and a bare ``except`` goes on. What is
+raised here knows where it ends, and is raised again unless that is in this package or in the program itself. Another
+error in its place, such as that of a file which could not be closed, ends the command as the interrupt does. Standard
+library alone.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -12,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 """Exit status of a program that was interrupted, as shells have it."""
@@ -20,8 +27,15 @@ _RETRY = 0.05
 _LEAVING = ("tempfile.mkdtemp", "tempfile.mkstemp", "os.fork", "subprocess.Popen")
 """Events of Python after which there is something that must not be left."""
 
+_OURS = ("mg_llava", "__main__")
+
 _process = os.getpid()
 _has_cleanup = _is_watching = False
+_is_command = False
+"""Whether :func:`run_main` is there to catch what is raised."""
+_last: int | None = None
+"""Number of the interrupt that came and that none of our code has caught yet."""
+_numbers = itertools.count()
 
 
 def end_at_once() -> None:
@@ -55,23 +69,50 @@ def run_main(main: Callable[[], int], after: str = "the same command starts agai
     """The exit status of a command's ``main``; an interrupted one says ``after``, which is what to do next."""
     try:
         with _interrupted_safely():
-            return main()
-    except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted; {after}\n")
-        return INTERRUPTED
+            status = main()
+            if not status or _last is None:
+                return status
+    except BaseException as error:
+        if not _is_interrupted(error):
+            raise
+    sys.stderr.write(f"interrupted; {after}\n")
+    return INTERRUPTED
+
+
+def _is_interrupted(error: BaseException) -> bool:
+    """Whether an error is an interrupt, came while one was handled, or comes from code that has lost one."""
+    if isinstance(error, SystemExit) and not error.code:
+        return False
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if isinstance(found, KeyboardInterrupt):
+            return True
+        seen.add(id(found))
+        found = found.__context__
+    return _last is not None
 
 
 @contextmanager
 def _interrupted_safely() -> Iterator[None]:
+    global _is_command, _last
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before, hook, outer = signal.getsignal(signal.SIGINT), sys.unraisablehook, _is_command
+
+    def drop(error: Any) -> None:
+        _try_again() if isinstance(error.exc_value, _Interrupt) else hook(error)
+
+    _is_command, _last = True, None
     try:
         interrupt_safely()
+        sys.unraisablehook = drop
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook, _is_command = hook, outer
 
 
 def _watch(event: str, _: tuple[object, ...]) -> None:
@@ -79,17 +120,46 @@ def _watch(event: str, _: tuple[object, ...]) -> None:
         expect_cleanup()
 
 
+class _Interrupt(KeyboardInterrupt):
+    """An interrupt that is raised again if its end comes in code of others; see the top of the file."""
+
+    def __init__(self) -> None:
+        global _last
+        self.number = _last = next(_numbers)
+
+    def __del__(self) -> None:
+        """Where an error is caught is the outermost place of its traceback."""
+        global _last
+        if self.number != _last or not _is_command:
+            return
+        place = self.__traceback__.tb_frame.f_globals.get("__name__", "") if self.__traceback__ else ""
+        if place.partition(".")[0] in _OURS:
+            _last = None
+        else:
+            _try_again()
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _last
     if os.getpid() != _process:
         return  # a forked process, which the one that has the terminal ends
     if _can_be_raised(frame):
-        raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if not _is_command:
+            raise KeyboardInterrupt  # Python itself looks for this one
+        raise _Interrupt
     if not _has_cleanup:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    # a timer of the system, not a thread: what the signal has stopped may hold the locks of threading
-    signal.signal(signal.SIGALRM, _interrupt)
-    signal.setitimer(signal.ITIMER_REAL, _RETRY)
+    _last = next(_numbers)
+    _try_again()
+
+
+def _try_again() -> None:
+    """By a timer of the system, not a thread: what the signal has stopped may hold the locks of threading."""
+    if os.getpid() == _process:
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _RETRY)
 
 
 def _can_be_raised(frame: FrameType | None) -> bool:

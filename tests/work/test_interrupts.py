@@ -1,15 +1,23 @@
 """Ctrl-C ends a tool with one line and status 130, in every process and at every moment."""
 
 import argparse
+import contextlib
+import ctypes
+import gc
+import importlib
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mg_llava.work import interrupts
 from mg_llava.work.interrupts import run_main
 
 TOOLS = sorted(Path(__file__).parents[2].glob("tools/[!_]*.py"))
@@ -68,3 +76,145 @@ def test_workers_leave_the_interrupt_to_the_first_process():
 def test_status_passes(status, capsys):
     assert run_main(lambda: status) == status
     assert capsys.readouterr().err == ""
+
+
+# -- places where others lose an interrupt ------------------------------------------------------------------------
+
+
+def interrupt(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0)  # Python looks for signals
+
+
+class Thing:
+    pass
+
+
+class Deleted:
+    def __del__(self) -> None:
+        interrupt()
+
+
+def in_a_weak_reference() -> None:
+    thing = Thing()
+    kept = weakref.ref(thing, interrupt)
+    del thing
+    assert kept() is None
+
+
+def in_a_finalizer() -> None:
+    Deleted()
+
+
+def in_the_collector() -> None:
+    gc.callbacks.append(interrupt)
+    gc.collect()
+
+
+def in_a_callback_of_c() -> None:
+    ctypes.CFUNCTYPE(None)(interrupt)()
+
+
+def in_a_block_that_goes_on() -> None:
+    with contextlib.suppress(BaseException):
+        interrupt()
+
+
+def in_a_block_that_exits() -> None:
+    try:
+        interrupt()
+    except BaseException:
+        sys.exit(1)
+
+
+def in_a_block_that_closes() -> None:
+    try:
+        interrupt()
+    finally:
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+
+def in_a_block_of_c() -> None:
+    """The interrupt is gone before the next error comes."""
+    with contextlib.suppress(BaseException):
+        interrupt()
+    raise RuntimeError("unknown")
+
+
+def in_an_import(code: str) -> None:
+    Path("interrupted_module.py").write_text(f"from {__name__} import interrupt\ninterrupt()\n{code}\n")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("interrupted_module")
+
+
+def in_a_failing_import() -> None:
+    """The program that it started has had the interrupt."""
+    in_an_import("raise ChildProcessError(-2)")
+
+
+PLACES = [
+    in_a_weak_reference,
+    in_a_finalizer,
+    in_the_collector,
+    in_a_callback_of_c,
+    in_a_block_that_goes_on,
+    in_a_block_that_exits,
+    in_a_block_that_closes,
+    in_a_block_of_c,
+    lambda: in_an_import(""),
+    in_a_failing_import,
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_no_interrupt_is_lost(
+    place: Callable[[], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def main() -> int:
+        place()
+        for _ in range(1000):
+            time.sleep(0.01)
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(interrupts, "_has_cleanup", True)
+    monkeypatch.delitem(sys.modules, "interrupted_module", raising=False)
+    try:
+        assert run_main(main, "go on") == 130
+    finally:
+        gc.callbacks[:] = [callback for callback in gc.callbacks if callback is not interrupt]
+    assert capfd.readouterr().err == "interrupted; go on\n"
+
+
+OURS = """
+import time
+def main():
+    try:
+        interrupt()
+    except KeyboardInterrupt:
+        pass
+    time.sleep(0.2)
+    return status
+"""
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_what_our_code_catches_is_over(status: int, capfd: pytest.CaptureFixture[str]) -> None:
+    names: dict = {"__name__": "mg_llava.commands.own", "interrupt": interrupt, "status": status}
+    exec(OURS, names)
+    assert run_main(names["main"]) == status
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), SystemExit("error"), ValueError("bad")])
+def test_errors_pass(error: BaseException) -> None:
+    def main() -> int:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run_main(main)
+    assert raised.value is error
