@@ -28,6 +28,14 @@ _LEAVING = ("tempfile.mkdtemp", "tempfile.mkstemp", "os.fork", "subprocess.Popen
 """Events of Python after which there is something that must not be left."""
 
 _OURS = ("mg_llava", "__main__")
+_WHOLE = {
+    ("threading.py", "start"),
+    ("thread.py", "submit"),
+    ("process.py", "start"),
+    ("process.py", "submit"),
+    ("subprocess.py", "_execute_child"),
+}
+"""Functions of Python that are done or not: a thread or a process that nobody knows of is waited for, or goes on."""
 
 _process = os.getpid()
 _has_cleanup = _is_watching = False
@@ -163,9 +171,10 @@ def _try_again() -> None:
 
 
 def _can_be_raised(frame: FrameType | None) -> bool:
-    """False while a module is imported, or in a method whose errors Python drops."""
+    """False while a module is imported or something started, or in a method whose errors Python drops."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code.co_name == "__del__":
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        if file.startswith("<frozen importlib") or name == "__del__" or (os.path.basename(file), name) in _WHOLE:
             return False
         frame = frame.f_back
     return True

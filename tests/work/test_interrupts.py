@@ -10,9 +10,11 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,29 @@ def test_no_interrupt_is_lost(
     finally:
         gc.callbacks[:] = [callback for callback in gc.callbacks if callback is not interrupt]
     assert capfd.readouterr().err == "interrupted; go on\n"
+
+
+def test_threads_that_start_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python ends those of a pool when it ends; for one that the pool has not noted it would wait for ever."""
+    pool = ThreadPoolExecutor(1)
+    wait = threading.Event.wait
+
+    def interrupted(event: threading.Event, timeout: float | None = None) -> bool:
+        interrupt()
+        return wait(event, timeout)
+
+    def main() -> int:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Event, "wait", interrupted)
+            pool.submit(int)
+        for _ in range(1000):
+            time.sleep(0.01)
+        return 0
+
+    monkeypatch.setattr(interrupts, "_has_cleanup", True)
+    assert run_main(main) == 130
+    assert len(pool._threads) == 1
+    pool.shutdown()
 
 
 OURS = """
