@@ -1,11 +1,12 @@
 """torch.compile of the vision parts: same numbers, same names of parameters, and a word where nothing can compile."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import codecache, cpp_builder, cpu_vec_isa
 from torch._inductor import config as inductor
-from torch._inductor import cpu_vec_isa
 
 from mg_llava.data.collate import collate
 from mg_llava.models import compilation
@@ -19,8 +20,28 @@ def _denormals():
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture
+def _headers(tmp_path, monkeypatch):
+    """Read torch's headers once, not for each of some thirty kernels: ``g++`` takes ``X.h.gch`` for ``X.h``."""
+    compile_file = cpp_builder.run_compile_cmd
+
+    def compile_both(command, cwd):
+        header = codecache.cpp_prefix_path()
+        words = [word for word in command.split() if not word.endswith(".cpp") and word[:2] not in ("-l", "-L")]
+        words[-1] = f"{header}.gch"  # after -o
+        if not Path(words[-1]).exists():
+            compile_file(" ".join([words[0], "-x c++-header", header, *words[1:]]), cwd)
+        return compile_file(command, cwd)
+
+    monkeypatch.setattr(cpp_builder, "run_compile_cmd", compile_both)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    codecache.cpp_prefix_path.cache_clear()
+    yield
+    codecache.cpp_prefix_path.cache_clear()
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("_denormals")
+@pytest.mark.usefixtures("_denormals", "_headers")
 @pytest.mark.skipif(not any(map(shutil.which, compilation._COMPILERS)), reason="needs a C++ compiler")
 def test_compiled_parts_take_the_same_step(toy_paths, monkeypatch):
     batch = collate(toy.make_batch([(9, 1), (7, 1)], seed=4))["data"]
