@@ -6,6 +6,7 @@ imported by each child. What a fork shares beyond that, the generators of random
 
 import contextlib
 import fcntl
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from tests.run import ROOT, TOOLS, Ran, environment, free_port, unformatted
@@ -147,6 +149,18 @@ def serving(
         finally:
             process.terminate()
             process.join()
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """Call a function by its dotted name, as ``profiling``'s ``run_child`` does; all values are plain."""
+    module, name = function.rsplit(".", 1)
+    code = f"import json, sys, {module} as m; print(json.dumps(m.{name}(*json.loads(sys.argv[1]))))"
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "call.py")
+        program.write_text(code)
+        done = run(program, json.dumps(arguments))
+    assert done.status == 0, done.err[-4000:]
+    return json.loads(done.out.splitlines()[-1])
 
 
 def run_tool(name: str, *arguments: object, processes: int = 1) -> Ran:

@@ -30,7 +30,7 @@ from mg_llava.detection.run.engines import PoolEngine
 from mg_llava.registry import DETECTORS
 from mg_llava.work.atomic import NoRoomError
 from mg_llava.work.journal import read_journals
-from tests.run import run_python
+from tests import forked
 from tests.work.test_tar_files import write_tar
 
 NANO = Path(__file__).resolve().parents[2] / "data" / "nano"
@@ -427,7 +427,8 @@ def test_boxes_of_the_miniature_find_its_digits(tmp_path):
     from torchvision.ops import box_iou
 
     made = tmp_path / "made"
-    run_python(NANO / "make_data.py", "--stage1", 1, "--stage2", 1, "--heldout", 40, "--out", made).check_returncode()
+    done = forked.run(NANO / "make_data.py", "--stage1", 1, "--stage2", 1, "--heldout", 40, "--out", made)
+    assert done.status == 0, done.err
     pictures = made / "images" / "heldout"
     rows = [{"id": f"heldout-{path.stem}", "image": path.name} for path in sorted(pictures.iterdir())]
     (tmp_path / "records.json").write_text(json.dumps(rows))

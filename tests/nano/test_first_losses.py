@@ -6,8 +6,6 @@ the tenth in float32. The stored losses are of the pinned row, made anew by ``py
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mg_llava.engine.resume import TrainLoop
+from tests import forked
 from tests.run import ROOT, read_losses, train_here
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "nano_losses.json"
@@ -70,7 +69,8 @@ def measure(folder: Path) -> dict[str, list[float]]:
     data = folder / "data"
     sizes = ["--heldout", "1", "--out", str(data)]
     sizes += [word for stage, (_, records, *_) in STAGES.items() for word in (f"--{stage}", str(records))]
-    subprocess.run([sys.executable, str(ROOT / "data/nano/make_data.py"), *sizes], check=True, capture_output=True)
+    done = forked.run(ROOT / "data" / "nano" / "make_data.py", *sizes)
+    assert done.status == 0, done.err
     losses: dict[str, list[float]] = {}
     for stage, (leaf, records, warmup, steps) in STAGES.items():
         dataset = {"data_path": f"{stage}.json", "image_folder": "images", "box_path": f"{stage}_boxes.json"}

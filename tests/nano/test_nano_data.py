@@ -1,13 +1,14 @@
 """The miniature's data: formats, seeds, splits, unambiguous answers."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import forked
 
 NANO = Path(__file__).resolve().parents[2] / "data" / "nano"
 
@@ -24,8 +25,9 @@ def modules():
 
 def make(out, *options):
     sizes = ["--stage1", "6", "--stage2", "90", "--heldout", "4", "--out", str(out)]
-    command = [sys.executable, str(NANO / "make_data.py"), *sizes, *options]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = forked.run(NANO / "make_data.py", *sizes, *options)
+    assert done.status == 0, done.err
+    return done.out
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mg_llava.profiling import records
+from mg_llava.profiling import processes, records
+from tests import forked
 from tests.run import call_here, run_tool
 
 
@@ -18,7 +19,8 @@ def test_growth_with_records(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one():
+def test_two_processes_take_the_steps_of_one(monkeypatch):
+    monkeypatch.setattr(processes, "run_child", forked.call)
     sizes = ["--steps", 1, "--rounds", 1, "--batch-size", 1, "--text", 12, "--boxes", 2]
     done = run_tool("benchmark", "processes", *sizes)
     assert done.status == 0, done.err

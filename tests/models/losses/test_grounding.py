@@ -1,6 +1,7 @@
 """Lyrics' losses against loops over single pairs, in one process and two, and against transformers' BLIP-2."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from mg_llava.models.losses import grounding
 from mg_llava.models.losses.grounding import AlignmentLoss, CaptionLoss, SpatialLoss, hard_negatives
 from mg_llava.models.queries.heads import LyricsHeads, similarity
 from mg_llava.models.queries.mq_former import MQFormer, PieceReader, Source
 from mg_llava.pieces import Item, PieceKind, Pieces, WordPieces, blank_pieces, stack_pieces
-from tests import toy
+from tests import forked, toy
 
 WORDS = WordPieces(toy.PIECES)
 SIZES: dict[str, Any] = dict(width=32, layers=4, heads=4, intermediate=48, vocabulary=len(WORDS), positions=64)
@@ -118,7 +118,7 @@ def test_alignment_is_a_loop_over_pairs() -> None:
         torch.testing.assert_close(bare[name], value, rtol=1e-4, atol=1e-4)
 
 
-def _in_one_of_two(rank: int, folder: str) -> None:
+def in_one_of_two(rank: int, folder: str) -> None:
     """Three rows here and five there: other numbers of rows, objects and pieces."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -133,7 +133,8 @@ def _in_one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_contrast_all_of_their_rows(tmp_path: Path) -> None:
-    spawn(_in_one_of_two, (str(tmp_path),), nprocs=2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(forked.call, [f"{__name__}.in_one_of_two"] * 2, (0, 1), [str(tmp_path)] * 2))
     system = build()
     for rank, (first, rows) in enumerate(((0, 3), (3, 5))):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
