@@ -24,6 +24,7 @@ from transformers import (
 
 from mg_llava.compat import cache_name, cached_layers
 from mg_llava.models.losses.language import decoder_of, splits_logits
+from mg_llava.models.room import RoomyCache, closed_up, new_cache
 
 LOGIT_MARGIN = 2e-3
 """Least lead of the best logit that float32 rounding cannot overturn, with room to spare: the same row gives slightly
@@ -163,6 +164,8 @@ class Prefixes:
             embeds: ``(B, L, D)``, padded on the left.
             mask: ``(B, L)`` bool.
         """
+        if isinstance(self.cache, RoomyCache):
+            self.cache.reserve(mask.shape[1])
         return Prompt(embeds, torch.cat([self.mask[rows], mask], dim=1), _select(self.cache, rows))
 
 
@@ -215,12 +218,16 @@ def generate(
         yield GenerationStep(rows, [new[row][-1] for row in rows], leads, ended, hidden, scores)
         mask = prompt.mask
         if any(ended):
-            kept = [place for place, why in enumerate(ended) if not why]
+            kept = closed_up([place for place, why in enumerate(ended) if not why])
             rows = [rows[place] for place in kept]
             if not rows:
                 return
             places = torch.tensor(kept, dtype=torch.int64, device=ids.device)
-            ids, mask, cache = ids[places], mask[places], _select(cache, places)
+            ids, mask = ids[places], mask[places]
+            if isinstance(cache, RoomyCache):
+                cache.keep(kept)
+            else:
+                cache = _select(cache, places)
         embeds = llm.get_input_embeddings()(ids)[:, None].to(prompt.embeds.device)
         prompt = Prompt(embeds, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), cache)
 
@@ -281,8 +288,10 @@ def _read(llm: Any, prompt: Prompt) -> tuple[Tensor | None, Tensor, DynamicCache
     """Last hidden states ``(B, D)`` and logits ``(B, V)`` float32 of the last position, and the cache of all."""
     embeds, mask, cache = prompt
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+    cache = new_cache(llm, len(mask)) if cache is None else cache
+    mask = cache.masked(mask) if isinstance(cache, RoomyCache) else mask
     inputs = {"inputs_embeds": embeds, "attention_mask": mask.long(), "position_ids": positions, "use_cache": True}
-    inputs[cache_name(llm)] = DynamicCache() if cache is None else cache
+    inputs[cache_name(llm)] = cache
     if splits_logits(llm):
         output = decoder_of(llm)(**inputs)
         hidden = output.last_hidden_state[:, -1]
@@ -297,6 +306,8 @@ def _read(llm: Any, prompt: Prompt) -> tuple[Tensor | None, Tensor, DynamicCache
 
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A cache of some rows; ``batch_select_indices`` takes three times as long on CPU."""
+    if isinstance(cache, RoomyCache):
+        return cache.of(rows)
     selected = DynamicCache()
     for layer, (keys, values) in enumerate(cached_layers(cache)):
         here = rows.to(keys.device)  # layers may be spread over devices
