@@ -94,7 +94,7 @@ def _is_interrupted(error: BaseException) -> bool:
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
-        if isinstance(found, KeyboardInterrupt):
+        if isinstance(found, KeyboardInterrupt) or getattr(found, "sigval", None) == signal.SIGINT:  # torchrun's own
             return True
         seen.add(id(found))
         found = found.__context__

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import _terminate_process_handler
 
 from mg_llava.work import interrupts
 from mg_llava.work.interrupts import run_main
@@ -143,6 +144,12 @@ def in_a_block_of_c() -> None:
     raise RuntimeError("unknown")
 
 
+def in_torchruns_handler() -> None:
+    """It takes the signal for itself, and raises an error of its own."""
+    signal.signal(signal.SIGINT, _terminate_process_handler)
+    interrupt()
+
+
 def in_an_import(code: str) -> None:
     Path("interrupted_module.py").write_text(f"from {__name__} import interrupt\ninterrupt()\n{code}\n")
     with contextlib.suppress(ImportError):
@@ -163,6 +170,7 @@ PLACES = [
     in_a_block_that_exits,
     in_a_block_that_closes,
     in_a_block_of_c,
+    in_torchruns_handler,
     lambda: in_an_import(""),
     in_a_failing_import,
 ]
