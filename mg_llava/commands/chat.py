@@ -1,10 +1,10 @@
 r"""Talk with a trained model in the terminal; answers come word by word.
 
-At the prompt: /image PATH shows a picture, /boxes FILE (or none, or find) gives the last one its boxes, /set NAME
-VALUE changes generation (temperature, max_new_tokens, ...), /save FILE writes the conversation, /reset begins anew,
-/quit ends. Ctrl-C stops an answer. Lines of a pipe are questions, too; with --json each answer is a line of JSON.
-In a question <box:0> stands for the coordinates of the first box, and <object:0> for its object image where the model
-reads some; coordinates may be typed as well.
+At the prompt: /image PATH shows a picture or a video, /boxes FILE (or none, or find) gives the last one its boxes,
+/set NAME VALUE changes generation (temperature, max_new_tokens, ...), /save FILE writes the conversation, /reset
+begins anew, /quit ends. Ctrl-C stops an answer. Lines of a pipe are questions, too; with --json each answer is a
+line of JSON. In a question <box:0> stands for the coordinates of the first box, and <object:0> for its object image
+where the model reads some; coordinates may be typed as well.
 
 Examples:
     mg-llava chat CONFIG.py --checkpoint iter_250.pth --image a.jpg --proposals
@@ -33,7 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, max_new_tokens=512, boxes=True)
-    parser.add_argument("--image", action="append", default=[], help="picture to begin with; repeat for several")
+    parser.add_argument(
+        "--image", action="append", default=[], help="picture, or a video, to begin with; repeat for several"
+    )
     parser.add_argument("--question", help="ask this alone, and end")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 for the likeliest words (default)")
     parser.add_argument("--seed", type=int, help="of random numbers")
@@ -88,9 +90,9 @@ class Chat:
         return True
 
     def _show(self, path: str) -> None:
-        from mg_llava.data.pictures.files import open_picture
+        from mg_llava.data.inputs import open_pictures
 
-        open_picture(path, "the conversation")
+        open_pictures([path], 1, "the conversation")
         self.conversation.show(path)
 
     def _set(self, name: str, value: str) -> None:

@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--deepspeed", help="the setting that must fit, such as deepspeed_zero2, or none")
     parser.add_argument("--text-tokens", type=int, help="text of a typical sample")
     parser.add_argument("--boxes", type=int, default=5, help="box tokens of a typical sample (5)")
+    parser.add_argument("--frames", type=int, default=0, help="a typical sample is about a video of so many frames")
     parser.add_argument("--samples", type=int, help="samples of an epoch, where the data is not here")
     parser.add_argument("--disk", type=float, default=2.0, help="GB/s at which all GPUs read a feature cache (2)")
     parser.add_argument("--architectures", type=Path, help="folder with sizes of unpublished models, in NAME.json")
@@ -63,6 +64,7 @@ def _of_training(arguments: argparse.Namespace, gpu: Any) -> Any:
         arguments.samples,
         arguments.architectures,
         arguments.disk * 1e9,
+        arguments.frames,
     )
 
 

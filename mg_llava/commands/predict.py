@@ -1,4 +1,4 @@
-"""Ask a trained model one question about pictures.
+"""Ask a trained model one question about pictures, or about a video.
 
 Boxes come from a JSON file ([[x1, y1, x2, y2], ...] or {"boxes": ..., "labels": ..., "scores": ...}, pixels of the
 picture), from the built-in proposal step (--proposals), from a detector (--detector and --tagger, as for
@@ -25,7 +25,9 @@ def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, max_new_tokens=100, boxes=True)
-    parser.add_argument("--image", action="append", default=[], help="picture; repeat for several; none: text only")
+    parser.add_argument(
+        "--image", action="append", default=[], help="picture, repeat for several, or a video; none: text only"
+    )
     parser.add_argument("--question", required=True, help="the question")
     parser.add_argument("--out", type=Path, help="write picture, boxes, question and answer as PNG")
     parser.add_argument("--json", action="store_true", help="print the answer with its boxes as JSON")

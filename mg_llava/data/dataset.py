@@ -16,7 +16,7 @@ from mg_llava.data.config import below, build_transform, open_boxes, resolve_pat
 from mg_llava.data.faults import FAULTS, SkippedSamples, StrayBoxes
 from mg_llava.data.features.cache import FeatureError, NoPictureError
 from mg_llava.data.features.source import FeatureSource
-from mg_llava.data.lengths import check_budget, count_boxes, count_crops, find_lengths
+from mg_llava.data.lengths import check_budget, count_boxes, count_crops, describe_frames, find_lengths
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.loading import OpenedPicture, PictureLoader
 from mg_llava.data.pictures.processor import PictureProcessor
@@ -329,12 +329,12 @@ class LLaVADataset(Dataset):
 
     def _check_pictures(self) -> None:
         """Refuse settings that pictures of the records do not fit."""
-        pictures = self._samples.index.sizes[:, 1]
-        if not pictures.any():
+        if not self._samples.index.sizes[:, 1].any():
             return
         crops = bool(count_crops(self._samples, self.regions).any())
         for error in picture_problems(self.image_folder, self.picture_processor, self.budget, self._tokens, crops):
             raise type(error)(f"{self.data_path}: {error}")
+        describe_frames(self._samples, self.budget, self.picture_processor, self.data_path)
         if self.faults.over_budget == "error":
             check_budget(self._samples, self.budget, self._owner, self.regions)
 

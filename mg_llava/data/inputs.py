@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError, open_picture
-from mg_llava.data.pictures.video import is_video
+from mg_llava.data.pictures.video import is_video, read_frames
 from mg_llava.data.records.schema import BoxRecord, RecordError, Turn, make_box_record
 from mg_llava.data.records.turns import expand_video
 from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
@@ -118,6 +118,18 @@ def list_video(pictures: Sequence[PictureLike]) -> str | None:
     """The path of the video where that is all that was given."""
     only = pictures[0] if len(pictures) == 1 else None
     return os.fspath(only) if isinstance(only, str | os.PathLike) and is_video(only) else None
+
+
+def open_pictures(pictures: Sequence[PictureLike], frames: int, owner: str) -> list[Image.Image]:
+    """Decoded pictures, or so many frames of a video.
+
+    Raises:
+        PictureError: As of ``load_picture`` and ``read_frames``.
+    """
+    video = list_video(pictures)
+    if video is not None:
+        return read_frames(video, frames, owner)
+    return [load_picture(picture, owner) for picture in pictures]
 
 
 def asks_about_video(question: str | Sequence[Any], owner: str = "question") -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from mmengine.logging import print_log
 
 from mg_llava.data.boxes.filter import filter_boxes
 from mg_llava.data.boxes.store import BoxStore
@@ -90,6 +91,17 @@ def check_budget(samples: Samples, budget: TokenBudget, owner: Callable[[LLaVARe
             limits.text_limit(int(own[worst]), int(crops[worst]))
         except BudgetError as error:
             raise BudgetError(f"{owner(samples.at(worst))}: {error}") from error
+
+
+def describe_frames(samples: Samples, budget: TokenBudget, processor: PictureProcessor | None, owner: str) -> None:
+    """Say in the log what a video costs, where there are some."""
+    videos = int(samples.index.videos.sum())
+    if videos and processor is not None:
+        frames, tokens, most = processor.video.frames, budget.of_frames.tokens(1, 0), processor.of_frames.max_boxes
+        boxes = "any number of boxes" if most is None else f"at most {most} boxes"
+        room = f"; context_length is {budget.context_length}" if budget.context_length is not None else ""
+        told = f"{owner}: {videos} videos, {frames} frames of {tokens} tokens and {boxes} each{room}"
+        print_log(told, logger="current")
 
 
 def _signed_lengths(

@@ -21,13 +21,12 @@ from mg_llava.data.inputs import (
     list_boxes,
     list_pictures,
     list_video,
-    load_picture,
     make_boxes,
     make_turns,
+    open_pictures,
 )
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import ProcessedPicture
-from mg_llava.data.pictures.video import read_frames
 from mg_llava.data.records.regions import Region, parse_regions, region_problem
 from mg_llava.data.records.schema import BoxRecord, RecordError
 from mg_llava.data.text.conversation import EncodedConversation
@@ -98,10 +97,8 @@ class PreparedRequest:
             PictureError: One cannot be read, or there are more or fewer than were promised.
         """
         picture = self.request.picture
-        if self.video is not None:
-            return read_frames(self.video, self.count, self.owner)
         if not callable(picture):
-            return [load_picture(item, self.owner) for item in self.listed]
+            return open_pictures(self.listed, self.count, self.owner)
         opened = picture()
         images = [opened] if isinstance(opened, Image.Image) else list(opened)
         if len(images) != self.count:

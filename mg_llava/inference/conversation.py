@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.inputs import BoxesLike, PictureLike
+from mg_llava.data.inputs import BoxesLike, PictureLike, list_video
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.requests import Answer
-from mg_llava.tokens import IMAGE_PLACEHOLDER
+from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from mg_llava.work.atomic import write_json
 
 
@@ -19,7 +19,7 @@ class Conversation:
         **generation: Overrides the predictor's arguments of generation.
 
     Attributes:
-        pictures: Those that were shown.
+        pictures: Those that were shown, or a video.
         boxes: Of each picture, as in ``Request``.
         answer: The last one.
     """
@@ -37,12 +37,23 @@ class Conversation:
         self._placed = 0
 
     def show(self, picture: PictureLike, boxes: BoxesLike = None) -> None:
-        """Show a picture with the next question; boxes as in ``Request``."""
+        """Show a picture, or a video, with the next question; boxes as in ``Request``.
+
+        Raises:
+            ValueError: There is something beside a video.
+        """
+        if self.pictures and (self.video is not None or list_video([picture]) is not None):
+            raise ValueError("a conversation is about pictures or about one video; begin a new one (/reset)")
         self.pictures.append(picture)
         self.boxes.append(boxes)
 
+    @property
+    def video(self) -> str | None:
+        """The path of the video, where one was shown."""
+        return list_video(self.pictures)
+
     def set_boxes(self, boxes: BoxesLike) -> None:
-        """Give the last picture other boxes.
+        """Give the last picture other boxes; those of a video are a list with one set for each frame, or empty.
 
         Raises:
             ValueError: There is no picture.
@@ -59,8 +70,11 @@ class Conversation:
             ValueError: The question is empty, or the conversation too long.
         """
         new = len(self.pictures) - self._placed
-        text = f"{IMAGE_PLACEHOLDER}\n" * new + question.replace(IMAGE_PLACEHOLDER, "")
+        mark = IMAGE_PLACEHOLDER if self.video is None else VIDEO_PLACEHOLDER
+        text = f"{mark}\n" * new + question.replace(mark, "")
         found = self.boxes[0] if len(self.boxes) == 1 else self.boxes or None
+        if self.video is not None and found == []:
+            found = [[]] * self.predictor.front_end.picture_processor.video.frames
         reply = self.predictor.chat(self.pictures or None, text, found, self.turns, stream=True, **self.generation)
         yield from reply
         self.answer = reply.whole
@@ -73,9 +87,10 @@ class Conversation:
         Raises:
             OSError: The file cannot be written.
         """
+        files = [str(picture) for picture in self.pictures if isinstance(picture, str | Path)]
         record: dict[str, Any] = {
             "id": Path(path).stem,
-            "image": [str(picture) for picture in self.pictures if isinstance(picture, str | Path)],
+            **({"image": files} if self.video is None else {"video": self.video}),
             "conversations": [{"from": role, "value": text} for role, text in self.turns],
         }
         if self.answer is not None:

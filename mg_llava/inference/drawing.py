@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mg_llava.data.inputs import PictureLike, list_pictures, load_picture
+from mg_llava.data.inputs import PictureLike, list_pictures, open_pictures
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.drawing.boxes import MARGIN, PAPER, draw_boxes, draw_text
@@ -27,7 +27,7 @@ def draw_answer(
     """Draw what a model was asked, saw and answered.
 
     Args:
-        picture: The pictures of the request; they stand side by side.
+        picture: The pictures of the request, or its video, whose frames are drawn; they stand side by side.
         question: The question.
         answer: The answer, with the boxes the model saw.
         min_side: Small pictures are enlarged until their longer side has this many pixels.
@@ -41,7 +41,7 @@ def draw_answer(
     Raises:
         ValueError: If pictures and answer do not belong together.
     """
-    pictures = [load_picture(item, "the answer's picture") for item in list_pictures(picture, "the answer")]
+    pictures = open_pictures(list_pictures(picture, "the answer"), max(1, len(answer.pictures)), "the answer")
     if processor is not None:
         pictures = [to_rgb(image, processor.mode, processor.apply_exif) for image in pictures]
     if len(pictures) != len(answer.pictures):

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mg_llava.batch import TokenCount
 from mg_llava.models.interfaces import ObjectReader
 from mg_llava.models.recompute import is_expensive, layer_products
 from mg_llava.models.vision import blank_seen
@@ -32,17 +33,24 @@ BOXES = 5
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample with one picture.
+    """A sample with one picture, or a video.
 
     Attributes:
         text: Text tokens, question and answer.
-        boxes: Box tokens.
+        boxes: Box tokens of the picture, or of each frame.
         crops: Object images.
+        frames: Of the video; 0 for a picture.
     """
 
     text: int = TEXT_TOKENS
     boxes: int = BOXES
     crops: int = 0
+    frames: int = 0
+
+    def visual(self, count: TokenCount) -> int:
+        """Tokens that are no text."""
+        own = count(1, self.boxes) if not self.frames else count.of_frames(self.frames, self.frames * self.boxes)
+        return own + count.per_crop * self.crops
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,11 @@ def count_flops(skeleton: Skeleton, sample: Sample) -> Flops:
     training: dict[str, float] = {}
     canvas = torch.empty(1, 3, model.canvas_size, model.canvas_size, dtype=torch.uint8, device="meta")
     with _counting(model, forward, training):
-        model.encode(canvas, [torch.empty(sample.boxes, 4, device="meta")])
+        shown = max(1, sample.frames)
+        model.encode(canvas.expand(shown, -1, -1, -1), [torch.empty(sample.boxes, 4, device="meta")] * shown)
         if sample.crops:
             model.see_crops(canvas.expand(sample.crops, -1, -1, -1))
-    length = model.tokens_of(1, sample.boxes) + model.token_count.per_crop * sample.crops + sample.text
+    length = sample.visual(model.token_count) + sample.text
     if model.llm is not None:
         counts = over_layers(model.llm, lambda: np.array(_measure(lambda: run_llm(model.llm, length))[1:]))
         forward["llm"], training["llm"] = counts.tolist()

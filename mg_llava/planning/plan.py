@@ -1,7 +1,7 @@
 """A dry run of a training config: what it trains, computes, needs and lacks."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def make_plan(
     samples: int | None = None,
     published: str | Path | None = None,
     disk: float = DISK,
+    frames: int = 0,
 ) -> Plan:
     """Plan the run of a config.
 
@@ -107,6 +108,7 @@ def make_plan(
         samples: Samples of an epoch, where the data is not here.
         published: Folder with the numbers of models that are not here.
         disk: Bytes per second at which all GPUs together read a feature cache.
+        frames: A typical sample is about a video of so many frames; 0 for a picture.
 
     Raises:
         ConfigError: The config has no training set.
@@ -122,7 +124,8 @@ def make_plan(
         return plan
     plan.parameters = {name: _count(part) for name, part in skeleton.parts().items()}
     context = (config.train_dataloader.dataset.get("budget") or {}).get("context_length")
-    sample = _typical(plan, skeleton.model.token_count, context or math.inf, text_tokens or TEXT_TOKENS, boxes)
+    about = Sample(text_tokens or TEXT_TOKENS, boxes, int(skeleton.model.token_count.per_crop > 0), frames)
+    sample = _typical(plan, skeleton.model.token_count, context or math.inf, about)
     plan.flops = count_flops(skeleton, sample)
     _plan_memory(plan, config, skeleton, gpu, deepspeed, context or plan.flops.length)
     plan.steps = _plan_steps(config, plan.flops, gpu, gpus, mfu, samples)
@@ -137,14 +140,13 @@ def make_plan(
     return plan
 
 
-def _typical(plan: Plan, count: TokenCount, room: float, text: int, boxes: int) -> Sample:
-    """A typical sample with one picture, with an object image where the model reads some; noted in the plan."""
-    crops = int(count.per_crop > 0)
-    room -= count(1, 0) + boxes + crops * count.per_crop
-    sample = Sample(int(max(1, min(text, room))), boxes, crops)
-    typical = (
-        f"{sample.text} text and {boxes} box tokens{', and an object image,' if crops else ''} in a typical sample"
-    )
+def _typical(plan: Plan, count: TokenCount, room: float, about: Sample) -> Sample:
+    """A typical sample, with an object image where the model reads some, and with the text that there is room for."""
+    sample = replace(about, text=int(max(1, min(about.text, room - about.visual(count)))))
+    crops = ", and an object image," if sample.crops else ""
+    shown = f"{sample.frames} frames of {count.of_frames(1, 0)} tokens, " if sample.frames else ""
+    each = " a frame" if sample.frames else ""
+    typical = f"{shown}{sample.text} text and {sample.boxes} box tokens{each}{crops} in a typical sample"
     plan.notes += [f"{typical}; memory is that of full rows"]
     return sample
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from mg_llava.batch import TokenCount
 from mg_llava.data.collate import collate
@@ -101,6 +102,17 @@ def test_the_budget_counts_frames_as_frames(folder: Path, toy_paths: dict[str, s
     whole = {"tokens": TokenCount(per_canvas=8), "budget": {"context_length": context}}
     with pytest.raises(BudgetError, match=r"record 'v' .*4 pictures of 8 tokens"):
         build(folder, toy_paths, **whole)
+
+
+def test_what_videos_cost_is_in_the_log(
+    folder: Path, toy_paths: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    build(folder, toy_paths, {"max_boxes": 3}, budget={"context_length": 200})
+    logger.removeHandler(caplog.handler)
+    (told,) = [record.getMessage() for record in caplog.records if "videos" in record.getMessage()]
+    assert told.endswith("1 videos, 4 frames of 1 tokens and at most 3 boxes each; context_length is 200")
 
 
 def test_lengths_count_frames(folder: Path, toy_paths: dict[str, str]) -> None:

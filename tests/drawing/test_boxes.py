@@ -12,6 +12,7 @@ from mg_llava.drawing.lettering import load_font, wrap
 from mg_llava.drawing.marks import Mark, draw_marks, place_tags
 from mg_llava.inference.drawing import draw_answer
 from mg_llava.inference.requests import Answer, SeenPicture
+from tests.videos import write_video
 
 GRAY = (90, 90, 90)
 
@@ -74,6 +75,8 @@ def test_answer_from_file_several_pictures_and_none(tmp_path: Path) -> None:
     one = draw_answer(tmp_path / "a.png", "what?", answer_about((200, 100), boxes=0))
     two = draw_answer([tmp_path / "a.png", gray(100, 200)], "what?", answer_about((200, 100), (100, 200)))
     assert two.width > one.width
+    video = draw_answer(write_video(tmp_path / "a.mp4", frames=5), "what?", answer_about((64, 48), (64, 48)))
+    assert video.width == draw_answer([gray(64, 48)] * 2, "what?", answer_about((64, 48), (64, 48))).width
     assert draw_answer(None, "what?", Answer("")).size[1] < one.height
     with pytest.raises(ValueError, match="1 pictures for an answer about 0"):
         draw_answer(gray(), "what?", Answer("nothing"))

@@ -174,6 +174,17 @@ def test_object_images_are_counted(skeleton: Callable[..., Skeleton]) -> None:
     assert shown.forward["visual_encoder_aux"] == plain.forward["visual_encoder_aux"]
 
 
+def test_frames_of_a_video_are_counted(skeleton: Callable[..., Skeleton]) -> None:
+    """8 x 576 tokens and boxes of each frame; a quarter of the former where frames are pooled."""
+    made = skeleton("video/mg_llava_vicuna7b_pretrain_video")
+    picture, video = (count_flops(made, Sample(100, 5, frames=frames)) for frames in (0, 8))
+    assert (picture.length, video.length) == (576 + 5 + 100, 8 * (576 + 5) + 100)
+    for part in ("visual_encoder", "visual_encoder_aux", "projector"):
+        assert video.forward[part] == pytest.approx(8 * picture.forward[part])
+    pooled = skeleton("video/mg_llava_vicuna7b_pretrain_video", frame_pooler={"type": "mg_llava.FramePooling"})
+    assert count_flops(pooled, Sample(100, 5, frames=8)).length == 8 * (144 + 5) + 100
+
+
 def test_numbers_of_the_published_model(skeleton: Callable[..., Skeleton]) -> None:
     parts = skeleton("mg_llava_vicuna7b_instruct").parts()
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

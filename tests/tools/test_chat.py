@@ -13,9 +13,11 @@ from mg_llava.commands import chat as command
 from mg_llava.commands.chat import Chat, converse
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.open import open_records
+from mg_llava.data.records.schema import parse_record
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.conversation import Conversation
 from tests.inference.serving_toys import BOXES, a_picture, make_predictor
+from tests.videos import write_video
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,25 @@ def test_a_saved_talk_is_a_record(chat: Chat, picture: Path, tmp_path: Path) -> 
     assert [turn["from"] for turn in record["conversations"]] == ["human", "gpt"]
     records = open_records(tmp_path / "talk.json")
     assert len(records) == 1
+
+
+def test_a_talk_about_a_video(chat: Chat, predictor: Predictor, picture: Path, tmp_path: Path, capsys: Any) -> None:
+    clip = write_video(tmp_path / "clip.mp4", frames=9)
+    take_all(chat, f"/image {clip}", "/boxes none", "what <video>?", "and then?", f"/save {tmp_path / 'talk.json'}")
+    turns: list[tuple[str, str]] = [("human", "<video>\nwhat ?")]
+    for question in ("and then?", None):
+        wanted = predictor.predict_many([Request(turns, str(clip), [[]] * 8)])[0]
+        turns += [("gpt", wanted.text), *([("human", question)] if question else [])]
+    assert chat.conversation.turns == turns and len(chat.conversation.answer.pictures) == 8
+    (record,) = open_records(tmp_path / "talk.json")
+    assert parse_record(record).video == str(clip)
+    with pytest.raises(ValueError, match="about pictures or about one video"):
+        chat.take(f"/image {picture}")
+    (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:400])
+    take_all(chat, "/reset", f"/image {picture}")
+    for path, message in ((clip, "about pictures or about one video"), (tmp_path / "broken.mp4", "cannot be read")):
+        with pytest.raises(ValueError, match=message):
+            chat.take(f"/image {path}")
 
 
 @pytest.mark.parametrize(

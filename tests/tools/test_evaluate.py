@@ -4,8 +4,10 @@ import base64
 import csv
 import io
 import json
+import re
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ import torch
 from PIL import Image
 
 from mg_llava.evaluation.benchmark import BENCHMARKS
+from mg_llava.evaluation.judging.run import CallableJudge
 from tests import forked, toy
 from tests.hf.conftest import write_folder
 from tests.run import TOOLS, run_tool
+from tests.videos import write_video
 
 ROWS = 6
 CONFIG = """
@@ -154,6 +158,71 @@ def test_ablation(trained: list[str], tmp_path: Path) -> None:
     assert "boxes none, fusion off" in text
     replies = {path.parent.parent.name: path.read_text() for path in out.rglob("predictions.jsonl")}
     assert len(replies) == 4 and len(set(replies.values())) > 1
+
+
+def write_video_qa(root: Path, name: str, answers: Sequence[str]) -> Path:
+    """Four questions about two clips, in the files of the release."""
+    folder = root / name
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    for clip, frames in (("vid1", 9), ("vid2", 3)):
+        write_video(folder / "videos" / f"{clip}.avi", frames=frames)
+    asked = ["what is there?", "is it a digit?"] * 2
+    questions = [
+        {"video_name": f"vid{1 + n // 2}", "question": text, "question_id": f"v_{name}_{n}_0"}
+        for n, text in enumerate(asked)
+    ]
+    (folder / "test_q.json").write_text(json.dumps(questions))
+    (folder / "test_a.json").write_text(json.dumps([{"answer": answer, "type": 0} for answer in answers]))
+    return folder
+
+
+@pytest.mark.slow
+def test_videos_are_judged_and_their_answers_looked_into(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MSVD-QA and MSRVTT-QA: asked, judged and scored by the commands; both numbers stand side by side."""
+    root, out, names = tmp_path / "data", tmp_path / "out", ("msvd_qa", "msrvtt_qa")
+    for name in names:
+        write_video_qa(root, name, ["man"] * 4)
+    (root / "boxes").mkdir()
+    boxes = [{"id": f"vid1#{n}", "boxes": [[4 + n, 6, 30, 28]], "scores": [0.9], "labels": ["a"]} for n in range(8)]
+    (root / "boxes" / "msvd_qa.json").write_text(json.dumps(boxes))
+    options = ["--data", root, "--out", out, "--max-new-tokens", 4]
+    status, text, err = run_tool("evaluate", *trained, "--benchmarks", ",".join(names), *options)
+    assert status == 0, err
+    table = {line.split()[0]: line for line in text.splitlines() if line.startswith("ms")}
+    assert "71.5" in table["msvd_qa"] and "59.8" in table["msrvtt_qa"]
+    results = json.loads((out / "results.json").read_text())["benchmarks"]
+    shown, counts = (results["msvd_qa"][name] for name in ("boxes", "counts"))
+    assert (shown["with"], shown["without"], shown["counts"]["with"], counts["answered"]) == (2, 2, 16, 4)
+    assert results["msvd_qa"]["headline"]["value"] is None, "there is no judge yet"
+    monkeypatch.setattr("mg_llava.commands.judge.EndpointJudge", lambda *_: CallableJudge("mine", grade))
+    for name in names:
+        given = ["--predictions", out / name / "predictions.jsonl"]
+        lines = [json.loads(line) for line in given[1].read_text().splitlines()]
+        assert [set(line) for line in lines] == [{"id", "question", "answer", "pred"}] * 4
+        assert all(re.search(r"\w", line["pred"]) for line in lines)
+        # two true answers are words of what was said
+        words = [re.findall(r"\w+", line["pred"])[0] for line in lines[:2]]
+        folder = write_video_qa(root, name, [*words, "zebra", "zebra"])
+        data = ["--data", folder / "test_q.json", "--data", folder / "test_a.json"]
+        judged = ["--out", tmp_path / f"{name}.jsonl", "--endpoint", "http://judge", "--model", "mine"]
+        status, text, err = run_tool("judge", name, *data, *given, *judged)
+        assert status == 0, err
+        scored = ["--predictions", judged[1], "--out", tmp_path / f"{name}.json"]
+        status, text, err = run_tool("score", name, *data, *scored)
+        assert status == 0, err
+        assert text.index("official") < text.index("containment")
+        result = json.loads(scored[3].read_text())
+        rules = {rule: content["metrics"]["accuracy"] for rule, content in result["rules"].items()}
+        assert rules == {"official": 0.75, "containment": 0.5} and result["judge"] == "mine"
+        assert result["rules"]["official"]["metrics"]["score"] == 3.0
+
+
+def grade(messages: Sequence[Mapping[str, str]]) -> str:
+    """A judge that likes all answers but one of those to the second clip."""
+    is_liked = "is it" not in messages[-1]["content"] or "zebra" not in messages[-1]["content"]
+    return "{'pred': 'yes', 'score': 4}" if is_liked else "{'pred': 'no', 'score': 0}"
 
 
 def test_list_and_usage(trained: list[str], tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ from mg_llava.data.pictures import files as pictures
 from mg_llava.data.records.schema import BoxRecord, RecordError
 from mg_llava.work.urls import local_file
 
-__all__ = ["BadRecord", "BoxStore", "MissingBox", "check_frames", "frame_keys", "open_box_store", "picture_keys"]
+__all__ = [
+    *("BadRecord", "BoxStore", "MissingBox", "check_frames", "frame_keys", "frame_problem", "open_box_store"),
+    "picture_keys",
+]
 
 _SHOWN = 5
 _LARGE = 100 << 20
@@ -190,15 +193,20 @@ def check_frames(store: BoxStore, ids: Iterable[str], frames: int) -> None:
         RecordError: A video has boxes for another number of frames; names both.
     """
     for record_id in ids:
-        keys = (f"{record_id}#{number}" for number in (0, frames - 1, frames))
-        first, last, more = (store.find(key) is not None for key in keys)
-        if first and (more or not last):
-            found = next(n for n in count() if store.find(f"{record_id}#{n}") is None)
+        if problem := frame_problem(store.find, record_id, frames):
             raise RecordError(
-                f"{store.source} has boxes for {found} frames of video {record_id!r}, and {frames} frames are taken; "
-                f"make boxes with tools/generate_boxes.py --frames {frames}, or set frames={found} in the picture "
-                "processor's video"
+                f"{store.source} has {problem}; make boxes with tools/generate_boxes.py --frames {frames}, or set "
+                "another number of frames in the picture processor's video"
             )
+
+
+def frame_problem(find: Callable[[str], Any], record_id: str, frames: int) -> str | None:
+    """Both numbers, where boxes of a video are for another number of frames; ``find`` gives None for no boxes."""
+    first, last, more = (find(f"{record_id}#{number}") is not None for number in (0, frames - 1, frames))
+    if not first or (last and not more):
+        return None
+    found = next(number for number in count() if find(f"{record_id}#{number}") is None)
+    return f"boxes for {found} frames of video {record_id!r}, and {frames} frames are taken"
 
 
 def _read_json(path: str | Path, bad: BadRecord) -> BoxTable:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg_llava.data.boxes.filter import BoxLimits
+from mg_llava.data.boxes.store import frame_problem
 from mg_llava.data.records.regions import Region
 from mg_llava.data.records.schema import NO_BOXES, BoxRecord
 from mg_llava.data.text.coordinates import are_writable
@@ -86,6 +87,9 @@ def check_links(check: LinkCheck, job: tuple[int, int, int]) -> LinkResult:
         drawn, pictures, budget = 0, len(used.images), source.budget_of(used.is_video)
         limits = BoxLimits(bool(used.length) and budget.is_long(used.length, pictures, used.crops))
         known = result.boxes
+        if used.is_video and source.table is not None:
+            if problem := frame_problem(source.table.find, used.id, pictures):
+                result.found.append(Found("boxes_other_frames", used.id, used.row, problem))
         for name, key in zip(used.images, used.box_keys, strict=True):
             if source.has_folder and source.is_outside(name):
                 result.found.append(Found("outside_picture", used.id, used.row, name))

@@ -123,6 +123,44 @@ def test_cropped_boxes_are_shifted_and_clipped():
         assert kept.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("mode", ["reference", "exact"])
+@pytest.mark.parametrize(("width", "height"), [(640, 360), (360, 640), (320, 240), (97, 211), (50, 50)])
+def test_cropped_boxes_lie_on_what_they_are_about(width, height, mode):
+    """A bright mark on a dark frame, cropped as the reference crops frames: its box is found in the pixels."""
+    processor = PictureProcessor(96, pad_to_square=False, mode=mode, nms_iou=None)
+    rng = np.random.default_rng(width)
+    for _ in range(12):
+        corners = np.sort(rng.integers(0, (width, height), (2, 2)), axis=0) + np.array([[0, 0], [9, 9]])
+        box = np.minimum(corners, (width, height)).flatten().tolist()
+        picture = Image.new("RGB", (width, height))
+        picture.paste((255, 255, 255), tuple(box))
+        out = processor(picture, make_box_record([box]))
+        rows, columns = np.where(out.pixels[0].numpy() > 127)
+        if not len(rows):
+            assert out.is_empty or (out.boxes[0, 2:] - out.boxes[0, :2]).min() <= 2, "only what the crop cuts off"
+            continue
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(out.boxes[0], seen, atol=1.5)
+
+
+CROPPED = {
+    "cut at the left": ((1280, 720), [100, 100, 500, 400], [0, 107, 235, 427]),
+    "inside": ((1280, 720), [400, 90, 700, 633], [129, 96, 449, 675]),
+    "cut at the right": ((640, 480), [500, 20, 640, 460], [672, 32, 768, 736]),
+    "only its edge": ((1280, 720), [100, 0, 279, 720], [0, 0, 0, 768]),
+    "cut off": ((1280, 720), [0, 0, 278, 720], None),
+    "cut above": ((480, 640), [0, 0, 480, 100], [0, 0, 768, 32]),
+}
+
+
+@pytest.mark.parametrize("name", CROPPED)
+def test_cropped_frames_have_the_boxes_of_the_reference(name):
+    """By hand: times 768 over the shorter side, rounded half to even, minus half of what is over, clipped."""
+    (width, height), box, expected = CROPPED[name]
+    out = PictureProcessor(768, pad_to_square=False)(Image.new("RGB", (width, height)), make_box_record([box]))
+    assert out.is_empty == (expected is None) and (out.is_empty or out.boxes[0].tolist() == expected)
+
+
 def test_exact_mode_clips_to_the_picture_and_has_no_shift():
     processor = PictureProcessor(768, mode="exact", nms_iou=None)
     record = make_box_record(

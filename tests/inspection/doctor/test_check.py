@@ -16,6 +16,7 @@ from mg_llava.inspection.doctor import images as images_module
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS
 from mg_llava.registry import DATASETS
 from tests.data.broken import write_broken, write_clean
+from tests.videos import write_video
 from tests.work.test_tar_files import write_tar
 
 QUIET = CheckOptions(workers=1, show_progress=False)
@@ -343,3 +344,27 @@ def test_hashes_are_made_when_they_are_needed(broken, tmp_path):
     for _ in range(2):
         again = replace(options, evaluation=(broken.evaluation(),))
         assert ids_by_kind(check_dataset(broken.arguments(), again))["eval_leak"] == {"leaked"}
+
+
+def test_records_about_videos(tmp_path):
+    """Frames count as pictures; boxes of another number of frames are an error, as in training."""
+    data = write_clean(tmp_path / "data", records=1)
+    for name in ("good", "broken"):
+        write_video(data.folder / "images" / f"{name}.mp4", frames=9)
+    cut = data.folder / "images" / "broken.mp4"
+    cut.write_bytes(cut.read_bytes()[:400])
+    talk = [{"from": "human", "value": "<video>\nwhat is there?"}, {"from": "gpt", "value": "two digits"}]
+    records = [{"id": name, "video": f"{name}.mp4", "conversations": talk} for name in ("good", "broken")]
+    (data.folder / "records.json").write_text(json.dumps(records))
+    boxes = [{"id": f"{name}#{n}", "boxes": [[4, 6, 20, 30]]} for name in ("good", "broken") for n in range(4)]
+    (data.folder / "boxes.json").write_text(json.dumps([{**one, "scores": [0.9], "labels": ["a"]} for one in boxes]))
+    processor = data.arguments()["picture_processor"]
+    report, few = (
+        check_dataset(data.arguments(picture_processor={**processor, "video": {"frames": frames}}), QUIET)
+        for frames in (4, 2)
+    )
+    assert ids_by_kind(report).get("undecodable_picture") == {"broken"} and report.errors == 0
+    assert "boxes_other_frames" not in ids_by_kind(report) and report.sources[0].summary["pictures"] == 8
+    assert ids_by_kind(few)["boxes_other_frames"] == {"good", "broken"} and few.errors == 2
+    with pytest.raises(RecordError, match="boxes for 4 frames of video 'good', and 2 frames are taken"):
+        DATASETS.build(data.arguments(picture_processor={**processor, "video": {"frames": 2}}))
