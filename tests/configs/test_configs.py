@@ -159,6 +159,30 @@ def test_the_papers_models_have_the_papers_schedule(name: str, stage: str, total
     assert config.model.llm.tuning == {"pretrain": "frozen", "instruct": "full"}[stage]
 
 
+@pytest.mark.parametrize(
+    ("name", "samples", "gpus", "tuning"),
+    [
+        ("pretrain_video", 256, 8, "frozen"),
+        ("instruct_video", 128, 16, "full"),
+        ("instruct_video_qlora", 128, 16, "qlora"),
+    ],
+)
+def test_the_video_model_is_trained_as_the_reference(name: str, samples: int, gpus: int, tuning: str) -> None:
+    config = Config.fromfile(ROOT / "configs" / "video" / f"mg_llava_vicuna7b_{name}.py")
+    assert config.train_dataloader.batch_size * config.optim_wrapper.accumulative_counts * gpus == samples
+    for part in (config, config.train_dataloader.dataset):
+        assert part.picture_processor.video == dict(frames=8, pad_to_square=False)
+    assert config.train_dataloader.dataset.budget.context_length >= 8 * (576 + 20) + 1472, (
+        "boxes and text beside frames"
+    )
+    assert config.optim_wrapper.optimizer.lr == (1e-3 if tuning == "frozen" else 2e-5)
+    assert config.model.llm.tuning == tuning and config.train_cfg.max_epochs == 1
+    if tuning == "qlora":
+        assert config.model.llm.lora == dict(r=512, lora_alpha=256, lora_dropout=0.05)
+    if tuning != "frozen":
+        assert Path(config.model.pretrained_pth).name == "mg_llava_vicuna7b_pretrain_video"
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_names_of_leaves_are_true(leaf: str) -> None:
     config = read(leaf)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mg_llava.data.collate import collate
 from mg_llava.data.dataset import LLaVADataset
@@ -18,6 +18,7 @@ from mg_llava.hf import MGLLaVAImageProcessor, MGLLaVAProcessor
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest
 from tests import toy
+from tests.hf import conftest
 from tests.settings import grouped
 from tests.videos import write_video
 
@@ -93,3 +94,26 @@ def test_boxes_of_another_number_of_frames_and_damaged_videos_are_refused(
     (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:400])
     with pytest.raises(PictureError, match=r"broken\.mp4"):
         predictor.predict_many([Request(QUESTION, str(tmp_path / "broken.mp4"))])
+
+
+def test_a_folder_pools_frames_as_the_trained_model_does(
+    clip: Path, toy_paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(conftest.PROCESSOR, "video", {"frames": FRAMES, "pad_to_square": False})
+    folder = tmp_path / "model"
+    model = conftest.write_folder(folder, toy_paths, frame_pooler={"type": "mg_llava.FramePooling"})
+    loaded, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    inputs = processor(conversation=[{"role": "user", "content": QUESTION}], images=str(clip), boxes=scored())
+    read = {**inputs, "input_ids": inputs["input_ids"], "canvas": inputs["pixel_values"]}
+    data = {**{name: read[name] for name in ("input_ids", "attention_mask", "canvas", "boxes")}, "labels": None}
+    data["labels"] = torch.full_like(data["input_ids"], -100)
+    wanted = model({**data, "frames": inputs["frames"].tolist()}, mode="tensor")["logits"]
+    with torch.no_grad():
+        found = loaded(**inputs).logits
+    assert found.shape[1] == inputs["input_ids"].shape[1] - FRAMES + FRAMES * (1 + 2), (
+        "one token and two boxes a frame"
+    )
+    torch.testing.assert_close(found, wanted)
+    new = loaded.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    answer = Predictor.from_pretrained(folder, max_new_tokens=4).predict(str(clip), QUESTION, scored())
+    assert answer.token_ids == tuple(new.tolist()[: len(answer.token_ids)]) and answer.token_ids
