@@ -215,7 +215,7 @@ def random_frame(rng: np.random.Generator) -> Frame:
     return Frame(side, short) if rng.random() < 0.5 else Frame(short, side)
 
 
-def _place(
+def place(
     rng: np.random.Generator,
     pixels: np.ndarray,
     frame: Frame,
@@ -224,6 +224,7 @@ def _place(
     cell: tuple[int, int],
     level: int,
 ) -> Mark:
+    """Draw a digit, or a distractor for -1, into a cell of ``pixels`` (in place), anywhere in the cell."""
     tiles = digit_tiles(split)[digit] if digit >= 0 else shape_tiles()
     tile = tiles[rng.integers(len(tiles))]
     height = rng.uniform(*LEVEL_HEIGHTS[level])
@@ -236,7 +237,8 @@ def _place(
     return Mark(digit, row, column, level, box)
 
 
-def _finish(rng: np.random.Generator, pixels: np.ndarray, marks: list[Mark]) -> Scene:
+def finish(rng: np.random.Generator, pixels: np.ndarray, marks: list[Mark]) -> Scene:
+    """The picture, with some noise."""
     pixels = pixels + rng.normal(0, 2.0, pixels.shape[:2]).astype(np.float32)[..., None]
     return Scene(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), tuple(marks))
 
@@ -270,8 +272,8 @@ def draw_scene(rng: np.random.Generator, split: Split, sample: Sampler = sample_
     frame = random_frame(rng)
     pixels = draw_background(rng, split, frame)
     layout = sample(rng, *frame.usable_cells())
-    marks = [_place(rng, pixels, frame, split, digit, (row, column), level) for digit, row, column, level in layout]
-    return _finish(rng, pixels, marks)
+    marks = [place(rng, pixels, frame, split, digit, (row, column), level) for digit, row, column, level in layout]
+    return finish(rng, pixels, marks)
 
 
 def draw_dense_scene(rng: np.random.Generator, split: Split, fill: float = 0.8) -> Scene:
@@ -284,8 +286,8 @@ def draw_dense_scene(rng: np.random.Generator, split: Split, fill: float = 0.8) 
         for column in columns:
             if rng.random() < fill:
                 digit = int(rng.integers(10)) if rng.random() < 0.8 else -1
-                marks.append(_place(rng, pixels, frame, split, digit, (row, column), int(rng.integers(3))))
-    return _finish(rng, pixels, marks)
+                marks.append(place(rng, pixels, frame, split, digit, (row, column), int(rng.integers(3))))
+    return finish(rng, pixels, marks)
 
 
 def to_canvas(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
