@@ -90,9 +90,9 @@ class Chat:
         return True
 
     def _show(self, path: str) -> None:
-        from mg_llava.data.inputs import open_pictures
+        from mg_llava.data.inputs import open_shown
 
-        open_pictures([path], 1, "the conversation")
+        open_shown([path], 1, "the conversation")
         self.conversation.show(path)
 
     def _set(self, name: str, value: str) -> None:

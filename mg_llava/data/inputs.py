@@ -120,7 +120,7 @@ def list_video(pictures: Sequence[PictureLike]) -> str | None:
     return os.fspath(only) if isinstance(only, str | os.PathLike) and is_video(only) else None
 
 
-def open_pictures(pictures: Sequence[PictureLike], frames: int, owner: str) -> list[Image.Image]:
+def open_shown(pictures: Sequence[PictureLike], frames: int, owner: str) -> list[Image.Image]:
     """Decoded pictures, or so many frames of a video.
 
     Raises:

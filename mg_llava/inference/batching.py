@@ -23,7 +23,7 @@ from mg_llava.data.inputs import (
     list_video,
     make_boxes,
     make_turns,
-    open_pictures,
+    open_shown,
 )
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import ProcessedPicture
@@ -98,7 +98,7 @@ class PreparedRequest:
         """
         picture = self.request.picture
         if not callable(picture):
-            return open_pictures(self.listed, self.count, self.owner)
+            return open_shown(self.listed, self.count, self.owner)
         opened = picture()
         images = [opened] if isinstance(opened, Image.Image) else list(opened)
         if len(images) != self.count:

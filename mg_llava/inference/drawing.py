@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mg_llava.data.inputs import PictureLike, list_pictures, open_pictures
+from mg_llava.data.inputs import PictureLike, list_pictures, open_shown
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.drawing.boxes import MARGIN, PAPER, draw_boxes, draw_text
@@ -41,7 +41,7 @@ def draw_answer(
     Raises:
         ValueError: If pictures and answer do not belong together.
     """
-    pictures = open_pictures(list_pictures(picture, "the answer"), max(1, len(answer.pictures)), "the answer")
+    pictures = open_shown(list_pictures(picture, "the answer"), max(1, len(answer.pictures)), "the answer")
     if processor is not None:
         pictures = [to_rgb(image, processor.mode, processor.apply_exif) for image in pictures]
     if len(pictures) != len(answer.pictures):
