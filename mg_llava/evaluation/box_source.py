@@ -19,11 +19,11 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mg_llava.data.boxes.augment import BoxAugmentation
-from mg_llava.data.boxes.store import BoxStore, open_box_store
+from mg_llava.data.boxes.store import BoxStore, frame_problem, open_box_store
 from mg_llava.data.inputs import make_boxes
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.open import fingerprint
-from mg_llava.data.records.schema import NO_BOXES, BoxRecord
+from mg_llava.data.records.schema import NO_BOXES, BoxRecord, RecordError
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.registry import PROPOSERS
 
@@ -180,6 +180,9 @@ class BoxSource:
             question: The question.
             images: Its picture; of a video its frames. Used where boxes are looked up by content, found by the
                 detector or moved; without them boxes are not clipped to the picture.
+
+        Raises:
+            RecordError: The boxes of a video are for another number of frames.
         """
         key = question.id if question.box_key is None else question.box_key
         name = question.picture_key or str(key)
@@ -187,6 +190,8 @@ class BoxSource:
         if question.frames is None:
             found = [self._one(str(key), name, shown[0])]
         else:
+            if self._store is not None and (problem := frame_problem(self._store.find, str(key), len(shown))):
+                raise RecordError(f"{self._store.source} has {problem}; make boxes with --frames {len(shown)}")
             found = [self._one(f"{key}#{i}", f"{name}#{i}", frame) for i, frame in enumerate(shown)]
         counts = Counter(source for _, source in found)
         counts["empty"] = sum(record is not None and not len(record) for record, _ in found)

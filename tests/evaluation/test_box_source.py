@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mg_llava.data.records.schema import NO_BOXES, make_box_record
+from mg_llava.data.records.schema import NO_BOXES, RecordError, make_box_record
 from mg_llava.evaluation.benchmark import Question
 from mg_llava.evaluation.box_source import build_box_source, parse_box_spec
 
@@ -172,3 +172,14 @@ def test_frames_of_a_video_have_boxes_each(image: Image.Image) -> None:
     found, counts = source.look_up(video, [image, image.resize((50, 40)), image])
     assert [record.boxes[0, 2] for record in found] == [100, 50, 100] and counts == {"generated": 3}
     assert build_box_source("none").look_up(video) == ((NO_BOXES,) * 3, {"without": 3})
+
+
+def test_boxes_of_other_frames_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "frames.json"
+    file.write_text(json.dumps({f"v#{n}": RECORDS["q0"] for n in range(4)}))
+    source = build_box_source("detected", file)
+    assert source.look_up(question("v", frames=4, picture_key="v.mp4")).counts == {"with": 4}
+    assert source.look_up(question("w", frames=3, picture_key="w.mp4")).counts == {"without": 3}
+    for frames in (3, 8):
+        with pytest.raises(RecordError, match=f"boxes for 4 frames of video 'v', and {frames} frames are taken"):
+            source.look_up(question("v", frames=frames, picture_key="v.mp4"))
