@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
 
 
+@cache
 def parsed_files() -> list[tuple[str, ast.Module]]:
     """Files of tests with their trees."""
     return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in _paths()]
