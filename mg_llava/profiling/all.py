@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -71,6 +72,8 @@ class Measured(NamedTuple):
     result: dict[str, Any] | None
     """None where it failed; the table is its error then."""
     seconds: float
+    cpu_seconds: float
+    """Of all its processes: what a busy machine does not change much."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +101,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     about = describe_setup()
     found = [_measure(command) for command in commands]
     print()
-    print_table([("benchmark", "seconds", "times faster"), *((one.command, one.seconds, _gain(one)) for one in found)])
+    rows = [(one.command, one.seconds, one.cpu_seconds, _gain(one)) for one in found]
+    print_table([("benchmark", "seconds", "CPU s", "times faster"), *rows])
     if page is not None:
         write_between_marks(page, describe_tables(about, found), "benchmarks")
     if failed := [one.command for one in found if one.result is None]:
@@ -131,19 +135,26 @@ def describe_tables(about: dict[str, Any], found: list[Measured]) -> str:
 def _measure(command: str) -> Measured:
     """Run one benchmark, and print what it prints."""
     print(f"\n== {command}", flush=True)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _processor_seconds()
     line = [sys.executable, "-c", _MAIN, *command.split()]
     done = subprocess.run(line, capture_output=True, text=True, env=child_environment())
-    seconds = time.perf_counter() - start
-    table, result = done.stdout.strip(), None
+    seconds, cpu_seconds = time.perf_counter() - start, _processor_seconds() - before
+    table, _, last = done.stdout.strip().rpartition("\n")
+    result = None
     if done.returncode == 0:
-        table, _, last = table.rpartition("\n")
-        result = json.loads(last)
-    else:
-        table = done.stderr.strip()[-2000:]
+        with contextlib.suppress(ValueError):  # it ended without a result
+            result = json.loads(last)
+    if result is None:
+        table = f"exit status {done.returncode}\n{done.stdout.strip()}\n{done.stderr.strip()}"[-2000:]
     table = re.sub(r"\n{3,}", "\n\n", table).strip()
     print(table, flush=True)
-    return Measured(command, table, result, seconds)
+    return Measured(command, table, result, seconds, cpu_seconds)
+
+
+def _processor_seconds() -> float:
+    """Of all processes that have ended below this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _gain(one: Measured) -> str:

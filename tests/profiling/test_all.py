@@ -1,6 +1,10 @@
 """All benchmarks in one command, of which this runs the shortest; and the page that it writes."""
 
 import json
+import re
+from argparse import Namespace
+
+import pytest
 
 from mg_llava.profiling import all as every
 from mg_llava.profiling._measure import ROOT
@@ -32,6 +36,17 @@ def test_tables_of_all_are_written_into_the_page(tmp_path, monkeypatch):
     done = run_tool("benchmark", "all", "--quick", "--only", "checkpoint")
     assert done.result["results"]["checkpoint --size 20"]["benchmark"] == "checkpoint" and page.read_text() == text
     assert done.result["date"] == about["date"] and json.dumps(done.result["versions"])
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
+def test_a_benchmark_that_ends_without_a_result_has_failed(tmp_path, monkeypatch, capsys, end):
+    (page := tmp_path / "page.md").write_text(PAGE)
+    monkeypatch.setattr(every, "QUICK", ("boxes",))
+    monkeypatch.setattr(every, "_MAIN", f"import os; print('half a table', flush=True); {end}")
+    with pytest.raises(RuntimeError, match="these failed: boxes"):
+        every.run(Namespace(quick=True, only=[], page=page))
+    assert "half a table" in page.read_text() and f"exit status {-9 if end else 0}" in page.read_text()
+    assert re.search(r"boxes +\S+ +\S+ +failed", capsys.readouterr().out)
 
 
 def test_unknown_benchmarks_are_named():
