@@ -233,9 +233,13 @@ class RoIAlignBoxProjector(ObjectReader):
         bins: Bins of RoIAlign along each axis; slightly changes the mean, published weights need 56.
         stages: Indices of the stages to read, -1 for the last; ``None`` reads all. They are read on the grid of the
             finest one among them.
+        token_norm: Norm that every token is given, about that of a word's embedding; None leaves it free, as
+            published. Where box features have a large mean, a projector that learns fast grows tokens by a vector that
+            is the same for all boxes before it tells them apart, and the LLM stops looking at them.
 
     Raises:
-        ValueError: If ``stages`` names a stage that the encoder does not have, or ``depth`` is below 1.
+        ValueError: If ``stages`` names a stage that the encoder does not have, ``depth`` is below 1, or
+            ``token_norm`` is not positive.
     """
 
     def __init__(
@@ -245,9 +249,12 @@ class RoIAlignBoxProjector(ObjectReader):
         depth: int = 2,
         bins: int = 56,
         stages: Sequence[int] | None = None,
+        token_norm: float | None = None,
     ) -> None:
         super().__init__()
-        self.bins = bins
+        if token_norm is not None and not token_norm > 0:
+            raise ValueError(f"token_norm must be positive, found {token_norm}; None leaves norms as they are")
+        self.bins, self.token_norm = bins, token_norm
         count = len(stage_channels)
         if stages is not None and (not stages or not all(-count <= index < count for index in stages)):
             raise ValueError(f"stages={list(stages)} must be indices into the encoder's {count} stages, at least one")
@@ -276,4 +283,7 @@ class RoIAlignBoxProjector(ObjectReader):
         different orders.
         """
         assert self.model is not None
-        return self.model(pooled.to(self.model[0].weight.dtype))
+        tokens = self.model(pooled.to(self.model[0].weight.dtype))
+        if self.token_norm is None:
+            return tokens
+        return (F.normalize(tokens.float(), dim=-1) * self.token_norm).to(tokens.dtype)

@@ -316,6 +316,27 @@ def test_chosen_stages_and_depth() -> None:
     assert len(module.model) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_of_one_norm(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    free = RoIAlignBoxProjector(CHANNELS, 10, bins=7).to(dtype)
+    held = RoIAlignBoxProjector(CHANNELS, 10, bins=7, token_norm=2.0).to(dtype)
+    held.load_state_dict(free.state_dict())  # the setting adds no weight
+    pooled = 100 * torch.randn(6, free.in_channels)
+    tokens, wanted = held.project(pooled), free.project(pooled)
+    assert tokens.dtype == dtype and held.project(pooled[:0]).shape == (0, 10)
+    torch.testing.assert_close(tokens.float().norm(dim=1), torch.full((6,), 2.0), rtol=1e-2, atol=0)
+    torch.testing.assert_close(F.cosine_similarity(tokens.float(), wanted.float()), torch.ones(6), rtol=1e-2, atol=0)
+    tokens.float().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in held.parameters())
+
+
+@pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
+def test_norms_that_no_token_can_have(norm: float) -> None:
+    with pytest.raises(ValueError, match=f"token_norm must be positive, found {norm}"):
+        RoIAlignBoxProjector(CHANNELS, 10, token_norm=norm)
+
+
 def test_registry_name() -> None:
     module = MODELS.build({"type": "mg_llava.RoIAlignBoxProjector", "stage_channels": CHANNELS, "out_channels": 4})
     assert isinstance(module, RoIAlignBoxProjector)
