@@ -7,6 +7,8 @@ and answers text-only questions. Its token layout is the one of the model: BOS, 
 Examples:
     python data/nano/pretrain_llm.py                      # into data/nano/llm
     python data/nano/pretrain_llm.py --steps 300 --out /tmp/llm
+    # goes on with scenes whose map is not sure of digits, into data/nano/object_llm
+    python data/nano/pretrain_llm.py --start data/nano/llm --steps 400 --stop 301 --lr 1e-3 --matrix-lr 0.01
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import torch.nn.functional as F
 from optimizer import Optimizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -78,6 +80,8 @@ PHASES = (
 )
 """From easy to hard: with noise, object tokens and empty cells from the start, "which digit is at the top" stays at a
 guess among the digits for over a thousand steps. "Is there a 7" needs a while in which it is asked often."""
+POOR_MAPS = replace(PHASES[-1], noise=rendering.Noise(no_objects=0.3, poor_map=0.5))
+"""Objects were read for "largest" alone: too few scenes had objects that told what their map did not."""
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -93,19 +97,12 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(rendering.SCENE_WORDS),
-        special_tokens=[PAD, BOS, EOS, UNK, *bytes_],
-        show_progress=False,
-    )
+    size, special = VOCABULARY - len(rendering.SCENE_WORDS), [PAD, BOS, EOS, UNK, *bytes_]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(_corpus(seed), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **{"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNK},
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-        padding_side="right",
-    )
+    names = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
+    others = {"clean_up_tokenization_spaces": False, "model_max_length": 512, "padding_side": "right"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **others)
     fast.add_tokens([AddedToken(word, normalized=False) for word in rendering.SCENE_WORDS])
     return fast
 
@@ -290,13 +287,14 @@ def _plant_column_heads(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
 
 
 def train(llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace) -> None:
-    """Muon and AdamW with warm-up and cosine; every batch is new."""
+    """Muon and AdamW with warm-up and cosine; every batch is new. An LLM that goes on has had all phases but one."""
+    phases = (POOR_MAPS,) if arguments.start else PHASES
     rng = np.random.default_rng(arguments.seed)
     matrices = [parameter for parameter in llm.model.layers.parameters() if parameter.ndim == 2]
     optimizer = Optimizer(llm, matrices, arguments.steps, arguments.lr, matrix_lr=arguments.matrix_lr)
     start, average = time.time(), 0.0
     for step in range(min(arguments.steps, arguments.stop)):
-        sampler.phase = next(phase for phase in PHASES if step < phase.until * arguments.steps)
+        sampler.phase = next(phase for phase in phases if step < phase.until * arguments.steps)
         embeddings, labels, positions = sampler.batch(rng, arguments.batch_size)
         hidden = llm.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
         wanted = labels[:, 1:] != IGNORE
@@ -306,7 +304,7 @@ def train(llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace
         weights = torch.bincount(answers)[answers].float().rsqrt()  # an answer of n tokens weighs sqrt(n)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
         optimizer.step(loss)
-        if step < HELD_SHARE * arguments.steps:
+        if not arguments.start and step < HELD_SHARE * arguments.steps:
             plant_matching_head(llm, sampler.writer.tokenizer)
         average += (loss.item() - average) * max(0.02, 1 / (step + 1))
         if step % 50 == 0:
@@ -334,14 +332,16 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: %(default)s)")
     parser.add_argument("--matrix-lr", type=float, default=0.02, help="of Muon (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=HERE / "llm", help="default: data/nano/llm")
+    parser.add_argument("--out", type=Path, help="default: data/nano/llm, or object_llm with --start")
+    parser.add_argument("--start", type=Path, help="LLM of an earlier run to go on with")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    tokenizer = build_tokenizer(arguments.seed)
-    llm = build_llm(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.start) if arguments.start else build_tokenizer(arguments.seed)
+    known = arguments.start and LlamaForCausalLM.from_pretrained(arguments.start, torch_dtype=torch.float32).train()
+    llm = known or build_llm(tokenizer)
     renderer = rendering.Renderer(llm.model.embed_tokens, tokenizer)
     train(llm, Sampler(Writer(tokenizer), renderer, arguments.turns, PHASES[0]), arguments)
-    save(llm, tokenizer, arguments.out)
+    save(llm, tokenizer, arguments.out or HERE / ("object_llm" if arguments.start else "llm"))
 
 
 if __name__ == "__main__":

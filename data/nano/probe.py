@@ -6,6 +6,7 @@ pictures and scored on held-out ones; the LLM is scored on perfect text renderin
 Examples:
     python data/nano/probe.py
     python data/nano/probe.py --part llm --scenes 500
+    python data/nano/probe.py --part llm --llm object_llm
 """
 
 from __future__ import annotations
@@ -106,19 +107,26 @@ def _question(rng: np.random.Generator, layout: language.Layout, kind: str) -> l
 
 
 def probe_llm(folder: Path, count: int) -> None:
-    """Print the accuracy of the LLM by kind of question, from perfect renderings with and without object tokens."""
+    """Print the LLM's accuracy by kind of question, with and without object tokens, from perfect and poor maps."""
     llm = LlamaForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     renderer = rendering.Renderer(llm.model.embed_tokens, tokenizer)
-    for title, no_objects in (("map and objects", 0.0), ("map alone", 1.0)):
-        noise = replace(rendering.CLEAN, no_objects=no_objects)
+    maps = {"map": 0.0, "poor map": 1.0}
+    for title, poor, no_objects in (
+        (f"{name}{rest}", poor, no_objects)
+        for name, poor in maps.items()
+        for rest, no_objects in ((" and objects", 0.0), (" alone", 1.0))
+    ):
+        noise = replace(rendering.CLEAN, no_objects=no_objects, poor_map=poor)
         phase = replace(pretrain_llm.PHASES[-1], noise=noise)
         sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), renderer, 1, phase)
         scores = {
             kind: answers_right(llm, sampler, kind, count, 7)
             for kind in (*language.KINDS, "caption", "where", "text-only")
         }
-        print(f"llm from text, {title}: " + "  ".join(f"{kind} {score:.1f}" for kind, score in scores.items()))
+        print(
+            f"{folder.name} from text, {title}: " + "  ".join(f"{kind} {score:.1f}" for kind, score in scores.items())
+        )
 
 
 def main() -> None:
@@ -127,13 +135,14 @@ def main() -> None:
     parser.add_argument("--part", choices=("all", "clip", "convnext", "llm"), default="all")
     parser.add_argument("--pictures", type=int, default=400, help="pictures per split (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=300, help="scenes per kind of question (default: %(default)s)")
+    parser.add_argument("--llm", default="llm", help="llm or object_llm (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=HERE, help="parent of clip/, convnext/, llm/")
     arguments = parser.parse_args()
     for name, title in TITLES.items():
         if arguments.part in ("all", name):
             probe_encoder(title, load_path(name, arguments.folder), arguments.pictures)
     if arguments.part in ("all", "llm"):
-        probe_llm(arguments.folder / "llm", arguments.scenes)
+        probe_llm(arguments.folder / arguments.llm, arguments.scenes)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ SHAPE, EMPTY, UNKNOWN, OBJECT = "<shape>", "<empty>", "<unknown>", "<object>"
 SIZES = ("<small>", "<large>")
 SCENE_WORDS = [SHAPE, EMPTY, UNKNOWN, OBJECT, *SIZES]
 CELLS = scenes.GRID**2
-CONTENT, CONFUSION, SIZE, KIND, SLOTS = 0, 1, slice(2, 4), 4, 5
+CONTENT, CONFUSION, SIZE, KIND, MIXTURE, SLOTS = 0, 1, slice(2, 4), 4, slice(5, 15), 15
 """Places of the words in a token."""
+CLEAREST = 6.0
+"""Log-odds of the right digit in the clearest of poor maps, up to noise of deviation 1."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Noise:
     Attributes:
         mix: a share up to this much of a digit's word is replaced by that of another digit, in 3 of 10 marks.
         unknown_map: chance that the map of a scene does not tell digits apart.
+        poor_map: chance that each of its digits is a mixture of all ten, as a readout that is not sure says it.
         no_objects: chance that a scene has no object tokens.
         missing_object: chance that an object token is missing.
         gaussian: standard deviation of noise on the embeddings, relative to their own.
@@ -44,6 +47,7 @@ class Noise:
     no_objects: float = 0.25
     missing_object: float = 0.02
     gaussian: float = 0.3
+    poor_map: float = 0.0
 
 
 CLEAN = Noise(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -91,6 +95,8 @@ class Renderer(nn.Module):
             weights[place, SIZE] = _between(np.array(level), len(scenes.LEVELS))
         ids[CELLS:, KIND], weights[CELLS:, KIND] = self.word[OBJECT], 1
         self._mix_up(rng, ids, weights, noise)
+        if noise.poor_map and rng.random() < noise.poor_map:
+            self._blur(rng, ids, weights)
         if keep_empty < 1:
             kept = (ids[:, CONTENT] != self.word[EMPTY]) | (rng.random(len(ids)) < keep_empty)
             return ids[kept], weights[kept], np.flatnonzero(kept)
@@ -102,6 +108,15 @@ class Renderer(nn.Module):
             share = rng.uniform(0, noise.mix)
             ids[place, CONFUSION] = self.digits[rng.integers(10)]
             weights[place, CONTENT], weights[place, CONFUSION] = 1 - share, share
+
+    def _blur(self, rng: np.random.Generator, ids: np.ndarray, weights: np.ndarray) -> None:
+        """Say each digit of the map as a mixture of all ten, all as clearly; changes ``ids`` and ``weights``."""
+        odds = rng.uniform(0, CLEAREST)
+        for place in np.flatnonzero(np.isin(ids[:CELLS, CONTENT], self.digits)):
+            logits = odds * (np.array(self.digits) == ids[place, CONTENT]) + rng.normal(size=10)
+            shares = np.exp(logits - logits.max())
+            ids[place, MIXTURE], weights[place, MIXTURE] = self.digits, shares / shares.sum()
+            weights[place, [CONTENT, CONFUSION]] = 0
 
     def embed(self, ids: Tensor, weights: Tensor, gaussian: float) -> Tensor:
         """Sum of word embeddings: (N, SLOTS) ids and weights to (N, d)."""
