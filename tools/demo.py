@@ -1,7 +1,7 @@
 """The whole project on its embedded default: data, both stages with `xtuner train`, evaluation, one question.
 
-Trains the full model and, for comparison, the low-resolution encoder alone with the same budget, side by side: two
-rows of the miniature's grid of experiments. Steps that are finished are not repeated; `make demo` runs this.
+Trains the full model and, for comparison, the low-resolution encoder alone with the same budget, side by side: the
+grid of experiments in data/nano/demo_grid.py. Steps that are finished are not repeated; `make demo` runs this.
 
 Examples:
     python tools/demo.py
@@ -32,7 +32,6 @@ from mg_llava.experiments.command import run_grid  # noqa: E402
 from mg_llava.experiments.grid import read_grid  # noqa: E402
 from mg_llava.experiments.steps import Run  # noqa: E402
 
-SHOWN = ("low_only", "full")
 QUESTION_KIND = "leftmost"
 
 
@@ -68,7 +67,7 @@ def main() -> int:
     arguments = parse_arguments()
     begin, folder = time.monotonic(), arguments.work_dir.resolve()
     os.chdir(ROOT)  # the configs' paths are relative to it
-    grid = read_grid(NANO / "grid.py").only(SHOWN, [arguments.seed]).with_options(arguments.cfg_options)
+    grid = read_grid(NANO / "demo_grid.py").only((), [arguments.seed]).with_options(arguments.cfg_options)
     print("1. Pictures with handwritten digits, questions, boxes")
     print("2. Both stages with `xtuner train`, then the held-out questions; logs in", folder, flush=True)
     runs, failures = run_grid(grid, folder, arguments.jobs, 1, lambda text: print(f"  {text}", flush=True))
