@@ -15,7 +15,7 @@ from mg_llava.data.boxes._reader import Problems, read_box_records
 from mg_llava.data.boxes._table import BoxTable, encode_text, hash_key
 from mg_llava.data.boxes._writer import BoxWriter, describe_arrays, index_pictures
 from mg_llava.data.records.schema import RecordError
-from mg_llava.work.atomic import replacing
+from mg_llava.work.atomic import naming_full_disks, replacing
 
 BadRecord = Literal["error", "drop"]
 RecordProgress = Callable[[int], object]
@@ -82,6 +82,7 @@ def convert_boxes(
     Raises:
         FileNotFoundError: A source does not exist.
         RecordError: A source is truncated or not JSON.
+        NoRoomError: The disk is full; what was at the target is unchanged.
     """
     if Path(target).suffix in (".json", ".jsonl"):
         raise ValueError(f"target {target} must not end in .json or .jsonl, which are box files; use .safetensors")
@@ -89,13 +90,14 @@ def convert_boxes(
         raise ValueError(f"target {target} is one of the sources")
     report = ConversionReport()
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    writer = BoxWriter(Path(target).parent)
     about = []
-    for source in sources:
-        first = len(report.problems.messages)
-        about.append(_add_source(writer, source, report.problems, progress))
-        report.problems.messages[first:] = [f"{source}: {text}" for text in report.problems.messages[first:]]
-    arrays = writer.arrays(report.problems)
+    with naming_full_disks(Path(target)):
+        writer = BoxWriter(Path(target).parent)
+        for source in sources:
+            first = len(report.problems.messages)
+            about.append(_add_source(writer, source, report.problems, progress))
+            report.problems.messages[first:] = [f"{source}: {text}" for text in report.problems.messages[first:]]
+        arrays = writer.arrays(report.problems)
     if not report.problems or bad == "drop":  # hashing pictures takes hours, and would be in vain
         report.picture_conflicts = index_pictures(arrays, pictures, report.problems)
     counts = describe_arrays(arrays)

@@ -19,7 +19,7 @@ from mg_llava.detection.run.plan import BoxPlan
 from mg_llava.detection.run.report import BoxTally
 from mg_llava.detection.run.settings import JobSettings
 from mg_llava.detection.run.sources import PictureSource
-from mg_llava.work.atomic import replacing, write_json
+from mg_llava.work.atomic import naming_full_disks, replacing, write_json
 from mg_llava.work.journal import read_record
 
 STORE, LEDGER, REPORT = "boxes.safetensors", "failures.jsonl", "report.json"
@@ -96,6 +96,7 @@ def merge(settings: JobSettings) -> dict[str, Any]:
     Raises:
         Incomplete: The run was not finished.
         RuntimeError: The store does not read back.
+        NoRoomError: The disk is full.
     """
     out = Path(settings.out)
     results, tally = Results(settings), BoxTally()
@@ -113,7 +114,8 @@ def merge(settings: JobSettings) -> dict[str, Any]:
                 failed += line["pictures"]
                 tally.add_failure(line)
                 ledger.write(json.dumps(line) + "\n")
-    arrays = writer.arrays(problems)
+    with naming_full_disks(out / STORE):
+        arrays = writer.arrays(problems)
     index_pictures(arrays, _contents(results) if settings.by_content() else (), problems)
     counts = describe_arrays(arrays)
     metadata = {
