@@ -201,7 +201,7 @@ def test_every_llm_has_leaves_of_both_stages() -> None:
         configs = [
             read(leaf) for leaf in OF_MG_LLAVA if Path(leaf).name.startswith("mg_llava") and f"_{stage}" in leaf
         ]
-        assert {config.model.llm.path for config in configs} == paths
+        assert {config.model.llm.path for config in configs} >= paths
 
 
 def test_code_of_an_llms_folder_is_trusted_only_where_its_row_says_so() -> None:
