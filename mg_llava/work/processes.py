@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -26,6 +27,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self._group: Any = None
+        self._kept: list[Any] = []
         if self.size == 1:
             used: Any = sys.modules.get("torch.distributed")  # not imported for the question
             if used is not None and used.is_available() and used.is_initialized():
@@ -84,11 +86,25 @@ class Processes:
         """The values of all processes, in the order of the processes; also waits for all of them."""
         if self.size == 1:
             return [value]
+        import torch
+
+        # The tensors are kept: a thread of gloo that has the last reference to one of Python's waits for Python, which
+        # waits for the thread where it leaves right after.
+        own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        length = torch.tensor([len(own)])
+        self._kept = lengths = [length, *self._all(length)]
+        padded = torch.nn.functional.pad(own, (0, int(max(lengths)) - len(own)))
+        self._kept = parts = [*lengths, padded, *self._all(padded)]
+        found = parts[-self.size :]
+        return [pickle.loads(part[:count].numpy().tobytes()) for part, count in zip(found, lengths[1:], strict=True)]
+
+    def _all(self, tensor: Any) -> list[Any]:
+        """That tensor of all processes."""
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        found = [tensor.new_empty(tensor.shape) for _ in range(self.size)]
+        dist.all_gather(found, tensor, group=self._group)
+        return found
 
     def on_main(self, work: Callable[[], _Value]) -> _Value:
         """Do something in the main process alone; all processes get its result, or its error."""

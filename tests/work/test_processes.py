@@ -66,6 +66,33 @@ def test_results_and_errors_reach_all(tmp_path, kind):
         assert out.splitlines() == [f"{rank} {rank} rank 0 cannot", f"{rank} {rank} rank 1 cannot", "left"]
 
 
+MEETINGS = """
+import os, sys
+from mg_llava.work.processes import Processes
+for number in range(100):
+    os.environ["SLURM_STEP_ID"] = str(number)
+    processes = Processes.of_slurm(sys.argv[1])
+    assert processes.gather({"rank": processes.rank, "rest": "x" * 7 * processes.rank}) == [
+        {"rank": rank, "rest": "x" * 7 * rank} for rank in range(2)
+    ]
+    processes._leave()
+"""
+
+
+@pytest.mark.slow
+def test_leaving_right_after_the_last_result_ends(tmp_path):
+    """Where a thread of gloo has the last reference to a tensor of Python, it waits for whoever waits for it."""
+    children = [
+        subprocess.Popen([sys.executable, "-c", MEETINGS, tmp_path / "work"], env=environment("slurm", rank, 0))
+        for rank in range(2)
+    ]
+    try:
+        assert [child.wait(timeout=90) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+
+
 def test_one_process_needs_nobody(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
