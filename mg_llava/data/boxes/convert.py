@@ -90,13 +90,9 @@ def convert_boxes(
         raise ValueError(f"target {target} is one of the sources")
     report = ConversionReport()
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    about = []
-    with naming_full_disks(Path(target)):
+    with naming_full_disks(Path(target)):  # numbers wait in files there
         writer = BoxWriter(Path(target).parent)
-        for source in sources:
-            first = len(report.problems.messages)
-            about.append(_add_source(writer, source, report.problems, progress))
-            report.problems.messages[first:] = [f"{source}: {text}" for text in report.problems.messages[first:]]
+        about = [_add_named(writer, source, report.problems, progress) for source in sources]
         arrays = writer.arrays(report.problems)
     if not report.problems or bad == "drop":  # hashing pictures takes hours, and would be in vain
         report.picture_conflicts = index_pictures(arrays, pictures, report.problems)
@@ -172,6 +168,16 @@ def verify_store(path: str | Path) -> list[str]:
         lost = int((hashes[arrays["key_rows"]] != arrays["key_hashes"]).sum())
         faults += [f"{lost} keys are not found by their hash"] if lost else []
     return faults
+
+
+def _add_named(
+    writer: BoxWriter, path: str | Path, problems: Problems, progress: RecordProgress | None
+) -> dict[str, Any]:
+    """Add a source; problems with it name it."""
+    first = len(problems.messages)
+    about = _add_source(writer, path, problems, progress)
+    problems.messages[first:] = [f"{path}: {text}" for text in problems.messages[first:]]
+    return about
 
 
 def _add_source(
