@@ -4,6 +4,8 @@ import atexit
 import os
 import pickle
 import sys
+import time
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +13,11 @@ from typing import Any, TypeVar
 
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the others: as long as the slowest share of a large benchmark takes."""
+
+_KEPT = 32
+"""Meetings whose tensors are kept."""
+_LEAVING = 0.1
+"""Seconds for threads of gloo to put away what they have done."""
 
 _Value = TypeVar("_Value")
 
@@ -27,7 +34,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self._group: Any = None
-        self._kept: list[Any] = []
+        self._kept: deque[list[Any]] = deque(maxlen=_KEPT)
         if self.size == 1:
             used: Any = sys.modules.get("torch.distributed")  # not imported for the question
             if used is not None and used.is_available() and used.is_initialized():
@@ -75,6 +82,7 @@ class Processes:
             import torch.distributed as dist
 
             self._group = None
+            time.sleep(_LEAVING)
             dist.destroy_process_group()
 
     @property
@@ -89,13 +97,13 @@ class Processes:
         import torch
 
         # The tensors are kept: a thread of gloo that has the last reference to one of Python's waits for Python, which
-        # waits for the thread where it leaves right after.
+        # waits for the thread where it leaves right after. One that is behind by many meetings has time in `_leave`.
         own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         length = torch.tensor([len(own)])
-        self._kept = lengths = [length, *self._all(length)]
+        lengths = [length, *self._all(length)]
         padded = torch.nn.functional.pad(own, (0, int(max(lengths)) - len(own)))
-        self._kept = parts = [*lengths, padded, *self._all(padded)]
-        found = parts[-self.size :]
+        found = self._all(padded)
+        self._kept.append([*lengths, padded, *found])
         return [pickle.loads(part[:count].numpy().tobytes()) for part, count in zip(found, lengths[1:], strict=True)]
 
     def _all(self, tensor: Any) -> list[Any]:

@@ -69,7 +69,7 @@ def test_results_and_errors_reach_all(tmp_path, kind):
 MEETINGS = """
 import os, sys
 from mg_llava.work.processes import Processes
-for number in range(100):
+for number in range(60):
     os.environ["SLURM_STEP_ID"] = str(number)
     processes = Processes.of_slurm(sys.argv[1])
     assert processes.gather({"rank": processes.rank, "rest": "x" * 7 * processes.rank}) == [
