@@ -25,6 +25,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 import language  # noqa: E402
+import made  # noqa: E402
 import scenes  # noqa: E402
 
 FORMAT = 1
@@ -168,15 +169,11 @@ def write_part(out: Path, part: str, count: int, seed: int) -> None:
 def prepare(out: Path = OUT, sizes: dict[str, int] = SIZES, seed: int = 0) -> None:
     """Make the clips, or see that they are there."""
     settings = {"format": FORMAT, "seed": seed, **sizes}
-    meta = out / "meta.json"
-    if meta.is_file() and json.loads(meta.read_text()) == settings:
-        print(f"{out} already holds this data; nothing to do")
+    if made.is_made(out, settings):
         return
-    out.mkdir(parents=True, exist_ok=True)
-    meta.unlink(missing_ok=True)
     for number, (part, count) in enumerate(sizes.items()):
         write_part(out, part, count, 1000 * seed + 31 + number)
-    meta.write_text(json.dumps(settings, indent=2) + "\n")
+    made.finish(out, settings)
     print(f"wrote {sizes['train']} training and {sizes['heldout']} held-out clips to {out}")
 
 

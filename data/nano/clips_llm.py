@@ -46,20 +46,8 @@ class ClipSampler(pretrain_llm.Sampler):
         if rng.random() >= SHARE:
             return super().draw(rng)
         clip = clips.sample_clip(rng)
-        words, weights, places = self.render(rng, clip)
-        ids: list[int] = []
-        labels: list[int] = []
-        place = 0
-        for turn, question in enumerate(clips.questions(rng, clip)):
-            if turn == 0:
-                before, after = self.writer.first(question.question)
-                place, prompt = len(before), before + after
-            else:
-                prompt = [*self.writer.encode(pretrain_llm.SEPARATOR), *self.writer.later(question.question)]
-            target = self.writer.answer(question.answer)
-            ids += prompt + target
-            labels += [pretrain_llm.IGNORE] * len(prompt) + target
-        return pretrain_llm.Drawn(words, weights, places, ids, labels, place)
+        scene = self.render(rng, clip)
+        return self.write(scene, clips.questions(rng, clip))
 
     def render(self, rng: np.random.Generator, clip: clips.Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Words, weights and places of all frames' map tokens; the last is always there, as the text follows it."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import made
 import numpy as np
 import scenes
 
@@ -256,19 +257,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=OUT, help="default: data/nano/generated/grounding")
     arguments = parser.parse_args()
-    out, meta = arguments.out, arguments.out / "meta.json"
+    out = arguments.out
     if out == OUT:
         subprocess.run([sys.executable, str(HERE / "make_data.py")], check=True)
     sizes = {name: getattr(arguments, name) for name in ("train", "heldout", "seed")}
     settings = {"format": FORMAT, **sizes}
-    if meta.is_file() and json.loads(meta.read_text()) == settings:
-        print(f"{out} already holds this data; nothing to do")
+    if made.is_made(out, settings):
         return
-    out.mkdir(parents=True, exist_ok=True)
-    meta.unlink(missing_ok=True)
     write_training(out, arguments.train, 1000 * arguments.seed + 11)
     write_heldout(out, arguments.heldout, 1000 * arguments.seed + 12)
-    meta.write_text(json.dumps(settings, indent=2) + "\n")
+    made.finish(out, settings)
     print(f"wrote {arguments.train} training and {arguments.heldout} held-out pictures to {out}")
 
 

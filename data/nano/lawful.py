@@ -26,6 +26,7 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 import language  # noqa: E402
+import made  # noqa: E402
 import scenes  # noqa: E402
 
 from mg_llava.models.encoders.cell_detector import CellDetector, CellHead  # noqa: E402
@@ -247,11 +248,8 @@ def prepare(
     if retrain or not (folder / "model.safetensors").is_file():
         train_detector(folder, pictures, seed)
     settings = {"format": FORMAT, "seed": seed, **sizes}
-    meta = out / "meta.json"
-    if meta.is_file() and json.loads(meta.read_text()) == settings:
-        print(f"{out} already holds this data; nothing to do")
+    if made.is_made(out, settings):
         return
-    out.mkdir(parents=True, exist_ok=True)
     detector = CellDetector(str(folder), scenes.CANVAS, dtype="float32")
     for number, (name, count) in enumerate({**sizes, "fit": FITTED}.items()):
         split: scenes.Split = "heldout" if name in ("heldout", "fit") else "train"
@@ -259,7 +257,7 @@ def prepare(
         for index in range(count):
             part.add(index)
         part.write()
-    meta.write_text(json.dumps(settings, indent=2) + "\n")
+    made.finish(out, settings)
     print(f"wrote {', '.join(f'{count} of {name}' for name, count in sizes.items())} to {out}")
 
 

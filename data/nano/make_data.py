@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import language
+import made
 import numpy as np
 import scenes
 
@@ -144,20 +145,16 @@ def main() -> None:
     out = arguments.out
     sizes = {part: getattr(arguments, part) for part in ("stage1", "stage2", "heldout")}
     settings = {"format": FORMAT, "seed": arguments.seed, **sizes}
-    meta = out / "meta.json"
-    if not arguments.force and meta.is_file() and json.loads(meta.read_text()) == settings:
-        print(f"{out} already holds this data; nothing to do (--force makes it again)")
+    if made.is_made(out, settings, arguments.force):
         return
-    out.mkdir(parents=True, exist_ok=True)
-    meta.unlink(missing_ok=True)
     seed = arguments.seed * 1000
     make_heldout(out, arguments.heldout, seed + 3)
     make_training(out, "stage1", arguments.stage1, seed + 1)
     make_training(out, "stage2", arguments.stage2, seed + 2)
     benchmarks.write_benchmark_files(out)
-    meta.write_text(json.dumps(settings, indent=2) + "\n")
-    made = f"{arguments.stage1} + {arguments.stage2} training records and {arguments.heldout} held-out pictures"
-    print(f"wrote {made} to {out}")
+    made.finish(out, settings)
+    told = f"{arguments.stage1} + {arguments.stage2} training records and {arguments.heldout} held-out pictures"
+    print(f"wrote {told} to {out}")
 
 
 if __name__ == "__main__":

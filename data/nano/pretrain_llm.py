@@ -129,8 +129,7 @@ class Writer:
 
     def first(self, question: str) -> tuple[list[int], list[int]]:
         """Ids before and after the scene in a turn that has one."""
-        bos = self.tokenizer.bos_token_id
-        return [bos, *self.encode(BEFORE)], list(self.encode("\n" + question + AFTER))
+        return [self.tokenizer.bos_token_id, *self.encode(BEFORE)], list(self.encode("\n" + question + AFTER))
 
     def later(self, question: str) -> list[int]:
         """Ids of a turn without a scene, up to the answer."""
@@ -185,11 +184,14 @@ class Sampler:
     def draw(self, rng: np.random.Generator) -> Drawn:
         """A scene with questions and answers about it."""
         layout = rendering.random_layout(rng)
-        words, weights, places = self.renderer.words(rng, layout, self.phase.noise, self.phase.keep_empty)
+        scene = self.renderer.words(rng, layout, self.phase.noise, self.phase.keep_empty)
+        return self.write(scene, self.questions(rng, layout))
+
+    def write(self, scene: tuple[np.ndarray, ...], asked: Sequence[language.Question]) -> Drawn:
+        """A conversation about words, weights and places of a scene."""
         ids: list[int] = []
         labels: list[int] = []
         place = 0
-        asked = self.questions(rng, layout)
         for turn, question in enumerate(asked):
             if turn == 0:
                 before, after = self.writer.first(question.question)
@@ -199,7 +201,7 @@ class Sampler:
             target = self.writer.answer(question.answer)
             ids += prompt + target
             labels += [IGNORE] * len(prompt) + target
-        return Drawn(words, weights, places, ids, labels, place)
+        return Drawn(*scene, ids, labels, place)
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (B, T, d), labels and positions (B, T), right-padded."""
