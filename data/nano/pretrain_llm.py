@@ -5,8 +5,7 @@ and answers text-only questions. Its token layout is the one of the model: BOS, 
 `` ASSISTANT:``, the answer, EOS, and a newline before the next turn.
 
 Examples:
-    python data/nano/pretrain_llm.py                      # into data/nano/llm
-    python data/nano/pretrain_llm.py --steps 300 --out /tmp/llm
+    python data/nano/pretrain_llm.py                      # into data/nano/llm; --layers 2 for a smaller one
     # goes on with scenes whose map is not sure of digits, into data/nano/object_llm
     python data/nano/pretrain_llm.py --start data/nano/llm --steps 400 --stop 301 --lr 1e-3 --matrix-lr 0.01
 """
@@ -222,13 +221,13 @@ class Sampler:
         return pad(rows), pad(labels, padding_value=IGNORE), pad(positions)
 
 
-def build_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_llm(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaForCausalLM:
     """The LLM, about a million parameters."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=352,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         head_dim=HEAD_DIM,
         max_position_embeddings=512,
@@ -334,13 +333,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: %(default)s)")
     parser.add_argument("--matrix-lr", type=float, default=0.02, help="of Muon (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--layers", type=int, default=4, help="of a new LLM (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="default: data/nano/llm, or object_llm with --start")
     parser.add_argument("--start", type=Path, help="LLM of an earlier run to go on with")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.start) if arguments.start else build_tokenizer(arguments.seed)
     known = arguments.start and LlamaForCausalLM.from_pretrained(arguments.start, torch_dtype=torch.float32).train()
-    llm = known or build_llm(tokenizer)
+    llm = known or build_llm(tokenizer, arguments.layers)
     renderer = rendering.Renderer(llm.model.embed_tokens, tokenizer)
     train(llm, Sampler(Writer(tokenizer), renderer, arguments.turns, PHASES[0]), arguments)
     save(llm, tokenizer, arguments.out or HERE / ("object_llm" if arguments.start else "llm"))

@@ -74,7 +74,7 @@ def run_grid(
     Raises:
         RuntimeError: The data could not be made, or another process works in the folder.
     """
-    for command in (grid.prepare, grid.train, grid.evaluate):
+    for command in (grid.prepare, grid.train, grid.evaluate, *(row.evaluate for row in grid.rows)):
         if command:
             check_command(command)
     seeds = dict.fromkeys(str(seed) for _, seed in grid.runs())

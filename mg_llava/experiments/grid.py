@@ -37,6 +37,8 @@ class GridRow:
         group: Rows of a group have a table of their own, under this title.
         seeds: Those of this row; the grid's by default.
         published: Numbers that others have published for it, by title, shown beside its own.
+        evaluate: Its command of evaluation; the grid's by default.
+        x: Its place on the axis of its group: rows of a group that all have one are drawn as a line over it.
     """
 
     name: str
@@ -46,6 +48,8 @@ class GridRow:
     group: str = ""
     seeds: tuple[int, ...] = ()
     published: Mapping[str, float] = field(default_factory=dict)
+    evaluate: tuple[str, ...] = ()
+    x: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,18 +159,23 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     values = dict(keys)
     for name in ("prepare", "train", "evaluate"):
         if name in values:
-            values[name] = tuple(shlex.split(values[name]) if isinstance(values[name], str) else values[name])
+            values[name] = _words(values[name])
     rows = []
     for row in values["rows"]:
         if not isinstance(row, GridRow):
             _check_keys("row", row, GridRow)
             lists = {name: tuple(row[name]) for name in ("leaves", "options", "seeds") if name in row}
+            lists["evaluate"] = _words(row.get("evaluate", ()))
             row = GridRow(**{"title": row["name"], **row, **lists})
         rows.append(row)
     names = [row.name for row in rows]
     if not rows or len(set(names)) < len(names):
         raise ValueError(f"rows need one name each, and there must be some; found {names}")
     return Grid(**{**values, "rows": tuple(rows), "seeds": tuple(values.get("seeds", (0, 1, 2)))})
+
+
+def _words(command: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(shlex.split(command) if isinstance(command, str) else command)
 
 
 def _check_keys(what: str, keys: Mapping[str, Any], kind: type) -> None:

@@ -197,13 +197,30 @@ class GridReport:
         return [page, plot] if self.entries else [page]
 
     def plot(self, path: Path) -> None:
-        """Draw the last metric: a bar for the mean of each row, a dot for each run."""
+        """Draw the last metric: a bar for the mean of each row, a dot for each run.
+
+        A group whose rows all have a place on its axis (``x``) is a panel with a line instead.
+        """
         from matplotlib.figure import Figure
 
+        groups = [
+            [row for row in self.rows if row.group == name] for name in dict.fromkeys(r.group for r in self.rows)
+        ]
+        lines = [rows for rows in groups if all(row.x is not None for row in rows)]
+        bars = [row for rows in groups if rows not in lines for row in rows]
+        heights = [*([0.8 + 0.5 * len(bars)] if bars else []), *([3.0] * -(-len(lines) // 2))]
+        figure = Figure(figsize=(7, sum(heights)), layout="constrained")
+        cells = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+        if bars:
+            self._plot_bars(figure.add_subplot(cells[0, :]), bars)
+        for number, rows in enumerate(lines):
+            self._plot_line(figure.add_subplot(cells[bool(bars) + number // 2, number % 2]), rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, metadata={"Software": None})
+
+    def _plot_bars(self, axes: Any, rows: Sequence[GridRow]) -> None:
         title = self.titles[-1]
-        figure = Figure(figsize=(7, 0.8 + 0.5 * len(self.rows)), layout="constrained")
-        axes = figure.subplots()
-        for place, row in enumerate(self.rows):
+        for place, row in enumerate(rows):
             values = [100 * value for value in self.values(row, title)]
             axes.barh(place, statistics.fmean(values) if values else 0, color="#9ecae1")
             axes.plot(values, [place] * len(values), "o", color="#08519c", markersize=5)
@@ -211,11 +228,19 @@ class GridReport:
             if title in known:
                 axes.axvline(100 * known[title], color="#888888", linestyle="--", label=name)
                 axes.legend(frameon=False)
-        axes.set_yticks(range(len(self.rows)), [row.title for row in self.rows])
+        axes.set_yticks(range(len(rows)), [row.title for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel(f"{title}, %")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, metadata={"Software": None})
+
+    def _plot_line(self, axes: Any, rows: Sequence[GridRow]) -> None:
+        title, measured = self.titles[-1], [row for row in rows if self.values(row, self.titles[-1])]
+        for row in measured:
+            values = [100 * value for value in self.values(row, title)]
+            axes.plot([row.x] * len(values), values, "o", color="#08519c", markersize=5)
+        means = [100 * statistics.fmean(self.values(row, title)) for row in measured]
+        axes.plot([row.x for row in measured], means, color="#9ecae1", zorder=0)
+        axes.set_xlabel(rows[0].group)
+        axes.set_ylabel(f"{title}, %")
 
 
 def format_spread(values: Sequence[float]) -> str:

@@ -178,9 +178,10 @@ def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path) -> Run:
         kind = f"stage {number}"
         before = Training(kind, f"{row.name} {seed}, {kind}", place, base, before, leaf, options)
         steps.append(before)
-    fingerprint = command_fingerprint(grid.evaluate, fingerprint)
+    evaluate = row.evaluate or grid.evaluate
+    fingerprint = command_fingerprint(evaluate, fingerprint)
     place = folder / f"{row.name}_seed{seed}_evaluation_{fingerprint}"
-    steps.append(Evaluation("evaluation", f"{row.name} {seed}, evaluation", place, grid.evaluate, before))
+    steps.append(Evaluation("evaluation", f"{row.name} {seed}, evaluation", place, evaluate, before))
     return Run(row, seed, fingerprint, tuple(steps))
 
 

@@ -48,6 +48,15 @@ def test_bad_grids(tmp_path: Path, change: dict, message: str) -> None:
         read_grid(write_grid(tmp_path, **change))
 
 
+def test_a_row_may_have_an_evaluation_of_its_own(tmp_path: Path) -> None:
+    leaf = read_grid(write_grid(tmp_path)).rows[0].leaves[0]
+    rows = [{"name": "a", "leaves": [leaf]}, {"name": "b", "leaves": [leaf], "evaluate": "ask {out} --twice"}]
+    first, second = plan_runs(read_grid(write_grid(tmp_path, rows=rows, seeds=[0])), tmp_path)
+    assert first.steps[0].folder == second.steps[0].folder, "trained once"
+    assert first.fingerprint != second.fingerprint
+    assert second.steps[-1].base == ("ask", "{out}", "--twice") != first.steps[-1].base
+
+
 def test_unknown_grids_and_rows(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_grid(tmp_path / "no.json")

@@ -66,6 +66,25 @@ def test_groups_published_numbers_sizes_and_runs_that_stayed_on_the_plateau(tmp_
     assert ends == ["**0.710**", "0.300", "-"]
 
 
+def test_groups_with_an_axis_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
+    leaf = read_grid(write_grid(tmp_path)).rows[0].leaves[0]
+    rows = [
+        {"name": "low", "title": "low only", "leaves": [leaf]},
+        *({"name": f"few{x}", "group": "boxes", "x": x, "leaves": [leaf]} for x in (4, 16)),
+    ]
+    entries = [entry("low", 0, 0.3), entry("few4", 0, 0.5), entry("few4", 1, 0.7), entry("few16", 0, 0.8)]
+    GridReport(read_grid(write_grid(tmp_path, rows=rows)), entries, [], "").plot(tmp_path / "plot.png")
+    bars, lines = figures[0].axes
+    assert [text.get_text() for text in bars.get_yticklabels()] == ["low only"] and lines.get_xlabel() == "boxes"
+    *dots, mean = lines.get_lines()
+    assert [list(zip(*dot.get_data(), strict=True)) for dot in dots] == [[(4, 50), (4, 70)], [(16, 80)]]
+    assert list(zip(*mean.get_data(), strict=True)) == [(4, 60), (16, 80)]
+
+
 def test_nothing_is_measured(tmp_path: Path) -> None:
     report = GridReport(read_grid(write_grid(tmp_path)), [], [], "")
     (page,) = report.write(tmp_path)

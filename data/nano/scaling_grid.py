@@ -1,0 +1,92 @@
+"""Right answers of the full model against recall and number of boxes, resolution and LLM, for ``run_experiments.py``.
+
+Its runs lie beside those of ``grid.py``, so that the full model is not trained again. Each LLM of another depth takes
+some minutes of a core first.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import grid as parts
+from evaluate import CHANCE
+
+BOXES = f"{parts.EVALUATE} --box-file data/nano/generated/heldout_boxes_{{name}}.json"
+RECALL = (0, 25, 50, 75, 100)
+NUMBER = (0, 1, 2, 4, 8, 16, 32)
+SIZES = (128, 192, 256, 320)
+SIZE_KEYS = (
+    "model.high_res_encoder.image_size",
+    "picture_processor.image_size",
+    "test_dataloader.dataset.picture_processor.image_size",
+    "train_dataloader.dataset.picture_processor.image_size",
+    "train_dataloader.dataset.tokens.model.high_res_encoder.image_size",
+)
+LLMS = "data/nano/generated/llm_layers{}"
+PARAMETERS = {2: 0.66, 4: 1.20, 6: 1.73}
+"""Of LLMs, in millions, by the number of their layers."""
+PRETRAIN = "python data/nano/pretrain_llm.py"
+GO_ON = "--steps 400 --stop 301 --lr 1e-3 --matrix-lr 0.01"
+
+
+def row(name: str, title: str, group: str, x: float, *options: str, evaluate: str = parts.EVALUATE) -> dict[str, Any]:
+    """The full model with another LLM, resolution or box file, at a place of its group's axis."""
+    given = {"leaves": parts.leaves("full"), "options": [*parts.options("full"), *options], "evaluate": evaluate}
+    return {"name": name, "title": title, "group": group, "x": x, **given}
+
+
+def boxes(name: str, title: str, group: str, x: int) -> dict[str, Any]:
+    """The full model with a box file of ``box_files.py``."""
+    return row(name, title, group, x, evaluate=BOXES.replace("{name}", name))
+
+
+def size(side: int) -> dict[str, Any]:
+    """The full model with high-resolution pictures of another size; its features are not kept."""
+    changes = [*(f"{key}={side}" for key in SIZE_KEYS), "train_dataloader.dataset.caches.feature_cache=None"]
+    return row(f"size{side}", f"{side} px", C, side, *([] if side == 256 else changes))
+
+
+def depth(layers: int) -> dict[str, Any]:
+    """The full model with an LLM of so many layers."""
+    changes = [] if layers == 4 else [f"model.llm.path={LLMS.format(layers)}"]
+    return row(f"layers{layers}", f"{layers} layers", D, PARAMETERS[layers], *changes)
+
+
+def llm(layers: int) -> list[str]:
+    """Commands that make an LLM of so many layers, unless it is there."""
+    first, last = LLMS.format(f"{layers}_start"), LLMS.format(layers)
+    return [
+        f"(test -f {first}/config.json || {PRETRAIN} --layers {layers} --out {first})",
+        f"(test -f {last}/config.json || {PRETRAIN} --start {first} {GO_ON} --out {last})",
+    ]
+
+
+DEPTHS = [layers for layers in PARAMETERS if layers != 4]
+PREPARE = [
+    *parts.PREPARE,
+    f"python data/nano/box_files.py --recall {' '.join(map(str, RECALL))} --boxes {' '.join(map(str, NUMBER))}",
+    *(command for layers in DEPTHS for command in llm(layers)),
+]
+A, B = "digits that boxes find, %", "boxes of a picture"
+C, D = "side of the high-resolution picture, px", "parameters of the LLM, M"
+
+grid = {
+    "name": "nano",
+    "caption": "Exact match of the full model in % on 1,120 held-out questions",
+    "rows": [
+        *(boxes(f"recall{percent}", f"{percent} % found", A, percent) for percent in RECALL),
+        *(boxes(f"number{number}", f"{number} boxes", B, number) for number in NUMBER),
+        *(size(side) for side in SIZES),
+        *(depth(layers) for layers in PARAMETERS),
+    ],
+    "seeds": [0, 1, 2],
+    "prepare": ["sh", "-c", " && ".join(PREPARE)],
+    "evaluate": parts.EVALUATE,
+    "metrics": parts.grid["metrics"],
+    "reference": {"chance": CHANCE},
+    "plateau": 0.65,
+    "results": "data/nano/scaling_results.json",
+    "report": "data/nano/SCALING.md",
+    "quick": {**parts.grid["quick"], "rows": ["recall0", "number32", "size128"]},
+}
