@@ -8,6 +8,7 @@ newline, as the published weights were trained; several placeholders in one ques
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from mg_llava.data.records.regions import Region
@@ -237,7 +238,7 @@ def _encode_exchanges(
             "the tokenizer has no EOS token and the template no suffix that ends an answer; set eos_token"
         )
     end = [] if template.suffix_as_eos else eos
-    separator = _encode(tokenizer, template.sep)
+    separator = _encode_frame(tokenizer, template.sep)
     encoded = []
     for number, (question, answer) in enumerate(exchanges):
         segments = _encode_question(question, number, tokenizer, template, system if number == 0 else "")
@@ -255,10 +256,12 @@ def _encode_question(question: str, number: int, tokenizer: Any, template: Templ
     """Segments of a question in its template; the pieces between placeholders are tokenized one by one."""
     text = template.instruction.format(input=question, round=number + 1)
     around = template.instruction.partition("{input}")[::2]  # the question
-    head, tail = (_encode(tokenizer, part.format(round=number + 1)) for part in around)
+    before, after = (part.format(round=number + 1) for part in around)
+    head, tail = _encode_frame(tokenizer, before), _encode_frame(tokenizer, after)
     system_text = template.system.format(system=system) if system else ""
     texts = MARKS.split(system_text + text)
-    pieces, marks = [_encode(tokenizer, piece) for piece in texts[::2]], texts[1::2]
+    pieces = [head if piece == before else _encode(tokenizer, piece) for piece in texts[::2]]
+    marks = texts[1::2]
     segments: list[_Segment] = []
     for index, ids in enumerate(pieces):
         first = min(len(head) if index == 0 and not system else 0, len(ids))
@@ -271,6 +274,17 @@ def _encode_question(question: str, number: int, tokenizer: Any, template: Templ
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+
+def _encode_frame(tokenizer: Any, text: str) -> list[int]:
+    """The same for a part of a template, of which there are few."""
+    return list(_known_frame(tokenizer, len(tokenizer), text))
+
+
+@lru_cache(maxsize=256)
+def _known_frame(tokenizer: Any, vocabulary: int, text: str) -> tuple[int, ...]:
+    """With the size of the vocabulary, as added tokens can change the ids."""
+    return tuple(_encode(tokenizer, text))
 
 
 def _join(exchanges: Iterable[Iterable[_Segment]], truncated: bool = False) -> EncodedConversation:

@@ -171,6 +171,15 @@ def test_system_text_stands_before_the_first_question(tokenizers):
     ]
 
 
+def test_tokens_that_are_added_later_count_in_the_template_too(tokenizers):
+    tokenizer, template, turns = copy.deepcopy(tokenizers["words"]), Template.build("vicuna"), [Turn("human", "Hi")]
+    before = encode_prompt(turns, tokenizer, template)
+    tokenizer.add_tokens(["ASSISTANT:"])
+    after = encode_prompt(turns, tokenizer, template)
+    assert tokenizer.convert_tokens_to_ids("ASSISTANT:") in after and after != before
+    assert encode_prompt(turns, tokenizers["words"], template) == before
+
+
 def test_special_ids_equal_xtuner(tokenizers):
     from xtuner.dataset.utils import get_bos_eos_token_ids
 
