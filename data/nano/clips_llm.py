@@ -4,7 +4,7 @@ It goes on from data/nano/llm, whose words for what is in a cell stay as they ar
 write what the other reads. Of four conversations three are about clips (``clips.py``), one is about a scene as before.
 
 Examples:
-    python data/nano/clips_llm.py                 # into data/nano/generated/clips_llm: some minutes of a core
+    python data/nano/clips_llm.py                 # into data/nano/generated/clips_llm: about ten minutes of a core
     python data/nano/clips_llm.py --steps 20 --out /tmp/small
 """
 
@@ -110,7 +110,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, help="conversations per step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW; Muon's is tenfold (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
