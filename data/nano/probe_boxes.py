@@ -17,6 +17,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import language
@@ -38,6 +39,7 @@ from mg_llava.models.weights.checkpoint import load_training_checkpoint
 HERE = Path(__file__).resolve().parent
 POOR = replace(rendering.CLEAN, poor_map=1.0, no_objects=1.0)
 BATCH, WITHOUT_BOXES, SHOWN, COMPARED = 16, 0.5, 20, 6
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)
 SCHEDULE, WARMUP = 450, 22
 """Steps of stage 1, the learning rate of which is followed."""
 
@@ -135,11 +137,12 @@ class Captions:
         seen = self.renderer.embed(torch.from_numpy(ids), torch.from_numpy(weights), 0.0)
         return seen.mean(0, keepdim=True) + 0.3 * seen.std() * torch.randn_like(seen) if self.blind else seen
 
-    def text(self, number: int) -> Tensor:
-        """Objects as the LLM has read them."""
-        ids, weights, _ = self.renderer.words(
-            np.random.default_rng(number), self.known.layouts[number], rendering.CLEAN
-        )
+    def text(self, number: int, share: float = 1.0) -> Tensor:
+        """Objects as the LLM has read them; of the words for what one is, and its size, a share."""
+        rng = np.random.default_rng(number)
+        ids, weights, _ = self.renderer.words(rng, self.known.layouts[number], rendering.CLEAN)
+        weights[:, rendering.CONTENT] *= share
+        weights[:, rendering.SIZE] *= share
         return self.renderer.embed(torch.from_numpy(ids), torch.from_numpy(weights), 0.0)[rendering.CELLS :]
 
     def losses(self, llm: LlamaForCausalLM, rng: np.random.Generator, objects: Objects) -> Losses:
@@ -223,7 +226,9 @@ def main() -> None:
     llm = LlamaForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
     captions = Captions(llm, folder, known, load_map_projector(given.map) if given.map else None)
     own, other, without = compare(llm, captions, captions.text, given.seed)
-    print(f"objects as text: own {own:.2f}, of another {other:.2f}, without {without:.2f}", flush=True)
+    print(f"objects as text: own {own:.2f}, of another {other:.2f}, without {without:.2f}")
+    faint = {share: compare(llm, captions, partial(captions.text, share=share), given.seed)[0] for share in SHARES}
+    print("own, faint: " + ", ".join(f"{share} {value:.2f}" for share, value in faint.items()), flush=True)
     projector = RoIAlignBoxProjector([known.features[0].shape[1]], llm.config.hidden_size, token_norm=given.token_norm)
     train(llm, captions, projector, given)
 
