@@ -27,8 +27,6 @@ CONTENT, CONFUSION, SIZE, KIND, MIXTURE, SLOTS = 0, 1, slice(2, 4), 4, slice(5, 
 """Places of the words in a token."""
 CLEAREST = 6.0
 """Log-odds of the right digit in the clearest of poor maps, up to noise of deviation 1."""
-FAINTEST = 0.05
-"""Least share of a digit's word in an object token."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,6 @@ class Noise:
         mix: a share up to this much of a digit's word is replaced by that of another digit, in 3 of 10 marks.
         unknown_map: chance that the map of a scene does not tell digits apart.
         poor_map: chance that each of its digits is a mixture of all ten, as a readout that is not sure says it.
-        faint_objects: chance that its object tokens say their digits faintly, as a projector does that is learning.
         no_objects: chance that a scene has no object tokens.
         missing_object: chance that an object token is missing.
         gaussian: standard deviation of noise on the embeddings, relative to their own.
@@ -51,7 +48,6 @@ class Noise:
     missing_object: float = 0.02
     gaussian: float = 0.3
     poor_map: float = 0.0
-    faint_objects: float = 0.0
 
 
 CLEAN = Noise(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -101,8 +97,6 @@ class Renderer(nn.Module):
         self._mix_up(rng, ids, weights, noise)
         if noise.poor_map and rng.random() < noise.poor_map:
             self._blur(rng, ids, weights)
-        if noise.faint_objects and rng.random() < noise.faint_objects:
-            weights[CELLS:, [CONTENT, CONFUSION]] *= rng.uniform(FAINTEST, 1)
         if keep_empty < 1:
             kept = (ids[:, CONTENT] != self.word[EMPTY]) | (rng.random(len(ids)) < keep_empty)
             return ids[kept], weights[kept], np.flatnonzero(kept)
