@@ -42,8 +42,6 @@ BATCH, WITHOUT_BOXES, SHOWN, COMPARED = 16, 0.5, 20, 6
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)
 SCHEDULE, WARMUP = 450, 22
 """Steps of stage 1, the learning rate of which is followed."""
-
-
 Objects = Callable[[int], Tensor]
 """Object tokens (n, d) of the scene of a number."""
 
@@ -109,7 +107,8 @@ class Captions:
     def __init__(self, llm: LlamaForCausalLM, folder: Path, known: Scenes, projector: nn.Module | None) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self.words = llm.model.embed_tokens
-        self.renderer, self.writer = rendering.Renderer(self.words, tokenizer), pretrain_llm.Writer(tokenizer)
+        self.renderer = rendering.Renderer(self.words, tokenizer)
+        self.sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), self.renderer, 2, pretrain_llm.PHASES[-1])
         self.known, self.projector, self.blind = known, projector, False
 
     def draw(self, rng: np.random.Generator, objects: Objects) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,15 +118,15 @@ class Captions:
         seen = self._map(rng, number)
         tokens = objects(number)
         tokens = tokens[:0] if rng.random() < WITHOUT_BOXES else tokens[rng.permutation(len(tokens))]
-        before, after = self.writer.first(language.caption_prompt(rng))
-        caption, where = (self.writer.answer(ask(layout)) for ask in (language.caption, language.where))
-        later = [*self.writer.encode(pretrain_llm.SEPARATOR), *self.writer.later(language.WHERE_PROMPT)]
-        ids = [*after, *caption, *later, *where]
-        wanted = [False] * len(after) + [True] * len(caption) + [False] * len(later) + [True] * len(where)
-        text = self.words(torch.tensor(before + ids)).split([len(before), len(ids)])
-        row = torch.cat([text[0], seen, tokens, text[1]])
-        labels = torch.full((len(row),), pretrain_llm.IGNORE)
-        labels[-len(ids) :] = torch.where(torch.tensor(wanted), torch.tensor(ids), pretrain_llm.IGNORE)
+        asked = [
+            language.Question("caption", language.caption_prompt(rng), language.caption(layout)),
+            language.Question("where", language.WHERE_PROMPT, language.where(layout)),
+        ]
+        drawn = self.sampler.write(((),) * 3, asked)  # the scene is put in below
+        text = self.words(torch.tensor(drawn.ids))
+        row = torch.cat([text[: drawn.place], seen, tokens, text[drawn.place :]])
+        nothing = [pretrain_llm.IGNORE] * (len(seen) + len(tokens))
+        labels = torch.tensor(drawn.labels[: drawn.place] + nothing + drawn.labels[drawn.place :])
         return row, labels, tokens
 
     def _map(self, rng: np.random.Generator, number: int) -> Tensor:
