@@ -16,12 +16,13 @@ BOXES = f"{parts.EVALUATE} --box-file data/nano/generated/heldout_boxes_{{name}}
 RECALL = (0, 25, 50, 75, 100)
 NUMBER = (0, 1, 2, 4, 8, 16, 32)
 SIZES = (128, 192, 256, 320)
+MODELS = ("model", "train_dataloader.dataset.tokens.model")
 SIZE_KEYS = (
-    "model.high_res_encoder.image_size",
-    "picture_processor.image_size",
-    "test_dataloader.dataset.picture_processor.image_size",
-    "train_dataloader.dataset.picture_processor.image_size",
-    "train_dataloader.dataset.tokens.model.high_res_encoder.image_size",
+    *(f"{model}.high_res_encoder.image_size" for model in MODELS),
+    *(
+        f"{owner}picture_processor.image_size"
+        for owner in ("", "test_dataloader.dataset.", "train_dataloader.dataset.")
+    ),
 )
 LLMS = "data/nano/generated/llm_layers{}"
 PARAMETERS = {2: 0.66, 4: 1.20, 6: 1.73}
@@ -43,7 +44,9 @@ def boxes(name: str, title: str, group: str, x: int) -> dict[str, Any]:
 
 def size(side: int) -> dict[str, Any]:
     """The full model with high-resolution pictures of another size; its features are not kept."""
-    changes = [*(f"{key}={side}" for key in SIZE_KEYS), "train_dataloader.dataset.caches.feature_cache=None"]
+    changes = [f"{key}={side}" for key in SIZE_KEYS]
+    changes += [f"{model}.fusion.unequal_grids=interpolate" for model in MODELS]  # to the grid of CLIP's tokens
+    changes.append("train_dataloader.dataset.caches.feature_cache=None")
     return row(f"size{side}", f"{side} px", C, side, *([] if side == 256 else changes))
 
 
@@ -63,9 +66,10 @@ def llm(layers: int) -> list[str]:
 
 
 DEPTHS = [layers for layers in PARAMETERS if layers != 4]
+FILES = f"python data/nano/box_files.py --recall {' '.join(map(str, RECALL))} --boxes {' '.join(map(str, NUMBER))}"
 PREPARE = [
     *parts.PREPARE,
-    f"python data/nano/box_files.py --recall {' '.join(map(str, RECALL))} --boxes {' '.join(map(str, NUMBER))}",
+    FILES,
     *(command for layers in DEPTHS for command in llm(layers)),
 ]
 A, B = "digits that boxes find, %", "boxes of a picture"
@@ -88,5 +92,9 @@ grid = {
     "plateau": 0.65,
     "results": "data/nano/scaling_results.json",
     "report": "data/nano/SCALING.md",
-    "quick": {**parts.grid["quick"], "rows": ["recall0", "number32", "size128"]},
+    "quick": {
+        **parts.grid["quick"],
+        "rows": ["recall0", "number32", "size128"],
+        "prepare": ["sh", "-c", f"{parts.PREPARE[0]} && {FILES}"],
+    },
 }

@@ -195,8 +195,7 @@ def stage_fingerprint(leaf: str, options: Sequence[str], seed: int, before: str)
         seed: Of the run.
         before: Fingerprint of the stage before, empty for the first.
     """
-    config = Config.fromfile(leaf)  # reads it without importing what it names
-    config.merge_from_dict(_parse(options))
+    config = read_leaf(leaf, options)
     if before:
         config.merge_from_dict({"model.pretrained_pth": None})  # it is the one of the stage before
     settings = {key: value for key, value in config.to_dict().items() if key not in WATCHING}
@@ -204,6 +203,13 @@ def stage_fingerprint(leaf: str, options: Sequence[str], seed: int, before: str)
         source.pop("caches", None)  # what is kept there does not change what is trained
     files = {text: digest for text in _texts(settings) if (digest := _digest_of(text))}
     return _digest([settings, files, seed, before])
+
+
+def read_leaf(leaf: str, options: Sequence[str]) -> Config:
+    """A leaf with changes, as ``xtuner train --cfg-options`` takes them; nothing that it names is imported."""
+    config = Config.fromfile(leaf)
+    config.merge_from_dict(_parse(options))
+    return config
 
 
 def command_fingerprint(command: Sequence[str], before: str) -> str:

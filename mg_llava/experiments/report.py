@@ -104,16 +104,21 @@ class GridReport:
         seeds = sorted({entry["seed"] for entry in self.entries})
         caption = f"{self.grid.caption}: " if self.grid.caption else ""
         lines = [f"{caption}mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}.", ""]
-        for group in dict.fromkeys(row.group for row in self.rows):
-            lines += [f"### {group}", ""] if group else []
-            lines += [*self._table([row for row in self.rows if row.group == group], seeds), ""]
+        for rows in self._groups():
+            lines += [f"### {rows[0].group}", ""] if rows[0].group else []
+            lines += [*self._table(rows, seeds), ""]
         lines += [*self._differences(), "", *self._plateau(), *self._runs(), "", *self._old()]
         return "\n".join([*lines, f"Measure with `{self.command}`; this table was written on {_machine()}."])
+
+    def _groups(self) -> list[list[GridRow]]:
+        """The measured rows of each group."""
+        names = dict.fromkeys(row.group for row in self.rows)
+        return [[row for row in self.rows if row.group == name] for name in names]
 
     def _table(self, rows: Sequence[GridRow], seeds: Sequence[int]) -> list[str]:
         """Rows with their published numbers, their own, and what they cost; with many metrics, a line for each."""
         published = list(dict.fromkeys(title for row in rows for title in row.published))
-        sizes = {row.name: leaf_sizes(row.leaves[-1]) for row in rows}
+        sizes = {row.name: leaf_sizes(row.leaves[-1], row.options) for row in rows}
         costs = [*SIZE_HEADS, "seconds"] if any(sizes.values()) else []
         heads = [*published, *self.titles, *costs]
         table = [("", *heads)]
@@ -203,9 +208,7 @@ class GridReport:
         """
         from matplotlib.figure import Figure
 
-        groups = [
-            [row for row in self.rows if row.group == name] for name in dict.fromkeys(r.group for r in self.rows)
-        ]
+        groups = self._groups()
         lines = [rows for rows in groups if all(row.x is not None for row in rows)]
         bars = [row for rows in groups if rows not in lines for row in rows]
         heights = [*([0.8 + 0.5 * len(bars)] if bars else []), *([3.0] * -(-len(lines) // 2))]

@@ -1,9 +1,9 @@
 """Parameters and operations of a leaf's model, counted without weights, for the table of a grid."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmengine.config import Config
+from mg_llava.experiments.grid import read_leaf
 
 _TEXT, _BOXES = 48, 6
 """Text and box tokens of the sample whose operations are counted: a question and its answer in the miniature."""
@@ -30,9 +30,9 @@ class LeafSizes(NamedTuple):
 SIZE_HEADS = ("connectors", "parameters", "FLOPs")
 
 
-def leaf_sizes(leaf: str | Path) -> LeafSizes | None:
-    """The sizes of a leaf's model; None where the leaf has no model that could be built."""
-    settings = Config.fromfile(leaf).get("model", {})
+def leaf_sizes(leaf: str, options: Sequence[str] = ()) -> LeafSizes | None:
+    """The sizes of a leaf's model with changes; None where the leaf has no model that could be built."""
+    settings = read_leaf(leaf, options).get("model", {})
     if settings.get("type") is None:
         return None
     from mg_llava.planning.flops import Sample, count_flops  # the planner loads torch and transformers

@@ -6,6 +6,7 @@ import pytest
 
 from mg_llava.experiments.grid import read_grid
 from mg_llava.experiments.report import GridReport, RunEntry, format_spread, merge_entries
+from mg_llava.experiments.sizes import leaf_sizes
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid
 
@@ -83,6 +84,15 @@ def test_groups_with_an_axis_are_lines(tmp_path: Path, monkeypatch: pytest.Monke
     *dots, mean = lines.get_lines()
     assert [list(zip(*dot.get_data(), strict=True)) for dot in dots] == [[(4, 50), (4, 70)], [(16, 80)]]
     assert list(zip(*mean.get_data(), strict=True)) == [(4, 60), (16, 80)]
+
+
+def test_sizes_are_of_the_row_with_its_options() -> None:
+    leaf = "configs/mg_llava_nano_instruct.py"
+    changes = ["model.high_res_encoder.image_size=128", "model.fusion.unequal_grids=interpolate"]
+    plain, small = leaf_sizes(leaf), leaf_sizes(leaf, changes)
+    assert plain and small and small.flops < plain.flops and small.parameters == plain.parameters
+    same = leaf_sizes(leaf, ["model.box_projector.token_norm=2.0", "model.llm.path=data/nano/object_llm"])
+    assert same == plain
 
 
 def test_nothing_is_measured(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mg_llava.evaluation.scoring.box_replies import overlap
 from mg_llava.experiments.grid import read_grid
+from mg_llava.experiments.sizes import leaf_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "data" / "nano"
@@ -84,5 +85,9 @@ def test_the_grid_shares_the_full_model_with_that_of_the_parts(monkeypatch: pyte
     named = {row.evaluate[-1].split("heldout_boxes_")[-1] for row in scaling.rows if "--box-file" in row.evaluate}
     (command,) = [part for part in scaling.prepare[-1].split(" && ") if "box_files.py" in part]
     recall, number = command.split("--recall ")[1].split(" --boxes ")
+    assert command in scaling.as_quick().prepare[-1], "the quick grid reads these files too"
     made = [f"recall{x}" for x in recall.split()] + [f"number{x}" for x in number.split()]
     assert named == {f"{name}.json" for name in made}
+    for row in scaling.rows:
+        if row.name.startswith("size"):
+            assert leaf_sizes(row.leaves[-1], row.options) is not None, "its parts go together"
