@@ -86,6 +86,14 @@ def environment(**changes: str) -> dict[str, str]:
     }
 
 
+def is_running(process: int) -> bool:
+    """Tell whether there is such a process; one that has ended and waits for its parent does not count."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def free_port() -> int:
     """A port that nobody listens on, below those that the system gives to connections in the meantime."""
     draw = random.SystemRandom()

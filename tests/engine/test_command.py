@@ -12,6 +12,7 @@ import torch
 
 from mg_llava.engine import command
 from mg_llava.models.weights.archive import CheckpointError
+from tests.run import is_running
 
 STARTS = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])\n"
 TRAINS = """
@@ -43,13 +44,6 @@ def wait_until_gone(processes: list[int], seconds: float = 30) -> list[int]:
     while (left := [process for process in processes if is_running(process)]) and time.monotonic() < end:
         time.sleep(0.05)
     return left
-
-
-def is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["one process", "torchrun"])

@@ -50,7 +50,8 @@ def test_deepspeed_checkpoints(launched):
     second = load_training_checkpoint(folder / "iter_5.pth")
     third = load_training_checkpoint(launched["zero3"][0] / "iter_5.pth")
     assert set(second) == set(third) == TRAINED | {"scale"}  # without the frozen encoder
-    assert all(torch.equal(second[name], third[name]) for name in second)
+    for name in second:  # sums of gradients are split differently, and some CPUs round them so
+        torch.testing.assert_close(second[name], third[name], rtol=0, atol=1e-7)
     with pytest.raises(ValueError, match="one shard of a DeepSpeed checkpoint"):
         load_training_checkpoint(folder / "iter_5.pth" / "mp_rank_00_model_states.pt")
     newest = load_training_checkpoint(folder)  # a work directory stands for its newest checkpoint

@@ -15,7 +15,7 @@ from mg_llava.experiments.grid import read_grid
 from mg_llava.experiments.steps import plan_runs
 from mg_llava.work.lock import folder_lock
 from tests.experiments.toys import write_grid, write_leaf
-from tests.run import TOOLS, environment, run_tool
+from tests.run import TOOLS, environment, is_running, run_tool
 
 
 class Toy:
@@ -41,9 +41,9 @@ class Toy:
 
     @property
     def processes(self) -> list[str]:
-        """Those trainings that are still there."""
+        """Those trainings that still run."""
         pids = [line.split()[0] for line in self.calls.read_text().splitlines()]
-        return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        return [pid for pid in pids if is_running(int(pid))]
 
     @property
     def starts(self) -> list[str]:

@@ -24,7 +24,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(found: dict[str, torch.Tensor], margin: float = 1e-5) -> None:
+def compare(found: dict[str, torch.Tensor], margin: float = 5e-5) -> None:
+    """Ids are equal; logits but for what another CPU rounds differently in float32 (1.03e-5 was seen)."""
     wanted = load_file(stacks.ANSWERS)
     assert found.keys() == wanted.keys() and len(wanted) == 2 * len(stacks.cases())
     for name, tensor in wanted.items():

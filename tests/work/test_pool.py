@@ -10,6 +10,7 @@ import time
 import pytest
 
 from mg_llava.work.pool import available_cores, run_batches, run_jobs, split
+from tests.run import is_running
 
 
 def add(shared, job):
@@ -110,19 +111,10 @@ list(run_jobs(work, range(2), None, 2))
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 30
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(is_alive, workers))
+    assert not any(map(is_running, workers))
     assert list(tmp_path.iterdir()) == []
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] not in "ZX"
 
 
 def test_ranges_cover():
