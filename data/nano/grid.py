@@ -36,7 +36,7 @@ def options(name: str) -> list[str]:
     if name not in NO_GATE:
         given["model.fusion.gate_start"] = "0.5"
     if name not in NO_BOX_TOKENS:
-        given["model.box_projector.token_norm"] = "2.0"
+        given["model.box_projector.token_norm"] = "100.0"
     if name in LEARNING_RATE:
         given["optim_wrapper.optimizer.lr"] = str(LEARNING_RATE[name])
     return [f"{key}={value}" for key, value in given.items() if value]

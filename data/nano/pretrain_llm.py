@@ -6,8 +6,6 @@ and answers text-only questions. Its token layout is the one of the model: BOS, 
 
 Examples:
     python data/nano/pretrain_llm.py                      # into data/nano/llm; --layers 2 for a smaller one
-    # goes on with scenes whose map is not sure of digits, into data/nano/object_llm
-    python data/nano/pretrain_llm.py --start data/nano/llm --steps 400 --stop 301 --lr 1e-3 --matrix-lr 0.01
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ import torch.nn.functional as F
 from optimizer import Optimizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -79,8 +77,6 @@ PHASES = (
 )
 """From easy to hard: with noise, object tokens and empty cells from the start, "which digit is at the top" stays at a
 guess among the digits for over a thousand steps. "Is there a 7" needs a while in which it is asked often."""
-POOR_MAPS = replace(PHASES[-1], noise=rendering.Noise(no_objects=0.3, poor_map=0.5))
-"""Objects were read for "largest" alone: too few scenes had objects that told what their map did not."""
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -221,6 +217,18 @@ class Sampler:
         return pad(rows), pad(labels, padding_value=IGNORE), pad(positions)
 
 
+def answer_loss(llm: LlamaForCausalLM, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Cross entropy of the answers of a batch; one of n tokens weighs sqrt(n)."""
+    embeddings, labels, positions = batch
+    hidden = llm.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
+    wanted = labels[:, 1:] != IGNORE
+    logits, labels = llm.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted]
+    ends = labels == llm.config.eos_token_id
+    answers = ends.cumsum(0) - ends.long()  # number of the answer that each token belongs to
+    weights = torch.bincount(answers)[answers].float().rsqrt()
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+
+
 def build_llm(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaForCausalLM:
     """The LLM, about a million parameters."""
     config = LlamaConfig(
@@ -288,24 +296,16 @@ def _plant_column_heads(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
 
 
 def train(llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace) -> None:
-    """Muon and AdamW with warm-up and cosine; every batch is new. An LLM that goes on has had all phases but one."""
-    phases = (POOR_MAPS,) if arguments.start else PHASES
+    """Muon and AdamW with warm-up and cosine; every batch is new."""
     rng = np.random.default_rng(arguments.seed)
     matrices = [parameter for parameter in llm.model.layers.parameters() if parameter.ndim == 2]
     optimizer = Optimizer(llm, matrices, arguments.steps, arguments.lr, matrix_lr=arguments.matrix_lr)
     start, average = time.time(), 0.0
     for step in range(min(arguments.steps, arguments.stop)):
-        sampler.phase = next(phase for phase in phases if step < phase.until * arguments.steps)
-        embeddings, labels, positions = sampler.batch(rng, arguments.batch_size)
-        hidden = llm.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
-        wanted = labels[:, 1:] != IGNORE
-        logits, labels = llm.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted]
-        ends = labels == llm.config.eos_token_id
-        answers = ends.cumsum(0) - ends.long()  # number of the answer that each token belongs to
-        weights = torch.bincount(answers)[answers].float().rsqrt()  # an answer of n tokens weighs sqrt(n)
-        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+        sampler.phase = next(phase for phase in PHASES if step < phase.until * arguments.steps)
+        loss = answer_loss(llm, sampler.batch(rng, arguments.batch_size))
         optimizer.step(loss)
-        if not arguments.start and step < HELD_SHARE * arguments.steps:
+        if step < HELD_SHARE * arguments.steps:
             plant_matching_head(llm, sampler.writer.tokenizer)
         average += (loss.item() - average) * max(0.02, 1 / (step + 1))
         if step % 50 == 0:
@@ -334,16 +334,14 @@ def main() -> None:
     parser.add_argument("--matrix-lr", type=float, default=0.02, help="of Muon (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--layers", type=int, default=4, help="of a new LLM (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="default: data/nano/llm, or object_llm with --start")
-    parser.add_argument("--start", type=Path, help="LLM of an earlier run to go on with")
+    parser.add_argument("--out", type=Path, default=HERE / "llm", help="default: data/nano/llm")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.start) if arguments.start else build_tokenizer(arguments.seed)
-    known = arguments.start and LlamaForCausalLM.from_pretrained(arguments.start, torch_dtype=torch.float32).train()
-    llm = known or build_llm(tokenizer, arguments.layers)
+    tokenizer = build_tokenizer(arguments.seed)
+    llm = build_llm(tokenizer, arguments.layers)
     renderer = rendering.Renderer(llm.model.embed_tokens, tokenizer)
     train(llm, Sampler(Writer(tokenizer), renderer, arguments.turns, PHASES[0]), arguments)
-    save(llm, tokenizer, arguments.out or HERE / ("object_llm" if arguments.start else "llm"))
+    save(llm, tokenizer, arguments.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ pictures and scored on held-out ones; the LLM is scored on perfect text renderin
 Examples:
     python data/nano/probe.py
     python data/nano/probe.py --part llm --scenes 500
-    python data/nano/probe.py --part llm --llm object_llm
+    python data/nano/probe.py --part llm --llm object_llm --loud 60
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _question(rng: np.random.Generator, layout: language.Layout, kind: str) -> l
     return language.ask_text_only(rng) if kind == "text-only" else language.ask(rng, layout, kind)
 
 
-def probe_llm(folder: Path, count: int) -> None:
+def probe_llm(folder: Path, count: int, loud: float) -> None:
     """Print the LLM's accuracy by kind of question, with and without object tokens, from perfect and poor maps."""
     llm = LlamaForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -117,7 +117,7 @@ def probe_llm(folder: Path, count: int) -> None:
         for name, poor in maps.items()
         for rest, no_objects in ((" and objects", 0.0), (" alone", 1.0))
     ):
-        noise = replace(rendering.CLEAN, no_objects=no_objects, poor_map=poor)
+        noise = replace(rendering.CLEAN, no_objects=no_objects, poor_map=poor, loud=loud)
         phase = replace(pretrain_llm.PHASES[-1], noise=noise)
         sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), renderer, 1, phase)
         scores = {
@@ -136,13 +136,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=400, help="pictures per split (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=300, help="scenes per kind of question (default: %(default)s)")
     parser.add_argument("--llm", default="llm", help="llm or object_llm (default: %(default)s)")
+    parser.add_argument("--loud", type=float, default=1.0, help="length of objects over words (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=HERE, help="parent of clip/, convnext/, llm/")
     arguments = parser.parse_args()
     for name, title in TITLES.items():
         if arguments.part in ("all", name):
             probe_encoder(title, load_path(name, arguments.folder), arguments.pictures)
     if arguments.part in ("all", "llm"):
-        probe_llm(arguments.folder / arguments.llm, arguments.scenes)
+        probe_llm(arguments.folder / arguments.llm, arguments.scenes, arguments.loud)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ that, what the LLM makes of objects as text. With ``--map`` the map is what a tr
 Examples:
     python data/nano/probe_boxes.py
     python data/nano/probe_boxes.py --blind 100 --lr 1e-3 --features centered
-    python data/nano/probe_boxes.py --blind 100 --token-norm 2
+    python data/nano/probe_boxes.py --llm llm --loud 1 --token-norm 2
     python data/nano/probe_boxes.py --map work_dirs/mg_llava_nano_pretrain_low_only/iter_450.pth
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 import language
 import numpy as np
 import pretrain_llm
+import pretrain_objects
 import readout
 import rendering
 import scenes
@@ -104,12 +105,14 @@ class Losses:
 class Captions:
     """Draws captions of scenes: the map as text, as nothing while it is ``blind``, or by a ``projector`` of CLIP's."""
 
-    def __init__(self, llm: LlamaForCausalLM, folder: Path, known: Scenes, projector: nn.Module | None) -> None:
+    def __init__(
+        self, llm: LlamaForCausalLM, folder: Path, known: Scenes, projector: nn.Module | None, loud: float
+    ) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self.words = llm.model.embed_tokens
         self.renderer = rendering.Renderer(self.words, tokenizer)
         self.sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), self.renderer, 2, pretrain_llm.PHASES[-1])
-        self.known, self.projector, self.blind = known, projector, False
+        self.known, self.projector, self.blind, self.loud = known, projector, False, loud
 
     def draw(self, rng: np.random.Generator, objects: Objects) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (T, d), labels (T,) and object tokens (n, d) of one, which half of them have."""
@@ -139,7 +142,9 @@ class Captions:
     def text(self, number: int, share: float = 1.0) -> Tensor:
         """Objects as the LLM has read them; of the words for what one is, and its size, a share."""
         rng = np.random.default_rng(number)
-        ids, weights, _ = self.renderer.words(rng, self.known.layouts[number], rendering.CLEAN)
+        ids, weights, _ = self.renderer.words(
+            rng, self.known.layouts[number], replace(rendering.CLEAN, loud=self.loud)
+        )
         weights[:, rendering.CONTENT] *= share
         weights[:, rendering.SIZE] *= share
         return self.renderer.embed(torch.from_numpy(ids), torch.from_numpy(weights), 0.0)[rendering.CELLS :]
@@ -212,6 +217,7 @@ def main() -> None:
     add("--lr", type=float, default=4e-3, help="default: %(default)s")
     add("--features", choices=("as they are", "centered", "standardized"), default="as they are")
     add("--map", type=Path, help="checkpoint of the row low_only whose projector makes the map (default: text)")
+    add("--loud", type=float, default=pretrain_objects.LOUD, help="length of objects as text (default: %(default)s)")
     add("--token-norm", type=float, help="norm of the box tokens (default: free)")
     add("--pictures", type=int, default=400, help="default: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
@@ -223,7 +229,7 @@ def main() -> None:
     known.change(given.features)
     folder = HERE / given.llm
     llm = LlamaForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
-    captions = Captions(llm, folder, known, load_map_projector(given.map) if given.map else None)
+    captions = Captions(llm, folder, known, load_map_projector(given.map) if given.map else None, given.loud)
     own, other, without = compare(llm, captions, captions.text, given.seed)
     print(f"objects as text: own {own:.2f}, of another {other:.2f}, without {without:.2f}")
     faint = {share: compare(llm, captions, partial(captions.text, share=share), given.seed)[0] for share in SHARES}

@@ -40,6 +40,7 @@ class Noise:
         no_objects: chance that a scene has no object tokens.
         missing_object: chance that an object token is missing.
         gaussian: standard deviation of noise on the embeddings, relative to their own.
+        loud: length of object tokens over that of the words that they are made of.
     """
 
     mix: float = 0.4
@@ -48,6 +49,7 @@ class Noise:
     missing_object: float = 0.02
     gaussian: float = 0.3
     poor_map: float = 0.0
+    loud: float = 1.0
 
 
 CLEAN = Noise(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -97,6 +99,7 @@ class Renderer(nn.Module):
         self._mix_up(rng, ids, weights, noise)
         if noise.poor_map and rng.random() < noise.poor_map:
             self._blur(rng, ids, weights)
+        weights[CELLS:] *= noise.loud
         if keep_empty < 1:
             kept = (ids[:, CONTENT] != self.word[EMPTY]) | (rng.random(len(ids)) < keep_empty)
             return ids[kept], weights[kept], np.flatnonzero(kept)

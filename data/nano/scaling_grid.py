@@ -27,8 +27,7 @@ SIZE_KEYS = (
 LLMS = "data/nano/generated/llm_layers{}"
 PARAMETERS = {2: 0.66, 4: 1.20, 6: 1.73}
 """Of LLMs, in millions, by the number of their layers."""
-PRETRAIN = "python data/nano/pretrain_llm.py"
-GO_ON = "--steps 400 --stop 301 --lr 1e-3 --matrix-lr 0.01"
+PRETRAIN, GO_ON = "python data/nano/pretrain_llm.py", "python data/nano/pretrain_objects.py"
 
 
 def row(name: str, title: str, group: str, x: float, *options: str, evaluate: str = parts.EVALUATE) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def llm(layers: int) -> list[str]:
     first, last = LLMS.format(f"{layers}_start"), LLMS.format(layers)
     return [
         f"(test -f {first}/config.json || {PRETRAIN} --layers {layers} --out {first})",
-        f"(test -f {last}/config.json || {PRETRAIN} --start {first} {GO_ON} --out {last})",
+        f"(test -f {last}/config.json || {GO_ON} --start {first} --out {last})",
     ]
 
 

@@ -91,7 +91,7 @@ def test_sizes_are_of_the_row_with_its_options() -> None:
     changes = ["model.high_res_encoder.image_size=128", "model.fusion.unequal_grids=interpolate"]
     plain, small = leaf_sizes(leaf), leaf_sizes(leaf, changes)
     assert plain and small and small.flops < plain.flops and small.parameters == plain.parameters
-    same = leaf_sizes(leaf, ["model.box_projector.token_norm=2.0", "model.llm.path=data/nano/object_llm"])
+    same = leaf_sizes(leaf, ["model.box_projector.token_norm=2.0", "model.llm.path=data/nano/llm"])
     assert same == plain
 
 
