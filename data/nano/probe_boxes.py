@@ -39,8 +39,9 @@ from mg_llava.models.weights.checkpoint import load_training_checkpoint
 
 HERE = Path(__file__).resolve().parent
 POOR = replace(rendering.CLEAN, poor_map=1.0, no_objects=1.0)
+MAPS = {"poor map": POOR, "map without digits": replace(POOR, poor_map=0.0, unknown_map=1.0)}
 BATCH, WITHOUT_BOXES, SHOWN, COMPARED = 16, 0.5, 20, 6
-SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)
+SHARES = (0.0, 0.05, 0.1, 0.175, 0.25, 0.5, 1.0)
 SCHEDULE, WARMUP = 450, 22
 """Steps of stage 1, the learning rate of which is followed."""
 Objects = Callable[[int], Tensor]
@@ -112,7 +113,7 @@ class Captions:
         self.words = llm.model.embed_tokens
         self.renderer = rendering.Renderer(self.words, tokenizer)
         self.sampler = pretrain_llm.Sampler(pretrain_llm.Writer(tokenizer), self.renderer, 2, pretrain_llm.PHASES[-1])
-        self.known, self.projector, self.blind, self.loud = known, projector, False, loud
+        self.known, self.projector, self.blind, self.loud, self.noise = known, projector, False, loud, POOR
 
     def draw(self, rng: np.random.Generator, objects: Objects) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (T, d), labels (T,) and object tokens (n, d) of one, which half of them have."""
@@ -135,7 +136,7 @@ class Captions:
     def _map(self, rng: np.random.Generator, number: int) -> Tensor:
         if self.projector is not None:
             return self.projector(self.known.maps[number])
-        ids, weights, _ = self.renderer.words(rng, self.known.layouts[number], POOR)
+        ids, weights, _ = self.renderer.words(rng, self.known.layouts[number], self.noise)
         seen = self.renderer.embed(torch.from_numpy(ids), torch.from_numpy(weights), 0.0)
         return seen.mean(0, keepdim=True) + 0.3 * seen.std() * torch.randn_like(seen) if self.blind else seen
 
@@ -232,8 +233,11 @@ def main() -> None:
     captions = Captions(llm, folder, known, load_map_projector(given.map) if given.map else None, given.loud)
     own, other, without = compare(llm, captions, captions.text, given.seed)
     print(f"objects as text: own {own:.2f}, of another {other:.2f}, without {without:.2f}")
-    faint = {share: compare(llm, captions, partial(captions.text, share=share), given.seed)[0] for share in SHARES}
-    print("own, faint: " + ", ".join(f"{share} {value:.2f}" for share, value in faint.items()), flush=True)
+    for name, captions.noise in MAPS.items() if given.map is None else [("map of a run", POOR)]:
+        faint = [compare(llm, captions, partial(captions.text, share=share), given.seed)[0] for share in SHARES]
+        told = (f"{share} {value:.2f}" for share, value in zip(SHARES, faint, strict=True))
+        print(f"own, faint, {name}: {', '.join(told)}", flush=True)
+    captions.noise = POOR
     projector = RoIAlignBoxProjector([known.features[0].shape[1]], llm.config.hidden_size, token_norm=given.token_norm)
     train(llm, captions, projector, given)
 
