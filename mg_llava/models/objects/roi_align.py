@@ -233,7 +233,7 @@ class RoIAlignBoxProjector(ObjectReader):
         bins: Bins of RoIAlign along each axis; slightly changes the mean, published weights need 56.
         stages: Indices of the stages to read, -1 for the last; ``None`` reads all. They are read on the grid of the
             finest one among them.
-        token_norm: Norm that every token is given, about that of a word's embedding; None leaves it free, as
+        token_norm: Norm that every token is given, that at which the LLM reads objects best; None leaves it free, as
             published. Where box features have a large mean, a projector that learns fast grows tokens by a vector that
             is the same for all boxes before it tells them apart, and the LLM stops looking at them.
 
