@@ -10,17 +10,16 @@ from evaluate import CHANCE
 COMPONENTS = "Components (Table 4 of the paper: Vicuna-7B, LLaVA-1.5's data)"
 FUSIONS = "Fusion (Table 5; all with objects)"
 MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
-# What the frozen encoders give is computed once for all runs. The LLM is one that has read objects beside poor maps,
-# gates start half open, and box tokens are as long as objects were in its text: "The plateau of stage 1" in README.md.
+# What the frozen encoders give is computed once for all runs, but for patch info mining, which reads more maps than a
+# cache keeps. The LLM is one that has read objects beside poor maps, gates start half open, and box tokens are as long
+# as objects were in its text: see "The plateau of stage 1" in README.md.
 FEATURES = "data/nano/generated/features"
 LLM = "data/nano/object_llm"
 NO_GATE = ("low_only", "objects", "resampler", "channel_concat", "patch_info_mining")
 # One attention in place of a projector does not learn at the miniature's 4e-3; this is the paper's.
 LEARNING_RATE = {"resampler": 1e-3}
 NO_BOX_TOKENS = ("low_only", "convgate", "boxes_into_picture")
-FOLDERS = {"low_only": f"{FEATURES}/low", "full": f"{FEATURES}/full", "patch_info_mining": f"{FEATURES}/maps"}
-DTYPES = {"patch_info_mining": "float16"}
-"""Of all stages, 2.4 GB so; the others are kept in float32."""
+FOLDERS = {"low_only": f"{FEATURES}/low", "full": f"{FEATURES}/full", "patch_info_mining": None}
 EVALUATE = "python data/nano/evaluate.py {config} --checkpoint {checkpoint} --out {out}"
 
 
@@ -40,7 +39,7 @@ def options(name: str) -> list[str]:
         given["model.box_projector.token_norm"] = "100.0"
     if name in LEARNING_RATE:
         given["optim_wrapper.optimizer.lr"] = str(LEARNING_RATE[name])
-    return [f"{key}={value}" for key, value in given.items()]
+    return [f"{key}={value}" for key, value in given.items() if value]
 
 
 def row(name: str, title: str, group: str, published: dict[str, float]) -> dict[str, Any]:
@@ -69,8 +68,8 @@ def designs(mmb: float, star: float) -> dict[str, float]:
 PREPARE = [
     "python data/nano/make_data.py",
     *(
-        f"python tools/fill_feature_cache.py {leaf} --folder {folder} --dtype {DTYPES.get(name, 'auto')}"
-        for name, folder in FOLDERS.items()
+        f"python tools/fill_feature_cache.py {leaf} --folder {FOLDERS[name]}"
+        for name in ("low_only", "full")
         for leaf in leaves(name)
     ),
 ]

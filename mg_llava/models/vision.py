@@ -54,6 +54,21 @@ def blank_seen(spec: Spec, like: Tensor) -> Seen:
     return Seen(zeros(1, spec.tokens, spec.channels) if spec.tokens else None, maps, detected)
 
 
+def refuse_features(system: Any) -> list[str]:
+    """Why no feature cache can stand for the encoders of a system, in words; empty where one can."""
+    encoders = [(part.config, module) for part, module in system.named_parts() if part.role == "encoder"]
+    tokens = [name for name, module in encoders if module.spec.tokens]
+    fusion, trained = system.part_of(Fusion), [name for name, module in encoders if module.is_trained]
+    reasons = []
+    if len(tokens) > 1:
+        reasons.append(f"a feature cache keeps the tokens of one encoder, and {' and '.join(tokens)} give some")
+    if fusion is not None and fusion.reads == "all":
+        reasons.append("a feature cache keeps the last map alone, and the fusion reads all")
+    if trained:
+        reasons.append(f"a feature cache stands for frozen encoders, and {', '.join(trained)} is trained")
+    return reasons
+
+
 class CachedFeatures:
     """A system's door for features of a cache, which it takes in place of canvases once they were compared.
 
@@ -77,27 +92,11 @@ class CachedFeatures:
             alone: Whether all pictures of the training come from caches.
 
         Raises:
-            ValueError: They are of other encoders, with all that differs in one message; the fusion reads maps that no
-                cache keeps; or parameters are split over processes and the encoders run in some of them alone.
+            ValueError: They are of other encoders, with all that differs in one message; no cache can stand for those
+                of this system; or parameters are split over processes and the encoders run in some of them alone.
         """
-        encoders = [entry for entry in self._system.named_parts() if entry[0].role == "encoder"]
-        tokens = [part.config for part, module in encoders if module.spec.tokens]
-        if len(tokens) > 1:
-            raise ValueError(
-                f"a feature cache keeps the tokens of one encoder, and {' and '.join(tokens)} give some; set "
-                "feature_cache=None"
-            )
-        fusion = self._system.part_of(Fusion)
-        if fusion is not None and fusion.reads == "all":
-            raise ValueError(
-                "a feature cache keeps the last map alone, and the fusion reads all; set feature_cache=None"
-            )
-        trained = [part.config for part, module in encoders if module.is_trained]
-        if trained:
-            raise ValueError(
-                f"a feature cache stands for frozen encoders, and {', '.join(trained)} is trained; set "
-                "feature_cache=None"
-            )
+        if reasons := refuse_features(self._system):
+            raise ValueError(f"{'; '.join(reasons)}; set feature_cache=None")
         differences = compare_encoders(stated, describe_encoders(self._system))
         if differences:
             raise ValueError(
@@ -154,10 +153,15 @@ class FeatureExtractor(nn.Module):
 
     Args:
         system: A system, with or without its LLM.
+
+    Raises:
+        ValueError: No cache can stand for its encoders.
     """
 
     def __init__(self, system: Any) -> None:
         super().__init__()
+        if reasons := refuse_features(system):
+            raise ValueError("; ".join(reasons))
         self.system = system
         self._low, high, self._detector = _encoder_keys(system)
         self._map_of = high if system.part_of(Fusion) is not None else None

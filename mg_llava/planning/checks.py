@@ -10,6 +10,7 @@ from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group, build_tokens
 from mg_llava.data.text.conversation import Template
 from mg_llava.models.parts import kind_of
+from mg_llava.models.vision import refuse_features
 from mg_llava.planning.gpus import GPU
 from mg_llava.planning.options import unknown_options
 from mg_llava.planning.skeleton import Skeleton
@@ -92,7 +93,7 @@ def find_conflicts(config: Any, skeleton: Skeleton | None, gpu: GPU, deepspeed: 
         deepspeed: The setting asked for, if any.
     """
     found = [*unknown_options(config), *_about_training(config, gpu, deepspeed), *_about_text(config)]
-    return found if skeleton is None else found + list(_about_sizes(config, skeleton))
+    return found if skeleton is None else [*found, *_about_sizes(config, skeleton), *_about_caches(config, skeleton)]
 
 
 def _about_training(config: Any, gpu: GPU, deepspeed: str | None) -> Iterator[str]:
@@ -146,3 +147,9 @@ def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
         if size is not None and size != model.canvas_size:
             yield f"pictures are made for {size} px, but the model reads {model.canvas_size}; make image_size equal"
             return
+
+
+def _about_caches(config: Any, skeleton: Skeleton) -> Iterator[str]:
+    sources = walk_sources(find_dataset(config))
+    if any((source.get("caches") or {}).get("feature_cache") for source in sources):
+        yield from (f"{reason}; set feature_cache=None" for reason in refuse_features(skeleton.model))

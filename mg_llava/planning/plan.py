@@ -7,6 +7,7 @@ from typing import Any
 
 from mg_llava.batch import TokenCount
 from mg_llava.models.architectures import ArchitectureError
+from mg_llava.models.vision import refuse_features
 from mg_llava.planning.checks import count_samples, find_conflicts, find_missing
 from mg_llava.planning.feature_cache import DISK, FeaturePlan, plan_feature_cache
 from mg_llava.planning.flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops
@@ -49,7 +50,8 @@ class Plan:
         activations: What of it are activations.
         fits: DeepSpeed settings that fit, the fastest first.
         steps: Length of an epoch.
-        features: What a feature cache takes and saves; None where the number of samples is not known.
+        features: What a feature cache takes and saves; None where the number of samples is not known, or where no
+            cache can stand for the encoders.
     """
 
     config: str
@@ -131,7 +133,10 @@ def make_plan(
     plan.steps = _plan_steps(config, plan.flops, gpu, gpus, mfu, samples)
     if plan.steps.hours_per_epoch is None:
         plan.notes.append(f"hours are not known: {plan.steps.source}; give the number of samples")
-    if plan.steps.samples:
+    refused = refuse_features(skeleton.model)
+    if refused and plan.steps.samples:
+        plan.notes.append(f"no feature cache: {'; '.join(refused)}")
+    elif plan.steps.samples:
         plan.notes.append("for a feature cache: a picture in each sample, encoders at the MFU of all")
         throughput = gpus * gpu.flops * mfu
         plan.features = plan_feature_cache(

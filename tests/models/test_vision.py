@@ -15,7 +15,8 @@ from mg_llava.data.dataset import LLaVADataset
 from mg_llava.engine.features import FeatureCacheHook
 from mg_llava.features import FEATURE_DTYPES, Features, pack_features, stack, unpack
 from mg_llava.models.systems.mg_llava import MGLLaVA
-from mg_llava.models.vision import CachedFeatures, FeatureExtractor
+from mg_llava.models.vision import CachedFeatures, FeatureExtractor, refuse_features
+from mg_llava.registry import MODELS
 from tests import features, toy
 
 TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2}
@@ -134,6 +135,17 @@ def test_features_of_other_encoders_are_refused(model, data, toy_paths, folders,
     half.visual_encoder_aux.bfloat16()
     with pytest.raises(ValueError, match=r"high_res_encoder.dtype was float32, now bfloat16"):
         half.cached.accept(about, "there")
+
+
+def test_what_no_cache_can_stand_for_is_refused_before_it_is_filled(toy_paths, folders):
+    settings = toy.model_config(toy_paths, fusion={"type": "mg_llava.PatchInfoMiningFusion"})
+    with pytest.raises(ValueError, match=r"keeps the last map alone, and the fusion reads all$"):
+        FeatureExtractor.build(settings)
+    reader = MODELS.build({**settings, "pretrained_pth": None})
+    with pytest.raises(ValueError, match="the fusion reads all; set feature_cache=None"):
+        reader.cached.accept({}, "there")
+    reader.visual_encoder.is_trained = True
+    assert len(refuse_features(reader)) == 2
 
 
 def test_variants_read_what_they_need(data, toy_paths, folders, tmp_path):

@@ -60,6 +60,17 @@ def test_a_complete_config_can_run(toy_config: Config) -> None:
     assert json.loads(json.dumps(found.to_dict()))["status"] == 0
 
 
+def test_a_feature_cache_that_cannot_be(toy_config: Config) -> None:
+    """The fusion reads maps that no cache keeps: said before one is filled."""
+    toy_config.model.fusion = dict(type="mg_llava.PatchInfoMiningFusion")
+    without = plan(toy_config)
+    assert without.status == 0 and without.features is None
+    assert any("no feature cache: a feature cache keeps the last map alone" in note for note in without.notes)
+    toy_config.train_dataloader.dataset.caches = dict(feature_cache="there")
+    (conflict,) = plan(toy_config).conflicts
+    assert conflict.endswith("the fusion reads all; set feature_cache=None")
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
