@@ -159,7 +159,8 @@ def optimize(
         accumulative_counts=accumulative_counts,
     )
     if lr_mult is not None:
-        wrapper["paramwise_cfg"] = dict(custom_keys={key: dict(lr_mult=value) for key, value in lr_mult.items()})
+        factors = {key: dict(lr_mult=value) for key, value in lr_mult.items()}
+        wrapper["paramwise_cfg"] = dict(custom_keys=factors, bypass_duplicate=True)  # of an LLM with tied embeddings
     if precision != "float32":
         wrapper.update(dtype=precision, loss_scale="dynamic" if precision == "float16" else 1.0)
     return dict(optim_wrapper=wrapper)

@@ -10,7 +10,7 @@ from mg_llava.models import ConvGateFusion
 
 with read_base():
     from .data.grounding import grounding, regions_global, regions_local, regions_perception
-    from .data.nano import nano_stage1, nano_stage2
+    from .data.nano import nano_stage2
     from .llms import nano as nano_llm
     from .nano import nano_settings
     from .run import instruct, pretrain
@@ -18,7 +18,7 @@ with read_base():
     from .vision import clip_l_336_convnext_l_768
     from .vision import nano as nano_vision
 
-_bins = dict(text=dict(style="bins", bins=64), context=0.5)
+_cells = dict(text=dict(style="kosmos2"), context=0.1)
 
 
 def object_pretrain(system, data=regions_perception, *, gpus=1, batch_size=None, **settings):
@@ -58,13 +58,13 @@ def nano_grounding(stage, *, arm="choices", gate=False, before=None, model=None,
     """
     llm = dict(nano_llm, llm_name_or_path="data/nano/region_llm")
     base = dict(fusion=dict(type=ConvGateFusion, gate_start=0.5) if gate else None)
-    system = grounding_gpt(llm, nano_vision, **{**base, "regions": _bins, **(model or {})})
+    system = grounding_gpt(llm, nano_vision, **{**base, "regions": _cells, **(model or {})})
     shared = dict(nano_settings, context_length=384, evaluation=None)
     shared["dataset"] = dict(budget=dict(long_text_margin=None), boxes=dict(crop_augmentation=None))
     if stage == "object_pretrain":
-        mixture = dict(sources=[grounding("captions"), _without_boxes(nano_stage1, "first_captions")])
+        mixture = dict(sources=[dict(grounding("captions"), draw=dict(repeat=0.5)), grounding("perception")])
         return object_pretrain(system, mixture, **{**shared, "lr": 2e-3 if gate else 4e-3, **changes})
-    start = dict(shared, lr=1e-3, before=before)
+    start = dict(shared, lr=1e-3, lr_mult=dict(projector=4), before=before)
     if stage == "local_alignment":
         return local_alignment(system, grounding(arm), **{**start, "max_epochs": 2, **changes})
     sources = [grounding("captions"), grounding(arm), _without_boxes(nano_stage2, "instructions")]

@@ -1,8 +1,9 @@
 """Records about regions of the miniature's pictures: words, coordinates, object images and names of boxes.
 
-Scenes have two to five digits, of which classes repeat, and one to four distractors. A phrase names exactly one mark:
-``the 7`` where there is one, else ``the leftmost 7`` and the like. ``python data/nano/grounding.py`` makes what
-``make_data.py`` makes, if it is not there, and writes records, pictures and box files into ``generated/grounding``.
+Scenes have two to five digits, in a third of them two or three of one class, and one to four distractors, all about in
+the middle of their cells. A phrase names exactly one mark: ``the 7`` where there is one, else ``the leftmost 7`` and
+the like. ``python data/nano/grounding.py`` makes what ``make_data.py`` makes, if it is not there, and writes records,
+pictures and box files into ``generated/grounding``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,18 @@ import numpy as np
 import scenes
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+from mg_llava.data.text.coordinates import BoxText  # noqa: E402
+
 OUT = HERE / "generated" / "grounding"
-BINS = 64
-FORMAT = 5
+BOX_TEXT = BoxText("kosmos2")
+"""Coordinates are two words: the cells of a grid of 32 x 32 that the corners are in."""
+SIDE = 20
+"""Side of a region in canvas pixels; no mark is higher."""
+SPREAD = 0.15
+"""How far marks lie from the middles of their cells, as a share of what there is room for."""
+REPEAT = 1 / 3
+FORMAT = 8
 """Changes with the data; folders of another one are made again."""
 LETTERS = "ABC"
 TURNS = 6
@@ -36,11 +46,15 @@ _ENDS: dict[str, tuple[int, Callable[[Sequence[int]], int]]] = {
 }
 
 
-def sample_repeated(rng: np.random.Generator, rows: list[int], columns: list[int]) -> Layout:
-    """Two to five digits of at most three classes, at most one mark a row and column among them, and distractors."""
+def sample_layout(rng: np.random.Generator, rows: list[int], columns: list[int], repeat: float = REPEAT) -> Layout:
+    """Two to five digits, at most one a row and column among them, and one to four distractors.
+
+    With a chance of ``repeat`` two or three of the digits are of one class, else all are different.
+    """
     count = int(rng.integers(2, 6))
-    classes = rng.permutation(10)[:3]
-    digits = rng.choice(classes, count)
+    digits = rng.permutation(10)[:count]
+    if rng.random() < repeat:
+        digits[1 : int(rng.integers(2, 4))] = digits[0]
     places = zip(rng.permutation(rows)[:count], rng.permutation(columns)[:count], strict=True)
     layout = [
         (int(digit), int(row), int(column), int(rng.integers(3)))
@@ -54,6 +68,12 @@ def sample_repeated(rng: np.random.Generator, rows: list[int], columns: list[int
             taken.add(cell)
             layout.append((-1, *cell, int(rng.integers(3))))
     return layout
+
+
+def region(x: float, y: float, scale: float) -> tuple[float, float, float, float]:
+    """The square around a point in original pixels, of which a canvas pixel is ``1 / scale``."""
+    half = SIDE / 2 / scale
+    return (x - half, y - half, x + half, y + half)
 
 
 @dataclass(frozen=True)
@@ -128,11 +148,18 @@ def _options(rng: np.random.Generator, scene: scenes.Scene, number: int, other_c
 KINDS = ("T->C", "C->T", "I->T", "C+I->T", "I->C", "T->I", "C->I")
 ARMS: dict[str, tuple[str, ...]] = {
     "text": ("T->C", "C->T"),
-    "images": ("T->C", "C->T", "T->C", "C+I->T", "I->C", "I->T"),
+    "images": ("T->C", "C->T", "I->T", "C+I->T", "I->C", "I->T"),
     "choices": ("T->C", "C->T", "I->C", "C+I->T", "T->I", "C->I"),
 }
 """Kinds of the questions of an arm, which its records go through in turn; all arms ask about the same marks, each once
 in a record, so that no answer is in the text already."""
+
+
+PERCEPTION = ("C->T", "I->T", "T->C", "I->T")
+"""Kinds of the questions of stage 1, beside captions.
+
+A projector that has met maps alone makes nothing of object images, and does not leave that within stage 2.
+"""
 
 
 def describe(scene: scenes.Scene) -> list[Pair]:
@@ -160,6 +187,17 @@ def ask_named(rng: np.random.Generator, scene: scenes.Scene, kind: str) -> Asked
     raise ValueError(f"unknown kind of question {kind!r}; known: which, relation")
 
 
+def draw_scene(rng: np.random.Generator, split: scenes.Split) -> scenes.Scene:
+    """A picture whose marks have regions for boxes."""
+    scene = scenes.draw_scene(rng, split, sample_layout, SPREAD)
+    scale = scenes.Frame(*scene.image.size).scale
+    marks = []
+    for mark in scene.marks:
+        x1, y1, x2, y2 = mark.box
+        marks.append(replace(mark, box=region((x1 + x2) / 2, (y1 + y2) / 2, scale)))
+    return replace(scene, marks=tuple(marks))
+
+
 def _objects(scene: scenes.Scene) -> list[dict[str, Any]]:
     names = [str(mark.digit) if mark.digit >= 0 else "shape" for mark in scene.marks]
     return [
@@ -185,7 +223,7 @@ class Writer:
 
     def scene(self, index: int) -> tuple[str, scenes.Scene]:
         """Draw and write one picture."""
-        scene = scenes.draw_scene(self.rng, self.split, sample_repeated)
+        scene = draw_scene(self.rng, self.split)
         name = f"{self.part}/{index:05d}.jpg"
         scene.image.save(self.out / "images" / name, quality=95, subsampling=0)
         return name, scene
@@ -201,15 +239,17 @@ class Writer:
 
 
 def write_training(out: Path, count: int, seed: int) -> None:
-    """Records of the arms, grounded captions, and named boxes with their box file, of the same pictures."""
+    """Records of stage 1 and of the arms, and named boxes with their box file, of the same pictures."""
     writer = Writer(out, "train", "train", seed)
-    files: dict[str, list[Any]] = {name: [] for name in (*ARMS, "captions", "named", "named_boxes")}
+    files: dict[str, list[Any]] = {name: [] for name in (*ARMS, "captions", "perception", "named", "named_boxes")}
     for index in range(count):
         name, scene = writer.scene(index)
         base = {"id": f"train-{index:05d}", "image": name, "objects": _objects(scene)}
         for arm, kinds in ARMS.items():
             asked = [(one.question, one.answer) for one in writer.ask(index, scene, kinds)]
             files[arm].append({**base, "conversations": _talk(asked)})
+        asked = [(one.question, one.answer) for one in writer.ask(index, scene, PERCEPTION)]
+        files["perception"].append({**base, "conversations": _talk(asked)})
         files["captions"].append({**base, "conversations": _talk(describe(scene))})
         rng = np.random.default_rng([index, 7])
         named = [ask_named(rng, scene, kind) for kind in ("which", "relation") * (TURNS // 2)]

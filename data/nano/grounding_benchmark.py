@@ -22,7 +22,6 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 import benchmarks  # noqa: E402, F401
 import grounding  # noqa: E402
 
-from mg_llava.data.text.coordinates import BoxText  # noqa: E402
 from mg_llava.evaluation import command  # noqa: E402
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question  # noqa: E402
 from mg_llava.evaluation.release import Release  # noqa: E402
@@ -32,7 +31,6 @@ from mg_llava.evaluation.scoring.joining import ScoreResult, join_predictions  #
 from mg_llava.tokens import BOX_PLACEHOLDER  # noqa: E402
 
 MAKE = "it with `python data/nano/grounding.py`"
-BOX_TEXT = BoxText("bins", bins=grounding.BINS)
 Line = dict[str, Any]
 
 
@@ -60,7 +58,7 @@ def _rate(line: Line, text: str) -> Line:
     mark = BOX_PLACEHOLDER.fullmatch(line["answer"])
     if mark is None:
         return {**sample, "parsed": text, "score": float(text.strip() == line["answer"])}
-    found = BOX_TEXT.read(text, tuple(line["size"])).boxes[:1].tolist()
+    found = grounding.BOX_TEXT.read(text, tuple(line["size"])).boxes[:1].tolist()
     iou = overlap(found[0], line["objects"][int(mark[1])]["box"]) if found else 0.0
     return {**sample, "parsed": found[0] if found else None, "iou": iou, "score": float(iou >= 0.5)}
 

@@ -223,16 +223,20 @@ def place(
     digit: int,
     cell: tuple[int, int],
     level: int,
+    spread: float = 1.0,
 ) -> Mark:
-    """Draw a digit, or a distractor for -1, into a cell of ``pixels`` (in place), anywhere in the cell."""
+    """Draw a digit, or a distractor for -1, into a cell of ``pixels`` (in place).
+
+    Anywhere in the cell, or around its middle: ``spread`` is a share of the room that there is.
+    """
     tiles = digit_tiles(split)[digit] if digit >= 0 else shape_tiles()
     tile = tiles[rng.integers(len(tiles))]
     height = rng.uniform(*LEVEL_HEIGHTS[level])
     half_width = height * (tile.width - 2) / (tile.height - 2) / 2 + 2
     half_height = height / 2 + 2
     row, column = cell
-    x = column * CELL + CELL / 2 + rng.uniform(-1, 1) * max(CELL / 2 - half_width - 1, 0)
-    y = row * CELL + CELL / 2 + rng.uniform(-1, 1) * max(CELL / 2 - half_height - 1, 0)
+    x = column * CELL + CELL / 2 + rng.uniform(-1, 1) * spread * max(CELL / 2 - half_width - 1, 0)
+    y = row * CELL + CELL / 2 + rng.uniform(-1, 1) * spread * max(CELL / 2 - half_height - 1, 0)
     box = _draw_tile(rng, pixels, tile, frame.to_original(x, y), height / frame.scale)
     return Mark(digit, row, column, level, box)
 
@@ -267,12 +271,17 @@ def sample_layout(rng: np.random.Generator, rows: list[int], columns: list[int])
     return layout
 
 
-def draw_scene(rng: np.random.Generator, split: Split, sample: Sampler = sample_layout) -> Scene:
-    """A picture of the task: few digits, few distractors, any of the picture sizes; ``sample`` says what is where."""
+def draw_scene(rng: np.random.Generator, split: Split, sample: Sampler = sample_layout, spread: float = 1.0) -> Scene:
+    """A picture of the task: few digits, few distractors, any of the picture sizes; ``sample`` says what is where.
+
+    ``spread`` as of :func:`place`.
+    """
     frame = random_frame(rng)
     pixels = draw_background(rng, split, frame)
     layout = sample(rng, *frame.usable_cells())
-    marks = [place(rng, pixels, frame, split, digit, (row, column), level) for digit, row, column, level in layout]
+    marks = [
+        place(rng, pixels, frame, split, digit, (row, column), level, spread) for digit, row, column, level in layout
+    ]
     return finish(rng, pixels, marks)
 
 

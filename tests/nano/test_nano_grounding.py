@@ -3,16 +3,19 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mg_llava.data.records.schema import parse_record
+from mg_llava.evaluation.scoring.box_replies import overlap
 from mg_llava.inference import Predictor
 from mg_llava.tokens import OBJECT_PLACEHOLDER
 from tests.configs.test_leaves_train import nodes
@@ -62,11 +65,32 @@ def test_arms_ask_about_the_same_marks_and_no_answer_is_in_the_text_before(groun
 def test_a_phrase_names_one_mark_and_classes_repeat(grounding: Any) -> None:
     rng, repeated = np.random.default_rng(0), 0
     for _ in range(30):
-        scene = grounding.scenes.draw_scene(rng, "heldout", grounding.sample_repeated)
+        scene = grounding.draw_scene(rng, "heldout")
         named = grounding.phrases(scene)
         assert named and len(set(named.values())) == len(named)
         repeated += max(Counter(mark.digit for mark in scene.digits).values()) > 1
-    assert repeated > 15
+    assert 3 < repeated < 20
+
+
+def test_the_words_of_a_cell_say_the_region_of_its_mark(grounding: Any) -> None:
+    rng, overlaps = np.random.default_rng(1), []
+    for _ in range(20):
+        scene = grounding.draw_scene(rng, "train")
+        frame = grounding.scenes.Frame(*scene.image.size)
+        for mark in scene.marks:
+            x, y = ((place + 0.5) * grounding.scenes.CELL for place in (mark.column, mark.row))
+            middle = grounding.region(*frame.to_original(x, y), frame.scale)
+            said = grounding.BOX_TEXT.write(np.array([middle]), scene.image.size)
+            found = grounding.BOX_TEXT.read(said, scene.image.size).boxes[0]
+            overlaps.append(overlap(found.tolist(), list(mark.box)))
+    assert min(overlaps) > 0.5
+
+
+def test_stage_1_has_words_coordinates_and_object_images(made: Path) -> None:
+    asked = [turn["value"] for raw in read(made / "perception.json") for turn in raw["conversations"][::2]]
+    answered = [turn["value"] for raw in read(made / "perception.json") for turn in raw["conversations"][1::2]]
+    assert any("<box" in text for text in asked) and any("<object" in text for text in asked)
+    assert any(text.startswith("<box") for text in answered)
 
 
 def test_named_questions_follow_the_box_file(made: Path) -> None:
@@ -87,7 +111,7 @@ def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(grounding
         for line in lines:
             box = re.fullmatch(r"<box:(\d+)>", line["answer"])
             place = np.array([line["objects"][int(box[1])]["box"]]) + shift if box else None
-            text = line["answer"] if place is None else module.BOX_TEXT.write(place, tuple(line["size"]))
+            text = line["answer"] if place is None else grounding.BOX_TEXT.write(place, tuple(line["size"]))
             said.append({"id": line["id"], "prediction": text})
         return said
 
@@ -149,5 +173,16 @@ def test_the_llm_of_regions_is_made_again_in_the_same_words(
     monkeypatch.setattr("sys.argv", ["pretrain_region_llm.py", *given])
     pretrain_region_llm.main()
     made, kept = (AutoTokenizer.from_pretrained(path) for path in (tmp_path, ROOT / "data" / "nano" / "region_llm"))
-    text = "Where is the 7?<bin_004><bin_063>"
-    assert made.encode(text) == kept.encode(text) and len(made) == len(kept) == 570
+    text = "Where is the 7?<object><patch_index_0004><patch_index_1023></object>"
+    assert made.encode(text) == kept.encode(text)
+    assert len(made) == len(kept) and len(made.encode(text)) == len(made.encode("Where is the 7?")) + 4
+
+
+def test_the_llm_of_regions_answers_from_perfect_text(grounding: Any) -> None:
+    import pretrain_region_llm as module
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "nano" / "region_llm")
+    llm = AutoModelForCausalLM.from_pretrained(ROOT / "data" / "nano" / "region_llm", torch_dtype=torch.float32)
+    sampler = module.Sampler(tokenizer, replace(module.PHASES[-1], fuzzy=0.0, captions=0.0))
+    found = module.measure(module.Reader(llm, tokenizer), sampler, np.random.default_rng(3))
+    assert found["T->C"] > 0.9 and found["C->T"] > 0.9 and found["I->C"] > 0.9
