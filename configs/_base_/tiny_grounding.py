@@ -62,7 +62,8 @@ def nano_grounding(stage, *, arm="choices", gate=False, before=None, model=None,
     shared = dict(nano_settings, context_length=384, evaluation=None)
     shared["dataset"] = dict(budget=dict(long_text_margin=None), boxes=dict(crop_augmentation=None))
     if stage == "object_pretrain":
-        mixture = dict(sources=[dict(grounding("captions"), draw=dict(repeat=0.5)), grounding("perception")])
+        captions = dict(grounding("captions"), draw=dict(repeat=0.2))
+        mixture = dict(sources=[captions, grounding("perception"), grounding("objects")])
         return object_pretrain(system, mixture, **{**shared, "lr": 2e-3 if gate else 4e-3, **changes})
     start = dict(shared, lr=1e-3, lr_mult=dict(projector=4), before=before)
     if stage == "local_alignment":

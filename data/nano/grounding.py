@@ -33,7 +33,7 @@ SIDE = 20
 SPREAD = 0.15
 """How far marks lie from the middles of their cells, as a share of what there is room for."""
 REPEAT = 1 / 3
-FORMAT = 8
+FORMAT = 9
 """Changes with the data; folders of another one are made again."""
 LETTERS = "ABC"
 TURNS = 6
@@ -155,7 +155,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 in a record, so that no answer is in the text already."""
 
 
-PERCEPTION = ("C->T", "I->T", "T->C", "I->T")
+PERCEPTION: dict[str, tuple[str, ...]] = {"perception": ("C->T", "T->C"), "objects": ("I->T",)}
 """Kinds of the questions of stage 1, beside captions.
 
 A projector that has met maps alone makes nothing of object images, and does not leave that within stage 2.
@@ -241,15 +241,13 @@ class Writer:
 def write_training(out: Path, count: int, seed: int) -> None:
     """Records of stage 1 and of the arms, and named boxes with their box file, of the same pictures."""
     writer = Writer(out, "train", "train", seed)
-    files: dict[str, list[Any]] = {name: [] for name in (*ARMS, "captions", "perception", "named", "named_boxes")}
+    files: dict[str, list[Any]] = {name: [] for name in (*PERCEPTION, *ARMS, "captions", "named", "named_boxes")}
     for index in range(count):
         name, scene = writer.scene(index)
         base = {"id": f"train-{index:05d}", "image": name, "objects": _objects(scene)}
-        for arm, kinds in ARMS.items():
+        for arm, kinds in {**PERCEPTION, **ARMS}.items():
             asked = [(one.question, one.answer) for one in writer.ask(index, scene, kinds)]
             files[arm].append({**base, "conversations": _talk(asked)})
-        asked = [(one.question, one.answer) for one in writer.ask(index, scene, PERCEPTION)]
-        files["perception"].append({**base, "conversations": _talk(asked)})
         files["captions"].append({**base, "conversations": _talk(describe(scene))})
         rng = np.random.default_rng([index, 7])
         named = [ask_named(rng, scene, kind) for kind in ("which", "relation") * (TURNS // 2)]

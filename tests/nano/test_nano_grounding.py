@@ -86,11 +86,10 @@ def test_the_words_of_a_cell_say_the_region_of_its_mark(grounding: Any) -> None:
     assert min(overlaps) > 0.5
 
 
-def test_stage_1_has_words_coordinates_and_object_images(made: Path) -> None:
-    asked = [turn["value"] for raw in read(made / "perception.json") for turn in raw["conversations"][::2]]
-    answered = [turn["value"] for raw in read(made / "perception.json") for turn in raw["conversations"][1::2]]
-    assert any("<box" in text for text in asked) and any("<object" in text for text in asked)
-    assert any(text.startswith("<box") for text in answered)
+def test_stage_1_asks_about_each_mark_by_words_coordinates_and_object_image(made: Path) -> None:
+    asked = {name: json.dumps(read(made / f"{name}.json")) for name in ("perception", "objects")}
+    assert "<box:" in asked["perception"] and "<object:" not in asked["perception"]
+    assert "<object:" in asked["objects"] and "<box:" not in asked["objects"]
 
 
 def test_named_questions_follow_the_box_file(made: Path) -> None:
