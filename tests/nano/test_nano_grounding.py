@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mg_llava.data.records.schema import parse_record
@@ -119,6 +121,17 @@ def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(grounding
     assert moved["kinds"]["T->C"] == moved["kinds"]["I->C"] == 0 and moved["kinds"]["C->T"] == 1
     silent = module.score_regions(lines, [])["rules"]["regions"]["metrics"]
     assert silent["accuracy"] == 0 and silent["no_box"] == 1
+
+
+def test_factors_of_the_learning_rate_go_with_an_llm_whose_head_is_its_embedding() -> None:
+    config = Config.fromfile(ROOT / "configs" / "tiny_grounding" / "grounding_nano_local_alignment.py")
+    model = nn.ModuleDict(
+        {"words": nn.Embedding(3, 4), "head": nn.Linear(4, 3, bias=False), "projector": nn.Linear(2, 4)}
+    )
+    model["head"].weight = model["words"].weight
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert rates[id(model["projector"].weight)] == 4 * rates[id(model["words"].weight)]
 
 
 @pytest.mark.slow
