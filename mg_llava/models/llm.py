@@ -122,19 +122,16 @@ def _log(llm: Any, path: str, tuning: str, attention: str, dtype: torch.dtype) -
 
 def _load(path: str, candidates: list[str], **kwargs: Any) -> tuple[nn.Module, str]:
     """Load with the first attention backend that the architecture supports."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if on_meta():
         # FlashAttention is not there to be counted, and counts the same
-        attention = "eager" if candidates == ["eager"] else "sdpa"
-        config = AutoConfig.for_model(**find_architecture(path, "transformers").config)
-        dtype = {dtype_name(): kwargs[dtype_name()]}
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **dtype), attention
-
+        candidates = [name for name in ("sdpa", "eager") if name == "eager" or candidates != ["eager"]]
     for attention in candidates:
         try:
-            llm = load_hugging_face(AutoModelForCausalLM, path, attn_implementation=attention, **kwargs)
-            return llm, attention
+            if on_meta():
+                return _shaped(path, attention, kwargs[dtype_name()]), attention
+            return load_hugging_face(AutoModelForCausalLM, path, attn_implementation=attention, **kwargs), attention
         except (ValueError, ImportError) as error:
             if "Unrecognized configuration class" in str(error):
                 raise ValueError(f"{path} does not hold a causal LM: {str(error).splitlines()[0]}") from error
@@ -143,6 +140,14 @@ def _load(path: str, candidates: list[str], **kwargs: Any) -> tuple[nn.Module, s
                 raise
             print_log(f"attention {attention} is not available for {path}: {error}", logger="current")
     raise AssertionError("there is always a candidate")
+
+
+def _shaped(path: str, attention: str, dtype: torch.dtype) -> nn.Module:
+    """An LLM of the sizes of a folder or of a published one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**find_architecture(path, "transformers").config)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, **{dtype_name(): dtype})
 
 
 def _nf4(compute_dtype: torch.dtype) -> Any:
