@@ -206,8 +206,8 @@ def train(llm: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200, help="length of the schedule (default: %(default)s)")
-    parser.add_argument("--stop", type=int, default=1200, help="step to stop at (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=900, help="length of the schedule (default: %(default)s)")
+    parser.add_argument("--stop", type=int, default=900, help="step to stop at (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="scenes per step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: %(default)s)")
     parser.add_argument("--matrix-lr", type=float, default=0.01, help="of Muon (default: %(default)s)")
