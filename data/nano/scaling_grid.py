@@ -75,7 +75,7 @@ PREPARE = [
     *(command for layers in DEPTHS for command in llm(layers)),
 ]
 A, B = "digits that boxes find, %", "boxes of a picture"
-LOW = "digits that boxes find, %, low resolution with objects"
+LOW = "digits that boxes find, %, low + objects"
 C, D = "side of the high-resolution picture, px", "parameters of the LLM, M"
 
 grid = {
@@ -83,7 +83,7 @@ grid = {
     "caption": "Exact match in % on 1,120 held-out questions, of the full model unless a table says another",
     "rows": [
         *(boxes(f"recall{percent}", f"{percent} % found", A, percent) for percent in RECALL),
-        *(boxes(f"objects_recall{percent}", f"{percent} % found", LOW, percent, "objects") for percent in RECALL),
+        *(boxes(f"objects_recall{share}", f"low, {share} % found", LOW, share, "objects") for share in RECALL),
         *(boxes(f"number{number}", f"{number} boxes", B, number) for number in NUMBER),
         *(size(side) for side in SIZES),
         *(depth(layers) for layers in PARAMETERS),
