@@ -126,7 +126,7 @@ def _load(path: str, candidates: list[str], **kwargs: Any) -> tuple[nn.Module, s
 
     if on_meta():
         # FlashAttention is not there to be counted, and counts the same
-        candidates = [name for name in ("sdpa", "eager") if name == "eager" or candidates != ["eager"]]
+        candidates = list(dict.fromkeys("sdpa" if name.startswith("flash") else name for name in candidates))
     for attention in candidates:
         try:
             if on_meta():

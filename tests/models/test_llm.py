@@ -141,6 +141,8 @@ def test_an_attention_that_is_asked_for_is_not_replaced(codegen: str) -> None:
 def test_eager_attention_alone_is_counted_too(codegen: str) -> None:
     with torch.device("meta"):
         counted = build_language_model(codegen)
+        with pytest.raises(ValueError):
+            build_language_model(codegen, attention="sdpa")
     kept = build_language_model(codegen)
     assert {key: value.shape for key, value in counted.state_dict().items()} == {
         key: value.shape for key, value in kept.state_dict().items()
