@@ -295,17 +295,19 @@ def _plant_column_heads(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFas
         )
 
 
-def train(llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace) -> None:
-    """Muon and AdamW with warm-up and cosine; every batch is new."""
+def train(
+    llm: LlamaForCausalLM, sampler: Sampler, arguments: argparse.Namespace, phases: Sequence[Phase] = PHASES
+) -> None:
+    """Muon and AdamW with warm-up and cosine; every batch is new. In the first phases the matching head is held."""
     rng = np.random.default_rng(arguments.seed)
     matrices = [parameter for parameter in llm.model.layers.parameters() if parameter.ndim == 2]
     optimizer = Optimizer(llm, matrices, arguments.steps, arguments.lr, matrix_lr=arguments.matrix_lr)
     start, average = time.time(), 0.0
     for step in range(min(arguments.steps, arguments.stop)):
-        sampler.phase = next(phase for phase in PHASES if step < phase.until * arguments.steps)
+        sampler.phase = next(phase for phase in phases if step < phase.until * arguments.steps)
         loss = answer_loss(llm, sampler.batch(rng, arguments.batch_size))
         optimizer.step(loss)
-        if step < HELD_SHARE * arguments.steps:
+        if phases is PHASES and step < HELD_SHARE * arguments.steps:
             plant_matching_head(llm, sampler.writer.tokenizer)
         average += (loss.item() - average) * max(0.02, 1 / (step + 1))
         if step % 50 == 0:

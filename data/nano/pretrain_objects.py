@@ -14,7 +14,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ import pretrain_llm
 import rendering
 import torch
 import torch.nn.functional as F
-from optimizer import Optimizer
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -161,33 +159,22 @@ class OwnNoise(rendering.Renderer):
         return tokens + noise * torch.rand(len(tokens), 1)
 
 
-def train(llm: LlamaForCausalLM, sampler: FaintSampler, given: Round, arguments: argparse.Namespace) -> None:
-    """Muon and AdamW with warm-up and cosine; every batch is new."""
-    rng, sampler.phase, sampler.faint = np.random.default_rng(arguments.seed), given.phase, given.faint
-    matrices = [parameter for parameter in llm.model.layers.parameters() if parameter.ndim == 2]
-    optimizer = Optimizer(llm, matrices, given.steps, arguments.lr, matrix_lr=arguments.matrix_lr)
-    start, average = time.time(), 0.0
-    for step in range(given.stop):
-        loss = pretrain_llm.answer_loss(llm, sampler.batch(rng, arguments.batch_size))
-        optimizer.step(loss)
-        average += (loss.item() - average) * max(0.02, 1 / (step + 1))
-        if step % 50 == 0:
-            print(f"step {step + 1}/{given.steps}  loss {average:.3f}  {time.time() - start:.0f} s", flush=True)
-
-
 def go_on(start: Path, rounds: Sequence[str], out: Path, arguments: argparse.Namespace) -> None:
     """Train an LLM for some of ``ROUNDS``; each starts from what the one before has written."""
     for name in rounds:
         print(name, flush=True)
+        given = ROUNDS[name]
         torch.manual_seed(arguments.seed)
         tokenizer = AutoTokenizer.from_pretrained(start)
         llm = LlamaForCausalLM.from_pretrained(start, torch_dtype=torch.float32)
-        if ROUNDS[name].widen:
+        if given.widen:
             llm = widen(llm)
             plant_mean_head(llm, tokenizer)
-        renderer = (OwnNoise if ROUNDS[name].faint else rendering.Renderer)(llm.model.embed_tokens, tokenizer)
-        sampler = FaintSampler(pretrain_llm.Writer(tokenizer), renderer, arguments.turns, ROUNDS[name].phase)
-        train(llm.train(), sampler, ROUNDS[name], arguments)
+        renderer = (OwnNoise if given.faint else rendering.Renderer)(llm.model.embed_tokens, tokenizer)
+        sampler = FaintSampler(pretrain_llm.Writer(tokenizer), renderer, arguments.turns, given.phase)
+        sampler.faint = given.faint
+        lengths = argparse.Namespace(**vars(arguments) | {"steps": given.steps, "stop": given.stop})
+        pretrain_llm.train(llm.train(), sampler, lengths, [given.phase])
         pretrain_llm.save(llm, tokenizer, out)
         start = out
 

@@ -44,9 +44,9 @@ PATCHES = 32 // GRID
 
 
 PHASES = (
-    Phase(0.2, 0.0, 0.05, 0.0, 0.0, 0.1, 0.5),
-    Phase(0.5, 0.4, 0.25, 0.3, 0.3, 0.2, 0.1),
-    Phase(1.0, 0.4, 1.0, 0.7, 0.5, 0.2, 0.0),
+    Phase(0.2, repeat=0.0, keep_empty=0.05, fuzzy=0.0, gaussian=0.0, captions=0.1, faint=0.5),
+    Phase(0.5, repeat=0.4, keep_empty=0.25, fuzzy=0.3, gaussian=0.3, captions=0.2, faint=0.1),
+    Phase(1.0, repeat=0.4, keep_empty=1.0, fuzzy=0.7, gaussian=0.5, captions=0.2, faint=0.0),
 )
 
 
@@ -111,7 +111,8 @@ def plant(llm: Any, tokenizer: Any) -> None:
     Directions are orthogonal: contents, columns, rows, waves of the position, and what is left for words.
     """
     basis = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q.T
-    content, column, row, in_map, waves, rest = basis.split([len(CONTENTS), GRID, GRID, 1, 32, HIDDEN - 61])
+    sizes = [len(CONTENTS), GRID, GRID, 1, 32]
+    content, column, row, in_map, waves, rest = basis.split([*sizes, HIDDEN - sum(sizes)])
     place = torch.cat((column, row))
     words, positions = llm.transformer.wte.weight, llm.transformer.wpe.weight
     words.copy_(F.normalize(torch.randn(len(words), len(rest)), dim=1) @ rest)

@@ -134,7 +134,7 @@ def make_plan(
     if plan.steps.hours_per_epoch is None:
         plan.notes.append(f"hours are not known: {plan.steps.source}; give the number of samples")
     refused = refuse_features(skeleton.model)
-    if refused and plan.steps.samples:
+    if refused:
         plan.notes.append(f"no feature cache: {'; '.join(refused)}")
     elif plan.steps.samples:
         plan.notes.append("for a feature cache: a picture in each sample, encoders at the MFU of all")

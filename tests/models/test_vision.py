@@ -137,7 +137,7 @@ def test_features_of_other_encoders_are_refused(model, data, toy_paths, folders,
         half.cached.accept(about, "there")
 
 
-def test_what_no_cache_can_stand_for_is_refused_before_it_is_filled(toy_paths, folders):
+def test_what_no_cache_can_stand_for_is_refused_before_it_is_filled(toy_paths):
     settings = toy.model_config(toy_paths, fusion={"type": "mg_llava.PatchInfoMiningFusion"})
     with pytest.raises(ValueError, match=r"keeps the last map alone, and the fusion reads all$"):
         FeatureExtractor.build(settings)
