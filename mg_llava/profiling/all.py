@@ -64,6 +64,10 @@ _MAIN = "import sys; from mg_llava.commands.benchmark import main; sys.exit(main
 _PACKAGES = ("torch", "torchvision", "transformers", "xtuner", "mmengine", "timm", "deepspeed", "numpy", "pillow")
 
 
+# DeepSpeed's and mmengine's loggers write to standard output: "[2026-11-30 ...] [INFO]", "11/30 ... - mmengine - INFO"
+_LOGGED = re.compile(r"\[\d{4}-\d\d-\d\d [^]]*\] \[[A-Z]+\]|\d\d/\d\d \d\d:\d\d:\d\d - \w+ - [A-Z]+ - ")
+
+
 class Measured(NamedTuple):
     """One benchmark."""
 
@@ -145,10 +149,17 @@ def _measure(command: str) -> Measured:
         with contextlib.suppress(ValueError):  # it ended without a result
             result = json.loads(last)
     if result is None:
-        table = f"exit status {done.returncode}\n{done.stdout.strip()}\n{done.stderr.strip()}"[-2000:]
-    table = re.sub(r"\n{3,}", "\n\n", table).strip()
+        end = f"{done.stdout.strip()}\n{done.stderr.strip()}".strip()
+        table = f"exit status {done.returncode}\n{end[-2000:]}"
+    table = _tidy(table)
     print(table, flush=True)
     return Measured(command, table, result, seconds, cpu_seconds)
+
+
+def _tidy(text: str) -> str:
+    """What a benchmark printed without lines of loggers, and with paths of this checkout as one types them."""
+    lines = [line for line in text.replace(f"{ROOT}/", "").splitlines() if not _LOGGED.match(line)]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
 def _processor_seconds() -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from mg_llava.profiling import all as every
 from mg_llava.profiling._measure import ROOT
+from mg_llava.profiling._sizes import LLMS, VISION, Case, build_model
 from tests.run import run_tool
 
 PAGE = "# Speed\n\nbefore\n\n<!-- measured: begin -->\nold\n<!-- measured: end -->\n\nafter\n"
@@ -49,6 +50,31 @@ def test_a_benchmark_that_ends_without_a_result_has_failed(tmp_path, monkeypatch
         every.run(Namespace(quick=True, only=[], page=page))
     assert "half a table" in page.read_text() and f"exit status {-9 if end else 0}" in page.read_text()
     assert re.search(r"boxes +\S+ +\S+ +failed", capsys.readouterr().out)
+
+
+def test_the_page_has_neither_logs_nor_paths_of_this_machine(tmp_path, monkeypatch):
+    said = (
+        "[2026-11-30 05:04:48,369] [WARNING] [real_accelerator.py:181:get_accelerator] Setting accelerator to CPU.",
+        "11/30 04:59:56 - mmengine - INFO - LLM toy: 3 parameters",
+        f"{ROOT}/configs/a.py, 16 samples",
+        "[1, 2] stages",
+        "{}",
+    )
+    (page := tmp_path / "page.md").write_text(PAGE)
+    monkeypatch.setattr(every, "QUICK", ("boxes",))
+    monkeypatch.setattr(every, "_MAIN", f"for line in {said!r}: print(line)")
+    every.run(Namespace(quick=True, only=[], page=page))
+    assert "```\nconfigs/a.py, 16 samples\n[1, 2] stages\n```" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("vision", "llm", "way"),
+    [(vision, "nano", way) for vision in VISION for way in ("ours", "reference", "stock")]
+    + [("paper", llm, "ours") for llm in LLMS if llm != "nano"],
+)
+def test_every_size_of_a_measured_step_is_known_without_weights(vision, llm, way):
+    model = build_model(Case(vision=vision, llm=llm, way=way), "meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_unknown_benchmarks_are_named():

@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mg_llava.models.architectures import find_architecture
+from mg_llava.models.architectures import ArchitectureError, find_architecture
 from mg_llava.models.encoders.base import VisionEncoder
 from mg_llava.models.encoders.views import CLIP_MEAN, CLIP_STD
 from mg_llava.models.interfaces import Seen, Spec
@@ -66,9 +66,12 @@ class OpenCLIPConvNeXtEncoder(VisionEncoder):
         folder = Path(path) if Path(path).is_dir() else None
         if folder is not None:
             require_folder(folder, CONFIG, f"an open_clip folder ({CONFIG} and weights)", False)
-        elif not _looks_like_folder(path):
-            _check_name(path)
-        found = find_architecture(path, "open_clip")
+        try:
+            found = find_architecture(path, "open_clip")
+        except ArchitectureError:
+            if folder is None and not _looks_like_folder(path):
+                _check_name(path)  # whose error has the nearest names
+            raise
         place = path if folder is None else str(folder / CONFIG)
         vision = found.config.get("model_cfg", found.config).get("vision_cfg", {})
         name = vision.get("timm_model_name")
