@@ -238,6 +238,14 @@ def test_a_connection_in_use_outlives_its_patience(predictor: Predictor) -> None
         used.close()
 
 
+def test_no_part_of_an_answer_waits_for_an_acknowledgement(server: ChatServer) -> None:
+    """Else each answer on a connection that stays open, and each token of a stream, is 40 ms late."""
+    with httpx.Client(base_url=url_of(server)) as client:
+        assert client.get("/health").status_code == 200
+        (ours,) = (one.transport.get_extra_info("socket") for one in server._server.server_state.connections)
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("length", [b"99999999999999999999", b"67108865"])
 def test_a_large_body_is_refused_before_it_comes(server: ChatServer, length: bytes) -> None:
     answer = talk(server, POST + b"Authorization: Bearer secret\r\nContent-Length: " + length + b"\r\n\r\n")

@@ -27,6 +27,9 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
+        # as asyncio does for sockets that it makes itself; else the last part of an answer and each token of a stream
+        # wait for the other side's acknowledgement of the part before, which comes 40 ms late
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._waiting: asyncio.TimerHandle | None = None
         self._watch()
 
