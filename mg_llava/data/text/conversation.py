@@ -8,7 +8,6 @@ newline, as the published weights were trained; several placeholders in one ques
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 from mg_llava.data.records.regions import Region
@@ -238,7 +237,7 @@ def _encode_exchanges(
             "the tokenizer has no EOS token and the template no suffix that ends an answer; set eos_token"
         )
     end = [] if template.suffix_as_eos else eos
-    separator = _encode_frame(tokenizer, template.sep)
+    separator = _encode(tokenizer, template.sep)
     encoded = []
     for number, (question, answer) in enumerate(exchanges):
         segments = _encode_question(question, number, tokenizer, template, system if number == 0 else "")
@@ -257,7 +256,7 @@ def _encode_question(question: str, number: int, tokenizer: Any, template: Templ
     text = template.instruction.format(input=question, round=number + 1)
     around = template.instruction.partition("{input}")[::2]  # the question
     before, after = (part.format(round=number + 1) for part in around)
-    head, tail = _encode_frame(tokenizer, before), _encode_frame(tokenizer, after)
+    head, tail = _encode(tokenizer, before), _encode(tokenizer, after)
     system_text = template.system.format(system=system) if system else ""
     texts = MARKS.split(system_text + text)
     pieces = [head if piece == before else _encode(tokenizer, piece) for piece in texts[::2]]
@@ -274,17 +273,6 @@ def _encode_question(question: str, number: int, tokenizer: Any, template: Templ
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
-
-
-def _encode_frame(tokenizer: Any, text: str) -> list[int]:
-    """The same for a part of a template, of which there are few."""
-    return list(_known_frame(tokenizer, len(tokenizer), text))
-
-
-@lru_cache(maxsize=256)
-def _known_frame(tokenizer: Any, vocabulary: int, text: str) -> tuple[int, ...]:
-    """With the size of the vocabulary, as added tokens can change the ids."""
-    return tuple(_encode(tokenizer, text))
 
 
 def _join(exchanges: Iterable[Iterable[_Segment]], truncated: bool = False) -> EncodedConversation:
