@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from mg_llava.data.records.schema import RecordError
-from mg_llava.data.synthesis.readers import SceneReader
+from mg_llava.data.records.schema import RecordError, show_value
+from mg_llava.data.synthesis.readers import SceneReader, read_text
 from mg_llava.data.synthesis.reserved import Reserved, reserved_names
 from mg_llava.data.synthesis.scenes import BETWEEN_BOXES, Corners, Scene, Thing
 
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+)\s([^\]]*)\]")
+_OPENED = "[/EN#"
 _MOST_BOXES = 4
 """Of one phrase in a caption."""
 
@@ -85,7 +86,7 @@ def read_ids(path: Path) -> list[str]:
     Raises:
         RecordError: A line is no number.
     """
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     for name in names:
         if not name.isdecimal():
             raise RecordError(f"{path}: {name[:80]!r} is no id of a picture; a number a line is needed")
@@ -93,10 +94,18 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_sentences(path: Path) -> list[EntitySentence]:
-    """The sentences of a picture, ``[/EN#chain/type words]`` where a phrase stands."""
+    """The sentences of a picture, ``[/EN#chain/type words]`` where a phrase stands.
+
+    Raises:
+        RecordError: The file is not there or no text, or a phrase has no end.
+    """
     if not path.is_file():
         raise RecordError(f"{path} does not exist; get the sentences of all pictures of the split")
-    return [_sentence(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    sentences = [_sentence(line) for line in read_text(path).splitlines() if line.strip()]
+    for number, sentence in enumerate(sentences):
+        if _OPENED in sentence.text:
+            raise RecordError(f"{path}: sentence {number} has a phrase that does not end: {show_value(sentence.text)}")
+    return sentences
 
 
 def read_entities(path: Path) -> EntityPicture:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mg_llava.data.records.schema import RecordError
+from mg_llava.data.records.schema import RecordError, show_value
 from mg_llava.data.synthesis.reserved import Reserved
 from mg_llava.data.synthesis.scenes import Corners, Scene
 from mg_llava.work.json_text import explain_json
@@ -61,6 +61,57 @@ def load_plain_json(path: Path, without: str = "") -> Any:
             return json.load(file, object_hook=lighten)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is truncated or not JSON: {explain_json(error)}; get it again") from error
+
+
+def entries_of(found: Any, where: str, **kinds: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list of annotations, each with values of these kinds.
+
+    Raises:
+        RecordError: It is something else; the message names the entry.
+    """
+    if not isinstance(found, list):
+        raise RecordError(f"{where}: found {show_value(found)}; a list is needed")
+    for number, entry in enumerate(found):
+        check_entry(entry, f"{where}, entry {number}", **kinds)
+    return found
+
+
+def check_entry(found: Any, where: str, **kinds: Any) -> None:
+    """See whether an annotation is an object that has values of these kinds.
+
+    Raises:
+        RecordError: It is not.
+    """
+    if not isinstance(found, Mapping):
+        raise RecordError(f"{where}: found {show_value(found)}; an object is needed")
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong:
+        raise RecordError(f"{where}: {wrong[0]} is {show_value(found.get(wrong[0]))}; get the file again")
+
+
+def size_of(found: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """Width and height of a picture.
+
+    Raises:
+        RecordError: They are not said.
+    """
+    try:
+        return int(found["width"]), int(found["height"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        sides = f"width is {show_value(found.get('width'))}, height {show_value(found.get('height'))}"
+        raise RecordError(f"{where}: {sides}; pixels are needed") from error
+
+
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file.
+
+    Raises:
+        RecordError: It is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8 ({error}); write it in that encoding") from error
 
 
 def corners_of(found: Any, where: str) -> Corners:

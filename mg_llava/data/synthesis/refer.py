@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mg_llava.data.records.schema import RecordError
-from mg_llava.data.synthesis.readers import SceneReader, corners_of, load_plain_json, text_of
+from mg_llava.data.synthesis.readers import SceneReader, corners_of, entries_of, load_plain_json, size_of, text_of
 from mg_llava.data.synthesis.reserved import Reserved, picture_ids, reserved_names
 from mg_llava.data.synthesis.scenes import Scene, Thing
 
@@ -38,10 +38,8 @@ def load_refs(path: Path) -> list[Mapping[str, Any]]:
         raise RecordError(
             f"{path} is no plain pickle of references ({error}); get it again from its source"
         ) from error
-    wanted = {"ann_id", "image_id", "split", "sentences"}
-    for number, ref in enumerate(refs if isinstance(refs, list) else [refs]):
-        if not isinstance(ref, Mapping) or not wanted <= ref.keys():
-            raise RecordError(f"{path}: reference {number} is {str(ref)[:80]}; {', '.join(sorted(wanted))} are needed")
+    for number, ref in enumerate(entries_of(refs, str(path), ann_id=int, image_id=int, split=str)):
+        entries_of(ref.get("sentences"), f"{path}, entry {number}, sentences")
     return refs
 
 
@@ -63,8 +61,8 @@ def find_refs(folder: str | Path) -> Path:
 def reserved_refs(path: Path, images: Sequence[str] = ()) -> Reserved:
     """The pictures that references of other splits than the training's are about."""
     refs = [ref for ref in load_refs(path) if ref["split"] != _TRAINING]
-    reserved = reserved_names((f"COCO_train2014_{int(ref['image_id']):012d}.jpg" for ref in refs), images)
-    reserved.ids |= {f"coco:{int(ref['image_id'])}" for ref in refs}
+    reserved = reserved_names((f"COCO_train2014_{ref['image_id']:012d}.jpg" for ref in refs), images)
+    reserved.ids |= {f"coco:{ref['image_id']}" for ref in refs}
     return reserved
 
 
@@ -85,6 +83,9 @@ class CocoReader(SceneReader):
         content = load_plain_json(self.files[0], without="segmentation")
         if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
             raise RecordError(f"{self.files[0]}: images, annotations and categories are needed, as COCO has them")
+        entries_of(content["images"], f"{self.files[0]}: images", id=int | str, file_name=str)
+        entries_of(content["annotations"], f"{self.files[0]}: annotations", image_id=int | str, category_id=int | str)
+        entries_of(content["categories"], f"{self.files[0]}: categories", id=int | str, name=str)
         return content
 
 
@@ -103,11 +104,12 @@ class RefCOCOReader(CocoReader):
         """See :class:`SceneReader`: pictures of the training's references, with all objects in them."""
         phrases: dict[Any, list[str]] = defaultdict(list)
         pictures: dict[Any, None] = {}
-        for ref in load_refs(self.refs):
+        content = self._content()
+        for ref in self._known_refs(content):
             if ref["split"] == _TRAINING:
                 pictures[ref["image_id"]] = None
-                phrases[ref["ann_id"]] += [text_of(one.get("sent") or one.get("raw")) for one in ref["sentences"]]
-        yield from instance_scenes(self._content(), self.files[0], self.images, phrases, pictures)
+                phrases[ref["ann_id"]] += _sentences(ref)
+        yield from instance_scenes(content, self.files[0], self.images, phrases, pictures)
 
     def reserved(self) -> Reserved:
         """See :class:`SceneReader`."""
@@ -116,19 +118,30 @@ class RefCOCOReader(CocoReader):
     def held_out(self) -> dict[str, list[dict[str, Any]]]:
         """The sentences of each other split as the benchmark ``refcoco`` reads them, one a record."""
         content = self._content()
-        boxes = {entry["id"]: entry.get("bbox") for entry in content["annotations"]}
-        sizes = {image["id"]: {name: image[name] for name in ("height", "width")} for image in content["images"]}
+        boxes = {entry.get("id"): entry.get("bbox") for entry in content["annotations"]}
+        sizes = {image["id"]: size_of(image, f"{self.files[0]}: picture {image['id']}") for image in content["images"]}
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for number, ref in enumerate(load_refs(self.refs)):
-            key, image = ref["ann_id"], ref["image_id"]
-            if key not in boxes or image not in sizes:
-                raise RecordError(f"{self.refs}: reference {number} is about {key}, which is not in {self.files[0]}")
-            name = f"COCO_train2014_{int(image):012d}_{key}"
+        for ref in self._known_refs(content):
+            key, (width, height) = ref["ann_id"], sizes[ref["image_id"]]
+            name = f"COCO_train2014_{ref['image_id']:012d}_{key}"
             if ref["split"] != _TRAINING:
-                texts = [text_of(one.get("sent") or one.get("raw")) for one in ref["sentences"]]
-                about = {"img_id": name, "bbox": boxes[key], **sizes[image]}
-                found[ref["split"]] += [{**about, "sents": text} for text in texts]
+                about = {"img_id": name, "bbox": boxes[key], "height": height, "width": width}
+                found[ref["split"]] += [{**about, "sents": text} for text in _sentences(ref)]
         return dict(found)
+
+    def _known_refs(self, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The references, all of them about an object and a picture of the instances."""
+        objects, images = ({entry.get("id") for entry in content[part]} for part in ("annotations", "images"))
+        refs = load_refs(self.refs)
+        for number, ref in enumerate(refs):
+            if ref["ann_id"] not in objects or ref["image_id"] not in images:
+                about = f"object {ref['ann_id']} of picture {ref['image_id']}"
+                raise RecordError(f"{self.refs}: reference {number} is about {about}, not in {self.files[0]}")
+        return refs
+
+
+def _sentences(ref: Mapping[str, Any]) -> list[str]:
+    return [text_of(one.get("sent") or one.get("raw")) for one in ref["sentences"]]
 
 
 def instance_scenes(
@@ -151,7 +164,7 @@ def instance_scenes(
     things: dict[Any, list[Thing]] = defaultdict(list)
     crowds: dict[Any, set[str]] = defaultdict(set)
     for entry in content["annotations"]:
-        image, category = entry.get("image_id"), entry.get("category_id")
+        image, category = entry["image_id"], entry["category_id"]
         if category not in names:
             raise RecordError(f"{path}: annotation {entry.get('id')} is of category {category!r}, which is not there")
         label, group = names[category]
@@ -159,13 +172,13 @@ def instance_scenes(
             crowds[image].add(label)
             continue
         box = corners_of(entry.get("bbox"), f"{path}: annotation {entry.get('id')}")
-        things[image].append(Thing(box, label, tuple((phrases or {}).get(entry["id"], ())), group))
+        things[image].append(Thing(box, label, tuple((phrases or {}).get(entry.get("id"), ())), group))
     for image in content["images"]:
         key = image["id"]
         if pictures is not None and key not in pictures:
             continue
-        file = str(folder / str(image["file_name"]))
-        size = (int(image["width"]), int(image["height"]))
+        file = str(folder / image["file_name"])
+        size = size_of(image, f"{path}: picture {key}")
         ids = (f"coco:{key}",) if phrases is not None else ()
         scene = Scene(str(key), file, size, tuple(things[key]), ids=tuple(dict.fromkeys([*ids, *picture_ids(file)])))
         labels = dict.fromkeys(thing.label for thing in scene.things)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-_COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(\d{12})(?:_\d+)?")
+_COCO = re.compile(r"(?:COCO_[a-z0-9]+_)?(\d{12})(?:_\d+)?", re.IGNORECASE)
 _FLICKR = re.compile(r"\d+")
 
 

@@ -28,7 +28,7 @@ from mg_llava.work.lock import folder_lock
 from mg_llava.work.pool import run_batches
 from mg_llava.work.resumed import run_resumed
 
-VERSION = 1
+VERSION = 2
 """Raised when the same sources and settings give other records."""
 RECORDS_FILE, REPORT_FILE, PLAN_FILE = "regions.jsonl", "report.json", "plan.json"
 _BATCH = 128

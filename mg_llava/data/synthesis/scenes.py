@@ -18,7 +18,7 @@ MOST_WORDS = 30
 SAME_PLACE = 0.7
 MOST_THINGS = 40
 _DECIMALS = 2
-_BOX = re.compile(r"(;? ?)<box:(\d+)>")
+_BOX = re.compile(r"(;? ?)<box:(\d+)>|[<>]")
 BETWEEN_BOXES = "; "
 """Stands between boxes of one thing; with a comma, boxes in words of their own could not be told apart."""
 
@@ -217,6 +217,8 @@ def _moved_caption(caption: str, places: Mapping[int, int]) -> str:
     """A caption with the new numbers; empty where none of its objects is left."""
 
     def move(match: re.Match[str]) -> str:
+        if match[2] is None:
+            return " "  # a mark that stands for something else
         place = places.get(int(match[2]))
         return "" if place is None else f"{match[1]}<box:{place}>"
 

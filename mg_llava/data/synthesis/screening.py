@@ -9,6 +9,7 @@ from typing import Any
 
 from mg_llava.data.pictures.files import PictureError, content_hash, open_picture, probe_picture
 from mg_llava.data.records.open import TextRecords
+from mg_llava.data.records.schema import RecordError
 from mg_llava.data.synthesis.readers import SceneReader
 from mg_llava.data.synthesis.reserved import Reserved
 from mg_llava.data.synthesis.scenes import Scene, Sieve, sift
@@ -16,6 +17,7 @@ from mg_llava.work.atomic import replacing
 from mg_llava.work.resumed import run_resumed
 
 BY_NAME, BY_PIXELS = "a test picture, by its name", "a test picture, by its pixels"
+AGAIN = "named by an earlier entry"
 _BATCH = 64
 _DROPPED = "in a picture that was refused"
 
@@ -60,19 +62,26 @@ def write_scenes(
     tallies = {reader.name: SourceTally() for reader in readers}
     with replacing(path, "w") as file:
         for reader in readers:
+            seen: set[str] = set()
             for number, scene in enumerate(reader.scenes(), start=1):
-                kept = _sifted(replace(scene, source=reader.name), reserved, tallies[reader.name])
+                kept = _sifted(replace(scene, source=reader.name), reserved, tallies[reader.name], seen)
                 if kept is not None:
-                    file.write(json.dumps(kept.to_dict(), ensure_ascii=False) + "\n")
+                    try:
+                        file.write(json.dumps(kept.to_dict(), ensure_ascii=False) + "\n")
+                    except UnicodeEncodeError as error:
+                        half = "half of a surrogate pair stands in its text, which is no Unicode; mend the text"
+                        raise RecordError(f"{reader.files[0]}, picture {scene.key}: {half}") from error
                 progress(f"reading {reader.name}", number, 0)
     return tallies
 
 
-def _sifted(scene: Scene, reserved: Reserved, tally: SourceTally) -> Scene | None:
+def _sifted(scene: Scene, reserved: Reserved, tally: SourceTally, seen: set[str]) -> Scene | None:
+    """What is of use in a scene, None for nothing; ``seen`` are the keys before, which records are named by."""
     tally.pictures.read += 1
-    if reserved.ids.intersection(scene.ids):
-        _refuse(scene, tally, BY_NAME)
+    if reserved.ids.intersection(scene.ids) or scene.key in seen:
+        _refuse(scene, tally, AGAIN if scene.key in seen else BY_NAME)
         return None
+    seen.add(scene.key)
     if scene.size is None:
         try:
             probe = probe_picture(scene.picture)

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from mg_llava.data.records.json_stream import stream_json
 from mg_llava.data.records.schema import RecordError
-from mg_llava.data.synthesis.readers import SceneReader, corners_of
+from mg_llava.data.synthesis.readers import SceneReader, check_entry, corners_of, entries_of, size_of
 from mg_llava.data.synthesis.scenes import Link, Scene, Thing
 
 _FILES = ("region_descriptions.json", "relationships.json")
@@ -45,24 +44,25 @@ class VisualGenomeReader(SceneReader):
     def _scene(
         self, key: str, number: int, about: Mapping[str, Any], things: tuple[Thing, ...], links: tuple[Link, ...]
     ) -> Scene:
-        folder = Path(urlparse(str(about.get("url", ""))).path).parent.name
+        where = f"{self.files[0]}: picture {number}"
+        check_entry(about, where, url=str | None, coco_id=int | None, flickr_id=int | None)
+        folder = Path(about.get("url") or "").parent.name
         within = self.images / folder if folder and (self.images / folder).is_dir() else self.images
-        coco = about.get("coco_id")
-        ids = () if coco is None else (f"coco:{int(coco)}",)
-        size = (int(about["width"]), int(about["height"]))
-        return Scene(key, str(within / f"{number}.jpg"), size, things, links, ids=ids)
+        known = {name: about.get(f"{name}_id") for name in ("coco", "flickr")}
+        ids = tuple(f"{name}:{own}" for name, own in known.items() if own is not None)
+        return Scene(key, str(within / f"{number}.jpg"), size_of(about, where), things, links, ids=ids)
 
     def _regions(self, found: Any, where: str) -> tuple[tuple[Thing, ...], tuple[Link, ...]]:
-        regions = found.get("regions", ())
-        return tuple(Thing(corners_of(one, where), "", (str(one.get("phrase", "")),)) for one in regions), ()
+        regions = entries_of(found.get("regions"), f"{where}, regions", phrase=str)
+        return tuple(Thing(corners_of(one, where), "", (one["phrase"],)) for one in regions), ()
 
     def _relations(self, found: Any, where: str) -> tuple[tuple[Thing, ...], tuple[Link, ...]]:
         things: dict[Thing, int] = {}
         links = []
-        for relation in found.get("relationships", ()):
+        for relation in entries_of(found.get("relationships"), f"{where}, relationships", predicate=str):
             subject, other = (_thing(relation.get(name), where) for name in ("subject", "object"))
             numbers = [things.setdefault(one, len(things)) for one in (subject, other)]
-            links.append(Link(numbers[0], str(relation.get("predicate", "")).lower(), numbers[1]))
+            links.append(Link(numbers[0], relation["predicate"].lower(), numbers[1]))
         return tuple(things), tuple(dict.fromkeys(links))
 
     def _id(self, found: Any, file: Path, number: int) -> int:

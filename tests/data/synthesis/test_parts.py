@@ -5,7 +5,9 @@ import pickle
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +68,7 @@ def test_useless_objects_are_counted_by_reason() -> None:
             Thing((100, 10, 150, 60)),
             Thing((100, 10, 150.006, 60), "cat"),
             links=(Link(5, "NEAR <b>", 8), Link(5, "on", 3)),
-            captions=("A dog <box:5> and <box:6>; <box:8> here", "Thin <box:3>."),
+            captions=("A <image> dog <box:5> and <box:6>; <box:8> here", "Thin <box:3>."),
             complete=("dog", "cat", "thin"),
         ),
         objects,
@@ -85,7 +87,7 @@ def test_useless_objects_are_counted_by_reason() -> None:
     assert kept.things == (Thing((10, 10, 50, 50), "dog", ("a dog",)), Thing((100, 10, 150.01, 60), "cat"))
     assert (phrases.read, phrases.kept, phrases.dropped.total()) == (5, 1, 4)
     assert kept.links == (Link(0, "NEAR b", 1),)
-    assert kept.captions == ("A dog <box:0> and; <box:1> here",)
+    assert kept.captions == ("A  image  dog <box:0> and; <box:1> here",)
     assert kept.complete == ("dog",) and (captions.read, captions.kept) == (2, 1)
     assert Scene.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
     assert sift(scene(Thing((0, 0, 5, 5), "a")), Sieve(), Sieve(), Sieve()) is None
@@ -181,6 +183,65 @@ def test_damaged_sources_name_file_and_entry(tmp_path: Path) -> None:
     (folder / "Annotations" / "1003.xml").write_text("<annotation>")
     with pytest.raises(RecordError, match=r"1003.xml cannot be read"):
         list(Flickr30kReader(folder, tmp_path / "pictures").scenes())
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("images",), None, "images: found None; a list is needed"),
+        (("images", 0), 5, "images, entry 0: found 5; an object is needed"),
+        (("images", 0, "id"), [1], r"images, entry 0: id is \[1\]"),
+        (("images", 0, "file_name"), None, "images, entry 0: file_name is None"),
+        (("images", 0, "width"), float("nan"), "picture 1: width is nan, height 120; pixels are needed"),
+        (("annotations", 1, "category_id"), {}, "annotations, entry 1: category_id is {}"),
+        (("categories", 0, "name"), None, "categories, entry 0: name is None"),
+        (("categories", 1, "name"), "a \ud83d", "picture 1: half of a surrogate pair"),
+    ],
+)
+def test_malformed_annotations_name_file_and_entry(place: tuple, value: Any, message: str, tmp_path: Path) -> None:
+    file = toys.write_coco(tmp_path / "instances.json", tmp_path / "pictures", [1])
+    content = json.loads(file.read_text())
+    reduce(lambda found, key: found[key], place[:-1], content)[place[-1]] = value
+    toys.write_json(file, content)
+    with pytest.raises(RecordError, match=f"instances.json.*{message}"):
+        Synthesis([CocoReader(file, tmp_path / "pictures")], tmp_path / "out", tmp_path).plan()
+
+
+def test_malformed_references_and_sentences_name_file_and_entry(tmp_path: Path) -> None:
+    folder = toys.write_refcoco(tmp_path, tmp_path / "pictures", [1])
+    refs = load_refs(find_refs(folder))
+    for change, message in (
+        ({"split": []}, "entry 1: split is"),
+        ({"image_id": "1"}, "entry 1: image_id is '1'"),
+        ({"sentences": ["x"]}, "entry 1, sentences, entry 0: found 'x'"),
+        ({"ann_id": 7_000}, "reference 1 is about object 7000 of picture 1, not in .*instances.json"),
+    ):
+        find_refs(folder).write_bytes(pickle.dumps([refs[0], {**refs[1], **change}]))
+        with pytest.raises(RecordError, match=rf"refs\(unc\).p.*{message}"):
+            list(RefCOCOReader(folder, tmp_path / "pictures").scenes())
+    find_refs(folder).write_bytes(b"(" * 100_000 + b"l" * 100_000 + b".")
+    with pytest.raises(RecordError, match=r"entry 0: found .*an object is needed"):
+        load_refs(find_refs(folder))
+    path = tmp_path / "1000.txt"
+    for content, message in (
+        (b"[/EN#1/people Caf\xe9]", "not UTF-8"),
+        (b"[/EN#1/x A man [/EN#2/x with]", "does not end"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(RecordError, match=f"1000.txt.*{message}"):
+            read_sentences(path)
+
+
+def test_a_picture_that_comes_twice_is_counted_and_used_once(tmp_path: Path) -> None:
+    file = toys.write_coco(tmp_path / "instances.json", tmp_path / "pictures", [1, 2])
+    content = json.loads(file.read_text())
+    toys.write_json(file, {**content, "images": [*content["images"], content["images"][0]]})
+    report = Synthesis([CocoReader(file, tmp_path / "pictures")], tmp_path / "out", tmp_path).run()
+    names = [json.loads(line)["id"] for line in (tmp_path / "out" / RECORDS_FILE).read_text().splitlines()]
+    assert len(names) == len(set(names)) > 0
+    found = report["sources"]["instances"]
+    assert found["pictures"] == {"read": 3, "kept": 2, "dropped": {"named by an earlier entry": 1}}
+    assert found["objects"]["read"] == 15 == found["objects"]["kept"] + sum(found["objects"]["dropped"].values())
 
 
 def test_entities_have_places_chains_and_boxes(tmp_path: Path) -> None:
