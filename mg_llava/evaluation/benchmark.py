@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -122,8 +123,26 @@ class Benchmark(ABC):
 
     def score(self, predictions: Sequence[Line], **options: Any) -> ScoreResult:
         """Score prediction lines by every rule that applies; see ``score.score_predictions``."""
-        kind = type(self)
-        return {"benchmark": self.scorer, **kind.rate(kind.load(self.data), predictions, **options)}
+        return {"benchmark": self.scorer, **self.score_files(self.data, predictions, **options)}
+
+    @classmethod
+    def score_files(cls, data: Sequence[Path], predictions: Sequence[Line], **options: Any) -> ScoreResult:
+        """Score prediction lines against data files.
+
+        Raises:
+            ValueError: A file is malformed, or there is no such option.
+        """
+        _, _, *known = (one for one in signature(cls.rate).parameters.values() if one.kind is not one.VAR_KEYWORD)
+        for name in sorted(options.keys() - {one.name for one in known}):
+            listed = ", ".join(one.name for one in known) or "none"
+            raise ValueError(f"{cls.scorer} has no option {name!r}; known are: {listed}")
+        try:
+            loaded = cls.load(data)
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+            form = f"the form of {cls.scorer} ({cls.form})" if cls.form else f"the form of {cls.scorer}"
+            fault = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{', '.join(map(str, data))}: not in {form}, {fault}") from error
+        return cls.rate(loaded, predictions, **options)
 
     def use_box_text(self, writing: "BoxText") -> None:
         """Read boxes of replies as a model writes them, where there are any and the benchmark was not told how."""

@@ -60,7 +60,7 @@ def score_predictions(benchmark: str, data: Sequence[str | Path], predictions: L
         ``rules``: for each rule ``metrics`` and ``per_sample`` (a list of dicts with at least ``id`` and ``score``).
 
     Raises:
-        ValueError: If the benchmark is unknown or a data file is malformed.
+        ValueError: If the benchmark or an option is unknown, or a data file is malformed.
         FileNotFoundError: If a data file does not exist.
     """
     paths = [Path(path) for path in data]
@@ -68,4 +68,4 @@ def score_predictions(benchmark: str, data: Sequence[str | Path], predictions: L
         if not path.exists():
             raise FileNotFoundError(f"{benchmark}: data {path} does not exist")
     kind = find_scorer(benchmark, paths)
-    return {"benchmark": benchmark, **kind.rate(kind.load(paths), predictions, **options)}
+    return {"benchmark": benchmark, **kind.score_files(paths, predictions, **options)}

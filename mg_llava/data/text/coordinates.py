@@ -7,9 +7,9 @@ nor torch.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -116,6 +116,20 @@ class BoxText:
                 f"separator of boxes in text is {self.separator!r}; it needs a character such as ';' that is no part "
                 "of a box: no digit, dot, sign, comma or bracket"
             )
+
+    @classmethod
+    def build(cls, given: Any) -> "BoxText":
+        """The one that was given, or one of a dict of settings.
+
+        Raises:
+            ValueError: It is something else, or a setting is unknown or not allowed.
+        """
+        if isinstance(given, cls):
+            return given
+        known = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping) or not set(given) <= set(known):
+            raise ValueError(f"boxes in text are set by {given!r}; allowed is a dict of {', '.join(known)}")
+        return cls(**given)
 
     @property
     def words(self) -> tuple[str, ...]:

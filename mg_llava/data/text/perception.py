@@ -45,8 +45,8 @@ class PerceptionPrompt:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.text, Mapping):
-            object.__setattr__(self, "text", BoxText(**self.text))
+        if self.text is not None:
+            object.__setattr__(self, "text", BoxText.build(self.text))
         shares = {"threshold": self.threshold, "sure": self.sure, "dropout": self.dropout}
         wrong = [*wrong_choices(self), *wrong_count("most", self.most)]
         wrong += [

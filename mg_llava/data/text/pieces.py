@@ -44,8 +44,7 @@ class PieceWriter:
             raise ValueError(f"reads is {reads!r}; known: caption, question")
         self.words = WordPieces(vocabulary)
         self.reads, self.items, self.least_score, self.most = reads, items, least_score, most
-        given = {"frame": "original"} if text is None else text
-        self.text = given if isinstance(given, BoxText) else BoxText(**given)
+        self.text = BoxText.build({"frame": "original"} if text is None else text)
         self.most_of_text = most_of_text or (87 if reads == "caption" else 128)
 
     def __call__(

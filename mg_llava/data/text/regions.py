@@ -52,8 +52,7 @@ class RegionUse:
     names: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.text, Mapping):
-            object.__setattr__(self, "text", BoxText(**self.text))
+        object.__setattr__(self, "text", BoxText.build(self.text))
         wrong = wrong_choices(self)
         if not 0 <= self.context <= 10:
             wrong.append(f"context is {self.context!r}, must be a share of the region's sides, from 0 to 10")

@@ -5,6 +5,7 @@ as fractions of the original or of the padded picture (LLaVA). Published rules r
 ``box_text`` reads any style of boxes as models of ours are taught to write them, see ``scoring.grounding``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,6 +198,8 @@ def _score_box_text(
 
 
 def _referred(line: Any, where: str, number: int) -> Referred:
+    if not isinstance(line, dict):
+        raise ValueError(f"{where}: expected a sentence with a box, found {type(line).__name__}")
     sentence = next(
         (str(line[name]) for name in ("sents", "sent", "sentence", "text", "question") if name in line), ""
     )
@@ -208,7 +211,7 @@ def _referred(line: Any, where: str, number: int) -> Referred:
         name = parts[-2] if len(parts) > 1 else parts[0]
         picture = picture or f"{name}.jpg"
         key = str(line.get("id", f"{name}-{sentence}"))
-    size = _size(line)
+    size = _size(line, where)
     if "ans" in line:
         xywh, fractions = None, _four(line["ans"], where)
     else:
@@ -218,10 +221,13 @@ def _referred(line: Any, where: str, number: int) -> Referred:
     return Referred(key, (own, str(number - 1)), sentence, picture, xywh, size, fractions)
 
 
-def _size(line: Line) -> tuple[int, int] | None:
+def _size(line: Line, where: str) -> tuple[int, int] | None:
     width = line.get("width", line.get("image_width"))
     height = line.get("height", line.get("image_height"))
-    return (int(width), int(height)) if width and height else None
+    try:
+        return (int(width), int(height)) if width and height else None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: width and height are {width!r} and {height!r}, expected pixels") from error
 
 
 def _four(value: Any, where: str) -> published_boxes.Box:
@@ -229,6 +235,8 @@ def _four(value: Any, where: str) -> published_boxes.Box:
         value = published_boxes.parse_lmms_eval(value)
     try:
         x1, y1, x2, y2 = map(float, value)
+        if not all(map(math.isfinite, (x1, y1, x2, y2))):
+            raise ValueError("not finite")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: the box is {value!r}, expected four numbers") from error
     return x1, y1, x2, y2
@@ -268,7 +276,7 @@ def as_box_text(text: "BoxText | Mapping[str, Any] | None") -> "BoxText | None":
     """A way to write boxes, of its settings where those are given."""
     from mg_llava.data.text.coordinates import BoxText
 
-    return BoxText(**text) if isinstance(text, Mapping) else text
+    return None if text is None else BoxText.build(text)
 
 
 def find_coco_picture(folder: str, picture: str) -> str:

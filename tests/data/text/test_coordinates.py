@@ -181,6 +181,13 @@ def test_wrong_settings_are_refused(settings):
         BoxText(**settings)
 
 
+@pytest.mark.parametrize("given", [{"stile": "unit3"}, "unit3", None, 5])
+def test_other_things_than_settings_are_refused(given):
+    with pytest.raises(ValueError, match="allowed is a dict of style, frame, separator, bins"):
+        BoxText.build(given)
+    assert BoxText.build({"style": "int100"}) == BoxText.build(BoxText("int100")) == BoxText("int100")
+
+
 def test_words_of_bins():
     words = BoxText("bins").words
     assert len(words) == len(set(words)) == 1000 and words[7] == "<bin_007>"

@@ -133,6 +133,32 @@ def test_a_record_without_a_size_is_named(tmp_path: Path) -> None:
         score_predictions("refcoco", [path], [])
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (7, "entry 1: expected a sentence with a box, found int"),
+        ({"bbox": [1, float("nan"), 3, 4]}, r"entry 1: the box is \[1, nan, 3, 4\], expected four numbers"),
+        ({"bbox": [1, 2, 3, 4], "width": "wide", "height": 3}, "entry 1: width and height are 'wide' and 3"),
+    ],
+)
+def test_malformed_records_are_named(tmp_path: Path, record: Any, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"img_id": "a_1_2", "sents": "x", **record} if isinstance(record, dict) else record]))
+    with pytest.raises(ValueError, match=f"a.json: {message}"):
+        score_predictions("refcoco", [path], [])
+
+
+def test_unknown_options_and_files_of_another_form_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [1, 2, 3, 4])
+    with pytest.raises(ValueError, match="refcoco has no option 'boxformat'; known are: box_format, text"):
+        score_predictions("refcoco", [path], [], boxformat="padded")
+    with pytest.raises(ValueError, match=r"boxes in text are set by {'stile': 'unit3'}; allowed is a dict of style"):
+        score_predictions("refcoco", [path], [], text={"stile": "unit3"})
+    path.write_text('{"data": null}')
+    with pytest.raises(ValueError, match=r"a.json: not in the form of textvqa .*TypeError"):
+        score_predictions("textvqa", [path], [])
+
+
 corner = st.integers(0, 100).map(lambda value: value / 100)
 
 
