@@ -19,6 +19,7 @@ def write_video(
     size: tuple[int, int] = (64, 48),
     times: Sequence[int] | None = None,
     gray: Sequence[int] | None = None,
+    codec: str = "mpeg4",
 ) -> Path:
     """A video of gray frames.
 
@@ -28,10 +29,11 @@ def write_video(
         size: Width and height as stored.
         times: For each frame its time in thousandths of a second; None for 25 frames a second.
         gray: Gray of each frame; by default each is brighter than the one before.
+        codec: Name of FFmpeg's encoder.
     """
     av = pytest.importorskip("av", reason="reading videos needs PyAV")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
+        stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size, stream.bit_rate = 12, 20_000_000
         if times is not None:

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from mg_llava.work.urls import TransferError
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts"))
 """How names of video files end."""
+
+_STEPS_BACK = 8
+"""Where seeking fails, decoding begins so many parts of the video earlier."""
 
 
 @dataclass(frozen=True)
@@ -95,26 +99,38 @@ def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[I
 def _sample(container: Any, frames: int) -> list[Image.Image]:
     if not container.streams.video:
         raise ValueError("it has no pictures, only sound or data")
-    stream = container.streams.video[0]
+    stream = container.streams.best("video")
     stream.thread_type = "AUTO"
-    times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size)
-    if not times:
+    packets = ((packet.pts, packet.dts) for packet in container.demux(stream) if packet.size)
+    shown = [(time, time if decoded is None else decoded) for time, decoded in packets if time is not None]
+    if not shown:
         raise ValueError("there are no frames with a time")
+    times, first = sorted(time for time, _ in shown), min(decoded for _, decoded in shown)
     wanted = [times[position] for position in sample_positions(len(times), frames).tolist()]
     found: dict[int, Image.Image] = {}
     for time in dict.fromkeys(wanted):
-        found[time] = _upright(_frame_at(container, stream, time))
+        before = max(first, time - (times[-1] - first) // _STEPS_BACK)
+        found[time] = _upright(_frame_at(container, stream, time, (time, before, first)))
     return [found[time] for time in wanted]
 
 
-def _frame_at(container: Any, stream: Any, time: int) -> Any:
-    """The first frame that is not before ``time``, or the last one."""
-    container.seek(time, stream=stream, backward=True)
+def _frame_at(container: Any, stream: Any, time: int, starts: Sequence[int]) -> Any:
+    """The first frame that is not before ``time``, or the last one.
+
+    Formats without an index, such as MPEG-TS, may seek beyond ``time``: then the next one of ``starts`` is tried.
+    """
     last = None
-    for frame in container.decode(stream):
-        last = frame
-        if frame.pts is not None and frame.pts >= time:
-            return frame
+    for start in starts:
+        container.seek(start, stream=stream, backward=True)
+        for frame in container.decode(stream):
+            is_beyond = last is None and frame.pts is not None and frame.pts > time
+            if is_beyond and start != starts[-1]:
+                break
+            last = frame
+            if frame.pts is not None and frame.pts >= time:
+                return frame
+        if last is not None:
+            break
     if last is None:
         raise ValueError("a frame cannot be decoded")
     print_log(f"{container.name}: no frame at {time}, the last one is taken", logger="current", level=logging.WARNING)

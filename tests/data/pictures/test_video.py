@@ -40,6 +40,15 @@ def test_frames_are_those_of_the_positions(tmp_path):
     )  # less than half a step
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".mpg", ".avi", ".mkv", ".flv", ".wmv", ".mov"])
+def test_formats_without_an_index_give_the_same_frames(suffix, tmp_path):
+    codec = {".mpg": "mpeg2video", ".flv": "flv", ".wmv": "wmv2"}.get(suffix, "mpeg4")
+    write_video(tmp_path / f"a{suffix}", codec=codec)
+    np.testing.assert_allclose(
+        brightness(read_frames(tmp_path / f"a{suffix}", 8)), 4.0 * sample_positions(50, 8), atol=1.9
+    )
+
+
 def test_broken_videos(tmp_path):
     pytest.importorskip("av", reason="reading videos needs PyAV")
     (tmp_path / "empty.mp4").touch()
