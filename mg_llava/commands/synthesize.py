@@ -28,6 +28,7 @@ Exit status: 0 done, 1 something could not be read or does not fit, 2 wrong argu
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -117,6 +118,8 @@ def read_mixture(text: str, scale: float) -> dict[str, int]:
     """
     from mg_llava.data.synthesis.shares import WANTED
 
+    if not 0 < scale < math.inf:
+        raise ValueError(f"--scale is {scale}; a number above 0 is needed")
     if not text:
         return {name: round(count * scale) for name, count in WANTED.items()}
     wanted = {}

@@ -19,6 +19,7 @@ from mg_llava.detection.boxes import centers_to_pixels
 from mg_llava.detection.detector import Detector, Size
 from mg_llava.detection.tags import PictureName, Tags, check_missing
 from mg_llava.registry import DETECTORS, PROPOSERS
+from mg_llava.work.folders import walk_files
 
 _SHOWN = 4
 _FAR = 2
@@ -185,7 +186,8 @@ class YoloBoxes(NamedBoxes):
         if isinstance(classes, str | Path):
             classes = [line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines()]
         self.classes = list(classes)
-        paths = [path for path in Path(folder).rglob("*.txt") if path.name != "classes.txt"]
+        paths = [Path(folder, name) for name in walk_files(folder) if name.endswith(".txt")]
+        paths = [path for path in paths if path.name != "classes.txt"]
         if not paths:
             raise FileNotFoundError(f"{folder} holds no YOLO text files; check the folder")
         named = [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]

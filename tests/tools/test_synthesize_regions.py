@@ -91,7 +91,15 @@ def test_wrong_arguments_and_files(folder: Path) -> None:
         (["--mixture", "text_to_boxes=3"], "unknown tasks: text_to_boxes"),
         (["--coco", folder / "absent.json", folder], "absent.json does not exist"),
         (["--reserve", folder / "absent"], "does not exist"),
+        (["--scale", "inf"], "--scale is inf; a number above 0 is needed"),
+        (["--seed", -1], "seed is -1; it must be at least 0"),
+        (["--root", folder / "refcoco"], "outside of the root"),
+        (["--endpoint", "http://h", "--model", "m", "--rewrite-share", 2], "must lie in 0..1"),
     ):
         done = run_tool("synthesize_regions", *none, *more)
         assert done.status == 1 and said in done.err, done.err
     assert not (folder / "no" / "regions.jsonl").exists()
+    (folder / "half").mkdir()
+    (folder / "half" / "report.json").write_text('{"settings"')
+    done = run_tool("synthesize_regions", *none, "--out", folder / "half")
+    assert done.status == 1 and "report.json is damaged" in done.err, done.err

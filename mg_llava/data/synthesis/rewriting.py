@@ -33,6 +33,10 @@ class Rewriter:
     share: float = 0.2
     workers: int = 4
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share of texts to rewrite is {self.share}, must lie in 0..1")
+
     def chosen(self, texts: Iterable[str], seed: int) -> list[str]:
         """The texts to rewrite, the same for a seed."""
         return [text for text in sorted(set(texts)) if Random(f"{seed}/rewrite/{text}").random() < self.share]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mg_llava.data.choices import wrong_count
 from mg_llava.data.records.open import TextRecords
 from mg_llava.data.synthesis.readers import SceneReader
 from mg_llava.data.synthesis.report import SynthesisReport
@@ -70,6 +71,12 @@ class Synthesis:
 
     def __post_init__(self) -> None:
         self.wanted = check_wanted(self.wanted)
+        for wrong in wrong_count("seed", self.seed, least=0):
+            raise ValueError(wrong)
+        root = self.root.absolute()
+        for reader in self.readers:
+            if root not in (place := reader.images.absolute(), *place.parents):
+                raise ValueError(f"pictures of {reader.name} lie in {place}, outside of the root {root} of all paths")
         for number, reader in enumerate(self.readers):
             earlier = sum(other.kind == reader.kind or other.name == reader.name for other in self.readers[:number])
             if any(other.name == reader.name for other in self.readers[:number]):
@@ -114,7 +121,7 @@ class Synthesis:
         """
         with folder_lock(self.out, "synthesis"):
             if self._begin():
-                return load_object(self.out / REPORT_FILE)
+                return self._load(self.out / REPORT_FILE)
             reading = self._reading()
             usable, reserved = screen_pictures(
                 self._scenes(), self.reserved, reading, self._work / "pictures.journal", self.workers, self.progress
@@ -139,7 +146,7 @@ class Synthesis:
         done = (self.out / REPORT_FILE).is_file()
         path = self.out / REPORT_FILE if done else self._work / "settings.json"
         if path.is_file():
-            found = load_object(path)["settings"]
+            found = self._load(path).get("settings", {})
             other = [name for name, value in self.settings.items() if found.get(name) != value]
             if other:
                 raise OtherSynthesisError(
@@ -159,7 +166,13 @@ class Synthesis:
         if not path.is_file():
             tallies = write_scenes(self.readers, self.reserved, self._work / "scenes.jsonl", self.progress)
             write_json(path, {name: tally.to_dict() for name, tally in tallies.items()})
-        return {name: SourceTally.from_dict(tally) for name, tally in load_object(path).items()}
+        return {name: SourceTally.from_dict(tally) for name, tally in self._load(path).items()}
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        try:
+            return load_object(path)
+        except ValueError as error:
+            raise OtherSynthesisError(f"{path} is damaged ({error}); remove {self.out}, or use another one") from error
 
     def _drawn(
         self, usable: Sequence[bool] | None, reading: dict[str, SourceTally] | None = None

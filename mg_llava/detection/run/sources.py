@@ -17,6 +17,7 @@ from mg_llava.data.records.formats import RecordFormat, to_llava
 from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.records.tables import TablePictures, read_table
+from mg_llava.work.folders import walk_files
 from mg_llava.work.urls import local_file
 
 _RECORDS = (".json", ".jsonl", ".parquet")
@@ -150,11 +151,7 @@ def _file_entry(key: str, name: str, frames: int, is_film: bool = False) -> BoxE
 def _walk(folder: Path) -> Iterator[str]:
     """Relative paths of pictures and videos below a folder, in order."""
     known = Image.registered_extensions()
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in known or is_video(name):
-                yield Path(parent, name).relative_to(folder).as_posix()
+    yield from (one for one in walk_files(folder) if os.path.splitext(one)[1].lower() in known or is_video(one))
 
 
 def _record_entries(path: Path, frames: int, form: RecordFormat) -> Iterator[BoxEntry]:

@@ -16,6 +16,7 @@ from mg_llava.data.records.tables import (
     texts_of,
 )
 from mg_llava.inspection.doctor.findings import Found
+from mg_llava.work.folders import walk_files
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 _KEYS = ("image", "images", "image_path", "img_path", "picture", "file_name", "image_file")
@@ -50,10 +51,10 @@ def list_eval_pictures(path: str | Path, folders: Sequence[str] = ()) -> list[Ev
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(os.path.join(root, name) for root, _, names in os.walk(path) for name in names)
+        files = [os.path.join(path, name) for name in walk_files(path)]
         return [EvalPicture(file, path=file) for file in files if file.lower().endswith(_SUFFIXES)]
     if not path.is_file():
-        raise FileNotFoundError(f"evaluation data {path} does not exist; check --eval")
+        raise FileNotFoundError(f"evaluation data {path} does not exist; check its path")
     places = [str(path.parent), str(path.parent / "images"), *folders]
     if path.suffix == ".tsv":
         return list(_from_table(path, places))
