@@ -42,7 +42,7 @@ class TarRecords(PlacedRecords):
     Raises:
         FileNotFoundError: A tar file is not there.
         TarError: One is damaged, or two have members of one name.
-        RecordError: There are no records.
+        RecordError: There are no records, or a sample has several, or one under a longer name.
         TransferError: A tar file cannot be read now.
     """
 
@@ -50,9 +50,13 @@ class TarRecords(PlacedRecords):
         self.pattern = pattern
         places, ends, text = array("q"), array("q"), bytearray()
         for sample, endings in _samples(pattern):
-            record = endings.pop(_RECORD, None)
-            if record is not None:
-                places.extend(record)
+            texts = [ending for ending in endings if ending.lower().endswith(_RECORD)]
+            own = [ending for ending in texts if ending.lower() == _RECORD]
+            if len(own) > 1 or (texts and not own):
+                named = ", ".join(sample + ending for ending in texts)
+                raise RecordError(f"{pattern}: sample {sample!r} needs one {sample}{_RECORD}, found {named}; rename")
+            if own:
+                places.extend(endings.pop(own[0]))
                 text += "\0".join([sample, *endings]).encode("utf-8", "surrogatepass")
                 ends.append(len(text))
         if not ends:

@@ -21,6 +21,8 @@ from mg_llava.data.pictures.files import PictureError, open_picture, picture_pat
 from mg_llava.data.pictures.places import StoredPath, is_there, place_of, state_of
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.pictures.shard_writing import plan_picture_shards, write_picture_shards
+from mg_llava.data.records.open import open_records
+from mg_llava.data.records.schema import RecordError
 from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.work import urls
 from mg_llava.work.tar_index import TarError
@@ -281,3 +283,13 @@ def test_records_in_shards_as_webdataset_writes_them(project, tokenizer):  # noq
     assert list(source.modality_length) == list(plain.modality_length)
     again = make(project, tokenizer, place, data_path=place, box_path=project / "own.json", token_cache=project / "t")
     assert digests(again, range(17), workers=2) == digests(source, range(17))
+
+
+@pytest.mark.parametrize("names", [["b.v2.json"], ["b.json", "b.JSON"]])
+def test_no_record_of_a_shard_is_lost_by_its_name(names, tmp_path):
+    record = json.dumps({"conversations": []}).encode()
+    shard = write_tar(tmp_path / "a.tar", [("a.JPG", b""), ("a.JSON", record)])
+    assert open_records(shard)[0] == {"id": "a", "image": "a.JPG", "conversations": []}
+    shard = write_tar(tmp_path / "b.tar", [("a.json", record), *((name, record) for name in names)])
+    with pytest.raises(RecordError, match=f"sample 'b' needs one b.json, found {', '.join(names)}"):
+        open_records(shard)
