@@ -152,6 +152,10 @@ def make_turns(question: str | Sequence[Any], pictures: int, owner: str, is_vide
             do not match the pictures.
     """
     turns = _list_turns(question, owner)
+    asked = "".join(turn.text for turn in turns if turn.role == "human")
+    images, videos = asked.count(IMAGE_PLACEHOLDER), asked.count(VIDEO_PLACEHOLDER)
+    if pictures and videos > 1 and not images:
+        raise ValueError(f"{owner}: {videos} {VIDEO_PLACEHOLDER} in the questions; one stands for all frames")
     if is_video and not any(VIDEO_PLACEHOLDER in turn.text or IMAGE_PLACEHOLDER in turn.text for turn in turns):
         first = next((place for place, turn in enumerate(turns) if turn.role == "human"), None)
         if first is not None and turns[first].text.strip():

@@ -11,7 +11,7 @@ from mg_llava.data.records.regions import Region, parse_regions
 from mg_llava.data.records.schema import NO_BOXES, Turn
 from mg_llava.data.text.conversation import EncodedConversation, encode_conversation, encode_prompt
 from mg_llava.data.text.prompt import build_parts
-from mg_llava.data.text.regions import regions_of_boxes
+from mg_llava.data.text.regions import no_regions_of_video, regions_in_pixels, regions_of_boxes
 from mg_llava.hf.prompts import change_turns, encode_written_prompt, template_of, to_turns
 from mg_llava.hf.rows import share_boxes, share_objects, share_pictures
 from mg_llava.tokens import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX, VIDEO_PLACEHOLDER
@@ -104,8 +104,10 @@ class RowEncoder:
             nonlocal regions
             try:
                 records = [NO_BOXES if own is None else make_boxes(own, owner) for own in boxes]
+                if problem := no_regions_of_video(turns) if video else None:
+                    raise ValueError(problem)
                 if not video and use.concerns(turns):
-                    known = parse_regions(objects, len(images)) or regions_of_boxes(records)
+                    known = regions_in_pixels(parse_regions(objects, len(images)), sizes) or regions_of_boxes(records)
                     turns, regions = use.resolve(turns, known, sizes)
             except ValueError as error:
                 raise ValueError(f"{owner}: {error}") from error

@@ -30,7 +30,7 @@ from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.data.records.regions import Region, parse_regions, region_problem
 from mg_llava.data.records.schema import BoxRecord, RecordError
 from mg_llava.data.text.conversation import EncodedConversation
-from mg_llava.data.text.regions import regions_of_boxes
+from mg_llava.data.text.regions import no_regions_of_video, regions_in_pixels, regions_of_boxes
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.requests import Request
 from mg_llava.tokens import BOX_TOKEN_INDEX, IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX
@@ -66,6 +66,7 @@ class PreparedRequest:
         try:
             self.objects = parse_regions(request.objects, self.count)
             problem = region_problem(self.turns, len(self.objects)) if self._is_known else None
+            problem = no_regions_of_video(self.turns) if self.is_video and not problem else problem
         except ValueError as error:
             problem = str(error)
         if problem:
@@ -118,7 +119,9 @@ class PreparedRequest:
         concerned = use.concerns(turns) and not self.is_video
         if concerned:
             try:
-                turns, self.regions = use.resolve(turns, self.objects or regions_of_boxes(boxes), sizes)
+                turns, self.regions = use.resolve(
+                    turns, regions_in_pixels(self.objects, sizes) or regions_of_boxes(boxes), sizes
+                )
             except RecordError as error:
                 raise PictureError(f"{self.owner}: {error}") from error
             if len(self.regions) > MOST_OBJECTS:

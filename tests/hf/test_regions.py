@@ -46,6 +46,8 @@ def test_a_row_is_what_was_trained(toy_paths, tmp_path, regions) -> None:
     assert torch.equal(rows["pixel_values"], asked["pixel_values"])
     with pytest.raises(ValueError, match=r"row 0: <box:2> stands in the text"):
         processor(conversation=talk[:-1], images=pictures, boxes=boxes, objects=OBJECTS[:1])
+    with pytest.raises(ValueError, match=r"row 0: box \[500.0, .*is in pixels, the picture is 64 x 48.*thousandths"):
+        processor(conversation=talk[:-1], images=pictures, boxes=boxes, objects=[[500, 100, 900, 700]] * 3)
 
 
 @pytest.mark.parametrize("names", ["", "obj{}"])

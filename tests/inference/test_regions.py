@@ -113,6 +113,10 @@ def test_boxes_of_the_picture_are_regions(toy_paths, pictures) -> None:
         ({"objects": [{"box": [3, 3, 1, 1]}]}, "object 0 has box"),
         ({"objects": [{"box": [0, 0, 1, 1], "picture": 2}]}, "there are 2"),
         ({"question": "<image> <image> <object:9>", "objects": ()}, "there are 4 regions"),
+        ({"question": "<video> <object:0>"}, "regions of a video; regions are of pictures alone"),
+        ({"question": "<video> or <video>?"}, "2 <video> in the questions; one stands for all frames"),
+        ({"objects": [{"box": [200, 3, 900, 40]}] * 3}, r"is in pixels, the picture is 64 x 48.*thousandths"),
+        ({"objects": [{"box": [-9, 3, -2, 40], "picture": 1}] * 3}, "the picture is 48 x 64; it is of another"),
         ({"question": "<image> <image>" + "<object:0>" * (MOST_OBJECTS + 1)}, f"at most {MOST_OBJECTS}"),
     ],
 )
@@ -120,6 +124,17 @@ def test_wrong_regions_are_named(toy_paths, pictures, changes, message) -> None:
     predictor = make_predictor(toy_paths)
     with pytest.raises((ValueError, PictureError), match=message):
         predictor.predict_many([ask(pictures, id="q", **changes)])
+
+
+def test_placeholders_in_a_system_text_stand_for_nothing(toy_paths, pictures) -> None:
+    predictor = make_predictor(toy_paths)
+    body = {"messages": [{"role": "system", "content": "<object:0>"}, {"role": "user", "content": "a"}]}
+    served = read_question(json.dumps(body).encode(), RequestLimits()).request(RequestLimits(), ())
+    for request in (served, Request("a", pictures[0], system="<image> and <object:0>")):
+        answer = predictor.predict_many([request])[0]
+        assert len(answer.pictures) == (request is not served)
+        ids = PreparedRequest(predictor.front_end, 0, request).ids
+        assert [token for token in ids if token < 0] == [-200] * len(answer.pictures)
 
 
 def test_names_follow_the_boxes_as_they_were_given(toy_paths, pictures) -> None:

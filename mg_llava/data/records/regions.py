@@ -35,8 +35,9 @@ class Region:
         if self.of:
             (width, height), whole = size, self.of
             box = (box[0] * width / whole, box[1] * height / whole, box[2] * width / whole, box[3] * height / whole)
-        elif box[2] > _FAR * size[0] + 1 or box[3] > _FAR * size[1] + 1:
-            advice = "its numbers look like thousandths" if max(box) <= 1000 else "it is of another picture or size"
+        elif box[2] > _FAR * size[0] + 1 or box[3] > _FAR * size[1] + 1 or min(box[2:]) < 0:
+            is_other = max(box) > 1000 or min(box) < 0
+            advice = "it is of another picture or size" if is_other else "its numbers look like thousandths"
             raise ValueError(f"box {list(box)} is in pixels, the picture is {size[0]} x {size[1]}; {advice}")
         return Region(box, self.label, self.picture)
 

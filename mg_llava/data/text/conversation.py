@@ -258,7 +258,8 @@ def _encode_question(question: str, number: int, tokenizer: Any, template: Templ
     before, after = (part.format(round=number + 1) for part in around)
     head, tail = _encode(tokenizer, before), _encode(tokenizer, after)
     system_text = template.system.format(system=system) if system else ""
-    texts = MARKS.split(system_text + text)
+    texts = MARKS.split(text)
+    texts[0] = system_text + texts[0]  # in which a placeholder stands for nothing
     pieces = [head if piece == before else _encode(tokenizer, piece) for piece in texts[::2]]
     marks = texts[1::2]
     segments: list[_Segment] = []

@@ -107,10 +107,10 @@ class RegionUse:
         Raises:
             RecordError: As of :meth:`resolve`, or regions of a video are named.
         """
-        if not self.concerns(record.turns) or (record.video is not None and not names_regions(record.turns)):
+        if record.video is not None and (problem := no_regions_of_video(record.turns)):
+            raise RecordError(problem)
+        if record.video is not None or not self.concerns(record.turns):
             return record.turns, ()
-        if record.video is not None:
-            raise RecordError("the text names regions of a video; regions are of pictures alone")
         return self.resolve(answered_turns(record.turns), record.regions or regions_of_boxes(boxes), sizes)
 
     def measure(self, record: LLaVARecord) -> tuple[tuple[Turn, ...], int]:
@@ -180,6 +180,11 @@ class RegionUse:
         return "".join([*pieces, text[end:]])
 
 
+def no_regions_of_video(turns: Sequence[Turn]) -> str | None:
+    """Why a conversation about a video cannot be asked; None where it can."""
+    return "the text names regions of a video; regions are of pictures alone" if names_regions(turns) else None
+
+
 def with_names(tokens: TokenCount, use: RegionUse, tokenizer: Any) -> TokenCount:
     """The count in which each box takes its longest name as well.
 
@@ -194,15 +199,18 @@ def with_names(tokens: TokenCount, use: RegionUse, tokenizer: Any) -> TokenCount
 
 
 def in_pixels(record: LLaVARecord, sizes: Sequence[tuple[int, int]]) -> LLaVARecord:
-    """A record whose regions are in pixels of its pictures, of which width and height are given; or none are.
+    """As :func:`regions_in_pixels` for a record."""
+    return replace(record, regions=regions_in_pixels(record.regions, sizes)) if record.regions else record
+
+
+def regions_in_pixels(regions: Sequence[Region], sizes: Sequence[tuple[int, int]]) -> tuple[Region, ...]:
+    """Regions in pixels of their pictures, of which width and height are given; or none are.
 
     Raises:
         RecordError: A region is of another convention than it is said to be, or of another picture.
     """
-    if not (record.regions and sizes):
-        return record
     try:
-        return replace(record, regions=tuple(region.in_pixels(sizes[region.picture]) for region in record.regions))
+        return tuple(region.in_pixels(sizes[region.picture]) if sizes else region for region in regions)
     except ValueError as error:
         raise RecordError(str(error)) from error
 

@@ -173,6 +173,7 @@ def test_boxes_far_outside_of_their_picture_are_refused(folder: Path) -> None:
     for box, hint in (
         ([500, 200, 700, 900], "look like thousandths"),
         ([500, 200, 1700, 900], "another picture or size"),
+        ([-50, 2, -30, 9], "another picture or size"),
     ):
         dataset = a_dataset(folder, [with_objects(bbox=[box, box])], "ms-swift")
         with pytest.raises(RecordError, match=rf"record '0' of .*is in pixels, the picture is 80 x 50; it.* {hint}"):
