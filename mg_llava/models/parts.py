@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -23,14 +24,31 @@ def build_part(part: PartOrConfig | None, **sizes: Any) -> Any:
 
     Raises:
         KeyError: Its type is unknown; names those that are known and the nearest one.
-        ValueError: It does not say a size that other parts need.
+        ValueError: Its config has an argument that it does not know, or it does not say a size that others need.
     """
     if isinstance(part, Mapping):
+        raise_together(argument_faults(part))
         part = MODELS.build({**sizes, **part, "type": kind_of(part)})
     for kind, size in SIZES.items():
         if isinstance(part, kind) and not hasattr(part, size):
             raise ValueError(f"{type(part).__name__} is a {kind.__name__} that sets no {size}; set it in __init__")
     return part
+
+
+def argument_faults(part: Any) -> list[str]:
+    """A sentence for each argument of a part's config that its constructor does not know."""
+    if not isinstance(part, Mapping):
+        return []
+    kind = kind_of(part)
+    known = inspect.signature(kind).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return []
+    faults = []
+    for name in sorted(key for key in part if key not in known and key != "type" and not key.startswith("_")):
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        faults.append(f"{kind.__name__} has no argument {name}{hint} (known: {', '.join(known)})")
+    return faults
 
 
 def taken(part: PartOrConfig | None, **sizes: Any) -> dict[str, Any]:
@@ -40,11 +58,19 @@ def taken(part: PartOrConfig | None, **sizes: Any) -> dict[str, Any]:
 
 
 def kind_of(part: Any) -> Any:
-    """The class, or function, of a part that is built or given as a config."""
+    """The class, or function, of a part that is built or given as a config.
+
+    Raises:
+        KeyError: Its type is unknown; names those that are known and the nearest one.
+        ValueError: Its config has no type.
+    """
     if not isinstance(part, Mapping):
         return type(part)
+    kind = part.get("type")
+    if not isinstance(kind, str) and not callable(kind):
+        raise ValueError(f"the type of a part is {kind!r}, in {dict(part)}; it is a registered name or a class")
     # a plain name is ours, whatever scope a runner has made the default
-    return MODELS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
+    return MODELS.get(kind) if isinstance(kind, str) else kind
 
 
 def spec_of(name: str, part: Any) -> Any:
@@ -87,7 +113,10 @@ def check_part(name: str, part: Any, kind: type[nn.Module], sizes: Mapping[str, 
         return [f"{name}: {there}; see mg_llava.models.interfaces.{kind.__name__}"]
     stated = part if isinstance(part, Mapping) else {}
     wrong = [key for key, size in sizes.items() if key in stated and _plain(stated[key]) != _plain(size)]
-    return [f"{name} has {key}={stated[key]}, but the encoders give {sizes[key]}; leave it out" for key in wrong]
+    faults = [f"{name}: {fault}" for fault in argument_faults(part)]
+    return faults + [
+        f"{name} has {key}={stated[key]}, but the encoders give {sizes[key]}; leave it out" for key in wrong
+    ]
 
 
 def raise_together(problems: Sequence[str]) -> None:

@@ -42,6 +42,34 @@ def test_a_wrong_name_is_answered(paths: dict[str, str]) -> None:
         build(toy.model_config(paths, fusion={"type": "mg_llava.ConvGateFusoin"}))
 
 
+def test_wrong_arguments_of_parts_are_answered_together(paths: dict[str, str]) -> None:
+    changes = {
+        "fusion": {"type": "mg_llava.ConvGateFusion", "gate": "token"},
+        "box_projector": {"type": "mg_llava.RoIAlignBoxProjector", "dept": 2},
+    }
+    both = (
+        r"fusion: ConvGateFusion has no argument gate; did you mean gate_.*RoIAlignBoxProjector has no argument dept;"
+    )
+    with pytest.raises(ValueError, match=f"do not go together: {both} did you mean depth"):
+        build(toy.model_config(paths, **changes))
+    with pytest.raises(ValueError, match=r"MLPProjector has no argument hidden .*known: "):
+        build(toy.model_config(paths, projector={"type": "mg_llava.MLPProjector", "hidden": 3}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fusion": {"gate_per": "token"}}, "the type of a part is None, in {'gate_per'"),
+        ({"projector": {"type": 5}}, "the type of a part is 5"),
+        ({"losses": {"type": "mg_llava.LanguageLoss"}}, "a list of losses is needed"),
+        ({"box_projector": {"type": "mg_llava.RoIAlignBoxProjector", "bins": 0}}, "bins is 0, must be at least 1"),
+    ],
+)
+def test_configs_that_are_none_are_named(changes: dict[str, Any], message: str, paths: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(toy.model_config(paths, **changes))
+
+
 # -- other ways to train --------------------------------------------------------------------------------------------
 
 

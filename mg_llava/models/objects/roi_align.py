@@ -254,6 +254,8 @@ class RoIAlignBoxProjector(ObjectReader):
         super().__init__()
         if token_norm is not None and not token_norm > 0:
             raise ValueError(f"token_norm must be positive, found {token_norm}; None leaves norms as they are")
+        if bins < 1:
+            raise ValueError(f"bins is {bins}, must be at least 1")
         self.bins, self.token_norm = bins, token_norm
         count = len(stage_channels)
         if stages is not None and (not stages or not all(-count <= index < count for index in stages)):
