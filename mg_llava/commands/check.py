@@ -47,9 +47,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Check, print and write the report."""
     arguments = parse_arguments()
-    from mmengine.config import Config
-
+    from mg_llava.data.config import load_config
     from mg_llava.inspection.doctor import CheckOptions, ConfigError, check_training_data
+    from mg_llava.work.atomic import write_text
 
     out = arguments.out or Path("work_dirs/check_data") / f"{arguments.config.stem}.json"
     cache = out.with_suffix(".pictures.jsonl")
@@ -57,12 +57,10 @@ def main() -> int:
         cache.unlink(missing_ok=True)
     options = CheckOptions(arguments.workers, arguments.limit, cache, tuple(arguments.eval), not arguments.quiet)
     try:
-        config = Config.fromfile(arguments.config)
-        config.merge_from_dict(arguments.cfg_options or {})
-        report = check_training_data(config, options)
+        report = check_training_data(load_config(arguments.config, arguments.cfg_options), options)
         out.parent.mkdir(parents=True, exist_ok=True)
         content = {"config": str(arguments.config), **report.to_dict()}
-        out.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
+        write_text(out, json.dumps(content, indent=1, ensure_ascii=False, default=str))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -47,6 +47,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.images is None) != (arguments.records is None):
         parser.error("--images and --records go together")
+    if not isinstance(arguments.settings, dict):
+        parser.error("--settings is no JSON object")
+    if min(arguments.image_size or [1]) < 1:
+        parser.error("--image-size is at least 1 x 1")
     if arguments.out is None and len(arguments.source) > 1:
         parser.error("--info, --verify and --to-json take one store")
     return arguments

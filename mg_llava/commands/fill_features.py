@@ -58,14 +58,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Fill or check the cache."""
     arguments = parse_arguments()
-    from mmengine.config import Config
-
+    from mg_llava.data.config import find_dataset, load_config
     from mg_llava.work.processes import Processes
 
     try:
-        config = Config.fromfile(arguments.config)
-        config.merge_from_dict(arguments.cfg_options or {})
-        settings = config.train_dataloader.dataset
+        config = load_config(arguments.config, arguments.cfg_options)
+        settings = find_dataset(config)
         folder = arguments.folder or (settings.get("caches") or {}).get("feature_cache")
         if not folder:
             print("error: the config has no feature_cache; give --folder", file=sys.stderr)
@@ -83,13 +81,13 @@ def main() -> int:
 
 def open_feature_sources(settings: Any) -> list[Any]:
     """The sources of a data set, which reads no features."""
+    from mg_llava.data.config import build_dataset
     from mg_llava.data.mixture import sources_of
-    from mg_llava.registry import DATASETS
 
     plain = {**settings, "caches": None}
     if "sources" in plain:
         plain["sources"] = [{**source, "caches": None} for source in plain["sources"]]
-    return sources_of(DATASETS.build(plain))
+    return sources_of(build_dataset(plain))
 
 
 def fill_features(arguments: Any, config: Any, sources: list[Any], folder: Path, processes: Any) -> tuple[dict, bool]:

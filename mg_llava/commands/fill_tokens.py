@@ -21,7 +21,9 @@ AFTER = "what was done is kept, the same command continues"
 
 def main() -> int:
     """Fill the caches of all sources; the last line printed is a JSON object."""
-    from mmengine.config import Config, DictAction
+    from mmengine.config import DictAction
+
+    from mg_llava.data.config import find_dataset, load_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config of a training")
@@ -30,15 +32,13 @@ def main() -> int:
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config")
     arguments = parser.parse_args()
 
-    config = Config.fromfile(arguments.config)
-    config.merge_from_dict(arguments.cfg_options or {})
-    settings = config.train_dataloader.dataset
-    folder = arguments.folder or (settings.get("caches") or {}).get("token_cache")
-    settings.caches = {**(settings.get("caches") or {}), "token_cache": folder}
-    if not folder:
-        parser.error("the config has no token_cache; give --folder")
     try:
-        counts = fill_tokens(settings, arguments.workers)
+        settings = find_dataset(load_config(arguments.config, arguments.cfg_options))
+        folder = arguments.folder or (settings.get("caches") or {}).get("token_cache")
+        if not folder:
+            parser.error("the config has no token_cache; give --folder")
+        caches = {**(settings.get("caches") or {}), "token_cache": folder}
+        counts = fill_tokens({**settings, "caches": caches}, arguments.workers)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -50,12 +50,12 @@ def fill_tokens(settings: dict, workers: int) -> dict[str, int]:
     """Fill the caches of a data set; the number of records of each source."""
     from tqdm import tqdm
 
+    from mg_llava.data.config import build_dataset
     from mg_llava.data.mixture import sources_of
     from mg_llava.data.text.token_fill import fill_token_cache
-    from mg_llava.registry import DATASETS
 
     counts = {}
-    for source in sources_of(DATASETS.build(settings)):
+    for source in sources_of(build_dataset(settings)):
         with tqdm(total=len(source), desc=source.name, unit=" texts") as bar:
             counts[source.name] = fill_token_cache(source, workers, bar.update)
     return counts

@@ -54,26 +54,26 @@ def main() -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmengine.config import Config
-
+    from mg_llava.data.config import build_dataset, find_dataset, load_config
     from mg_llava.evaluation.grounding import measure_grounding
     from mg_llava.models.parts import for_any_machine, kind_of
     from mg_llava.models.systems.lyrics_pretrain import LyricsPretrain
-    from mg_llava.registry import DATASETS, MODELS
+    from mg_llava.registry import MODELS
     from mg_llava.work.devices import pick_device
 
-    config = Config.fromfile(arguments.config)
-    if kind_of(config.model) is not LyricsPretrain:
+    config = load_config(arguments.config)
+    if kind_of(config.get("model") or {"type": object}) is not LyricsPretrain:
         raise ValueError(f"{arguments.config} is no first stage of Lyrics; its model must be LyricsPretrain")
     system = MODELS.build(for_any_machine(config.model))
     system.load_pretrained(arguments.checkpoint, whole=True)
     paths = {name: getattr(arguments, name) for name in ("data_path", "image_folder", "box_path")}
     given = {name: path for name, path in paths.items() if path is not None}
-    if not given and "sources" in config.train_dataloader.dataset:
+    own = find_dataset(config)
+    if not given and "sources" in own:
         raise ValueError("the training has several sources; give --data-path, --image-folder and --box-path")
-    settings = {**config.train_dataloader.dataset, **given}
+    settings = {**own, **given}
     if given:
         settings |= {"type": "mg_llava.LLaVADataset", "data_root": None}
         settings.pop("sources", None)
     device = pick_device(arguments.device)
-    return measure_grounding(system.to(device), DATASETS.build(settings), arguments.count, arguments.batch_size)
+    return measure_grounding(system.to(device), build_dataset(settings), arguments.count, arguments.batch_size)

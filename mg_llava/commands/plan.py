@@ -47,14 +47,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _of_training(arguments: argparse.Namespace, gpu: Any) -> Any:
-    from mmengine.config import Config
-
+    from mg_llava.data.config import load_config
     from mg_llava.planning import make_plan
 
-    config = Config.fromfile(arguments.config)
-    config.merge_from_dict(arguments.cfg_options or {})
     return make_plan(
-        config,
+        load_config(arguments.config, arguments.cfg_options),
         gpu,
         arguments.gpus,
         arguments.mfu,

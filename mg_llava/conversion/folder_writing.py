@@ -33,7 +33,7 @@ def parse_size(text: str | int) -> int:
     unit = next((unit for unit in _UNITS if number.endswith(unit)), "")
     try:
         size = int(float(number.removesuffix(unit)) * _UNITS.get(unit, 1))
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size <= 0:
         raise ConversionError(f"{text!r} is no size of a shard; write for example 4GB or 500MB")

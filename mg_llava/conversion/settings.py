@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.conversion.files import ConversionError
+from mg_llava.data.config import ConfigError, load_config
 from mg_llava.models.adapters.lora import LORA_DEFAULTS
 from mg_llava.registry import MODELS, TRANSFORMS
 from mg_llava.safe_config import UntrustedConfigError, check_config
@@ -43,11 +44,11 @@ def config_settings(path: str | Path) -> ModelSettings:
     Raises:
         ConversionError: It is not there, or no training config of this project.
     """
-    from mmengine.config import Config
-
-    if not Path(path).is_file():
-        raise ConversionError(f"config {path} does not exist")
-    return settings_of(Config.fromfile(path), str(path))
+    try:
+        config = load_config(path)
+    except (FileNotFoundError, ConfigError) as error:
+        raise ConversionError(str(error)) from error
+    return settings_of(config, str(path))
 
 
 def settings_of(config: Any, source: str) -> ModelSettings:

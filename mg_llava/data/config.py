@@ -5,12 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from mg_llava.data.boxes.store import BadRecord, BoxStore, MissingBox, open_box_store
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.places import join_path
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.settings import merge_settings
-from mg_llava.registry import TRANSFORMS
+from mg_llava.registry import DATASETS, TRANSFORMS
 
 _PATHS = ("data_path", "image_folder", "box_path")
 MIXED = "sources"
@@ -18,7 +20,39 @@ MIXED = "sources"
 
 
 class ConfigError(ValueError):
-    """A config without a training set that could be read."""
+    """A config that cannot be read, or without a training set that could."""
+
+
+def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """A config file, whose code is run, with changes of its values.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ConfigError: It cannot be read.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config {path} does not exist; give the .py file of a training")
+    try:
+        config = Config.fromfile(str(path))
+        config.merge_from_dict(dict(changes or {}))
+    except Exception as error:  # whatever the code of a config raises
+        fault = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"config {path} cannot be read ({fault}); give the .py file of a training") from error
+    return config
+
+
+def build_dataset(settings: Mapping[str, Any]) -> Any:
+    """The training set of its settings.
+
+    Raises:
+        ConfigError: Its type is unknown, or a setting is not known or missing; other errors as of its class.
+    """
+    try:
+        return DATASETS.build(dict(settings))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"train_dataloader.dataset cannot be built: {error.args[0] if error.args else error}"
+        ) from error
 
 
 def resolve_paths(settings: Mapping[str, Any]) -> dict[str, Any]:

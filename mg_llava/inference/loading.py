@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from mg_llava.compat import dtype_name
+from mg_llava.data.config import load_config
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.models.llm import keep_word_embeddings
 from mg_llava.models.parts import for_any_machine
@@ -101,13 +102,7 @@ def _load_config(config: str | Path | Config) -> Config:
                 f"config {config} does not exist; give the .py file that the model was trained with, a Hugging Face "
                 "folder of ours, or a hub id"
             )
-        try:
-            config = Config.fromfile(str(config))
-        except Exception as error:  # whatever the code of a config raises
-            raise ValueError(
-                f"config {config} cannot be read ({type(error).__name__}: {error}); give the .py file that the model "
-                "was trained with"
-            ) from error
+        config = load_config(config)
     missing = [key for key in CONFIG_KEYS if config.get(key) is None]
     if missing:
         raise ValueError(f"config lacks {', '.join(missing)}; a training config of this project has them all")

@@ -73,6 +73,10 @@ def plan_answers(folder: str | Path, gpu: GPU) -> AnsweringPlan:
     """
     from mg_llava.hf import MGLLaVAConfig, MGLLaVAForConditionalGeneration
 
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json; give a Hugging Face folder of ours, or the config of a training"
+        )
     config = MGLLaVAConfig.from_pretrained(folder)
     dtype = getattr(config, dtype_name()) or torch.float32
     with torch.device("meta"):

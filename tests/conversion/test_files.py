@@ -105,7 +105,7 @@ def test_shards(sizes: list[int], limit: int) -> None:
 @pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 MB", 1_500_000), ("2KiB", 2048), (7, 7)])
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
-    for bad in ("", "GB", "-1GB", "many"):
+    for bad in ("", "GB", "-1GB", "many", "inf", "1e400GB"):
         with pytest.raises(ConversionError, match="is no size of a shard"):
             parse_size(bad)
 

@@ -70,6 +70,17 @@ def test_usage(tmp_path):
     (tmp_path / "other.py").write_text("model = dict()\n")
     status, _, err = check(tmp_path / "other.py", "--out", tmp_path / "a.json")
     assert status == 2 and "has no train_dataloader.dataset" in err
+    (tmp_path / "other.py").write_text("model = (\n")
+    status, _, err = check(tmp_path / "other.py", "--out", tmp_path / "a.json")
+    assert status == 2 and "other.py cannot be read (SyntaxError" in err
+    for settings, said in (
+        ("type='mg_llava.LLaVADatset', data_path='x'", "did you mean 'LLaVADataset'"),
+        ("type='mg_llava.LLaVADataset'", "needs data_path"),
+        ("type='Other', data_path='x'", "a data set of another kind is not checked"),
+    ):
+        (tmp_path / "other.py").write_text(f"train_dataloader = dict(dataset=dict({settings}))\n")
+        status, out, _ = check(tmp_path / "other.py", "--out", tmp_path / "a.json")
+        assert status == ("Other" not in settings) and said in out, out
     status, _, err = check(config, "--out", tmp_path / "a.json", "--eval", "/nowhere/eval.tsv")
     assert status == 1 and "/nowhere/eval.tsv does not exist" in err
 

@@ -79,5 +79,8 @@ def test_pictures_are_hashed_for_lookup_by_content(source, tmp_path):
 def test_wrong_arguments_give_status_2(source, tmp_path):
     for arguments in ((source,), (source, "--out", "x", "--images", tmp_path), (source, source, "--info")):
         assert call(*arguments).status == 2
+    for arguments in (("--settings", "[1]"), ("--image-size", 0, 9)):
+        assert call(source, "--out", tmp_path / "x.safetensors", *arguments).status == 2
+    assert not (tmp_path / "x.safetensors").exists()
     done = run_python(TOOLS / "convert_boxes.py", "--help")
     assert done.returncode == 0 and "Examples:" in done.stdout and "Exit status:" in done.stdout

@@ -44,3 +44,7 @@ def test_fill_and_train(tmp_path: Path) -> None:
     options = "train_dataloader.dataset.sources.0.data_path=none.json"
     done = run(config, "--folder", tmp_path / "cache", "--cfg-options", options)
     assert done.status == 1 and "none.json does not exist" in done.err
+    for text, said in (("model = (", "leaf.py cannot be read"), ("model = 1", "has no train_dataloader.dataset")):
+        config.write_text(f"{text}\n")
+        done = run(config, "--folder", tmp_path / "cache")
+        assert done.status == 1 and said in done.err, done.err

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 
-from mg_llava.data.config import find_dataset
+from mg_llava.data.config import build_dataset, find_dataset, load_config
 from mg_llava.data.mixture import sources_of
 from mg_llava.inspection.browse.drawing import draw_sample
 from mg_llava.inspection.browse.page import render_page
 from mg_llava.inspection.browse.samples import SampleView, view_sample
-from mg_llava.registry import DATASETS
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Shows progress: takes items, their number and what they are, and gives the items."""
@@ -41,10 +39,8 @@ def load_dataset(path: str | Path) -> tuple[Any, bool]:
         FileNotFoundError: There is no such config, or a file that it names is missing.
         ValueError: The config has no training data set, or its records cannot be used.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config {path} does not exist; give the .py file of a training")
-    config = Config.fromfile(str(path))
-    return DATASETS.build(find_dataset(config)), (config.get("model") or {}).get("box_projector", True) is not None
+    config = load_config(path)
+    return build_dataset(find_dataset(config)), (config.get("model") or {}).get("box_projector", True) is not None
 
 
 class SampleChooser:

@@ -26,7 +26,7 @@ from mg_llava.data.text.conversation import Template
 from mg_llava.data.text.tokenizer import TokenizerError, build_tokenizer
 from mg_llava.inspection.doctor.findings import PICTURE_FAULTS, Found
 from mg_llava.inspection.doctor.sources import OpenedSource
-from mg_llava.registry import DATASETS
+from mg_llava.registry import DATASETS, SCOPE
 from mg_llava.work.urls import local_file
 
 _FEW = 3
@@ -61,9 +61,19 @@ def _open(arguments: Mapping[str, Any], number: int, limit: int | None, known: d
     merged = {**dict.fromkeys(SETTINGS), **arguments}
     path = merged["data_path"]
     source = OpenedSource(str(merged["name"] or (Path(path).stem if path else f"source {number}")), merged)
-    if not path or not _is_known_type(arguments.get("type")):
-        detail = f"type {arguments.get('type')}; LLaVADataset and mixtures of it are known"
-        source.tell("unknown_dataset", detail=detail)
+    kind = arguments.get("type")
+    try:
+        is_known = _is_known_type(kind)
+    except KeyError as error:
+        is_known = False
+        if str(kind).startswith(f"{SCOPE}."):
+            source.tell("config_setting", "type", str(error.args[0]))
+            return source
+    if not is_known:
+        source.tell("unknown_dataset", detail=f"type {kind}; LLaVADataset and mixtures of it are known")
+        return source
+    if not path:
+        source.tell("config_setting", "data_path", "LLaVADataset needs data_path, the file of its records")
         return source
     _open_settings(source, arguments)
     _open_records(source, limit)
