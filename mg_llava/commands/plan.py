@@ -80,17 +80,19 @@ def main() -> int:
         from mg_llava.planning.gpus import find_gpu
         from mg_llava.planning.plan import MISSING, OK, Plan
         from mg_llava.planning.report import describe
+        from mg_llava.work.atomic import write_json
 
     try:
         with contextlib.redirect_stdout(sys.stderr):
             gpu = find_gpu(arguments.gpu)
             plan = _of_model(arguments, gpu) if is_model(arguments.config) else _of_training(arguments, gpu)
+        if arguments.json not in (None, "-"):
+            write_json(arguments.json, plan.to_dict())
     except (OSError, ValueError, AttributeError, KeyError) as error:
         print(f"error: {arguments.config}: {error}", file=sys.stderr)
         return 2
-    if arguments.json != "-":
+    if arguments.json == "-":
+        print(json.dumps(plan.to_dict()))
+    else:
         print(describe(plan) if isinstance(plan, Plan) else plan.describe())
-    if arguments.json:
-        content = json.dumps(plan.to_dict(), indent=None if arguments.json == "-" else 1)
-        print(content) if arguments.json == "-" else Path(arguments.json).write_text(content + "\n")
     return OK if plan.status == MISSING and arguments.ignore_missing else plan.status

@@ -48,6 +48,14 @@ def test_status_for_ci() -> None:
     assert status == 2 and "no_such_config.py" in err
     status, _, err = run(CONFIG, "--gpu", "A1000")
     assert status == 2 and "known: A100-80G" in err
+    for name, value in (
+        ("--boxes", "-5"),
+        ("--disk", "nan"),
+        ("--text-tokens", "0"),
+        ("--json", "/dev/null/plan.json"),
+    ):
+        status, out, err = run(CONFIG, name, value)
+        assert status == 2 and err.strip().splitlines()[-1].startswith("error: "), err
 
 
 def test_a_model_that_answers(toy_paths: dict[str, str], tmp_path: Path) -> None:
@@ -64,5 +72,8 @@ def test_a_model_that_answers(toy_paths: dict[str, str], tmp_path: Path) -> None
     keys = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
     assert plan["token"] == 2 * config.num_hidden_layers * keys * 4 and plan["context"] == 512
     assert plan["together"] * 512 * plan["token"] < 14.5 * 2**30
+    (tmp_path / "bare").mkdir()
+    status, _, err = run(str(tmp_path / "bare"))
+    assert status == 2 and "bare has no config.json" in err
     status, _, err = run("user/nowhere")
     assert status == 2 and "cannot be had from the hub" in err

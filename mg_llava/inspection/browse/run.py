@@ -15,6 +15,7 @@ from mg_llava.data.mixture import sources_of
 from mg_llava.inspection.browse.drawing import draw_sample
 from mg_llava.inspection.browse.page import render_page
 from mg_llava.inspection.browse.samples import SampleView, view_sample
+from mg_llava.work.atomic import write_text
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Shows progress: takes items, their number and what they are, and gives the items."""
@@ -148,9 +149,9 @@ def write_samples(
     finally:
         samples = ",\n".join(_to_json({**view.to_dict(), "drawing": picture}) for view, picture in done)
         head = f'{{"title": {_to_json(title)},\n"problems": {_to_json(messages)},\n"samples": [\n'
-        (out / "samples.json").write_text(f"{head}{samples}\n]}}\n", encoding="utf-8")
+        write_text(out / "samples.json", f"{head}{samples}\n]}}\n")
         if html:
-            (out / "index.html").write_text(render_page(title, done, messages), encoding="utf-8")
+            write_text(out / "index.html", render_page(title, done, messages))
     return messages
 
 
