@@ -193,6 +193,12 @@ def pipeline_config(detector: str, tagger: str | None = None, **settings: Any) -
     for part in (config["detector"], config.get("tagger") or {}):
         names = _OPTIONS.get(part.get("type", "").rpartition(".")[2], ())
         part |= {name: value for name, value in ours.items() if name in names}
+    if "threshold" in ours:
+        if "threshold" not in _OPTIONS.get(config["detector"].get("type", "").rpartition(".")[2], ()):
+            raise ValueError(f"threshold was given, but detector {detector!r} has none; leave it out")
+        if not 0 <= ours["threshold"] <= 1:
+            raise ValueError(f"threshold is {ours['threshold']}, must lie in 0..1")
+    BoxRules(given.get("nms_iou"), given.get("max_boxes"))  # before anything is read
     return {**config, **given}
 
 

@@ -74,9 +74,29 @@ def test_errors_give_status_1(files, tmp_path):
     ):
         status, _, err = call(*arguments_for(files, tmp_path / detector[:5], detector, tagger))
         assert status == 1 and "error: " in err and message in err
-    status, _, err = call(*arguments_for(files, tmp_path, "proposals", "coco80"), "--merge")
+    plain = [files["root"] / "records.json", "--images", files["root"] / "images", "--detector", "proposals", "--out"]
+    status, _, err = call(*plain, tmp_path, "--merge")
     assert status == 1 and "not all pictures were read yet" in err
+    owlv2 = [*plain[:-2], f"owlv2:{files['owlv2']}", "--tagger", "coco80", "--out"]
+    for given, options, message in (
+        (plain, ("--threshold", 0.5), "threshold was given, but detector 'proposals' has none"),
+        (owlv2, ("--threshold", "nan"), "threshold is nan, must lie in 0..1"),
+        (owlv2, ("--nms-iou", 3), "nms_iou is 3.0, must lie in 0..1"),
+        (owlv2, ("--max-boxes", -2), "max_boxes is -2; it must be at least 1"),
+    ):
+        status, _, err = call(*given, tmp_path / "wrong", *options)
+        assert status == 1 and message in err, err
     assert call("--out", tmp_path).status == 2
+
+
+@pytest.mark.parametrize("name", ["run.json", "keys.jsonl", "sources.jsonl"])
+def test_files_of_a_run_that_were_cut_off_are_named(files, tmp_path, name):
+    arguments = [files["root"] / "records.json", "--images", files["root"] / "images", "--detector", "proposals"]
+    assert call(*arguments, "--out", tmp_path).status == 0
+    path = tmp_path / "work" / name
+    path.write_text("" if name == "run.json" else path.read_text().partition("\n")[0] + "\n")
+    status, _, err = call(*arguments, "--out", tmp_path)
+    assert status == 1 and name in err and "remove" in err, err
 
 
 @pytest.mark.slow

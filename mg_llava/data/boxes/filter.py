@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mg_llava.data.choices import wrong_choice
+from mg_llava.data.choices import wrong_choice, wrong_count
 
 Cap = Literal["per_category", "per_image"]
 Reason = Literal["kept", "nms", "cap", "outside", "too small"]
@@ -25,11 +25,21 @@ _LONG_TEXT_PER_IMAGE = 20
 
 @dataclass(frozen=True)
 class BoxRules:
-    """Which boxes of a picture may become tokens: overlap of ``nms`` (None sorts by score only), and ``cap_boxes``."""
+    """Which boxes of a picture may become tokens: overlap of ``nms`` (None sorts by score only), and ``cap_boxes``.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
 
     nms_iou: float | None = 0.2
     max_boxes: int | None = 100
     cap: Cap = "per_category"
+
+    def __post_init__(self) -> None:
+        if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
+            raise ValueError(f"nms_iou is {self.nms_iou}, must lie in 0..1 or be None")
+        for wrong in wrong_count("max_boxes", self.max_boxes, none="no limit"):
+            raise ValueError(wrong)
 
 
 @dataclass(frozen=True)

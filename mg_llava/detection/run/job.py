@@ -23,6 +23,7 @@ from mg_llava.detection.run.sources import PictureSource, list_entries
 from mg_llava.detection.run.steps import BoxStep
 from mg_llava.detection.run.worker import WorkKind
 from mg_llava.work.atomic import replacing, write_json
+from mg_llava.work.json_text import load_object
 from mg_llava.work.urls import local_file
 
 StepProgress = Callable[[str, int, int], object]
@@ -80,7 +81,10 @@ class BoxJob:
         path, wanted = self.work / "run.json", self.settings.identity()
         if not path.exists():
             write_json(path, wanted)
-        found = json.loads(path.read_text())
+        try:
+            found = load_object(path)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); use another output folder, or remove this one") from error
         names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         if names:
             changes = "; ".join(f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}" for name in names)

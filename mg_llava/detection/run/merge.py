@@ -57,6 +57,8 @@ class Results:
         if not is_planned or reading.open_tasks():
             raise Incomplete(f"{self.work}: not all pictures were read yet; start the run again to continue")
         self.plan = BoxPlan.load(self.work / "plan.npz")
+        if len(self.sources) != len(self.plan.starts) - 1:
+            raise ValueError(f"{self.work}: sources.jsonl and plan.npz are not of one run; remove the folder")
         self._unreadable = {number: result for number, result in reading.results() if "error" in result}
         step = settings.detect_step(len(self.plan))
         self._per_line, self._lines = step.per_line, step.index()
@@ -72,10 +74,14 @@ class Results:
 
     def entries(self) -> Iterator[tuple[PictureSource, list[Outcome]]]:
         """The outcomes of each entry of the input, in its order; of a video one for each frame."""
+        left = set(range(len(self.sources)))
         for keys, number in open_records(self.work / "keys.jsonl"):
+            left.discard(number)
             source = PictureSource(*self.sources[number])
             first = int(self.plan.starts[number])
             yield source, [self._outcome(key, number, first + part) for part, key in enumerate(keys)]
+        if left:
+            raise ValueError(f"{self.work}: keys.jsonl lacks {len(left)} pictures of sources.jsonl; remove the folder")
 
     def _outcome(self, key: str, number: int, picture: int) -> Outcome:
         unique = int(self.plan.unique_of[picture])
