@@ -14,10 +14,8 @@ from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.places import StoredPath, is_there, state_of
+from mg_llava.data.records.turns import VIDEO_SUFFIXES
 from mg_llava.work.urls import TransferError
-
-VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts"))
-"""How names of video files end."""
 
 _STEPS_BACK = 8
 """Where seeking fails, decoding begins so many parts of the video earlier."""

@@ -70,7 +70,11 @@ def regions_of(turns: Sequence[Turn], value: Any, pictures: int) -> tuple[Region
     Raises:
         ValueError: ``"objects"`` is malformed, or a placeholder stands for none of them.
     """
-    if not value or not names_regions(turns):
+    if not names_regions(turns):
+        return ()
+    if not pictures:
+        raise ValueError("the text names regions, and there is no picture that they could be in")
+    if not value:
         return ()
     regions = parse_regions(value, pictures)
     if problem := region_problem(turns, len(regions)):

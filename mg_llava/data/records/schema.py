@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mg_llava.data.records.regions import Region, count_regions, regions_of
-from mg_llava.data.records.turns import Turn, answered_turns, expand_video
+from mg_llava.data.records.turns import VIDEO_SUFFIXES, Turn, answered_turns, expand_video
 from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised when a record stands for something else than before, or another one is refused: it voids caches."""
 
 _ROLES = ("human", "gpt")
@@ -208,7 +208,7 @@ def _measure_plain(raw: Any) -> Measure | None:
     if type(raw) is not dict or not _are_plain(tuple(raw)):
         return None
     record_id, image, turns = raw["id"], raw.get("image"), raw["conversations"]
-    if raw.get("video"):
+    if raw.get("video") or (type(image) is str and image.lower().endswith(VIDEO_SUFFIXES)):
         return None
     if type(record_id) not in (str, int) or not (image is None or type(image) is str) or type(turns) is not list:
         return None
@@ -291,15 +291,15 @@ def _parse_images(value: Any, where: str) -> tuple[str, ...]:
         raise RecordError(f"{where}: image is {show_value(value)}; it must be a path or a list of paths")
     if any("\0" in image for image in images):
         raise RecordError(f"{where}: image is {show_value(value)}; a path cannot contain a NUL character")
+    if films := [image for image in images if image.lower().endswith(VIDEO_SUFFIXES)]:
+        raise RecordError(f"{where}: image is {show_value(films[0])}; the path of a video stands under 'video'")
     return tuple(images)
 
 
 def _parse_video(value: Any, where: str) -> str | None:
-    if value in (None, ""):
-        return None
-    if not isinstance(value, str) or "\0" in value:
+    if value and (not isinstance(value, str) or "\0" in value):
         raise RecordError(f"{where}: video is {show_value(value)}; it must be the path of one video")
-    return value
+    return value or None
 
 
 def _holds_bytes(value: Any) -> bool:

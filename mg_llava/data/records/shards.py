@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from mg_llava.data.records.schema import RecordError
+from mg_llava.data.records.turns import VIDEO_SUFFIXES
 from mg_llava.work.json_text import parse_json
 from mg_llava.work.tar_files import Member, open_tars
 
 _RECORD = ".json"
 _PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
-_VIDEOS = frozenset((".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts"))
 
 
 class PlacedRecords(Sequence[Any]):
@@ -85,7 +85,7 @@ class TarRecords(PlacedRecords):
             return record
         files = [sample + ending for ending in endings]
         pictures = [name for name in files if splitext(name)[1].lower() in _PICTURES]
-        videos = [name for name in files if splitext(name)[1].lower() in _VIDEOS]
+        videos = [name for name in files if splitext(name)[1].lower() in VIDEO_SUFFIXES]
         found: dict[str, Any] = {"id": sample}
         if not {"image", "images", "video"} & record.keys() and (pictures or videos):
             found |= {"image": pictures[0] if len(pictures) == 1 else pictures} if pictures else {"video": videos[0]}

@@ -52,6 +52,8 @@ def test_kinds_of_records():
         ({"id": "x", "image": "a\ud800.png", "conversations": PICTURE}, "half of a surrogate pair"),
         ({"id": "x", "conversations": turns_of("Hello?", "a \udfff dog")}, "half of a surrogate pair"),
         ({"id": "x", "image": "a", "conversations": TALK}, "0 <image> in the questions, 1 pictures"),
+        ({"id": "x", "image": "a.MP4", "conversations": PICTURE}, "'a.MP4'; the path of a video stands under 'video'"),
+        ({"id": "x", "conversations": turns_of("What is <box:0>?", "a dog")}, "no picture that they could be in"),
         ({"id": "x", "conversations": PICTURE}, "1 <image> in the questions, 0 pictures"),
         ({"id": "x", "image": ["a", "b"], "conversations": PICTURE}, "1 <image> in the questions, 2 pictures"),
         (
