@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mg_llava.work.numbers import whole
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, boxes: bool) -> None:
     """Add them; ``boxes`` for a file of boxes too."""
@@ -20,7 +22,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, bo
     parser.add_argument("--tagger", help="what the detector looks for, such as coco80 or 'cat, dog'")
     parser.add_argument("--system", default="", help="system text before the first question (default: none)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=max_new_tokens, help="longest answer (default: %(default)s)"
+        "--max-new-tokens", type=whole(), default=max_new_tokens, help="longest answer (default: %(default)s)"
     )
     parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ... (default: %(default)s)")

@@ -37,6 +37,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mg_llava.work.numbers import whole
+
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
@@ -61,11 +63,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--nms-iou", type=float, help="drop overlapping boxes of a label (default: keep; training drops)"
     )
-    parser.add_argument("--max-boxes", type=int, help="most boxes of a picture, best first (default: no limit)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures at a time (default: %(default)s)")
-    parser.add_argument("--task-batches", type=int, default=16, help="batches of a task (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=8, help="frames of a video (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="decoding threads (default: one per core, 16 at most)")
+    parser.add_argument("--max-boxes", type=whole(), help="most boxes of a picture, best first (default: no limit)")
+    parser.add_argument("--batch-size", type=whole(), default=8, help="pictures at a time (default: %(default)s)")
+    parser.add_argument("--task-batches", type=whole(), default=16, help="batches of a task (default: %(default)s)")
+    parser.add_argument("--frames", type=whole(), default=8, help="frames of a video (default: %(default)s)")
+    parser.add_argument("--workers", type=whole(), help="decoding threads (default: one per core, 16 at most)")
     parser.add_argument("--device", help="auto, cpu, cuda:0, ... (default: auto, the local rank's GPU)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="mixed precision")
     parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
@@ -81,9 +83,11 @@ def parse_arguments() -> argparse.Namespace:
         choices=["pool", "torchrun", "slurm", "ray"],
         help="who does the work (default: torchrun where it started this, else processes of this machine)",
     )
-    parser.add_argument("--processes", type=int, help="workers of pool (default: 1) or ray (default: one per GPU)")
+    parser.add_argument("--processes", type=whole(), help="workers of pool (default: 1) or ray (default: one per GPU)")
     parser.add_argument("--json", metavar="FILE", help="write the boxes in the reference's layout too")
-    parser.add_argument("--visualize", type=int, default=0, metavar="N", help="draw N pictures into OUT/visualize")
+    parser.add_argument(
+        "--visualize", type=whole(0), default=0, metavar="N", help="draw N pictures into OUT/visualize"
+    )
     parser.add_argument("--merge", action="store_true", help="detect nothing; verify that all is done and merge again")
     return parser.parse_args()
 

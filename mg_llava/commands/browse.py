@@ -16,6 +16,8 @@ import contextlib
 import sys
 from pathlib import Path
 
+from mg_llava.work.numbers import whole
+
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
@@ -24,16 +26,13 @@ def parse_arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--index", type=int, nargs="+", help="numbers of samples, in --source or in the whole data set")
     which.add_argument("--ids", nargs="+", help="ids of records")
-    which.add_argument("--random", type=int, metavar="N", help="N samples drawn with --seed")
+    which.add_argument("--random", type=whole(), metavar="N", help="N samples drawn with --seed")
     parser.add_argument("--source", help="name of one source of a mixture")
-    parser.add_argument("--seed", type=int, default=0, help="for --random (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="for --random (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--html", action="store_true", help="write index.html as well")
     parser.add_argument("--font", type=Path, help="TrueType file, for scripts that the default font does not have")
-    arguments = parser.parse_args()
-    if arguments.random is not None and arguments.random < 1:
-        parser.error(f"--random is {arguments.random}, must be at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 def browse(arguments: argparse.Namespace) -> list[str]:

@@ -19,6 +19,8 @@ import json
 import sys
 from pathlib import Path
 
+from mg_llava.work.numbers import whole
+
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
@@ -28,9 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("config", type=Path, help="config of a training")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="changes to it")
     parser.add_argument("--eval", nargs="+", default=[], metavar="PATH", help="folders, .tsv or .json of evaluation")
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
-    parser.add_argument("--limit", type=int, help="check this many records of each source, evenly spread")
-    parser.add_argument("--examples", type=int, default=3, help="shown of each kind (default: %(default)s)")
+    parser.add_argument("--workers", type=whole(), help="number of processes (default: one per core)")
+    parser.add_argument("--limit", type=whole(), help="check this many records of each source, evenly spread")
+    parser.add_argument("--examples", type=whole(0), default=3, help="shown of each kind (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="JSON report (default: work_dirs/check_data/CONFIG.json)")
     parser.add_argument("--fresh", action="store_true", help="forget what is known of pictures")
     parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings too")
@@ -38,9 +40,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.config.is_file():
         parser.error(f"config {arguments.config} does not exist")
-    for name in ("workers", "limit"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1")
     return arguments
 
 

@@ -22,6 +22,8 @@ import json
 import sys
 from pathlib import Path
 
+from mg_llava.work.numbers import whole
+
 AFTER = "nothing was written"
 """What to do after Ctrl-C."""
 
@@ -37,11 +39,11 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--to-json", type=Path, metavar="FILE", help="write a store as .json or .jsonl")
     parser.add_argument("--detector", help="what found the boxes")
     parser.add_argument("--settings", type=json.loads, default={}, help="its settings, a JSON object")
-    parser.add_argument("--image-size", type=int, nargs=2, metavar=("W", "H"), help="size that the detector saw")
+    parser.add_argument("--image-size", type=whole(), nargs=2, metavar=("W", "H"), help="size that the detector saw")
     parser.add_argument("--images", type=Path, help="folder of the pictures, to find boxes by content")
     parser.add_argument("--records", type=Path, help="record file that names the pictures of --images")
     parser.add_argument("--format", default="llava", help="of that file: llava, ms-swift or sharegpt")
-    parser.add_argument("--workers", type=int, help="processes that hash pictures (default: one per core)")
+    parser.add_argument("--workers", type=whole(), help="processes that hash pictures (default: one per core)")
     parser.add_argument("--drop-bad", action="store_true", help="leave faulty records out instead of stopping")
     parser.add_argument("--report", type=Path, help="report of the conversion (default: OUT.report.json)")
     arguments = parser.parse_args()
@@ -49,8 +51,6 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--images and --records go together")
     if not isinstance(arguments.settings, dict):
         parser.error("--settings is no JSON object")
-    if min(arguments.image_size or [1]) < 1:
-        parser.error("--image-size is at least 1 x 1")
     if arguments.out is None and len(arguments.source) > 1:
         parser.error("--info, --verify and --to-json take one store")
     return arguments

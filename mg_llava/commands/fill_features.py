@@ -24,6 +24,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mg_llava.work.numbers import whole
+
 INCOMPLETE = 3
 
 AFTER = "what was done is kept, the same command continues"
@@ -42,17 +44,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("auto", *FEATURE_DTYPES), default="auto", help="how values are kept (auto)"
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures that are encoded at once (8)")
+    parser.add_argument("--batch-size", type=whole(), default=8, help="pictures that are encoded at once (8)")
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes that open pictures (default: this one alone)"
+        "--workers", type=whole(0), default=0, help="processes that open pictures (default: this one alone)"
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU of its own for each process, else the CPU)")
     parser.add_argument("--check", action="store_true", help="only say what is absent or stale")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config")
-    arguments = parser.parse_args()
-    if arguments.batch_size < 1:
-        parser.error("--batch-size must be at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> int:

@@ -15,6 +15,8 @@ import argparse
 import json
 import sys
 
+from mg_llava.work.numbers import whole
+
 AFTER = "what was done is kept, the same command continues"
 """What to do after Ctrl-C."""
 
@@ -28,7 +30,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config of a training")
     parser.add_argument("--folder", help="where token caches lie (default: token_cache of the config)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that tokenize (default: this one alone)")
+    parser.add_argument(
+        "--workers", type=whole(0), default=0, help="processes that tokenize (default: this one alone)"
+    )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config")
     arguments = parser.parse_args()
 

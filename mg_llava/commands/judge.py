@@ -26,6 +26,7 @@ from mg_llava.evaluation.judging.protocol import JudgeError
 from mg_llava.evaluation.judging.run import load_local_judge, run_judge
 from mg_llava.evaluation.score import find_protocol
 from mg_llava.evaluation.scoring.files import read_predictions
+from mg_llava.work.numbers import whole
 
 AFTER = "finished work is kept, the same command continues"
 """What to do after Ctrl-C."""
@@ -46,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", help="name of the model at the endpoint")
     parser.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable that holds the key")
     parser.add_argument("--device", default="cpu", help="device of the local model")
-    parser.add_argument("--workers", type=int, default=1, help="questions under way at once (endpoints)")
+    parser.add_argument("--workers", type=whole(), default=1, help="questions under way at once (endpoints)")
     args = parser.parse_args()
     if args.endpoint and not args.model:
         parser.error("--endpoint needs --model")

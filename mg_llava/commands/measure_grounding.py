@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mg_llava.work.numbers import whole
+
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
@@ -27,8 +29,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-path", help="records with captions, one picture each")
     parser.add_argument("--image-folder", help="what their pictures are relative to")
     parser.add_argument("--box-path", help="their boxes with labels")
-    parser.add_argument("--count", type=int, default=100, help="pictures, from the first (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=20, help="pictures at a time (default: %(default)s)")
+    parser.add_argument("--count", type=whole(), default=100, help="pictures, from the first (default: %(default)s)")
+    parser.add_argument("--batch-size", type=whole(), default=20, help="pictures at a time (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, ... (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
     return parser.parse_args()

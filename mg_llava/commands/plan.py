@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mg_llava.work.numbers import positive, whole
+
 
 def parse_arguments() -> argparse.Namespace:
     """Arguments of the command line."""
@@ -30,15 +32,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "config", metavar="CONFIG", help="config of a training, Hugging Face folder of ours, or hub id"
     )
-    parser.add_argument("--gpus", type=int, default=8, help="how many GPUs (8)")
+    parser.add_argument("--gpus", type=whole(), default=8, help="how many GPUs (8)")
     parser.add_argument("--gpu", default="A100-80G", help="kind of GPU (A100-80G); a wrong one lists all")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the GPUs' throughput that is used (0.4)")
     parser.add_argument("--deepspeed", help="the setting that must fit, such as deepspeed_zero2, or none")
-    parser.add_argument("--text-tokens", type=int, help="text of a typical sample")
-    parser.add_argument("--boxes", type=int, default=5, help="box tokens of a typical sample (5)")
-    parser.add_argument("--frames", type=int, default=0, help="a typical sample is about a video of so many frames")
-    parser.add_argument("--samples", type=int, help="samples of an epoch, where the data is not here")
-    parser.add_argument("--disk", type=float, default=2.0, help="GB/s at which all GPUs read a feature cache (2)")
+    parser.add_argument("--text-tokens", type=whole(), help="text of a typical sample")
+    parser.add_argument("--boxes", type=whole(0), default=5, help="box tokens of a typical sample (5)")
+    parser.add_argument(
+        "--frames", type=whole(0), default=0, help="a typical sample is about a video of so many frames"
+    )
+    parser.add_argument("--samples", type=whole(0), help="samples of an epoch, where the data is not here")
+    parser.add_argument("--disk", type=positive, default=2.0, help="GB/s at which all GPUs read a feature cache (2)")
     parser.add_argument("--architectures", type=Path, help="folder with sizes of unpublished models, in NAME.json")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config, KEY=VALUE")
     parser.add_argument("--ignore-missing", action="store_true", help="missing files do not change the exit status")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import get_args
 
 from mg_llava.commands._model import add_model_arguments, build_predictor
+from mg_llava.work.numbers import whole
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,9 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shift", nargs="+", default=["clean"], help="clean, or KIND:SEVERITY (default: clean)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the LLM beside the detector (default: 1)")
     parser.add_argument("--question", default="Detect all objects.", help="asked while the head reads along")
-    parser.add_argument("--limit", type=int, help="look at the first pictures alone")
-    parser.add_argument("--draws", type=int, default=200, help="bootstrap samples (default: %(default)s)")
-    parser.add_argument("--show", type=int, default=0, help="draw so many pictures (default: none)")
+    parser.add_argument("--limit", type=whole(), help="look at the first pictures alone")
+    parser.add_argument("--draws", type=whole(), default=200, help="bootstrap samples (default: %(default)s)")
+    parser.add_argument("--show", type=whole(0), default=0, help="draw so many pictures (default: none)")
     arguments = parser.parse_args()
     if arguments.instances and not arguments.images:
         parser.error("--instances needs --images, the folder of the pictures")

@@ -24,6 +24,7 @@ from typing import Any
 
 from mg_llava.commands._model import add_model_arguments, build_predictor
 from mg_llava.commands._server import serve_until_stopped
+from mg_llava.work.numbers import positive, whole
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,14 +32,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, max_new_tokens=512, boxes=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes any free one")
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=8000, help="default: %(default)s; 0 takes any free one"
+    )
     parser.add_argument("--name", default="mg-llava", help="name of the model in answers (default: %(default)s)")
     parser.add_argument("--api-key", default="", help="what clients must send (default: nothing)")
     parser.add_argument(
-        "--batch-size", type=int, default=32, help="questions at a time; memory grows with it (default: %(default)s)"
+        "--batch-size",
+        type=whole(),
+        default=32,
+        help="questions at a time; memory grows with it (default: %(default)s)",
     )
-    parser.add_argument("--queue", type=int, default=256, help="most requests at a time (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=600, help="most seconds of an answer (default: %(default)s)")
+    parser.add_argument("--queue", type=whole(), default=256, help="most requests at a time (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=positive, default=600, help="most seconds of an answer (default: %(default)s)"
+    )
     parser.add_argument("--allow-host", action="append", default=[], help="fetch pictures from it (default: none)")
     parser.add_argument("--allow-origin", action="append", default=[], help="web page that may ask (default: none)")
     parser.add_argument("--engine", help="vllm=URL: a vLLM that runs the LLM (default: this process)")

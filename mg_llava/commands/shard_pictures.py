@@ -16,6 +16,8 @@ import argparse
 import json
 import sys
 
+from mg_llava.work.numbers import whole
+
 AFTER = "whole tar files are kept, the same command continues"
 """What to do after Ctrl-C."""
 
@@ -29,7 +31,7 @@ def main() -> int:
     parser.add_argument("--size", default="1GB", help="bytes of a tar file (default: 1GB)")
     parser.add_argument("--format", default="llava", help="of the records: llava, ms-swift or sharegpt")
     parser.add_argument("--outside-pictures", choices=("error", "allow"), default="error", help="about links")
-    parser.add_argument("--workers", type=int, default=1, help="processes that write (default: this one alone)")
+    parser.add_argument("--workers", type=whole(), default=1, help="processes that write (default: this one alone)")
     arguments = parser.parse_args()
     from tqdm import tqdm
 

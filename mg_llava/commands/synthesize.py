@@ -28,11 +28,12 @@ Exit status: 0 done, 1 something could not be read or does not fit, 2 wrong argu
 """
 
 import argparse
-import math
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from mg_llava.work.numbers import positive, whole
 
 AFTER = "finished work is kept, the same command continues"
 """What to do after Ctrl-C."""
@@ -51,9 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder of the result")
     add("--root", type=Path, help="folder that records' paths are relative to (default: what all pictures share)")
     add("--mixture", default="", help="samples of tasks, TASK=N,... (default: 370,000 of all tasks, see --dry-run)")
-    add("--scale", type=float, default=1.0, help="multiplies the numbers of samples (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
-    add("--workers", type=int, help="processes (default: one per core)")
+    add("--scale", type=positive, default=1.0, help="multiplies the numbers of samples (default: %(default)s)")
+    add("--seed", type=whole(0), default=0, help="of all that is drawn (default: %(default)s)")
+    add("--workers", type=whole(), help="processes (default: one per core)")
     add("--eval-files", type=Path, help="folder for the test splits of --refcoco, as tools/evaluate.py reads them")
     add("--dry-run", action="store_true", help="count and plan, look at no pictures; writes OUT/plan.json")
     add("--endpoint", help="base URL of an OpenAI-compatible endpoint that puts texts into other words")
@@ -118,8 +119,6 @@ def read_mixture(text: str, scale: float) -> dict[str, int]:
     """
     from mg_llava.data.synthesis.shares import WANTED
 
-    if not 0 < scale < math.inf:
-        raise ValueError(f"--scale is {scale}; a number above 0 is needed")
     if not text:
         return {name: round(count * scale) for name, count in WANTED.items()}
     wanted = {}

@@ -19,6 +19,7 @@ from typing import Any
 
 from mg_llava.commands._model import add_model_arguments, build_predictor
 from mg_llava.commands._server import serve_until_stopped
+from mg_llava.work.numbers import whole
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _MOST_EXAMPLES = 12
@@ -31,7 +32,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--examples", nargs="+", type=Path, default=[], help="pictures, or folders of them")
     parser.add_argument("--title", default="MG-LLaVA", help="of the page (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0 takes any free one")
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=7860, help="default: %(default)s; 0 takes any free one"
+    )
     return parser.parse_args()
 
 

@@ -6,6 +6,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from mg_llava.work.numbers import whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what all evaluations have in common."""
@@ -34,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fusion", default="on", help="on, off, or on,off (default: %(default)s)")
     add("--without", default="", help="prompt, objects, or both with a comma: also ask without these (default: none)")
     add("--prompt", help="version of the prompts (default: each benchmark's first)")
-    add("--limit", type=_positive, help="only the first so many questions of each benchmark")
-    add("--batch-size", type=_positive, default=32, help="questions at a time (default: %(default)s)")
-    add("--max-new-tokens", type=_positive, help="longest reply (default: each benchmark's)")
-    add("--workers", type=_positive, default=2, help="threads that decode pictures (default: %(default)s)")
-    add("--cache-mb", type=_positive, default=1024, help="limit of kept picture features (default: %(default)s)")
+    add("--limit", type=whole(), help="only the first so many questions of each benchmark")
+    add("--batch-size", type=whole(), default=32, help="questions at a time (default: %(default)s)")
+    add("--max-new-tokens", type=whole(), help="longest reply (default: each benchmark's)")
+    add("--workers", type=whole(), default=2, help="threads that decode pictures (default: %(default)s)")
+    add("--cache-mb", type=whole(), default=1024, help="limit of kept picture features (default: %(default)s)")
     add(
         "--bad-samples",
         choices=("report", "raise"),
@@ -47,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--apply-exif", action="store_true", help="turn pictures as their EXIF orientation says")
     add("--device", default="auto", help="auto, cpu, cuda:0, ... (default: each process its own GPU)")
-    add("--gallery", type=int, default=0, metavar="N", help="page of N pictures with boxes of replies (boxes.html)")
+    add(
+        "--gallery",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="page of N pictures with boxes of replies (boxes.html)",
+    )
     add("--out", type=Path, help="folder of results (default: work_dirs/evaluation/CHECKPOINT)")
     add("--fresh", action="store_true", help="throw away the replies of an earlier run in --out")
 
@@ -113,10 +121,3 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
         gallery=arguments.gallery,
     )
     return suite.run()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
-    return number

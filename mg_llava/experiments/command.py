@@ -12,6 +12,7 @@ from mg_llava.experiments.report import GridReport, entry_of, load_entries, merg
 from mg_llava.experiments.schedule import Schedule, check_command, prepare_data
 from mg_llava.experiments.steps import Run, plan_runs
 from mg_llava.work.atomic import write_json
+from mg_llava.work.numbers import whole
 
 HELP = """Train and evaluate a grid of configs and seeds, several at a time; table, plot and JSON of what they reach.
 
@@ -32,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("grid", type=Path, help=".json or .py file; see mg_llava/experiments/grid.py")
     add("--rows", nargs="+", default=[], metavar="NAME", help="default: all")
-    add("--seeds", nargs="+", type=int, default=[], help="default: the grid's")
-    add("--jobs", type=int, default=2, help="steps at a time (default: %(default)s)")
-    add("--threads", type=int, default=1, help="CPU threads of each, 0 for all (default: %(default)s)")
+    add("--seeds", nargs="+", type=whole(0), default=[], help="default: the grid's")
+    add("--jobs", type=whole(), default=2, help="steps at a time (default: %(default)s)")
+    add("--threads", type=whole(0), default=1, help="CPU threads of each, 0 for all (default: %(default)s)")
     add("--quick", action="store_true", help="the smaller grid of its key 'quick'")
     add("--report-only", action="store_true", help="write the report of what is there, run nothing")
     add("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for all rows; results stay apart")

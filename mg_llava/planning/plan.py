@@ -114,13 +114,11 @@ def make_plan(
 
     Raises:
         ConfigError: The config has no training set.
-        ValueError: ``deepspeed`` or a number makes no sense.
+        ValueError: ``gpus``, ``mfu`` or ``deepspeed`` make no sense.
     """
     names = [strategy.name for strategy in STRATEGIES]
     if gpus < 1 or not 0 < mfu <= 1 or deepspeed not in (None, *names):
         raise ValueError(f"gpus must be at least 1, mfu between 0 and 1, deepspeed one of {', '.join(names)}")
-    if not (disk > 0 and min(boxes, frames, samples or 0) >= 0 and (text_tokens is None or text_tokens > 0)):
-        raise ValueError("boxes, frames and samples must be at least 0, text tokens and the speed of the disk more")
     plan = Plan(str(config.filename), gpu.name, gpus, mfu, missing=find_missing(config))
     skeleton = _build(config, plan, published)
     plan.conflicts += find_conflicts(config, skeleton, gpu, deepspeed)
