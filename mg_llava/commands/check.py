@@ -24,11 +24,11 @@ from mg_llava.work.numbers import whole
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    from mmengine.config import DictAction
+    from mg_llava.commands._config import add_config_changes
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="config of a training")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="changes to it")
+    add_config_changes(parser)
     parser.add_argument("--eval", nargs="+", default=[], metavar="PATH", help="folders, .tsv or .json of evaluation")
     parser.add_argument("--workers", type=whole(), help="number of processes (default: one per core)")
     parser.add_argument("--limit", type=whole(), help="check this many records of each source, evenly spread")

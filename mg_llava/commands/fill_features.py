@@ -34,8 +34,7 @@ AFTER = "what was done is kept, the same command continues"
 
 def parse_arguments() -> argparse.Namespace:
     """Arguments of the command line."""
-    from mmengine.config import DictAction
-
+    from mg_llava.commands._config import add_config_changes
     from mg_llava.features import FEATURE_DTYPES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU of its own for each process, else the CPU)")
     parser.add_argument("--check", action="store_true", help="only say what is absent or stale")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config")
+    add_config_changes(parser)
     return parser.parse_args()
 
 

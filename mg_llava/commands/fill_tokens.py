@@ -23,8 +23,7 @@ AFTER = "what was done is kept, the same command continues"
 
 def main() -> int:
     """Fill the caches of all sources; the last line printed is a JSON object."""
-    from mmengine.config import DictAction
-
+    from mg_llava.commands._config import add_config_changes
     from mg_llava.data.config import find_dataset, load_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,7 +32,7 @@ def main() -> int:
     parser.add_argument(
         "--workers", type=whole(0), default=0, help="processes that tokenize (default: this one alone)"
     )
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config")
+    add_config_changes(parser)
     arguments = parser.parse_args()
 
     try:

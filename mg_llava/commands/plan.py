@@ -26,7 +26,7 @@ from mg_llava.work.numbers import positive, whole
 
 def parse_arguments() -> argparse.Namespace:
     """Arguments of the command line."""
-    from mmengine.config import DictAction
+    from mg_llava.commands._config import add_config_changes
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=whole(0), help="samples of an epoch, where the data is not here")
     parser.add_argument("--disk", type=positive, default=2.0, help="GB/s at which all GPUs read a feature cache (2)")
     parser.add_argument("--architectures", type=Path, help="folder with sizes of unpublished models, in NAME.json")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="changes of the config, KEY=VALUE")
+    add_config_changes(parser)
     parser.add_argument("--ignore-missing", action="store_true", help="missing files do not change the exit status")
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON; - prints it in place of the text")
     return parser.parse_args()

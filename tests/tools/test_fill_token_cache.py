@@ -44,6 +44,8 @@ def test_fill_and_train(tmp_path: Path) -> None:
     options = "train_dataloader.dataset.sources.0.data_path=none.json"
     done = run(config, "--folder", tmp_path / "cache", "--cfg-options", options)
     assert done.status == 1 and "none.json does not exist" in done.err
+    done = run(config, "--folder", tmp_path / "cache", "--cfg-options", "none")
+    assert done.status == 2 and "KEY=VALUE is needed, found none" in done.err, done.err
     for text, said in (("model = (", "leaf.py cannot be read"), ("model = 1", "has no train_dataloader.dataset")):
         config.write_text(f"{text}\n")
         done = run(config, "--folder", tmp_path / "cache")
