@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from mg_llava.evaluation.judging.protocol import JudgeProtocol
 from mg_llava.evaluation.release import Release
+from mg_llava.evaluation.scoring.files import naming_files
 from mg_llava.evaluation.scoring.joining import Line, ScoreResult
 
 if TYPE_CHECKING:
@@ -136,12 +137,8 @@ class Benchmark(ABC):
         for name in sorted(options.keys() - {one.name for one in known}):
             listed = ", ".join(one.name for one in known) or "none"
             raise ValueError(f"{cls.scorer} has no option {name!r}; known are: {listed}")
-        try:
+        with naming_files(data, f"{cls.scorer}: {cls.form}"):
             loaded = cls.load(data)
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
-            form = f"the form of {cls.scorer} ({cls.form})" if cls.form else f"the form of {cls.scorer}"
-            fault = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{', '.join(map(str, data))}: not in {form}, {fault}") from error
         return cls.rate(loaded, predictions, **options)
 
     def use_box_text(self, writing: "BoxText") -> None:

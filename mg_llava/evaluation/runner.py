@@ -19,6 +19,7 @@ from mg_llava.evaluation.box_source import BoxSource, FoundBoxes, build_box_sour
 from mg_llava.evaluation.identity import run_identity
 from mg_llava.evaluation.replies import Replies, ReplyLine, line_of
 from mg_llava.evaluation.results import RunResult, score
+from mg_llava.evaluation.scoring.files import naming_files
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.answering import Answered
 from mg_llava.inference.predictor import CACHE_MB, Progress
@@ -107,7 +108,8 @@ def answer(
     source = boxes if boxes is not None else build_box_source("none")
     generation = {"max_new_tokens": benchmark.max_new_tokens, **generation}
     benchmark.use_box_text(predictor.front_end.picture_processor.regions.box_text)
-    questions = benchmark.questions()
+    with naming_files(benchmark.data, benchmark.form):
+        questions = benchmark.questions()
     asked = questions[: asking.limit]
     replies = Replies(Path(out_dir) / benchmark.name, processes.rank)
 

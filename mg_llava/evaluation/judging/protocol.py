@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mg_llava.data.records.tables import id_key
+from mg_llava.evaluation.scoring.files import naming_files
 from mg_llava.evaluation.scoring.joining import Line, Lines, reply_text
 
 Message = dict[str, str]
@@ -102,7 +103,8 @@ class JudgeProtocol:
         Raises:
             ValueError: If a prediction has no id or no reply.
         """
-        loaded = self.load([Path(path) for path in data])
+        with naming_files(data, self.version):
+            loaded = self.load([Path(path) for path in data])
         questions = loaded if isinstance(loaded, Mapping) else {id_key(question.id): question for question in loaded}
         requests = []
         for number, line in enumerate(predictions, start=1):

@@ -3,7 +3,8 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def _checked(line: Any, where: str) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(line).__name__}")
     return line
+
+
+@contextmanager
+def naming_files(paths: Iterable[str | Path], form: str) -> Iterator[None]:
+    """Let errors of code that finds files in another form become errors that name the files.
+
+    Raises:
+        ValueError: There was one.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{listing(paths)}: not in the form that is needed ({form}), {fault}") from error
 
 
 def take(record: Any, name: str, where: str) -> Any:

@@ -155,7 +155,7 @@ def test_unknown_options_and_files_of_another_form_are_refused(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"boxes in text are set by {'stile': 'unit3'}; allowed is a dict of style"):
         score_predictions("refcoco", [path], [], text={"stile": "unit3"})
     path.write_text('{"data": null}')
-    with pytest.raises(ValueError, match=r"a.json: not in the form of textvqa .*TypeError"):
+    with pytest.raises(ValueError, match=r"a.json: not in the form that is needed .textvqa: .*TypeError"):
         score_predictions("textvqa", [path], [])
 
 

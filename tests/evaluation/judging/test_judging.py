@@ -72,6 +72,13 @@ def test_mm_vet_figures_of_the_official_grade_file(mm_vet: Path, tmp_path: Path)
     assert result["judge"] == "gpt-4-0613"
 
 
+def test_files_in_another_form_are_named(tmp_path: Path) -> None:
+    data = tmp_path / "mm-vet.json"
+    data.write_text("[]")
+    with pytest.raises(ValueError, match=r"mm-vet.json: not in the form that is needed"):
+        find_protocol("mm_vet").requests([data], [])
+
+
 def test_mm_vet_unusable_replies_are_zero_and_missing_ones_count(mm_vet: Path) -> None:
     lines = [
         {"question_id": 0, "text": "a", "judge": "0.7", "judge_name": "mine"},
