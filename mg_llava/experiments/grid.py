@@ -14,7 +14,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
+
+from mg_llava.data.choices import wrong_count
+from mg_llava.data.config import load_config
 
 WATCHING = (
     *("default_hooks", "env_cfg", "launcher", "load_from", "log_level", "log_processor", "resume", "visualizer"),
@@ -141,8 +144,9 @@ def read_grid(path: str | Path) -> Grid:
     try:
         found = runpy.run_path(str(path))["grid"] if path.suffix == ".py" else json.loads(path.read_text())
         grid = make_grid({"name": path.stem, **found})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no grid: {error}") from error
+    except Exception as error:  # whatever the code of a grid raises
+        fault = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no grid: {fault}") from error
     missing = sorted({leaf for row in grid.rows for leaf in row.leaves if not Path(leaf).is_file()})
     if missing:
         raise FileNotFoundError(f"{path} names leaves that do not exist here: {', '.join(missing)}")
@@ -153,7 +157,7 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     """A grid of plain values; commands may be strings.
 
     Raises:
-        ValueError: A key is unknown or missing, or two rows have one name.
+        ValueError: A key is unknown or missing, two rows have one name, or a seed is none.
     """
     _check_keys("grid", keys, Grid)
     values = dict(keys)
@@ -171,7 +175,10 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     names = [row.name for row in rows]
     if not rows or len(set(names)) < len(names):
         raise ValueError(f"rows need one name each, and there must be some; found {names}")
-    return Grid(**{**values, "rows": tuple(rows), "seeds": tuple(values.get("seeds", (0, 1, 2)))})
+    grid = Grid(**{**values, "rows": tuple(rows), "seeds": tuple(values.get("seeds", (0, 1, 2)))})
+    for wrong in (fault for _, seed in grid.runs() for fault in wrong_count("seed", seed, least=0)):
+        raise ValueError(wrong)
+    return grid
 
 
 def _words(command: str | Sequence[str]) -> tuple[str, ...]:
@@ -205,11 +212,13 @@ def stage_fingerprint(leaf: str, options: Sequence[str], seed: int, before: str)
     return _digest([settings, files, seed, before])
 
 
-def read_leaf(leaf: str, options: Sequence[str]) -> Config:
+def read_leaf(leaf: str, options: Sequence[str]) -> Any:
     """A leaf with changes, as ``xtuner train --cfg-options`` takes them; nothing that it names is imported."""
-    config = Config.fromfile(leaf)
-    config.merge_from_dict(_parse(options))
-    return config
+    try:
+        changes = _parse(options)
+    except ValueError as error:
+        raise ValueError(f"{leaf} cannot be changed by {' '.join(options)}; KEY=VALUE is needed") from error
+    return load_config(leaf, changes)
 
 
 def command_fingerprint(command: Sequence[str], before: str) -> str:

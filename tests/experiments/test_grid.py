@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mg_llava.experiments import grid as grids
-from mg_llava.experiments.grid import read_grid, stage_fingerprint
+from mg_llava.experiments.grid import read_grid, read_leaf, stage_fingerprint
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid, write_leaf
 
@@ -41,11 +41,25 @@ def test_grid_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"rows": [{"name": "a", "leaves": []}] * 2}, "rows need one name each"),
         ({"rows": [{"title": "a"}]}, r"row: unknown keys \[\], missing keys \['leaves', 'name'\]"),
         ({"rows": [{"name": "a", "leaves": ["gone.py"]}]}, r"leaves that do not exist here: gone\.py"),
+        ({"seeds": "ab"}, "seed is 'a'; it must be at least 0"),
+        ({"seeds": [0, -1]}, "seed is -1; it must be at least 0"),
     ],
 )
 def test_bad_grids(tmp_path: Path, change: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_grid(write_grid(tmp_path, **change))
+
+
+def test_code_that_cannot_be_run_is_named(tmp_path: Path) -> None:
+    leaf = Path(read_grid(write_grid(tmp_path)).rows[0].leaves[0])
+    with pytest.raises(ValueError, match=f"{leaf.name} cannot be changed by novalue; KEY=VALUE is needed"):
+        read_leaf(str(leaf), ["novalue"])
+    for file in (leaf, tmp_path / "grid.py"):
+        file.write_text("a = (\n")
+    with pytest.raises(ValueError, match=f"{leaf.name} cannot be read .SyntaxError"):
+        read_leaf(str(leaf), [])
+    with pytest.raises(ValueError, match=r"grid\.py is no grid: SyntaxError"):
+        read_grid(tmp_path / "grid.py")
 
 
 def test_a_row_may_have_an_evaluation_of_its_own(tmp_path: Path) -> None:
