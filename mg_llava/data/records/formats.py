@@ -126,7 +126,7 @@ def _read_turn(turn: Any, number: int) -> Iterator[tuple[str, str]]:
     role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     pairs = [(role, text)] if role is not None else [(key, turn[key]) for key in _ROLES if key in turn]
     for role, text in pairs:
-        if role not in _ROLES or not isinstance(text, str):
+        if not (isinstance(role, str) and role in _ROLES and isinstance(text, str)):
             known = ", ".join(_ROLES)
             raise _Refused(f"turn {number} is {show_value(turn)}; a turn is text of one of {known}")
         yield _ROLES[role], text
@@ -160,10 +160,11 @@ def _read_objects(objects: Any, pictures: int) -> tuple[list[dict[str, Any]], li
     if unknown := sorted(set(map(str, objects)) - {"ref", "bbox", "bbox_type", "image_id"}):
         raise _Refused(f"objects has {show_value(unknown)}; known are ref, bbox, bbox_type and image_id")
     refs, boxes = objects.get("ref") or [], objects.get("bbox") or []
-    places = objects.get("image_id") or [0] * len(boxes)
-    kind = objects.get("bbox_type") or "real"
-    if not all(isinstance(part, list) for part in (refs, boxes, places)) or kind not in _SCALES:
-        raise _Refused(f"ref, bbox and image_id are lists, bbox_type one of {', '.join(_SCALES)}; found {kind!r}")
+    places, kind = objects.get("image_id") or [], objects.get("bbox_type") or "real"
+    if not all(isinstance(part, list) for part in (refs, boxes, places)) or str(kind) not in _SCALES:
+        known = ", ".join(_SCALES)
+        raise _Refused(f"ref, bbox and image_id are lists, bbox_type one of {known}; found {show_value(kind)}")
+    places = places or [0] * len(boxes)
     if not all(isinstance(ref, str) for ref in refs) or len(places) != len(boxes):
         raise _Refused(f"{len(boxes)} bbox, {len(places)} image_id; they are parallel, and each ref is text")
     if any(isinstance(box, list) and len(box) == 2 for box in boxes):

@@ -80,6 +80,14 @@ def test_objects_words_and_a_system_text() -> None:
 @pytest.mark.parametrize(
     ("raw", "form", "message"),
     [
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "ms-swift", r"turn 0 is \{'content'.*a turn is text of"),
+        ({**GROUNDED, "objects": {"bbox": 5}}, "ms-swift", "ref, bbox and image_id are lists"),
+        ({**GROUNDED, "objects": {"bbox": [], "bbox_type": []}}, "ms-swift", "more <ref-object> in the text"),
+        (
+            {**GROUNDED, "objects": {"bbox": [], "bbox_type": [1]}},
+            "ms-swift",
+            "bbox_type one of real, norm1, norm1000",
+        ),
         (SHAREGPT[1] | {"messages": TALK}, "ms-swift", "found messages, conversation"),
         ({"text": "hello"}, "sharegpt", "one list of turns is needed"),
         (LLAVA | {"conversations": "hello"}, "sharegpt", "one list of turns"),
