@@ -105,7 +105,7 @@ def make_boxes(boxes: BoxesLike, owner: str = "boxes") -> BoxRecord:
         boxes = boxes.detach().cpu().float().numpy()
     try:
         array = np.asarray(boxes, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RecordError(f"{owner}: boxes are not n lists of four numbers ({error})") from error
     if array.size and (array.ndim != 2 or array.shape[1] != 4):
         raise RecordError(

@@ -132,7 +132,7 @@ class CocoBoxes(NamedBoxes):
                     found = (box, float(entry.get("score", 1.0)), names[entry["category_id"]])
                     self._boxes[entry["image_id"]].append(found)
             files = [(str(image["file_name"]), key) for key, image in self._images.items()]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecordError(f"{self.source} is not in COCO's format ({type(error).__name__}: {error})") from error
         if strays:
             raise RecordError(

@@ -90,7 +90,7 @@ def _parse_region(value: Any, number: int, pictures: int) -> Region:
     try:
         x1, y1, x2, y2 = map(float, box)  # type: ignore[arg-type]
         is_box = all(map(math.isfinite, (x1, y1, x2, y2))) and x1 <= x2 and y1 <= y2
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         is_box = False
     if not is_box:
         raise ValueError(

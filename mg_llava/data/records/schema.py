@@ -109,7 +109,7 @@ def make_box_record(
         score_array = np.ones(len(array)) if scores is None else np.array(scores, dtype=np.float64).reshape(-1)
         label_tuple = ("",) * len(array) if labels is None else tuple(str(label) for label in labels)
         counts = (len(boxes), len(score_array), len(label_tuple))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RecordError(f"{owner}: boxes must be lists of four numbers, scores numbers ({error})") from error
     if len(set(counts)) != 1 or counts[0] != len(array):
         kind = "malformed" if len(set(counts)) == 1 else "with lists of unequal length"

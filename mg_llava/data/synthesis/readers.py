@@ -125,7 +125,7 @@ def corners_of(found: Any, where: str) -> Corners:
             long, short = ("x", "y", "width", "height"), ("x", "y", "w", "h")
             found = [found[name] for name in (long if "width" in found else short)]
         x, y, width, height = map(float, found)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise RecordError(f"{where}: the box is {str(found)[:80]}; x, y, width and height are needed") from error
     return x, y, x + width, y + height
 

@@ -237,7 +237,7 @@ def _four(value: Any, where: str) -> published_boxes.Box:
         x1, y1, x2, y2 = map(float, value)
         if not all(map(math.isfinite, (x1, y1, x2, y2))):
             raise ValueError("not finite")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where}: the box is {value!r}, expected four numbers") from error
     return x1, y1, x2, y2
 

@@ -120,6 +120,7 @@ def test_bytes_are_given_as_read_and_keys_may_come_twice(tmp_path, small_chunks)
         ({**GOOD, "boxes": [[1, 2, 3], [4, 5, 6]]}, "malformed", "four numbers"),
         ({**GOOD, "boxes": [[1, 2], [3, 4]]}, "malformed", "2 boxes"),
         ({**GOOD, "boxes": [["a", 2, 3, 4], [0, 0, 1, 1]]}, "malformed", "numbers"),
+        ({**GOOD, "boxes": [[10**400, 2, 3, 4], [0, 0, 1, 1]]}, "malformed", "numbers"),
         ({**GOOD, "labels": "ab"}, "malformed", "labels is a str"),
         ({**GOOD, "scores": 2}, "malformed", "scores is a int"),
         ({"scores": []}, "malformed", "has boxes, scores and labels"),

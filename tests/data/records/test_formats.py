@@ -117,6 +117,7 @@ def test_objects_words_and_a_system_text() -> None:
         (with_objects(image_id=[0]), "ms-swift", "2 bbox, 1 image_id"),
         (with_objects(image_id=[0, 1]), "ms-swift", "object 1 is in picture '1'; there are 1"),
         (with_objects(bbox=[[1, 2, 3], [1, 2, 3, 4]]), "ms-swift", "object 0 has box"),
+        (with_objects(bbox=[[1, 2, 10**400, 4], [1, 2, 3, 4]]), "ms-swift", "object 0 has box"),
         # mixed-up conventions
         (with_objects(bbox=[[0.1, 0.2, 0.3, 0.4]] * 2), "ms-swift", "said to be pixels; they look like shares of 1"),
         (with_objects(bbox=[[0.1, 0.2, 0.3, 0.4]] * 2, bbox_type="norm1000"), "ms-swift", "said to be shares of 1000"),
