@@ -98,6 +98,8 @@ def _sample(container: Any, frames: int) -> list[Image.Image]:
     if not container.streams.video:
         raise ValueError("it has no pictures, only sound or data")
     stream = container.streams.best("video")
+    if stream is None or stream.codec_context is None:  # PyAV would end the process
+        raise ValueError("nothing here decodes its pictures; write it again with another codec, such as H.264")
     stream.thread_type = "AUTO"
     packets = ((packet.pts, packet.dts) for packet in container.demux(stream) if packet.size)
     shown = [(time, time if decoded is None else decoded) for time, decoded in packets if time is not None]

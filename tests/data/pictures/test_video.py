@@ -59,6 +59,13 @@ def test_broken_videos(tmp_path):
         assert caught.value.fault == fault
 
 
+def test_a_codec_without_a_decoder_is_named(tmp_path):
+    path = write_video(tmp_path / "a.avi")
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZZ"))
+    with pytest.raises(PictureError, match=r"a\.avi .*nothing here decodes its pictures"):
+        read_frames(path, 2)
+
+
 def test_frames_of_a_variable_rate_are_found_by_their_times(tmp_path):
     times = [0, 40, 50, 700, 710, 2000, 2010, 5000, 5040, 9000]
     write_video(tmp_path / "variable.mkv", frames=10, times=times)
