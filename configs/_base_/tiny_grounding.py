@@ -54,7 +54,8 @@ def nano_grounding(stage, *, arm="choices", gate=False, before=None, model=None,
     """A stage of the miniature by the name of its builder; ``arm`` says which questions stage 2 asks.
 
     The low-resolution encoder alone, in which a crop shows more than a picture; with ``gate`` both, through the
-    Conv-Gate, which starts half open and at half the learning rate so that no seed stays on the plateau of stage 1.
+    Conv-Gate, which starts half open, and a quarter of the learning rate in stage 1 so that no seed stays on its
+    plateau.
     """
     llm = dict(nano_llm, llm_name_or_path="data/nano/region_llm")
     base = dict(fusion=dict(type=ConvGateFusion, gate_start=0.5) if gate else None)
