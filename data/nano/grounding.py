@@ -33,7 +33,7 @@ SIDE = 20
 SPREAD = 0.15
 """How far marks lie from the middles of their cells, as a share of what there is room for."""
 REPEAT = 1 / 3
-FORMAT = 9
+FORMAT = 10
 """Changes with the data; folders of another one are made again."""
 LETTERS = "ABC"
 TURNS = 6
@@ -171,20 +171,34 @@ def describe(scene: scenes.Scene) -> list[Pair]:
     return [("Describe the picture.", f"There are {len(order)} digits. From left to right: {', '.join(texts)}.")]
 
 
-RELATIONS = ("left", "right")
+NAME = "obj{}"
+"""Name of a box by its number, from 1 on in the order of the box file."""
+APART = 2
+"""Least distance of two marks in columns whose order is asked."""
 
 
-def ask_named(rng: np.random.Generator, scene: scenes.Scene, kind: str) -> Asked:
-    """A question about boxes by their names, which are numbers from 1 on in the order of the box file."""
-    digits = [number for number, mark in enumerate(scene.marks) if mark.digit >= 0]
-    first, second = (int(number) for number in rng.permutation(digits)[:2])
-    one, other = scene.marks[first], scene.marks[second]
-    if kind == "which":
-        return Asked(kind, f"Which digit is obj{first + 1}?", str(one.digit))
-    if kind == "relation":
-        side = "left" if one.column < other.column else "right"
-        return Asked(kind, f"Is obj{first + 1} left or right of obj{second + 1}?", side)
-    raise ValueError(f"unknown kind of question {kind!r}; known: which, relation")
+def ask_about_names(rng: np.random.Generator, marks: Sequence[scenes.Mark], count: int) -> list[Asked]:
+    """As many questions about digits by their names, if there are so many; the numbers of names are those of marks.
+
+    In turn which digit one is, each asked once, and which of two is left: two whose classes come once, and whose
+    columns are ``APART``, so that the answer is in the picture whatever else is in it.
+    """
+    digits = [(number, mark) for number, mark in enumerate(marks, start=1) if mark.digit >= 0]
+    classes = [mark.digit for _, mark in digits]
+    single = [item for item in digits if classes.count(item[1].digit) == 1]
+    which = [digits[place] for place in rng.permutation(len(digits)).tolist()]
+    pairs = [(a, b) for a in single for b in single if abs(a[1].column - b[1].column) >= APART]
+    relation = [pairs[place] for place in rng.permutation(len(pairs)).tolist()]
+    asked: list[Asked] = []
+    while (which or relation) and len(asked) < count:
+        if which:
+            number, mark = which.pop()
+            asked.append(Asked("which", f"Which digit is {NAME.format(number)}?", str(mark.digit)))
+        if relation:
+            (number, mark), (other, beside) = relation.pop()
+            question = f"Is {NAME.format(number)} left or right of {NAME.format(other)}?"
+            asked.append(Asked("relation", question, "left" if mark.column < beside.column else "right"))
+    return asked[:count]
 
 
 def draw_scene(rng: np.random.Generator, split: scenes.Split) -> scenes.Scene:
@@ -196,6 +210,11 @@ def draw_scene(rng: np.random.Generator, split: scenes.Split) -> scenes.Scene:
         x1, y1, x2, y2 = mark.box
         marks.append(replace(mark, box=region((x1 + x2) / 2, (y1 + y2) / 2, scale)))
     return replace(scene, marks=tuple(marks))
+
+
+def shuffle(rng: np.random.Generator, scene: scenes.Scene) -> scenes.Scene:
+    """The scene with its marks in any order, as digits come first where they are drawn."""
+    return replace(scene, marks=tuple(scene.marks[number] for number in rng.permutation(len(scene.marks)).tolist()))
 
 
 def _objects(scene: scenes.Scene) -> list[dict[str, Any]]:
@@ -250,10 +269,10 @@ def write_training(out: Path, count: int, seed: int) -> None:
             files[arm].append({**base, "conversations": _talk(asked)})
         files["captions"].append({**base, "conversations": _talk(describe(scene))})
         rng = np.random.default_rng([index, 7])
-        named = [ask_named(rng, scene, kind) for kind in ("which", "relation") * (TURNS // 2)]
-        talk = _talk([(one.question, one.answer) for one in named])
+        mixed = shuffle(rng, scene)
+        talk = _talk([(one.question, one.answer) for one in ask_about_names(rng, mixed.marks, TURNS)])
         files["named"].append({"id": base["id"], "image": name, "conversations": talk})
-        files["named_boxes"].append(_box_record(str(base["id"]), scene))
+        files["named_boxes"].append(_box_record(str(base["id"]), mixed))
     for name, records in files.items():
         (out / f"{name}.json").write_text(json.dumps(records))
 
@@ -273,12 +292,13 @@ def write_heldout(out: Path, count: int, seed: int) -> None:
         named = list(phrases(scene))
         single = [number for number in named if alone(scene, number)] or named
         asked = [ask(rng, scene, kind, int(rng.choice(single if kind == "I->C" else named))) for kind in KINDS]
-        asked += [ask_named(rng, scene, kind) for kind in ("which", "relation")]
-        for one in asked:
+        mixed = shuffle(rng, scene)
+        named_ones = {one.kind: one for one in ask_about_names(rng, mixed.marks, 2)}
+        for one in (*asked, *named_ones.values()):
             if one is not None:
                 line = {"id": f"{picture}-{one.kind}", "picture": picture, "image": name, "size": scene.image.size}
                 lines.append({**line, **vars(one), "objects": _objects(scene)})
-        boxes.append(_box_record(picture, scene))
+        boxes.append(_box_record(picture, mixed))
     for name, chosen in (("heldout", KINDS), ("heldout_named", ("which", "relation"))):
         some = [line for line in lines if line["kind"] in chosen]
         (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))

@@ -220,7 +220,7 @@ class Sampler:
 def answer_loss(llm: LlamaForCausalLM, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Cross entropy of the answers of a batch; one of n tokens weighs sqrt(n)."""
     embeddings, labels, positions = batch
-    hidden = llm.model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
+    hidden = llm.base_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
     wanted = labels[:, 1:] != IGNORE
     logits, labels = llm.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted]
     ends = labels == llm.config.eos_token_id
@@ -300,7 +300,7 @@ def train(
 ) -> None:
     """Muon and AdamW with warm-up and cosine; every batch is new. In the first phases the matching head is held."""
     rng = np.random.default_rng(arguments.seed)
-    matrices = [parameter for parameter in llm.model.layers.parameters() if parameter.ndim == 2]
+    matrices = [module.weight for module in llm.base_model.modules() if isinstance(module, nn.Linear)]
     optimizer = Optimizer(llm, matrices, arguments.steps, arguments.lr, matrix_lr=arguments.matrix_lr)
     start, average = time.time(), 0.0
     for step in range(min(arguments.steps, arguments.stop)):

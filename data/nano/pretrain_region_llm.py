@@ -138,12 +138,12 @@ def plant(llm: Any, tokenizer: Any) -> None:
                 projection[at] = scale * read
             attention.q_proj.weight[(head + 1) * width - 1] = 0.3 * read.sum(0)
             attention.k_proj.weight[(head + 1) * width - 1] = 0.3 * in_map[0]
-            _carry(attention, head, carried)
+            carry(attention, head, carried)
     for layer in range(2, LAYERS, 2):
-        _carry(llm.transformer.h[layer].attn.attention, 0, torch.cat((content, place)))
+        carry(llm.transformer.h[layer].attn.attention, 0, torch.cat((content, place)))
 
 
-def _carry(attention: Any, head: int, directions: Tensor, strength: float = 0.15) -> None:
+def carry(attention: Any, head: int, directions: Tensor, strength: float = 0.15) -> None:
     """Let a head carry directions from token to token."""
     start = head * HIDDEN // HEADS
     at = slice(start, start + len(directions))

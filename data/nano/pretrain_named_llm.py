@@ -1,0 +1,197 @@
+"""Make the miniature's LLM of names from scenes as text, in the words of data/nano/llm; it sees no picture here.
+
+A GPT-Neo as data/nano/region_llm: places are learned and added to tokens. What a name needs starts out planted, a step
+a layer: the number before an object goes onto it; the number in a question finds the object and brings its content;
+the content finds the map token of its class and brings its place; both go onto the word after the name; and at the
+answer the content is said, or the two places are compared. What it reads is in ``named_text.py``.
+
+Examples:
+    python data/nano/pretrain_named_llm.py                 # into data/nano/named_llm
+    python data/nano/pretrain_named_llm.py --stop 20 --out /tmp/small
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import grounding
+import numpy as np
+import pretrain_llm
+import rendering
+import torch
+import torch.nn.functional as F
+from named_text import PHASES, NamedSampler
+from pretrain_region_llm import carry, map_start, rescale
+from torch import Tensor
+from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+
+HERE = Path(__file__).resolve().parent
+HIDDEN, HEADS, POSITIONS, WAVES = 128, 4, 512, 16
+WINDOW = 2
+"""Local layers see a token and the one before it."""
+LAYERS = 6
+ATTENTION = [[["local", "global", "global"], LAYERS // 3]]
+CONTENTS = [*(f"▁{digit}" for digit in range(10)), rendering.SHAPE, rendering.EMPTY]
+GRID, CELLS = rendering.scenes.GRID, rendering.CELLS
+
+
+def build_llm(tokenizer: Any) -> GPTNeoForCausalLM:
+    """The LLM, planted."""
+    config = GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        num_layers=LAYERS,
+        attention_types=ATTENTION,
+        num_heads=HEADS,
+        intermediate_size=3 * HIDDEN,
+        activation_function="gelu",
+        window_size=WINDOW,
+        max_position_embeddings=POSITIONS,
+        resid_dropout=0.0,
+        embed_dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    llm = GPTNeoForCausalLM(config)
+    plant(llm, tokenizer)
+    return llm
+
+
+@torch.no_grad()
+def plant(llm: Any, tokenizer: Any) -> None:
+    """Start from embeddings that say contents, places and numbers, and from heads for each step of a name.
+
+    Directions are orthogonal: contents, sizes, columns, rows, being of the map, what all tokens have, waves of the
+    position, numbers of names, numbers of objects, what a number has found and how far right, and the rest for words.
+    """
+    basis = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q.T
+    widths = [len(CONTENTS), len(rendering.SIZES), GRID, GRID, 1, 1, WAVES, 10, 10, 10, 1]
+    parts = basis.split([*widths, HIDDEN - sum(widths)])
+    content, size, column, row, in_map, common, waves, number, tag, found, right, rest = parts
+    digit, place, slope = content[:10], torch.cat((column, row, in_map)), torch.linspace(-1, 1, GRID)[None] @ column
+    words, positions = llm.transformer.wte.weight, llm.transformer.wpe.weight
+    words.copy_(F.normalize(torch.randn(len(words), len(rest)), dim=1) @ rest)
+    words[tokenizer.convert_tokens_to_ids(CONTENTS)] = content
+    words[tokenizer.convert_tokens_to_ids(rendering.SIZES)] = size
+    words[[_last(tokenizer, grounding.NAME.format(name)) for name in range(10)]] = number
+    half = WAVES // 2
+    turns = torch.arange(POSITIONS)[:, None] * (2 * math.pi / 4 * 128 ** (-torch.arange(half) / (half - 1)))[None]
+    positions.copy_(0.15 * torch.cat((turns.sin(), turns.cos()), dim=1) @ waves + 0.4 * common)
+    start, cells = map_start(tokenizer), torch.arange(CELLS)
+    positions[start : start + CELLS] += 0.7 * (column[cells % GRID] + row[cells // GRID]) + 0.5 * in_map
+    blocks = [block.attn.attention for block in llm.transformer.h]
+    _look_back(blocks[0], number, common, 0.5)
+    _move(blocks[0], 0, number, tag, 0.15)
+    match(blocks[1], 0, number, tag, 0.45, 0.15 * content.sum(0, keepdim=True))
+    _move(blocks[1], 0, digit, found, 0.3)
+    match(blocks[1], 1, content, content, 0.32, 0.3 * in_map)
+    carry(blocks[1], 1, place, 0.2)
+    match(blocks[2], 0, found, digit, 0.45, 0.6 * in_map)
+    _move(blocks[2], 0, slope, right, 0.4)
+    _look_back(blocks[3], number, common, 1.0)
+    carry(blocks[3], 0, torch.cat((found, right)), 0.25)
+    _plant_answers(blocks[4], words, tokenizer, (found, digit, right, waves))
+
+
+def _last(tokenizer: Any, text: str) -> int:
+    return int(tokenizer.encode(text, add_special_tokens=False)[-1])
+
+
+def _rows(attention: Any, head: int) -> slice:
+    """Rows of a head, with queries and keys that hardly say anything yet."""
+    at = slice(head * HIDDEN // HEADS, (head + 1) * HIDDEN // HEADS)
+    for projection in (attention.q_proj.weight, attention.k_proj.weight):
+        projection[at] *= 0.1
+    return at
+
+
+def _look_back(attention: Any, number: Tensor, common: Tensor, scale: float) -> None:
+    """Let head 0 of a local layer see the number of a name from the token after it, and never from itself."""
+    last = _rows(attention, 0).stop - 1
+    attention.q_proj.weight[last] = scale * (common[0] - number.sum(0))
+    attention.k_proj.weight[last] = scale * number.sum(0)
+
+
+def match(
+    attention: Any, head: int, asked: Tensor, given: Tensor, scale: float, preferred: Tensor | None = None
+) -> None:
+    """Let a head find what is asked among what is given, a direction each; best in tokens with ``preferred``."""
+    at = _rows(attention, head)
+    attention.q_proj.weight[at.start : at.start + len(asked)] = scale * asked
+    attention.k_proj.weight[at.start : at.start + len(given)] = scale * given
+    if preferred is not None:
+        attention.q_proj.weight[at.stop - 1] = preferred.norm() * asked.sum(0)
+        attention.k_proj.weight[at.stop - 1] = preferred[0]
+
+
+def _move(attention: Any, head: int, read: Tensor, written: Tensor, strength: float) -> None:
+    """Let a head write directions in the place of those that it reads."""
+    start = head * HIDDEN // HEADS
+    attention.v_proj.weight[start : start + len(read)] = read
+    attention.out_proj.weight[:, start : start + len(read)] = strength * written.T
+
+
+def _plant_answers(attention: Any, words: Tensor, tokenizer: Any, directions: tuple[Tensor, ...]) -> None:
+    """Let the last token of a question say what a name has found, or compare what two have; of the last question.
+
+    The first name of a comparison has ``left`` after it, the second the question mark, as the one of a content.
+    """
+    found, digit, right, waves = directions
+    ends = [_last(tokenizer, pretrain_llm.AFTER), _last(tokenizer, "Is obj1 left"), _last(tokenizer, "obj1?")]
+    end, first, second = (words[token] for token in ends)
+    side = words[_last(tokenizer, "left")] - words[_last(tokenizer, "right")]
+    heads = ((second, found, digit, 0.2), (first, right, side[None], -0.3), (second, right, side[None], 0.3))
+    for head, (key, read, written, strength) in enumerate(heads):
+        match(attention, head, waves, waves, 1.8)
+        last = _rows(attention, head).stop - 1
+        attention.q_proj.weight[last] = 0.8 * end
+        attention.k_proj.weight[last] = 0.8 * key
+        _move(attention, head, read, written, strength)
+
+
+@torch.no_grad()
+def measure(llm: Any, sampler: NamedSampler, rng: np.random.Generator, count: int = 60) -> dict[str, float]:
+    """Share of answers that are right word for word, by kind of question, in scenes of the sampler's phase."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for _ in range(count):
+        embeddings, labels, positions = sampler.batch(rng, 1)
+        logits = llm(inputs_embeds=embeddings, position_ids=positions).logits[0, :-1]
+        wanted = labels[0, 1:] != pretrain_llm.IGNORE
+        right, said = (logits.argmax(-1) == labels[0, 1:])[wanted], labels[0, 1:][wanted]
+        is_end = said == llm.config.eos_token_id
+        answers = is_end.cumsum(0) - is_end.long()
+        for number, kind in enumerate(sampler.kinds):
+            found[kind].append(bool(right[answers == number].all()))
+    return {kind: float(np.mean(hits)) for kind, hits in sorted(found.items())}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000, help="length of the schedule (default: %(default)s)")
+    parser.add_argument("--stop", type=int, default=1000, help="step to stop at (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes per step (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=6, help="questions per scene (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: %(default)s)")
+    parser.add_argument("--matrix-lr", type=float, default=0.01, help="of Muon (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=HERE / "named_llm", help="default: data/nano/named_llm")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "llm")
+    llm = build_llm(tokenizer).train()
+    renderer = rendering.Renderer(llm.get_input_embeddings(), tokenizer)
+    sampler = NamedSampler(pretrain_llm.Writer(tokenizer), renderer, arguments.turns, PHASES[0])
+    pretrain_llm.train(llm, sampler, arguments, PHASES)
+    rescale(llm)
+    pretrain_llm.save(llm, tokenizer, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
