@@ -36,6 +36,8 @@ WINDOW = 2
 LAYERS = 6
 ATTENTION = [[["local", "global", "global"], LAYERS // 3]]
 CONTENTS = [*(f"▁{digit}" for digit in range(10)), rendering.SHAPE, rendering.EMPTY]
+ENDS = (("leftmost",), ("topmost", "top"), ("largest",))
+"""Words of questions for the digit that is furthest to the left, at the top or largest."""
 GRID, CELLS = rendering.scenes.GRID, rendering.CELLS
 
 
@@ -92,6 +94,7 @@ def plant(llm: Any, tokenizer: Any) -> None:
     _move(blocks[1], 0, digit, found, 0.3)
     match(blocks[1], 1, content, content, 0.32, 0.3 * in_map)
     carry(blocks[1], 1, place, 0.2)
+    _plant_ends(blocks[1], words, tokenizer, (digit, column, row, size, in_map, found))
     match(blocks[2], 0, found, digit, 0.45, 0.6 * in_map)
     _move(blocks[2], 0, slope, right, 0.4)
     _look_back(blocks[3], number, common, 1.0)
@@ -137,6 +140,17 @@ def _move(attention: Any, head: int, read: Tensor, written: Tensor, strength: fl
     attention.out_proj.weight[:, start : start + len(read)] = strength * written.T
 
 
+def _plant_ends(attention: Any, words: Tensor, tokenizer: Any, directions: tuple[Tensor, ...]) -> None:
+    """Let head 2 find the digit that is leftmost, topmost or largest, from these words."""
+    digit, column, row, size, in_map, found = directions
+    slope = torch.linspace(-1, 1, GRID)[None]
+    marks = 0.6 * digit.sum(0) + 0.6 * in_map[0]
+    keys = torch.cat((marks - 0.45 * slope @ column, marks - 0.45 * slope @ row, marks + 0.2 * (size[1:] - size[:1])))
+    ends = [words[[_last(tokenizer, text) for text in texts]].sum(0) for texts in ENDS]
+    match(attention, 2, torch.stack(ends), keys, 0.5)
+    _move(attention, 2, digit, found, 0.3)
+
+
 def _plant_answers(attention: Any, words: Tensor, tokenizer: Any, directions: tuple[Tensor, ...]) -> None:
     """Let the last token of a question say what a name has found, or compare what two have; of the last question.
 
@@ -146,12 +160,14 @@ def _plant_answers(attention: Any, words: Tensor, tokenizer: Any, directions: tu
     ends = [_last(tokenizer, pretrain_llm.AFTER), _last(tokenizer, "Is obj1 left"), _last(tokenizer, "obj1?")]
     end, first, second = (words[token] for token in ends)
     side = words[_last(tokenizer, "left")] - words[_last(tokenizer, "right")]
-    heads = ((second, found, digit, 0.2), (first, right, side[None], -0.3), (second, right, side[None], 0.3))
+    near = waves.unflatten(0, (2, -1))[:, 3:7].flatten(0, 1)  # of a question's length
+    asked = second + words[[_last(tokenizer, text) for texts in ENDS for text in texts]].sum(0)
+    heads = ((asked, found, digit, 0.2), (first, right, side[None], -0.3), (second, right, side[None], 0.3))
     for head, (key, read, written, strength) in enumerate(heads):
-        match(attention, head, waves, waves, 1.8)
-        last = _rows(attention, head).stop - 1
-        attention.q_proj.weight[last] = 0.8 * end
-        attention.k_proj.weight[last] = 0.8 * key
+        match(attention, head, near, near, 1.2)
+        last = (head + 1) * HIDDEN // HEADS - 1
+        attention.q_proj.weight[last] = end
+        attention.k_proj.weight[last] = key
         _move(attention, head, read, written, strength)
 
 
