@@ -19,7 +19,9 @@ import scenes
 NAMELESS = 0.5
 """Scenes with faint objects in which the word of objects is faint as well."""
 BESIDE = 1.0
-"""Greatest length of what all faint objects of a scene say alike, a noise."""
+"""Greatest length of what all faint tokens of a scene say alike, a noise."""
+FAINTEST_MAP = 0.3
+"""Least share of the words of a faint map."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class NamedPhase(pretrain_llm.Phase):
     Attributes:
         named: Share of the scenes whose objects have names.
         about_names: Share of their questions that is about names.
-        faint: Share of the scenes in which objects say less than a whole word.
+        faint: Share of the scenes in which objects say less than a whole word, and of those in which the map does.
         faintest: Least share of the words of a faint object.
     """
 
-    named: float = 0.6
+    named: float = 0.7
     about_names: float = 0.6
     faint: float = 0.0
     faintest: float = 0.1
@@ -43,9 +45,12 @@ _EARLY = rendering.Noise(mix=0.4, unknown_map=0.0, no_objects=0.3, gaussian=0.2,
 _LATE = rendering.Noise(mix=0.4, unknown_map=0.1, no_objects=0.3, gaussian=0.3, poor_map=0.35)
 _CLEAN = replace(rendering.CLEAN, no_objects=0.5)
 PHASES = (
-    NamedPhase(0.25, pretrain_llm.SHARES, 0.35, 0.0, 0.05, _CLEAN, about_names=0.4),
-    NamedPhase(0.5, pretrain_llm.SHARES, 0.35, 0.3, 0.25, _EARLY, about_names=0.4, faint=0.3),
-    NamedPhase(1.0, pretrain_llm.SHARES, 0.4, 0.3, 0.6, _LATE, about_names=0.4, faint=0.5),
+    NamedPhase(0.25, pretrain_llm.SHARES, 0.35, 0.0, 0.05, _CLEAN, about_names=0.5),
+    NamedPhase(0.5, pretrain_llm.SHARES, 0.35, 0.3, 0.25, _EARLY, about_names=0.5, faint=0.3),
+    NamedPhase(1.0, pretrain_llm.SHARES, 0.4, 0.3, 0.6, _LATE, about_names=0.5, faint=0.5),
+)
+AGAIN = (
+    NamedPhase(1.0, (0.12, 0.08, 0.08, 0.06, 0.1, 0.38, 0.18), 0.3, 0.3, 0.5, _LATE, about_names=0.35, faint=0.5),
 )
 """From easy to hard, as in ``pretrain_llm.py``."""
 
@@ -71,8 +76,11 @@ class NamedSampler(pretrain_llm.Sampler):
         if is_named:
             marks = self._marks(words[places >= rendering.CELLS, rendering.CONTENT], layout)
             asked = self._ask_about_names(rng, marks, asked)
+        is_object = places >= rendering.CELLS
         if rng.random() < self.phase.faint:
-            self._fade(rng, words, weights, places >= rendering.CELLS)
+            self._fade(rng, words, weights, is_object)
+        if rng.random() < self.phase.faint:
+            self._fade_map(rng, words, weights, ~is_object)
         scene, self.kinds = (words, weights, places), [question.kind for question in asked]
         return self.write(self._name(*scene) if is_named else scene, asked)
 
@@ -98,6 +106,11 @@ class NamedSampler(pretrain_llm.Sampler):
             weights[objects, rendering.KIND] = rng.random()
         weights[objects, rendering.MIXTURE] = rng.normal(size=10) * rng.uniform(0, BESIDE) / 10**0.5
         words[objects, rendering.MIXTURE] = rng.integers(4, 260, 10)  # bytes, which stand in no text
+
+    def _fade_map(self, rng: np.random.Generator, words: np.ndarray, weights: np.ndarray, cells: np.ndarray) -> None:
+        """Make the map faint, beside something that all of it says alike; changes ``words`` and ``weights``."""
+        weights[cells] *= rng.uniform(FAINTEST_MAP, 1)
+        words[cells, rendering.KIND], weights[cells, rendering.KIND] = rng.integers(4, 260), rng.uniform(0, BESIDE)
 
     def _name(
         self, words: np.ndarray, weights: np.ndarray, places: np.ndarray

@@ -7,7 +7,7 @@ answer the content is said, or the two places are compared. What it reads is in 
 
 Examples:
     python data/nano/pretrain_named_llm.py                 # into data/nano/named_llm
-    python data/nano/pretrain_named_llm.py --stop 20 --out /tmp/small
+    python data/nano/pretrain_named_llm.py --rounds scenes --stop 20 --out /tmp/small
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ import pretrain_llm
 import rendering
 import torch
 import torch.nn.functional as F
-from named_text import PHASES, NamedSampler
-from pretrain_region_llm import carry, map_start, rescale
+from named_text import AGAIN, PHASES, NamedSampler
+from pretrain_region_llm import SCALE, carry, map_start, rescale
 from torch import Tensor
 from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
 
@@ -36,6 +37,11 @@ WINDOW = 2
 LAYERS = 6
 ATTENTION = [[["local", "global", "global"], LAYERS // 3]]
 CONTENTS = [*(f"▁{digit}" for digit in range(10)), rendering.SHAPE, rendering.EMPTY]
+FIRST = "scenes"
+ROUNDS = {FIRST: (600, PHASES), "choices": (300, AGAIN)}
+"""Steps and phases; a choice among four digits is learned last."""
+HELD_LAYERS = 4
+"""Layers whose head 0 stays as it is planted."""
 ENDS = (("leftmost",), ("topmost", "top"), ("largest",))
 """Words of questions for the digit that is furthest to the left, at the top or largest."""
 GRID, CELLS = rendering.scenes.GRID, rendering.CELLS
@@ -171,6 +177,23 @@ def _plant_answers(attention: Any, words: Tensor, tokenizer: Any, directions: tu
         _move(attention, head, read, written, strength)
 
 
+def hold(llm: Any) -> None:
+    """Let words, places and the heads of the steps up to the answer stay as they are planted.
+
+    Questions of two steps are few, and before they pay training takes these heads for others.
+    """
+    for embedding in (llm.transformer.wte, llm.transformer.wpe):
+        embedding.weight.requires_grad_(False)
+    width = HIDDEN // HEADS
+    trained = torch.ones(HIDDEN, 1)
+    trained[:width] = 0  # head 0
+    for block in llm.transformer.h[:HELD_LAYERS]:
+        attention = block.attn.attention
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.weight.register_hook(lambda gradient: gradient * trained)
+        attention.out_proj.weight.register_hook(lambda gradient: gradient * trained.T)
+
+
 @torch.no_grad()
 def measure(llm: Any, sampler: NamedSampler, rng: np.random.Generator, count: int = 60) -> dict[str, float]:
     """Share of answers that are right word for word, by kind of question, in scenes of the sampler's phase."""
@@ -187,26 +210,43 @@ def measure(llm: Any, sampler: NamedSampler, rng: np.random.Generator, count: in
     return {kind: float(np.mean(hits)) for kind, hits in sorted(found.items())}
 
 
+def go_on(rounds: Sequence[str], start: Path, arguments: argparse.Namespace) -> None:
+    """Train for some of ``ROUNDS``: the first makes an LLM; each other goes on with what the one before wrote."""
+    for name in rounds:
+        print(name, flush=True)
+        torch.manual_seed(arguments.seed)
+        steps, phases = ROUNDS[name]
+        tokenizer = AutoTokenizer.from_pretrained(HERE / "llm")
+        if name == FIRST:
+            llm = build_llm(tokenizer)
+        else:
+            llm = GPTNeoForCausalLM.from_pretrained(start, torch_dtype=torch.float32)
+            rescale(llm, 1 / SCALE)
+        renderer = rendering.Renderer(llm.get_input_embeddings(), tokenizer)
+        sampler = NamedSampler(pretrain_llm.Writer(tokenizer), renderer, arguments.turns, phases[0])
+        hold(llm)
+        lengths = {"steps": arguments.steps or steps, "stop": arguments.stop or arguments.steps or steps}
+        pretrain_llm.train(llm.train(), sampler, argparse.Namespace(**vars(arguments) | lengths), phases)
+        rescale(llm)
+        pretrain_llm.save(llm, tokenizer, arguments.out)
+        start = arguments.out
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="length of the schedule (default: %(default)s)")
-    parser.add_argument("--stop", type=int, default=1000, help="step to stop at (default: %(default)s)")
+    parser.add_argument("--rounds", nargs="+", choices=ROUNDS, default=[*ROUNDS], help="in this order (default: all)")
+    parser.add_argument("--steps", type=int, help="length of the schedule of each (default: the round's)")
+    parser.add_argument("--stop", type=int, help="step to stop at (default: the last one)")
     parser.add_argument("--batch-size", type=int, default=16, help="scenes per step (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=6, help="questions per scene (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW (default: %(default)s)")
     parser.add_argument("--matrix-lr", type=float, default=0.01, help="of Muon (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=HERE / "named_llm", help="default: data/nano/named_llm")
+    parser.add_argument("--start", type=Path, help="LLM that a later round goes on with (default: what is in --out)")
     arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "llm")
-    llm = build_llm(tokenizer).train()
-    renderer = rendering.Renderer(llm.get_input_embeddings(), tokenizer)
-    sampler = NamedSampler(pretrain_llm.Writer(tokenizer), renderer, arguments.turns, PHASES[0])
-    pretrain_llm.train(llm, sampler, arguments, PHASES)
-    rescale(llm)
-    pretrain_llm.save(llm, tokenizer, arguments.out)
+    go_on(arguments.rounds, arguments.start or arguments.out, arguments)
 
 
 if __name__ == "__main__":
