@@ -6,8 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluate import CHANCE
 
-STAGE1, STAGE2 = "configs/mg_llava_nano_pretrain.py", "configs/mg_llava_nano_instruct.py"
-NAMED = "configs/variants/mg_llava_nano_instruct_named.py"
+FULL = ["configs/mg_llava_nano_pretrain.py", "configs/mg_llava_nano_instruct.py"]
+NAMED = ["configs/variants/mg_llava_nano_pretrain_named.py", "configs/variants/mg_llava_nano_instruct_named.py"]
 NAMES = ("which", "relation")
 # What the frozen encoders give is computed once for all runs. Both rows have an LLM that has read names in text, box
 # tokens as long as objects were there, and a gate that starts half open, as in grid.py; they differ in names alone.
@@ -21,15 +21,15 @@ OPTIONS = {
 }
 PREPARE = [
     "python data/nano/grounding.py",
-    *(f"python tools/fill_feature_cache.py {leaf} --folder {FEATURES}" for leaf in (STAGE1, STAGE2, NAMED)),
+    *(f"python tools/fill_feature_cache.py {leaf} --folder {FEATURES}" for leaf in (*FULL, *NAMED)),
 ]
 
 grid = {
     "name": "named",
     "caption": "Right answers in % to the miniature's questions, and to two kinds that name boxes (obj1, obj2, ...)",
     "rows": [
-        {"name": name, "title": title, "leaves": [STAGE1, leaf], "options": [f"{k}={v}" for k, v in OPTIONS.items()]}
-        for name, title, leaf in (("full", "full", STAGE2), ("named", "named boxes", NAMED))
+        {"name": name, "title": title, "leaves": leaves, "options": [f"{k}={v}" for k, v in OPTIONS.items()]}
+        for name, title, leaves in (("full", "full", FULL), ("named", "named boxes", NAMED))
     ],
     "seeds": [0, 1, 2],
     "prepare": ["sh", "-c", " && ".join(PREPARE)],
