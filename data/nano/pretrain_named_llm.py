@@ -26,12 +26,12 @@ import rendering
 import torch
 import torch.nn.functional as F
 from named_text import AGAIN, PHASES, NamedSampler
-from pretrain_region_llm import SCALE, carry, map_start, rescale
+from pretrain_region_llm import HEADS, HIDDEN, POSITIONS, SCALE, carry, make_llm, map_start, rescale
 from torch import Tensor
-from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import AutoTokenizer, GPTNeoForCausalLM
 
 HERE = Path(__file__).resolve().parent
-HIDDEN, HEADS, POSITIONS, WAVES = 128, 4, 512, 16
+WAVES = 16
 WINDOW = 2
 """Local layers see a token and the one before it."""
 LAYERS = 6
@@ -49,24 +49,7 @@ GRID, CELLS = rendering.scenes.GRID, rendering.CELLS
 
 def build_llm(tokenizer: Any) -> GPTNeoForCausalLM:
     """The LLM, planted."""
-    config = GPTNeoConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        num_layers=LAYERS,
-        attention_types=ATTENTION,
-        num_heads=HEADS,
-        intermediate_size=3 * HIDDEN,
-        activation_function="gelu",
-        window_size=WINDOW,
-        max_position_embeddings=POSITIONS,
-        resid_dropout=0.0,
-        embed_dropout=0.0,
-        attention_dropout=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    llm = GPTNeoForCausalLM(config)
+    llm = make_llm(tokenizer, ATTENTION, WINDOW)
     plant(llm, tokenizer)
     return llm
 

@@ -82,15 +82,22 @@ class Reader(nn.Module):
 def build_llm(tokenizer: Any) -> GPTNeoForCausalLM:
     """The LLM, planted."""
     pairs = LAYERS // 2
+    llm = make_llm(tokenizer, [[["local", "global"], pairs], [["local"], LAYERS - 2 * pairs]], WINDOW)
+    plant(llm, tokenizer)
+    return llm
+
+
+def make_llm(tokenizer: Any, attention: list[Any], window: int) -> GPTNeoForCausalLM:
+    """A small GPT-Neo with layers of these kinds of attention, of which local ones see so many tokens."""
     config = GPTNeoConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
-        num_layers=LAYERS,
-        attention_types=[[["local", "global"], pairs], [["local"], LAYERS - 2 * pairs]],
+        num_layers=sum(len(kinds) * count for kinds, count in attention),
+        attention_types=attention,
         num_heads=HEADS,
         intermediate_size=3 * HIDDEN,
         activation_function="gelu",
-        window_size=WINDOW,
+        window_size=window,
         max_position_embeddings=POSITIONS,
         resid_dropout=0.0,
         embed_dropout=0.0,
@@ -99,9 +106,7 @@ def build_llm(tokenizer: Any) -> GPTNeoForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    llm = GPTNeoForCausalLM(config)
-    plant(llm, tokenizer)
-    return llm
+    return GPTNeoForCausalLM(config)
 
 
 @torch.no_grad()
