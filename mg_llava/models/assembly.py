@@ -70,8 +70,8 @@ class Assembly(BaseModel):
         if unknown := sorted(set(fresh) - {part.config for part in self.parts}):
             names = ", ".join(part.config for part in self.parts)
             raise ValueError(f"fresh names {', '.join(unknown)}; the parts of {type(self).__name__} are {names}")
-        if isinstance(losses, Mapping) or (losses is not None and not losses):
-            raise ValueError(f"losses is {losses!r}; a list of losses is needed, or None for the language loss alone")
+        if isinstance(losses, Mapping):
+            raise ValueError(f"losses is {losses!r}; a list of losses is needed")
         self.losses = [build_part(dict(loss)) for loss in ([LANGUAGE_LOSS] if losses is None else losses)]
         self.packing = packing
         self._options = (compile_vision, trains, pretrained_pth, fresh)
