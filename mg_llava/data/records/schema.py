@@ -153,15 +153,14 @@ def parse_record(raw: Any, source: str = "record", index: int = 0) -> LLaVARecor
     _check_kind(raw, where)
     images, video = _parse_images(raw.get("image"), where), _parse_video(raw.get("video"), where)
     turns = _parse_turns(raw["conversations"], where)
-    try:
-        regions = regions_of(turns, raw.get("objects"), len(images))
-    except ValueError as error:
-        raise RecordError(f"{where}: {error}") from error
-    record = LLaVARecord(record_id, images, turns, video, regions)
+    record = LLaVARecord(record_id, images, turns, video)
     if not _is_unicode([record.id, *record.images, video or "", *(turn.text for turn in record.turns)]):
         raise RecordError(f"{where}: half of a surrogate pair stands in the text, which is no Unicode; mend the text")
     _check_placeholders(record, where)
-    return record
+    try:
+        return replace(record, regions=regions_of(turns, raw.get("objects"), len(images)))
+    except ValueError as error:
+        raise RecordError(f"{where}: {error}") from error
 
 
 def show_value(value: Any) -> str:
