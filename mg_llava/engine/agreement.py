@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from torch import nn
 
+from mg_llava.data.config import load_config
 from mg_llava.engine.command import command_line, is_training_command
 from mg_llava.engine.hooks import nested_datasets
 from mg_llava.tokens import tokens_without_embeddings
@@ -98,8 +98,7 @@ def fit_deepspeed(runner: Any) -> None:
     if not hasattr(runner, "strategy") or not is_training_command() or not isinstance(runner.optim_wrapper, dict):
         return
     arguments = command_line()
-    config = Config.fromfile(arguments.config)
-    config.merge_from_dict(arguments.cfg_options or {})
+    config = load_config(arguments.config, arguments.cfg_options)
     stated, wrapper = config.optim_wrapper, runner.optim_wrapper
     if _class_name(stated.type) == "DeepSpeedOptimWrapper":
         return

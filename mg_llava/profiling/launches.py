@@ -15,12 +15,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from mg_llava.data.config import load_config
 from mg_llava.models.losses.language import decoder_of
 from mg_llava.models.objects import roi_align
 from mg_llava.models.recompute import enable_checkpointing
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         By number of boxes ``launches``, by part, and ``own``, the share of them that is neither in encoders nor in the
         LLM.
     """
-    skeleton = build_skeleton(Config.fromfile(args.config).model)
+    skeleton = build_skeleton(load_config(args.config).model)
     enable_checkpointing(skeleton.model.llm, skeleton.checkpointing)
     found = {}
     for boxes in args.boxes:

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from mg_llava.data.records.schema import RecordError
-from mg_llava.data.records.turns import VIDEO_SUFFIXES
+from mg_llava.data.records.turns import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from mg_llava.work.json_text import parse_json
 from mg_llava.work.tar_files import Member, open_tars
 
 _RECORD = ".json"
-_PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
 
 class PlacedRecords(Sequence[Any]):
@@ -84,7 +83,7 @@ class TarRecords(PlacedRecords):
         if not isinstance(record, dict):
             return record
         files = [sample + ending for ending in endings]
-        pictures = [name for name in files if splitext(name)[1].lower() in _PICTURES]
+        pictures = [name for name in files if splitext(name)[1].lower() in PICTURE_SUFFIXES]
         videos = [name for name in files if splitext(name)[1].lower() in VIDEO_SUFFIXES]
         found: dict[str, Any] = {"id": sample}
         if not {"image", "images", "video"} & record.keys() and (pictures or videos):

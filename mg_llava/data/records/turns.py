@@ -7,6 +7,8 @@ from typing import Literal
 from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 Role = Literal["human", "gpt"]
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""How names of picture files end."""
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
 """How names of video files end."""
 

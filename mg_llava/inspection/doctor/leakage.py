@@ -15,10 +15,10 @@ from mg_llava.data.records.tables import (
     read_table,
     texts_of,
 )
+from mg_llava.data.records.turns import PICTURE_SUFFIXES
 from mg_llava.inspection.doctor.findings import Found
 from mg_llava.work.folders import walk_files
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 _KEYS = ("image", "images", "image_path", "img_path", "picture", "file_name", "image_file")
 
 
@@ -52,7 +52,7 @@ def list_eval_pictures(path: str | Path, folders: Sequence[str] = ()) -> list[Ev
     path = Path(path)
     if path.is_dir():
         files = [os.path.join(path, name) for name in walk_files(path)]
-        return [EvalPicture(file, path=file) for file in files if file.lower().endswith(_SUFFIXES)]
+        return [EvalPicture(file, path=file) for file in files if file.lower().endswith(PICTURE_SUFFIXES)]
     if not path.is_file():
         raise FileNotFoundError(f"evaluation data {path} does not exist; check its path")
     places = [str(path.parent), str(path.parent / "images"), *folders]
