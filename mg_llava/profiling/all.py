@@ -29,7 +29,7 @@ EVERYTHING = (
     "launches --boxes 0 100",
     "scaling --axes boxes pictures --steps 2",
     "processes",
-    "feature-cache --vision paper --boxes 100 --batch-size 1",
+    "feature-cache --vision paper --boxes 100 --batch-size 1 --steps 3 --warmup 1",
     "data",
     "boxstore --records 300000",
     "records --records 100000 10000000",
