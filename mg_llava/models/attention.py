@@ -3,6 +3,8 @@
 Shapes: B rows, Q queries of C_q channels, K things to read of C_k channels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,28 @@ class SingleHeadAttention(nn.Module):
         has_any = mask.any(dim=1)[:, None, None]
         allowed = mask[:, None, :] | ~has_any  # softmax over nothing is not defined
         return torch.where(has_any, F.scaled_dot_product_attention(*parts, attn_mask=allowed), 0.0)
+
+    def read_once(self, query: Tensor, read: Tensor) -> Tensor:
+        """As :meth:`forward` for one query a row, with neither keys nor values of the K things.
+
+        Both are linear in the normalized things: the query is brought to their channels instead, and what it reads of
+        them to its own. Needs whole parameters, as it goes around the modules that gather split ones.
+
+        Args:
+            query: ``(B, 1, C_q)``.
+            read: ``(B, K, C_k)``.
+
+        Returns:
+            ``(B, 1, C_q)``.
+        """
+        (key_norm, key), (value_norm, value) = self.key, self.value
+        seen = F.layer_norm(read, read.shape[-1:], eps=key_norm.eps).to(read)  # (B, K, C_k), of keys and values alike
+        asked = self.query(query) / math.sqrt(query.shape[-1])  # (B, 1, C_q)
+        # of all K the same, which softmax does not see; it has the biases take part, as each parameter must
+        offset = F.linear(asked, F.linear(key_norm.bias, key.weight, key.bias)[None])  # (B, 1, 1)
+        logits = (asked @ key.weight * key_norm.weight) @ seen.transpose(1, 2) + offset  # (B, 1, K)
+        mean = logits.softmax(dim=-1).to(seen) @ seen  # (B, 1, C_k)
+        return value(mean * value_norm.weight + value_norm.bias)
 
 
 def _normed_linear(in_channels: int, out_channels: int) -> nn.Sequential:

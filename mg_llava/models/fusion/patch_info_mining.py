@@ -73,7 +73,8 @@ class PatchInfoMiningFusion(Fusion):
 
     def _mine(self, low: Tensor, *maps: Tensor) -> Tensor:
         cells = patches(stack_stages(maps), token_grid(low.shape[1]))  # (B, N, m * m, C_r)
-        read = self.attention(low.flatten(0, 1)[:, None], cells.flatten(0, 1))  # (B * N, 1, C_l)
+        attend = self.attention if is_split(self) else self.attention.read_once
+        read = attend(low.flatten(0, 1)[:, None], cells.flatten(0, 1))  # (B * N, 1, C_l)
         return low + read.view_as(low)
 
 

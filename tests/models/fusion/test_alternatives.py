@@ -122,6 +122,23 @@ def test_mining_by_loops() -> None:
     assert (found - low).abs().max() > 0.1, "no identity before training, as in the source"
 
 
+def test_mining_with_keys_and_values_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that gather split parameters make keys and values of all cells; outputs and gradients agree."""
+    low, last = inputs()
+    fine = torch.randn(2, STAGES[0], 6, 6).double()
+    fusion = filled(PatchInfoMiningFusion(LOW, STAGES[0] + HIGH))
+
+    def mine() -> list[Tensor]:
+        leaves = [item.clone().requires_grad_() for item in (low, fine, last)]
+        fused = fusion(leaves[0], Seen(maps=leaves[1:]))
+        return [fused.detach(), *torch.autograd.grad(fused.square().sum(), [*leaves, *fusion.parameters()])]
+
+    found = mine()
+    monkeypatch.setattr("mg_llava.models.fusion.patch_info_mining.is_split", lambda module: True)
+    for own, expected in zip(found, mine(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)  # maps are upsampled in float32
+
+
 @pytest.mark.parametrize("m", [1, 2])
 def test_mining_of_the_last_stage(m: int) -> None:
     low, _ = inputs()
