@@ -2,10 +2,12 @@
 
 The data side writes and reads it, the model side makes and takes it; both agree here.
 
-Shapes: N pictures, P low-resolution tokens of C_l channels, last stage of C_h channels on h x h cells, C_b channels of
-a pooled box, n boxes of a picture, K objects that a detector finds, of C_o channels with their box, score and logits.
+Shapes: N pictures, P low-resolution tokens of C_l channels, last stage of C_h channels on h x h cells, a finer stage
+of C_s channels on s x s cells, C_b channels of a pooled box, n boxes of a picture, K objects that a detector finds, of
+C_o channels with their box, score and logits.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -33,6 +35,18 @@ class Features(NamedTuple):
     """``(sum n_i, C_b)`` pooled boxes, picture by picture; ``None`` without an object branch."""
     objects: Tensor | None = None
     """``(N, K, C_o)``, what a detector finds; ``None`` without one."""
+    finer: Sequence[Tensor] = ()
+    """``(N, C_s, s, s)`` each, the stages before the last, finest first; empty where no fusion reads them."""
+
+    @property
+    def maps(self) -> list[Tensor]:
+        """All maps that there are, finest first."""
+        return [*self.finer, *([] if self.high is None else [self.high])]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that there is, in one order."""
+        return [self.low, *self.maps, *(item for item in (self.pooled, self.objects) if item is not None)]
 
 
 class Block(NamedTuple):
@@ -58,6 +72,7 @@ def blocks_of(
     pooled: int | None,
     dtype: FeatureDtype,
     objects: Sequence[int] | None = None,
+    finer: Sequence[Sequence[int]] = (),
 ) -> list[Block]:
     """The arrays that are kept of a picture.
 
@@ -67,23 +82,28 @@ def blocks_of(
         pooled: C_b; None where boxes are not kept.
         dtype: How values are kept.
         objects: K and C_o; None without a detector.
+        finer: s * s and C_s of each finer stage that is kept, finest first.
 
     Raises:
         ValueError: The dtype is unknown.
     """
     _check(dtype)
     kept = torch.uint8 if dtype == "int8" else getattr(torch, dtype)
-    blocks = []
-    for name, shape in (("low", low), ("high", high)):
-        if shape is not None:
-            blocks.append(Block(name, shape[0], shape[1], kept))
-            blocks += [Block(name + _RANGE, 2, shape[1], torch.float32)] if dtype == "int8" else []
+    blocks = [*_map_blocks("low", low, kept), *([] if high is None else _map_blocks("high", high, kept))]
     exact = torch.float16 if dtype == "int8" else kept
     if objects is not None:
         blocks.append(Block("objects", objects[0], objects[1], exact))
     if pooled is not None:
         blocks.append(Block("pooled", None, pooled, exact))
+    for number, shape in enumerate(finer):  # last, so that a program that does not know them finds the rest
+        blocks += _map_blocks(_finer(number), shape, kept)
     return blocks
+
+
+def _map_blocks(name: str, shape: Sequence[int], kept: torch.dtype) -> list[Block]:
+    """A map of some rows and channels, with the range of each channel where that is needed."""
+    ranges = [Block(name + _RANGE, 2, shape[1], torch.float32)] if kept == torch.uint8 else []
+    return [Block(name, shape[0], shape[1], kept), *ranges]
 
 
 def pack_features(features: Features, counts: Sequence[int], dtype: FeatureDtype) -> list[dict[str, Tensor]]:
@@ -103,7 +123,8 @@ def pack_features(features: Features, counts: Sequence[int], dtype: FeatureDtype
     _check(dtype)
     maps = {"low": features.low}
     if features.high is not None:
-        maps["high"] = features.high.permute(0, 2, 3, 1).flatten(1, 2)  # (N, C_h, h, h) -> (N, h * h, C_h)
+        maps["high"] = _rows(features.high)
+    maps |= {_finer(number): _rows(stage) for number, stage in enumerate(features.finer)}
     arrays: dict[str, Tensor] = {}
     for name, values in maps.items():
         if dtype == "int8":
@@ -129,13 +150,26 @@ def stack(pictures: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
 
 def unpack(arrays: Mapping[str, Any]) -> Features:
     """Features of a batch of ``stack``; the inverse of ``pack_features`` up to rounding."""
-    low, high = (_dequantize(arrays, name) if name in arrays else None for name in ("low", "high"))
-    assert low is not None
-    if high is not None:
-        side = math.isqrt(high.shape[1])
-        # (N, h * h, C_h) -> (N, C_h, h, h) in the memory layout in which the encoder gives it
-        high = high.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    return Features(low, high, arrays.get("pooled"), arrays.get("objects"))
+    high = _map(_dequantize(arrays, "high")) if "high" in arrays else None
+    names = itertools.takewhile(arrays.__contains__, map(_finer, itertools.count()))
+    finer = [_map(_dequantize(arrays, name)) for name in names]
+    return Features(_dequantize(arrays, "low"), high, arrays.get("pooled"), arrays.get("objects"), finer)
+
+
+def _finer(number: int) -> str:
+    """Name of a finer stage by its number, 0 for the finest."""
+    return f"finer{number}"
+
+
+def _rows(stage: Tensor) -> Tensor:
+    """``(N, C, s, s)`` to ``(N, s * s, C)``."""
+    return stage.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _map(rows: Tensor) -> Tensor:
+    """``(N, s * s, C)`` to ``(N, C, s, s)``, in the memory layout in which the encoder gives it."""
+    side = math.isqrt(rows.shape[1])
+    return rows.unflatten(1, (side, side)).permute(0, 3, 1, 2)
 
 
 def _check(dtype: str) -> None:

@@ -176,9 +176,9 @@ def build_model(paths: dict[str, str], tuning: str = "frozen", seed: int = 3, **
 
     torch.manual_seed(seed)
     model = MODELS.build(model_config(paths, tuning, **changes))
-    if model.fuse_module is not None:
-        for projection in (model.fuse_module.slow_proj, model.fuse_module.fast_proj):
-            torch.nn.init.normal_(projection.weight, std=0.3)
+    for name in ("slow_proj", "fast_proj"):
+        if hasattr(model.fuse_module, name):
+            torch.nn.init.normal_(getattr(model.fuse_module, name).weight, std=0.3)
     return model
 
 

@@ -20,7 +20,7 @@ class FeatureCacheHook(Hook):
         """Let the model accept the caches.
 
         Raises:
-            ValueError: A cache was filled with other encoders.
+            ValueError: A cache was filled for another model.
         """
         parts = nested_datasets(runner.train_dataloader.dataset)
         sources = [part for part in parts if hasattr(part, "picture_positions")]  # others have no feature cache

@@ -58,12 +58,10 @@ def refuse_features(system: Any) -> list[str]:
     """Why no feature cache can stand for the encoders of a system, in words; empty where one can."""
     encoders = [(part.config, module) for part, module in system.named_parts() if part.role == "encoder"]
     tokens = [name for name, module in encoders if module.spec.tokens]
-    fusion, trained = system.part_of(Fusion), [name for name, module in encoders if module.is_trained]
+    trained = [name for name, module in encoders if module.is_trained]
     reasons = []
     if len(tokens) > 1:
         reasons.append(f"a feature cache keeps the tokens of one encoder, and {' and '.join(tokens)} give some")
-    if fusion is not None and fusion.reads == "all":
-        reasons.append("a feature cache keeps the last map alone, and the fusion reads all")
     if trained:
         reasons.append(f"a feature cache stands for frozen encoders, and {', '.join(trained)} is trained")
     return reasons
@@ -74,7 +72,7 @@ class CachedFeatures:
 
     Args:
         system: A :class:`mg_llava.models.system.System` whose ``look`` gives tokens of the low-resolution encoder, the
-            last map of the high-resolution one, and pooled boxes.
+            maps of the high-resolution one that its fusion reads, and pooled boxes.
     """
 
     def __init__(self, system: Any) -> None:
@@ -92,15 +90,17 @@ class CachedFeatures:
             alone: Whether all pictures of the training come from caches.
 
         Raises:
-            ValueError: They are of other encoders, with all that differs in one message; no cache can stand for those
-                of this system; or parameters are split over processes and the encoders run in some of them alone.
+            ValueError: They are of other encoders or lack what this system reads, with all that differs in one
+                message; no cache can stand for the encoders of this system; or parameters are split over processes and
+                the encoders run in some of them alone.
         """
         if reasons := refuse_features(self._system):
             raise ValueError(f"{'; '.join(reasons)}; set feature_cache=None")
-        differences = compare_encoders(stated, describe_encoders(self._system))
+        reader = type(self._system.part_of(Fusion)).__name__
+        differences = compare_encoders(stated, describe_encoders(self._system), reader)
         if differences:
             raise ValueError(
-                f"feature cache {source} was filled with other encoders: {'; '.join(differences)}; fill another "
+                f"feature cache {source} was filled for another model: {'; '.join(differences)}; fill another "
                 "folder with tools/fill_feature_cache.py"
             )
         reads_crops = bool(self._system.token_count.per_crop)  # which no cache has
@@ -142,7 +142,7 @@ class CachedFeatures:
         found = unpack(features)
         seen = {low: Seen(found.low)}
         if found.high is not None and high is not None:
-            seen[high] = Seen(maps=[found.high])
+            seen[high] = Seen(maps=found.maps)
         if found.objects is not None and detector is not None:
             seen[detector] = Seen(detected=_apart(found.objects, getattr(self._system, detector).spec))
         return self._system.ask(Looked(seen, found.pooled, boxes), [len(item) for item in boxes], question)
@@ -165,7 +165,7 @@ class FeatureExtractor(nn.Module):
         self.system = system
         self._low, high, self._detector = _encoder_keys(system)
         self._map_of = high if system.part_of(Fusion) is not None else None
-        """Key of the encoder whose last map a fusion reads."""
+        """Key of the encoder whose maps a fusion reads."""
 
     @classmethod
     def build(cls, settings: Mapping[str, Any]) -> "FeatureExtractor":
@@ -183,6 +183,9 @@ class FeatureExtractor(nn.Module):
             "high": None if high is None else [high.grid**2, high.stage_channels[-1]],
             "pooled": None if boxes is None else boxes.in_channels,
         }
+        if high is not None and _reads_all(self.system):
+            stages = zip(high.stage_strides[:-1], high.stage_channels[:-1], strict=True)
+            sizes["finer"] = [[(high.image_size // stride) ** 2, channels] for stride, channels in stages]
         if self._detector is not None:
             spec = getattr(self.system, self._detector).spec
             sizes["objects"] = [spec.objects, sum(_widths(spec))]
@@ -202,14 +205,15 @@ class FeatureExtractor(nn.Module):
     def forward(self, canvas: Tensor, boxes: Sequence[Tensor]) -> Features:
         """Inputs of the connectors for N canvases; arguments as for ``System.look``."""
         looked = self.system.look(canvas, boxes)
-        high = None if self._map_of is None else looked.seen[self._map_of].maps[-1]
+        maps = [] if self._map_of is None else looked.seen[self._map_of].maps
+        high, finer = (maps[-1] if maps else None), (maps[:-1] if _reads_all(self.system) else ())
         objects = None
         if self._detector is not None:
             found = looked.seen[self._detector].detected
             assert found is not None
             parts = (found.states, found.boxes, found.scores[..., None], found.logits)
             objects = torch.cat([part.float() for part in parts], dim=-1)  # (N, K, C_o)
-        return Features(looked.seen[self._low].tokens, high, looked.pooled, objects)
+        return Features(looked.seen[self._low].tokens, high, looked.pooled, objects, finer)
 
 
 def describe_encoders(system: Any) -> dict[str, Any]:
@@ -221,6 +225,8 @@ def describe_encoders(system: Any) -> dict[str, Any]:
     about: dict[str, Any] = {"version": _VERSION, "fusion": fusion is not None, "boxes": boxes is not None}
     if _encoder_keys(system)[2] is not None:
         about["objects"] = True
+    if _reads_all(system):
+        about["all_maps"] = True
     for part, encoder in system.named_parts():
         if part.role == "encoder":
             spec = encoder.spec
@@ -234,18 +240,21 @@ def describe_encoders(system: Any) -> dict[str, Any]:
     return about
 
 
-def compare_encoders(stated: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def compare_encoders(stated: Mapping[str, Any], own: Mapping[str, Any], fusion: str = "the fusion") -> list[str]:
     """Needs of a model that features do not meet, in words; features may hold more than it reads.
 
     Args:
         stated: How the encoders of the features were described.
         own: How those of the model are.
+        fusion: What the fusion of the model is called.
     """
-    differences = []
-    for part, reader in (("fusion", "map for the fusion"), ("boxes", "boxes"), ("objects", "objects of a detector")):
-        if own.get(part) and not stated.get(part):
-            differences.append(f"the cache holds no {reader}")
-    known = {key: value for key, value in own.items() if key not in ("fusion", "boxes", "objects")}
+    readers = {"fusion": f"map for {fusion}", "boxes": "boxes", "objects": "objects of a detector"}
+    differences = [
+        f"the cache holds no {reader}" for part, reader in readers.items() if own.get(part) and not stated.get(part)
+    ]
+    if own.get("all_maps") and stated.get("fusion") and not stated.get("all_maps"):
+        differences.append(f"the cache holds the last map alone, and {fusion} reads those of all stages")
+    known = {key: value for key, value in own.items() if key not in (*readers, "all_maps")}
     for key, value in known.items():
         if key in stated and stated[key] != value:
             differences.append(f"{key} was {stated[key]}, now {value}")
@@ -261,6 +270,12 @@ def _encoder_keys(system: Any) -> tuple[str, str | None, str | None]:
     low = next(key for key, spec in encoders if spec.tokens)
     high = next((key for key, spec in encoders if spec.stage_channels and not spec.tokens), None)
     return low, high, next((key for key, spec in encoders if spec.objects), None)
+
+
+def _reads_all(system: Any) -> bool:
+    """Whether a fusion reads the maps of all stages."""
+    fusion = system.part_of(Fusion)
+    return fusion is not None and fusion.reads == "all"
 
 
 def _widths(spec: Spec) -> list[int]:

@@ -14,9 +14,10 @@ from mg_llava.data.collate import collate
 from mg_llava.data.dataset import LLaVADataset
 from mg_llava.engine.features import FeatureCacheHook
 from mg_llava.features import FEATURE_DTYPES, Features, pack_features, stack, unpack
+from mg_llava.models.fusion.patch_info_mining import LastStagePatchInfoMiningFusion, PatchInfoMiningFusion
+from mg_llava.models.interfaces import Fusion, Seen
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.models.vision import CachedFeatures, FeatureExtractor, refuse_features
-from mg_llava.registry import MODELS
 from tests import features, toy
 
 TOLERANCE = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2}
@@ -138,14 +139,67 @@ def test_features_of_other_encoders_are_refused(model, data, toy_paths, folders,
 
 
 def test_what_no_cache_can_stand_for_is_refused_before_it_is_filled(toy_paths):
-    settings = toy.model_config(toy_paths, fusion={"type": "mg_llava.PatchInfoMiningFusion"})
-    with pytest.raises(ValueError, match=r"keeps the last map alone, and the fusion reads all$"):
-        FeatureExtractor.build(settings)
-    reader = MODELS.build({**settings, "pretrained_pth": None})
-    with pytest.raises(ValueError, match="the fusion reads all; set feature_cache=None"):
-        reader.cached.accept({}, "there")
+    reader = toy.build_model(toy_paths)
     reader.visual_encoder.is_trained = True
-    assert len(refuse_features(reader)) == 2
+    assert len(refuse_features(reader)) == 1
+    with pytest.raises(ValueError, match=r"stands for frozen encoders, and low_res_encoder is trained$"):
+        FeatureExtractor(reader)
+    with pytest.raises(ValueError, match="low_res_encoder is trained; set feature_cache=None"):
+        reader.cached.accept({}, "there")
+
+
+class SecondStageFusion(Fusion):
+    """A fusion from elsewhere that reads all maps: adds what the second one says on the average."""
+
+    reads = "all"
+
+    def __init__(self, low_channels: int, high_channels: int) -> None:
+        super().__init__()
+        self.out_channels = low_channels
+        self.linear = torch.nn.Linear(toy.STAGE_CHANNELS[1], low_channels)
+
+    def forward(self, low: torch.Tensor, high: Seen) -> torch.Tensor:
+        return low + self.linear(high.maps[1].mean(dim=(2, 3)))[:, None]
+
+
+FUSIONS = [PatchInfoMiningFusion, LastStagePatchInfoMiningFusion, SecondStageFusion]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("dtype", FEATURE_DTYPES)
+def test_a_fusion_reads_the_maps_that_it_names(data, toy_paths, tmp_path, fusion, dtype):
+    settings = toy.model_config(toy_paths, fusion={"type": fusion})
+    model = toy.build_model(toy_paths, fusion={"type": fusion}).train()
+    extractor = FeatureExtractor.build(settings)
+    plain = features.make_source(data, toy_paths["llm"])
+    report = features.fill(plain, tmp_path, extractor, dtype)
+    cached = features.make_source(data, toy_paths["llm"], feature_cache=tmp_path)
+    accept(model, cached)
+    loss, norms = take(model, batch(*(plain[index] for index in MIXED)))
+    known = batch(*(cached[index] for index in MIXED))
+    finer = [name for name in known["features"] if name.startswith("finer") and not name.endswith("range")]
+    assert len(finer) == (3 if fusion.reads == "all" else 0) and len(extractor.sizes.get("finer", [])) == len(finer)
+    assert report["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*.features"))
+    other, other_norms = take(model, known)
+    assert other == pytest.approx(loss, rel=TOLERANCE[dtype])
+    assert other_norms == pytest.approx(norms, rel=20 * TOLERANCE[dtype])
+    if dtype == "float32":
+        assert other == loss and other_norms == norms
+
+
+def test_a_cache_of_all_maps_serves_who_reads_the_last(model, data, toy_paths, folders, tmp_path):
+    mining = {"type": "mg_llava.PatchInfoMiningFusion"}
+    plain = features.make_source(data, toy_paths["llm"])
+    features.fill(plain, tmp_path, FeatureExtractor.build(toy.model_config(toy_paths, fusion=mining)))
+    whole = features.make_source(data, toy_paths["llm"], feature_cache=tmp_path)
+    accept(model, whole)
+    assert take(model, batch(whole[0], whole[4])) == take(model, batch(plain[0], plain[4]))
+    last = features.make_source(data, toy_paths["llm"], feature_cache=folders["float32"])
+    lacking = r"cache .*float32 was filled .*holds the last map alone, and PatchInfoMiningFusion reads those of all"
+    with pytest.raises(ValueError, match=lacking):
+        accept(toy.build_model(toy_paths, fusion=mining), last)
+    with pytest.raises(ValueError, match=r"something else \(finer is None, wanted \[\[256, 8\], .*all_maps is None"):
+        features.fill(plain, folders["float32"], FeatureExtractor.build(toy.model_config(toy_paths, fusion=mining)))
 
 
 def test_variants_read_what_they_need(data, toy_paths, folders, tmp_path):
@@ -188,10 +242,12 @@ def test_random_features_come_back():
     generator = torch.Generator().manual_seed(0)
     low = torch.randn(2, 9, 5, generator=generator) * torch.tensor([1, 100, 0.01, 1, 0])
     high, pooled, objects = (torch.randn(*size, generator=generator) for size in ((2, 4, 3, 3), (3, 6), (2, 5, 7)))
-    found = Features(low, high, pooled, objects)
+    finer = tuple(torch.randn(2, 3, side, side, generator=generator) for side in (12, 6))
+    found = Features(low, high, pooled, objects, finer)
     for dtype, bound in (("float32", 0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 1 / 255)):
         back = unpack(stack(pack_features(found, [1, 2], dtype)))
-        for exact, kept in zip(found, back, strict=True):
+        assert len(back.finer) == 2 and len(back.tensors) == 6
+        for exact, kept in zip(found.tensors, back.tensors, strict=True):
             spread = exact.abs().amax() if dtype != "int8" else 2 * exact.abs().amax()
             assert kept.shape == exact.shape and (kept.float() - exact).abs().max() <= bound * spread
     with pytest.raises(ValueError, match=r"up to 7.*e.04 do not fit into float16; keep them as bfloat16"):

@@ -61,14 +61,14 @@ def test_a_complete_config_can_run(toy_config: Config) -> None:
 
 
 def test_a_feature_cache_that_cannot_be(toy_config: Config) -> None:
-    """The fusion reads maps that no cache keeps: said before one is filled."""
-    toy_config.model.fusion = dict(type="mg_llava.PatchInfoMiningFusion")
+    """An encoder is trained: said before a cache is filled."""
+    toy_config.model.trains = ["low_res_encoder", "fusion", "projector", "box_projector", "llm"]
     without = plan(toy_config)
     assert without.status == 0 and without.features is None
-    assert any("no feature cache: a feature cache keeps the last map alone" in note for note in without.notes)
+    assert any("no feature cache: a feature cache stands for frozen encoders" in note for note in without.notes)
     toy_config.train_dataloader.dataset.caches = dict(feature_cache="there")
     (conflict,) = plan(toy_config).conflicts
-    assert conflict.endswith("the fusion reads all; set feature_cache=None")
+    assert conflict.endswith("low_res_encoder is trained; set feature_cache=None")
 
 
 @pytest.mark.parametrize(

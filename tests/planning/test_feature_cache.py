@@ -28,10 +28,13 @@ def model(toy_paths: dict[str, str]) -> MGLLaVA:
     return toy.build_model(toy_paths)
 
 
+@pytest.mark.parametrize("fusion", ["ConvGateFusion", "PatchInfoMiningFusion"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_size_is_that_of_a_cache_on_disk(toy_paths, model, tmp_path, dtype):
+def test_size_is_that_of_a_cache_on_disk(toy_paths, tmp_path, dtype, fusion):
+    changes = {"fusion": {"type": f"mg_llava.{fusion}"}}
+    model = toy.build_model(toy_paths, **changes)
     source = features.make_source(toy.write_data(tmp_path / "data", records=12), toy_paths["llm"])
-    features.fill(source, tmp_path / "cache", FeatureExtractor.build(toy.model_config(toy_paths)), dtype)
+    features.fill(source, tmp_path / "cache", FeatureExtractor.build(toy.model_config(toy_paths, **changes)), dtype)
     written = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir() if path.suffix != ".json")
     plan = plan_feature_cache(config_of(), model, Flops(WORK, WORK, 0.0, 1), 10, 1.0, boxes=2)
     assert {cost.dtype: cost.total for cost in plan.costs}[dtype] == written
@@ -44,6 +47,10 @@ def test_size_at_full_size(skeleton: Callable[..., Skeleton]) -> None:
     for cost, size in zip(plan.costs, (4 * (maps + boxes), 2 * (maps + boxes), 2 * (maps + boxes), None), strict=True):
         expected = size or maps + 2 * 4 * (1024 + 1536) + 2 * boxes
         assert expected < cost.picture < expected + 512  # boxes, entry, alignment
+    mining = skeleton(LEAF, fusion={"type": "mg_llava.PatchInfoMiningFusion"}).model
+    large = plan_feature_cache(load_config(LEAF), mining, Flops(WORK, WORK, 0.0, 1), 1000, 1.0, boxes=5)
+    finer = 192**2 * 192 + 96**2 * 384 + 48**2 * 768
+    assert large.costs[2].picture - plan.costs[2].picture == 2 * finer
     low = skeleton(LEAF, fusion=None, box_projector=None, high_res_encoder=None).model
     alone = plan_feature_cache(load_config(LEAF), low, Flops(WORK, WORK, 0.0, 1), 1000, 1.0, boxes=5)
     assert 2 * 576 * 1024 < alone.costs[1].picture < 2 * 576 * 1024 + 256

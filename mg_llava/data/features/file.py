@@ -144,7 +144,8 @@ def describe_pictures(processor: Any) -> dict[str, Any]:
 
 def blocks_in(about: Mapping[str, Any]) -> list[Block]:
     """The arrays of a picture in a folder."""
-    return blocks_of(about["low"], about["high"], about["pooled"], about["dtype"], about.get("objects"))
+    rest = {name: about[name] for name in ("objects", "finer") if name in about}
+    return blocks_of(about["low"], about["high"], about["pooled"], about["dtype"], **rest)
 
 
 def picture_bytes(blocks: Iterable[Block], boxes: int) -> int:

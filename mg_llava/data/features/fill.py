@@ -241,8 +241,8 @@ def _encode(
 def rounding_error(features: Features, arrays: Sequence[dict[str, Tensor]]) -> float:
     """Largest, over the kinds of features, of the RMS of what rounding changed over the RMS of the features."""
     errors = [0.0]
-    for exact, kept in zip(features, unpack(stack(arrays)), strict=True):
-        if exact is not None and kept is not None and exact.numel():
+    for exact, kept in zip(features.tensors, unpack(stack(arrays)).tensors, strict=True):
+        if exact.numel():
             exact = exact.detach().float().cpu()
             errors.append(((kept.float() - exact).square().mean() / exact.square().mean()).sqrt().item())
     return max(errors)
