@@ -10,16 +10,21 @@ from evaluate import CHANCE
 COMPONENTS = "Components (Table 4 of the paper: Vicuna-7B, LLaVA-1.5's data)"
 FUSIONS = "Fusion (Table 5; all with objects)"
 MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
-# What the frozen encoders give is computed once for all runs, but for patch info mining, which reads more maps than a
-# cache keeps. The LLM is one that has read objects beside poor maps, gates start half open, and box tokens are as long
-# as objects were in its text: see "The plateau of stage 1" in README.md.
+# What the frozen encoders give is computed once for all runs. Patch info mining alone reads the maps of all stages, which
+# other rows need not read past, and has a folder of its own. The LLM is one that has read objects beside poor maps,
+# gates start half open, and box tokens are as long as objects were in its text: see "The plateau of stage 1" in
+# README.md.
 FEATURES = "data/nano/generated/features"
 LLM = "data/nano/object_llm"
 NO_GATE = ("low_only", "objects", "resampler", "channel_concat", "patch_info_mining")
 # One attention in place of a projector does not learn at the miniature's 4e-3; this is the paper's.
 LEARNING_RATE = {"resampler": 1e-3}
 NO_BOX_TOKENS = ("low_only", "convgate", "boxes_into_picture")
-FOLDERS = {"low_only": f"{FEATURES}/low", "full": f"{FEATURES}/full", "patch_info_mining": None}
+FOLDERS = {
+    "low_only": f"{FEATURES}/low",
+    "full": f"{FEATURES}/full",
+    "patch_info_mining": f"{FEATURES}/all_maps",
+}
 EVALUATE = "python data/nano/evaluate.py {config} --checkpoint {checkpoint} --out {out}"
 
 
@@ -39,7 +44,7 @@ def options(name: str) -> list[str]:
         given["model.box_projector.token_norm"] = "100.0"
     if name in LEARNING_RATE:
         given["optim_wrapper.optimizer.lr"] = str(LEARNING_RATE[name])
-    return [f"{key}={value}" for key, value in given.items() if value]
+    return [f"{key}={value}" for key, value in given.items()]
 
 
 def row(name: str, title: str, group: str, published: dict[str, float]) -> dict[str, Any]:
@@ -65,14 +70,12 @@ def designs(mmb: float, star: float) -> dict[str, float]:
     return {"MMB": mmb, "MMStar": star}
 
 
-PREPARE = [
-    "python data/nano/make_data.py",
-    *(
-        f"python tools/fill_feature_cache.py {leaf} --folder {FOLDERS[name]}"
-        for name in ("low_only", "full")
-        for leaf in leaves(name)
-    ),
-]
+def fill(name: str) -> list[str]:
+    """Commands that fill the folder of a row with the pictures of both stages."""
+    return [f"python tools/fill_feature_cache.py {leaf} --folder {FOLDERS[name]}" for leaf in leaves(name)]
+
+
+DATA = "python data/nano/make_data.py"
 
 grid = {
     "name": "nano",
@@ -89,7 +92,7 @@ grid = {
         row("picture_into_boxes", "picture into boxes (B-to-F)", MERGERS, designs(67.7, 34.4)),
     ],
     "seeds": [0, 1, 2],
-    "prepare": ["sh", "-c", " && ".join(PREPARE)],
+    "prepare": ["sh", "-c", " && ".join([DATA, *(command for name in FOLDERS for command in fill(name))])],
     "evaluate": EVALUATE,
     "metrics": {kind: f"nano:exact/kinds/{kind}" for kind in CHANCE if kind != "all"} | {"all": "nano"},
     "reference": {"chance": CHANCE},
@@ -99,7 +102,7 @@ grid = {
     "quick": {
         "rows": ["low_only", "objects", "convgate", "full"],
         "seeds": [0],
-        "prepare": "python data/nano/make_data.py",
+        "prepare": DATA,
         "options": [
             "train_cfg.max_iters=12",
             "train_cfg.max_epochs=None",

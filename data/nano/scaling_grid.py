@@ -70,7 +70,8 @@ def llm(layers: int) -> list[str]:
 DEPTHS = [layers for layers in PARAMETERS if layers != 4]
 FILES = f"python data/nano/box_files.py --recall {' '.join(map(str, RECALL))} --boxes {' '.join(map(str, NUMBER))}"
 PREPARE = [
-    *parts.PREPARE,
+    parts.DATA,
+    *parts.fill("full"),
     FILES,
     *(command for layers in DEPTHS for command in llm(layers)),
 ]
@@ -99,6 +100,6 @@ grid = {
     "quick": {
         **parts.grid["quick"],
         "rows": ["recall0", "number32", "size128"],
-        "prepare": ["sh", "-c", f"{parts.PREPARE[0]} && {FILES}"],
+        "prepare": ["sh", "-c", f"{parts.DATA} && {FILES}"],
     },
 }
