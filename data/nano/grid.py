@@ -12,8 +12,8 @@ FUSIONS = "Fusion (Table 5; all with objects)"
 MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
 # What the frozen encoders give is computed once for all runs. Patch info mining has a folder of its own: it alone
 # reads the maps of all stages, and the other rows would read past them. The LLM is one that has read objects beside
-# poor maps, gates start half open, and box tokens are as long as objects were in its text: see "The plateau of stage 1"
-# in README.md.
+# poor maps, gates start half open, and box tokens are as long as objects were in its text: see "The plateau of
+# stage 1" in README.md.
 FEATURES = "data/nano/generated/features"
 LLM = "data/nano/object_llm"
 NO_GATE = ("low_only", "objects", "resampler", "channel_concat", "patch_info_mining")
