@@ -5,20 +5,17 @@ import signal
 import sys
 from collections.abc import Iterator
 
-import mmengine.model
 import pytest
 import torch
-from mmengine.config import config as configs
 from mmengine.registry import DefaultScope
 from mmengine.utils import manager
 
 from mg_llava.models.weights import guard
 from tests import toy
-from tests.run import unformatted
+from tests.run import hurry_runs
 
 _LOAD = torch.load
-configs.FormatCode = unformatted  # each run writes its config five times; the console command keeps the formatting
-mmengine.model.utils.mmcv_full_available = lambda: False  # looked for once for each module of a model
+hurry_runs()
 torch.set_num_threads(1)  # toy tensors are too small to share between threads
 
 

@@ -1,6 +1,7 @@
 """How tests run things: a tool in this process, Python or `xtuner` in others; and how they read the log of a run."""
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -13,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -144,7 +146,6 @@ def train_here(*arguments: object) -> str:
     output = io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["train.py", *map(str, arguments)]),
-        mock.patch("mmengine.runner.loops.time.sleep"),  # between two epochs
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
     ):
@@ -167,9 +168,27 @@ def forget_runs() -> None:
         manager._instance_dict.clear()
 
 
-def unformatted(text: str, **settings: Any) -> tuple[str, bool]:
-    """In place of yapf's ``FormatCode``, with which mmengine lays out the text of a config for a second or two."""
-    return text, True
+def hurry_runs() -> None:
+    """Trainings of this process leave out what takes longer than a toy's steps and is in no result.
+
+    A config is laid out by yapf five times, git is asked for each checkpoint, a compiler for its version, and there
+    are two seconds between epochs. What the console command starts keeps all of it.
+    """
+    from mmengine.config import config
+    from mmengine.model import utils
+    from mmengine.runner import loops, runner
+    from mmengine.utils import version_utils
+    from torch.utils import data
+
+    asked = functools.cache(version_utils._minimal_ext_cmd)
+    config.FormatCode = lambda text, **settings: (text, True)
+    version_utils._minimal_ext_cmd = lambda command: asked(tuple(command))
+    runner.collect_env = functools.cache(runner.collect_env)
+    loops.time = SimpleNamespace(sleep=lambda seconds: None)
+    utils.mmcv_full_available = lambda: False  # looked for once for each module of a model
+    # of a loader that is found as garbage the queues are closed first: its workers never hear that they may leave, and
+    # five seconds are waited for each
+    data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 
 
 def read_log(work_dir: Path) -> list[dict]:

@@ -26,8 +26,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)  # between two epochs
+def _forget() -> Iterator[None]:
     yield
     forget_runs()
 

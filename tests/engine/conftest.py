@@ -39,9 +39,8 @@ class ToyRuns:
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
+def runs(tmp_path):
     """Runs in this process; what mmengine keeps globally is forgotten afterwards."""
-    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)  # between two epochs
     yield ToyRuns(tmp_path)
     forget_runs()
 

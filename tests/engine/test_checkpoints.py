@@ -76,7 +76,6 @@ def test_failed_save_keeps_the_good_one(runs, monkeypatch, fault, background):
     assert (runs.work_dir / "iter_4.pth").exists() == (fault == "pointer")
     assert (runs.work_dir / "last_checkpoint").read_text() == str(good)
     monkeypatch.undo()
-    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
     _, rest = runs.train(resume=good, **KEEP_ONE)
     assert rest == {step: loss for step, loss in whole.items() if step > 2}
 
@@ -144,7 +143,6 @@ def test_training_goes_on_while_a_checkpoint_is_written(runs, monkeypatch, backg
     assert at_end[0] == (3 if background and room else 1)
     weights = load_training_checkpoint(runs.work_dir / "iter_2.pth")
     monkeypatch.undo()
-    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
     _, plain = runs.train(**{"default_hooks.checkpoint.background": False})
     expected = load_training_checkpoint(runs.work_dir / "iter_2.pth")  # of step 2, whatever was trained meanwhile
     assert losses == plain

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
@@ -35,8 +34,7 @@ CHANGES = {
 def trained(tmp_path_factory):
     """A checkpoint of step 4 of 5."""
     runs = ToyRuns(tmp_path_factory.mktemp("trained"))
-    with mock.patch("mmengine.runner.loops.time.sleep"):  # between two epochs
-        runs.train()
+    runs.train()
     forget_runs()
     return runs.work_dir / "iter_4.pth"
 

@@ -142,7 +142,6 @@ def test_three_stages_train_one_after_the_other_and_are_evaluated(
     import grounding_probability
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
     for stage in STAGES:
         name = f"grounding_nano_{stage}"
         config = Config.fromfile(ROOT / "configs" / "tiny_grounding" / f"{name}.py")
