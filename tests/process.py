@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from mmengine.registry import DefaultScope
 from mmengine.utils import manager
 
@@ -16,6 +17,8 @@ from tests.run import hurry_runs
 
 _LOAD = torch.load
 hurry_runs()
+settings.register_profile("unhurried", deadline=None)  # an example may wait for other processes of the tests
+settings.load_profile("unhurried")
 torch.set_num_threads(1)  # toy tensors are too small to share between threads
 
 
