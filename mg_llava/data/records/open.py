@@ -45,12 +45,13 @@ def open_records(path: str | Path) -> Sequence[Any]:
 
 
 def fingerprint(path: str | Path) -> str:
-    """Short hash of a file's content; of tar files that of their records."""
+    """Short hash of a file's content; of tar files that of their records and their members' names."""
     digest = hashlib.blake2b(digest_size=16)
     if is_tar(os.fspath(path)):
         records = TarRecords(os.fspath(path))
         for number in range(len(records)):
-            digest.update(hashlib.blake2b(records.text(number)).digest())
+            for part in (records.text(number), records.names(number)):
+                digest.update(hashlib.blake2b(part).digest())
         return digest.hexdigest()
     with open(local_file(path), "rb") as file:
         while chunk := file.read(_CHUNK):

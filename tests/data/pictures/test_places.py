@@ -21,7 +21,8 @@ from mg_llava.data.pictures.files import PictureError, open_picture, picture_pat
 from mg_llava.data.pictures.places import StoredPath, is_there, place_of, state_of
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.pictures.shard_writing import plan_picture_shards, write_picture_shards
-from mg_llava.data.records.open import open_records
+from mg_llava.data.records.index import Samples
+from mg_llava.data.records.open import fingerprint, open_records
 from mg_llava.data.records.schema import RecordError
 from mg_llava.data.samplers import LengthGroupedSampler
 from mg_llava.work import urls
@@ -293,3 +294,35 @@ def test_no_record_of_a_shard_is_lost_by_its_name(names, tmp_path):
     shard = write_tar(tmp_path / "b.tar", [("a.json", record), *((name, record) for name in names)])
     with pytest.raises(RecordError, match=f"sample 'b' needs one b.json, found {', '.join(names)}"):
         open_records(shard)
+
+
+def test_members_of_a_sample_that_lie_apart_are_joined(tmp_path):
+    bare = {name: json.dumps({"conversations": [], "n": name}).encode() for name in "abcd"}
+    files = [("a.0.jpg", b""), ("b.jpg", b""), ("a.1.jpg", b""), ("c.json", bare["c"]), ("./a.json", bare["a"])]
+    first = write_tar(tmp_path / "0.tar", [*files, ("b.json", bare["b"]), ("d.meta.json", b"{}"), ("e.png", b"")])
+    write_tar(tmp_path / "1.tar", [("d.json", bare["d"]), ("c.mp4", b"")])
+    pattern = f"{tmp_path}/*.tar"
+    records = list(open_records(pattern))
+    assert [record["n"] for record in records] == ["c", "a", "b", "d"]  # in the order of the records themselves
+    shown = [record.get("video") or record.get("image") for record in records]
+    assert shown == ["c.mp4", ["./a.0.jpg", "./a.1.jpg"], "b.jpg", None]
+    assert all(is_there(place_of(pattern, name)) for name in ("c.mp4", "./a.0.jpg", "b.jpg"))
+    with pytest.raises(RecordError, match=r"sample 'd' needs one d\.json, found d\.meta\.json"):
+        open_records(first)
+    twice = write_tar(tmp_path / "2.tar", [("d.json", bare["d"]), ("c.mp4", b""), ("d.JSON", b"{}")])
+    with pytest.raises(RecordError, match=r"sample 'd' needs one d\.json, found d\.json, d\.JSON"):
+        open_records(twice)
+
+
+def test_a_sample_with_two_videos_is_refused(tmp_path):
+    talk = {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "This."}]}
+    files = [("a.json", json.dumps(talk).encode()), ("a.0.mp4", b""), ("a.1.mp4", b"")]
+    shard = write_tar(tmp_path / "a.tar", files)
+    with pytest.raises(RecordError, match=r"video is \['a\.0\.mp4', 'a\.1\.mp4'\]; it must be the path of one video"):
+        Samples(shard)
+
+
+def test_the_fingerprint_of_shards_tells_their_pictures(tmp_path):
+    files = [("a.json", b'{"conversations": []}'), ("a.jpg", b"")]
+    shards = [write_tar(tmp_path / f"{number}.tar", files[: number + 1]) for number in range(2)]
+    assert fingerprint(shards[0]) != fingerprint(shards[1]) == fingerprint(shards[1])
