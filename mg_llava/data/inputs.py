@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -156,7 +157,7 @@ def make_turns(question: str | Sequence[Any], pictures: int, owner: str, is_vide
     images, videos = asked.count(IMAGE_PLACEHOLDER), asked.count(VIDEO_PLACEHOLDER)
     if pictures and videos > 1 and not images:
         raise ValueError(f"{owner}: {videos} {VIDEO_PLACEHOLDER} in the questions; one stands for all frames")
-    if is_video and not any(VIDEO_PLACEHOLDER in turn.text or IMAGE_PLACEHOLDER in turn.text for turn in turns):
+    if is_video and not (images or videos):
         first = next((place for place, turn in enumerate(turns) if turn.role == "human"), None)
         if first is not None and turns[first].text.strip():
             turns[first] = Turn("human", f"{VIDEO_PLACEHOLDER}\n{turns[first].text}")
@@ -171,6 +172,16 @@ def make_turns(question: str | Sequence[Any], pictures: int, owner: str, is_vide
     elif found != pictures:
         raise ValueError(f"{owner}: {found} {IMAGE_PLACEHOLDER} in the questions, {pictures} pictures; one each")
     return turns
+
+
+def said_turns(history: Sequence[Any], owner: str = "history") -> list[Turn]:
+    """The turns of a chat so far, whose answers a model gave: whatever they say, they stand for nothing else.
+
+    Raises:
+        ValueError: A turn is malformed.
+    """
+    turns = [_make_turn(turn, owner) for turn in history]
+    return [replace(turn, is_said=True) if turn.role == "gpt" else turn for turn in turns]
 
 
 def _list_turns(question: str | Sequence[Any], owner: str) -> list[Turn]:

@@ -1,7 +1,7 @@
 """Rows of a processor's call to ids, labels and pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mg_llava.data.inputs import PictureLike, asks_about_video, list_video, load_picture, make_boxes, make_turns
@@ -12,7 +12,7 @@ from mg_llava.data.records.schema import NO_BOXES, Turn
 from mg_llava.data.text.conversation import EncodedConversation, encode_conversation, encode_prompt
 from mg_llava.data.text.prompt import build_parts
 from mg_llava.data.text.regions import no_regions_of_video, regions_in_pixels, regions_of_boxes
-from mg_llava.hf.prompts import change_turns, encode_written_prompt, template_of, to_turns
+from mg_llava.hf.prompts import change_turns, encode_written_prompt, template_of, to_turns, written_turns
 from mg_llava.hf.rows import share_boxes, share_objects, share_pictures
 from mg_llava.tokens import IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX, OBJECT_TOKEN_INDEX, VIDEO_PLACEHOLDER
 
@@ -66,7 +66,7 @@ class RowEncoder:
         shared = share_pictures(images, rows, is_batch)
         pictures = [self._frames(own, f"row {number}") for number, own in enumerate(shared)]
         videos = [
-            bool(own) and (own is not before or asks_about_video(row if isinstance(row, str) else to_turns(row)[0]))
+            bool(own) and (own is not before or asks_about_video(self._turns(row)))
             for row, own, before in zip(rows, pictures, shared, strict=True)
         ]
         found = share_boxes(boxes, pictures, is_batch)
@@ -75,6 +75,12 @@ class RowEncoder:
             self._encode_row(*row, f"row {number}")
             for number, row in enumerate(zip(rows, pictures, found, named, videos, strict=True))
         ]
+
+    def _turns(self, row: Any) -> list[Turn]:
+        """The turns of a row, whether they are written out or not."""
+        if not isinstance(row, str):
+            return to_turns(row)[0]
+        return written_turns(row, self.processor.tokenizer, template_of(self.processor.template))
 
     def _frames(self, pictures: list[PictureLike], owner: str) -> list[PictureLike]:
         """The frames of a video where its path is given; pictures as they are."""
@@ -137,19 +143,24 @@ class RowEncoder:
         """Ids and labels of one row; no labels for a prompt."""
         tokenizer, template = self.processor.tokenizer, template_of(self.processor.template)
         if isinstance(row, str):
-            row = row.replace(VIDEO_PLACEHOLDER, IMAGE_PLACEHOLDER * pictures) if video else row
-            placeholders = row.count(IMAGE_PLACEHOLDER)
+            frames = IMAGE_PLACEHOLDER * pictures if video else VIDEO_PLACEHOLDER
+            written = [
+                turn if turn.is_said else replace(turn, text=turn.text.replace(VIDEO_PLACEHOLDER, frames))
+                for turn in self._turns(row)
+            ]
+            placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in written if not turn.is_said)
             if placeholders != pictures:
                 raise ValueError(
                     f"{owner}: {placeholders} {IMAGE_PLACEHOLDER} in the text, {pictures} pictures; one each"
                 )
-            (written,) = resolve([Turn("human", row)], is_written=True)
-            return EncodedConversation(encode_written_prompt(written.text, tokenizer, template), [])
+            text = "".join(turn.text for turn in resolve(written, is_written=True))
+            return EncodedConversation(encode_written_prompt(text, tokenizer, template), [])
         turns, system = to_turns(row, owner)
         if not self.with_labels:
             asked = resolve(make_turns(turns, pictures, owner, video))
             return EncodedConversation(encode_prompt(asked, tokenizer, template, system), [])
         if not turns or turns[-1].role != "gpt":
             raise ValueError(f"{owner}: labels are made of answers; the last message has to be the assistant's")
+        turns = [replace(turn, is_said=False) for turn in turns]  # as in records
         asked = resolve([*make_turns(turns[:-1], pictures, owner, video), turns[-1]])
         return encode_conversation(asked, tokenizer, template, self.max_length, system)

@@ -121,7 +121,8 @@ class MGLLaVAProcessor(ProcessorMixin):
                 ``scores``, ``labels``; of several pictures a list. Of several rows: a list with what each row has.
                 None where there are none.
             conversation: In place of ``text``: messages (``role``, ``content``), or a list of conversations. Pictures
-                without a placeholder come first.
+                without a placeholder come first. Placeholders in what an assistant said are words, but where labels
+                are made; those in answers of records (``from``, ``value``) stand for their regions.
             objects: What ``<box:i>`` and ``<object:i>`` in a row stand for: boxes xyxy in original pixels, or dicts
                 with ``box``, ``label`` and ``picture``. Of several rows: a list with what each row has. The row's
                 boxes where None.

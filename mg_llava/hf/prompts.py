@@ -5,7 +5,7 @@ give the ids of training: what was tokenized separately there is found in the te
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from string import Formatter
 from typing import Any
@@ -37,8 +37,8 @@ def to_turns(messages: Sequence[Any], owner: str = "conversation") -> tuple[list
 
     Args:
         messages: Dicts with ``role`` (user, assistant, system) and ``content``, a text or a list of parts such as
-            ``{"type": "image"}`` and ``{"type": "text", "text": ...}``; or dicts with ``from`` and ``value``; or
-            ``Turn``.
+            ``{"type": "image"}`` and ``{"type": "text", "text": ...}``: what an assistant said are words. Or, as in
+            records, dicts with ``from`` and ``value``, or ``Turn``.
         owner: Whose messages they are, for errors.
 
     Raises:
@@ -61,7 +61,7 @@ def to_turns(messages: Sequence[Any], owner: str = "conversation") -> tuple[list
         if role == "system":
             system = text
         else:
-            turns.append(Turn(role, text))  # type: ignore[arg-type]
+            turns.append(Turn(role, text, role == "gpt" and "role" in message))  # type: ignore[arg-type]
     return turns, system
 
 
@@ -91,13 +91,22 @@ def change_turns(
     is_written: bool,
 ) -> Sequence[Turn]:
     """Turns after the parts; in a prompt that is written out, the question begins with the first picture."""
-    start = max(turns[0].text.find(IMAGE_PLACEHOLDER), 0) if is_written else 0
-    before = turns[0].text[:start]
-    first, *others = apply_parts(parts, (replace(turns[0], text=turns[0].text[start:]), *turns[1:]), records, sizes)
-    return [replace(first, text=before + first.text), *others]
+    pictured = (n for n, turn in enumerate(turns) if turn.role == "human" and IMAGE_PLACEHOLDER in turn.text)
+    place = next(pictured, 0) if is_written else 0
+    start = max(turns[place].text.find(IMAGE_PLACEHOLDER), 0) if is_written else 0
+    before = turns[place].text[:start]
+    question = replace(turns[place], text=turns[place].text[start:])
+    first, *others = apply_parts(parts, (question, *turns[place + 1 :]), records, sizes)
+    return [*turns[:place], replace(first, text=before + first.text), *others]
 
 
 # -- from text to ids -------------------------------------------------------------------------------------------------
+
+
+def written_turns(text: str, tokenizer: Any, template: Template) -> list[Turn]:
+    """A prompt that is written out as turns that are the text together, with all that stands around them."""
+    pieces = _written_pieces(text, tokenizer, template)
+    return [Turn("human", piece) if kind == "question" else Turn("gpt", piece, is_said=True) for kind, piece in pieces]
 
 
 def encode_written_prompt(text: str, tokenizer: Any, template: Template) -> list[int]:
@@ -108,24 +117,37 @@ def encode_written_prompt(text: str, tokenizer: Any, template: Template) -> list
     """
     bos, eos = framing_ids(tokenizer, template)
     opening, ending = _written(tokenizer, bos), _written(tokenizer, eos)
-    stop = template.suffix + ("" if template.suffix_as_eos else ending)
     ids = [] if opening and text.startswith(opening) else list(bos)
+    for kind, piece in _written_pieces(text, tokenizer, template):
+        if kind == "opening":
+            ids += list(bos)
+        elif kind == "question":
+            ids += _encode_pieces(piece, tokenizer)
+        elif kind == "whole answer" and not template.suffix_as_eos:
+            ids += _encode(piece[: len(piece) - len(ending)], tokenizer) + list(eos)
+        else:
+            ids += _encode(piece, tokenizer)
+    return ids
+
+
+def _written_pieces(text: str, tokenizer: Any, template: Template) -> Iterator[tuple[str, str]]:
+    """Kind and text of the pieces of a prompt: an opening, a question, an answer, whole or not, a separator."""
+    opening, ending = (_written(tokenizer, ids) for ids in framing_ids(tokenizer, template))
+    stop = template.suffix + ("" if template.suffix_as_eos else ending)
     number, rest = 0, text
     while rest:
         if opening and rest.startswith(opening):
-            ids, rest = ids + list(bos), rest[len(opening) :]
+            yield "opening", opening
+            rest = rest[len(opening) :]
         number += 1
         question, rest = _cut_after(rest, _instruction(template)[1].format(round=number))
-        ids += _encode_pieces(question, tokenizer)
+        yield "question", question
         answer, rest = _cut_after(rest, stop)
         is_whole = bool(stop) and answer.endswith(stop)
-        if is_whole and not template.suffix_as_eos:
-            ids += _encode(answer[: len(answer) - len(ending)], tokenizer) + list(eos)
-        else:
-            ids += _encode(answer, tokenizer)
+        yield "whole answer" if is_whole else "answer", answer
         if is_whole and template.sep and rest.startswith(template.sep):
-            ids, rest = ids + _encode(template.sep, tokenizer), rest[len(template.sep) :]
-    return ids
+            yield "separator", template.sep
+            rest = rest[len(template.sep) :]
 
 
 def _cut_after(text: str, mark: str) -> tuple[str, str]:

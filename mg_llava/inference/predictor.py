@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mg_llava.data.inputs import BoxesLike, PictureLike, Proposer
+from mg_llava.data.inputs import BoxesLike, PictureLike, Proposer, said_turns
 from mg_llava.inference.answering import Answered, Answering
 from mg_llava.inference.batching import PreparedRequest, loaded_windows, windows
 from mg_llava.inference.encoding import Statistics
@@ -159,7 +159,7 @@ class Predictor:
         Returns:
             An :class:`Answer`; with ``stream`` a :class:`StreamedAnswer`.
         """
-        request = Request([*(history or ()), ("human", question)], picture, boxes)
+        request = Request([*said_turns(history or ()), ("human", question)], picture, boxes)
         reply = self.answer(request, **generation)
         if stream:
             return reply

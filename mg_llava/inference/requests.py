@@ -26,6 +26,7 @@ class Request:
     Attributes:
         question: The question, or the turns of a conversation that ends with one; ``<image>`` in it places a picture.
             Without any, the pictures come first. With ``<video>`` in it the pictures are the frames of a video.
+            Answers are as in records; those that a model gave (``data.inputs.said_turns``) are words alone.
         picture: No, one or several pictures, a video file, of whose frames as many are taken as in training, or a
             function that opens pictures when they are due.
         boxes: Boxes of the picture in original pixels; of several pictures a sequence as long as theirs; or a function

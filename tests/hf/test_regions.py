@@ -35,19 +35,20 @@ def test_a_row_is_what_was_trained(toy_paths, tmp_path, regions) -> None:
     assert all(torch.equal(a, b) for a, b in zip(batch["boxes"], trained["boxes"], strict=True))
     flags = canvas_flags(batch["input_ids"].tolist())
     assert flags == {name: trained[name] for name in ("crops", "named") if name in trained}
-    asked = processor(conversation=talk[:-1], images=pictures, boxes=boxes, objects=OBJECTS)
+    told = [{"from": role, "value": text} for role, text in TURNS[:-1]]
+    asked = processor(conversation=told, images=pictures, boxes=boxes, objects=OBJECTS)
     assert torch.equal(asked["input_ids"][0], trained["input_ids"][0, : asked["input_ids"].shape[1]])
     rows = processor(
-        conversation=[talk[:-1], [{"role": "user", "content": "what is there?"}]],
+        conversation=[told, [{"role": "user", "content": "what is there?"}]],
         images=[pictures, None],
         boxes=[boxes, None],
         objects=[OBJECTS, None],
     )
     assert torch.equal(rows["pixel_values"], asked["pixel_values"])
     with pytest.raises(ValueError, match=r"row 0: <box:2> stands in the text"):
-        processor(conversation=talk[:-1], images=pictures, boxes=boxes, objects=OBJECTS[:1])
+        processor(conversation=told, images=pictures, boxes=boxes, objects=OBJECTS[:1])
     with pytest.raises(ValueError, match=r"row 0: box \[500.0, .*is in pixels, the picture is 64 x 48.*thousandths"):
-        processor(conversation=talk[:-1], images=pictures, boxes=boxes, objects=[[500, 100, 900, 700]] * 3)
+        processor(conversation=told, images=pictures, boxes=boxes, objects=[[500, 100, 900, 700]] * 3)
 
 
 @pytest.mark.parametrize("names", ["", "obj{}"])
@@ -57,7 +58,7 @@ def test_a_folder_answers_as_the_predictor_does(toy_paths, tmp_path, monkeypatch
     folder = tmp_path / "model"
     model = conftest.write_folder(folder, toy_paths, object_pooler={"type": "mg_llava.FramePooling", "side": 2})
     boxes = [{"boxes": own, "labels": ["x", "y"]} for own in BOXES]
-    question = [{"role": ROLES[role], "content": text} for role, text in TURNS[:-1]]
+    question = [{"from": role, "value": text} for role, text in TURNS[:-1]]
     loaded, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     inputs = processor(conversation=question, images=pictures, boxes=boxes, objects=OBJECTS)
     assert len(inputs["pixel_values"]) == 7
@@ -67,3 +68,28 @@ def test_a_folder_answers_as_the_predictor_does(toy_paths, tmp_path, monkeypatch
     for one in (predictor, Predictor.from_pretrained(folder, max_new_tokens=6)):
         answer = one.predict_many([Request(TURNS[:-1], pictures, boxes, objects=OBJECTS)])[0]
         assert answer.token_ids == tuple(new.tolist()[: len(answer.token_ids)]) and answer.token_ids
+
+
+@pytest.mark.parametrize("answer", ["<object:0> [0.1, 0.2, 0.6, 0.7]", "<box:0> and <box:9>", "<image> <video>"])
+@pytest.mark.parametrize("video", [False, True])
+def test_placeholders_in_what_the_model_said_are_words(toy_paths, tmp_path, answer, video) -> None:
+    pictures = write_pictures(tmp_path)
+    settings = PictureProcessor(toy.CANVAS, regions={"attach": "coordinates"}).to_dict()
+    tokenizer = AutoTokenizer.from_pretrained(toy_paths["llm"])
+    processor = MGLLaVAProcessor(MGLLaVAImageProcessor(**settings), tokenizer, template="vicuna")
+    question = "<video>\nwhat?" if video else "<image> <image>\nwhat is <object:0>?"
+    last = "and now?" if video else "and at <box:1>, [0.1, 0.2, 0.6, 0.7]?"
+    talk = [("user", question), ("assistant", answer), ("user", last)]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    told = processor(conversation=messages, images=pictures, boxes=BOXES, objects=None if video else OBJECTS)
+    text = processor.apply_chat_template(messages)
+    assert answer in text
+    written = processor(text, images=pictures, boxes=BOXES, objects=None if video else OBJECTS)
+    assert torch.equal(told["input_ids"], written["input_ids"])
+    assert torch.equal(told["pixel_values"], written["pixel_values"])
+    said = tokenizer.encode(answer, add_special_tokens=False)
+    assert str(said)[1:-1] in str(told["input_ids"][0].tolist())
+    assert int((told["input_ids"] < 0).sum()) == (2 if video else 5)
+    with pytest.raises(ValueError, match="regions of a video" if video else "<object:9> stands in the text"):
+        wrong = [*messages[:2], {"role": "user", "content": "<object:9>"}]
+        processor(conversation=wrong, images=pictures, boxes=BOXES, objects=None if video else OBJECTS)

@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer
 
 from mg_llava.data.collate import collate
+from mg_llava.data.inputs import make_turns
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.processor import PictureProcessor
+from mg_llava.data.records.turns import Turn
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.batching import MOST_OBJECTS, PictureGroup, PreparedRequest
+from mg_llava.inference.conversation import Conversation
 from mg_llava.inference.serving.errors import RequestLimits
 from mg_llava.inference.serving.question import read_question
+from mg_llava.inference.web.boards import Board, BoardBox
 from mg_llava.tokens import BOX_TOKEN_INDEX, OBJECT_TOKEN_INDEX
 from tests import toy
 from tests.regions import BOXES, OBJECTS, TURNS, USES, train, write_pictures
@@ -135,6 +140,59 @@ def test_placeholders_in_a_system_text_stand_for_nothing(toy_paths, pictures) ->
         assert len(answer.pictures) == (request is not served)
         ids = PreparedRequest(predictor.front_end, 0, request).ids
         assert [token for token in ids if token < 0] == [-200] * len(answer.pictures)
+
+
+ANSWERS = ["<object:0>", "<box:0> and <box:9>", "<image> <image>", "<video> of <object:7>"]
+
+
+def shown(ids: list[int]) -> list[int]:
+    return [token for token in ids if token < 0]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("question", ["what is there?", "what is <object:1> at <box:0>?"])
+def test_placeholders_in_what_the_model_said_are_words(toy_paths, pictures, answer, question) -> None:
+    predictor = make_predictor(toy_paths, attach="coordinates")
+    asked: list[Request] = []
+    monitored = predictor.answer
+    predictor.answer = lambda request, **options: asked.append(request) or monitored(request, **options)  # type: ignore[method-assign]
+    talk = Conversation(predictor)
+    talk.show(pictures[0], BOXES[0])
+    talk.turns, talk._placed = [("human", "<image>\nwhat?"), ("gpt", answer)], 1
+    assert "".join(talk.ask(question)).strip() == talk.answer.text and len(talk.turns) == 4  # type: ignore[union-attr]
+    board = Board(Image.open(pictures[0]).convert("RGB"), [BoardBox(tuple(box)) for box in BOXES[0]])  # type: ignore[arg-type]
+    board.turns["with"] = [("human", "what?"), ("gpt", answer)]
+    url = f"data:image/png;base64,{base64.b64encode(Path(pictures[0]).read_bytes()).decode()}"
+    picture = {"type": "image_url", "image_url": {"url": url, "boxes": BOXES[0]}}
+    messages = [
+        {"role": "user", "content": [picture, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": question},
+    ]
+    served = read_question(json.dumps({"messages": messages}).encode(), RequestLimits()).request(RequestLimits(), ())
+    wanted = None
+    for request in (asked[0], board.request(question, "with"), served):
+        prepared = PreparedRequest(predictor.front_end, 0, request)
+        PictureGroup([prepared]).load()
+        wanted = wanted or prepared.ids
+        assert prepared.ids == wanted and len(shown(prepared.ids)) == 1 + 2 * ("<object:1>" in question)
+    said = predictor.front_end.tokenizer.encode(answer, add_special_tokens=False)
+    assert str(said)[1:-1] in str(wanted)
+    with pytest.raises(ValueError, match="<object:9> stands in the text, but there are 2 regions"):
+        list(talk.ask("and <object:9>?"))
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_placeholders_in_what_was_said_of_a_video_are_words(toy_paths, pictures, answer) -> None:
+    predictor = make_predictor(toy_paths)
+    frames = [pictures[0]] * 3
+    for first in ("<video>\nwhat?", "what?"):
+        turns = [Turn("human", first), Turn("gpt", answer, is_said=True), Turn("human", "and now?")]
+        plain = [turns[0], Turn("gpt", "x"), turns[2]]
+        made, other = (make_turns(given, 3, "a video", is_video=True) for given in (turns, plain))
+        assert (made[0], made[2]) == (other[0], other[2]) and made[1].text == answer
+    asked = [("human", "<video>\nwhat?"), ("gpt", answer)]
+    assert predictor.chat(frames, "and now?", history=asked).prompt_tokens > 0
 
 
 def test_names_follow_the_boxes_as_they_were_given(toy_paths, pictures) -> None:

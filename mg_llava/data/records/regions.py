@@ -122,13 +122,13 @@ def _convention_problem(regions: Sequence[Region]) -> str | None:
 
 def names_regions(turns: Sequence[Turn]) -> bool:
     """Whether a placeholder of a region stands in a turn."""
-    return any(_may_name(turn.text) for turn in turns)
+    return any(_may_name(turn.text) for turn in turns if not turn.is_said)
 
 
 def region_problem(turns: Sequence[Turn], regions: int) -> str | None:
     """Why placeholders of regions cannot be resolved, with the fix; None where they can."""
     for turn in turns:
-        if not _may_name(turn.text):
+        if turn.is_said or not _may_name(turn.text):
             continue
         if turn.role == "gpt" and (mark := OBJECT_PLACEHOLDER.search(turn.text)):
             return f"{mark[0]} stands in an answer; object images are shown in questions alone"

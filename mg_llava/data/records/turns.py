@@ -15,10 +15,11 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpe
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation; in an answer that a model ``is_said`` to have given placeholders are words."""
 
     role: Role
     text: str
+    is_said: bool = False
 
 
 def answered_turns(turns: Sequence[Turn]) -> list[Turn]:

@@ -142,6 +142,9 @@ class RegionUse:
         known, shown, before = list(regions), list[Region](), 0
         resolved = []
         for turn in turns:
+            if turn.is_said:
+                resolved.append(turn)
+                continue
             text, pictures = _write_boxes(turn.text, regions, sizes, self.box_text)
             if turn.role == "human":
                 count = text.count(IMAGE_PLACEHOLDER)

@@ -90,7 +90,7 @@ def _read_messages(messages: list[MessageField]) -> tuple[list[Turn], str | None
         if message.role == "user":
             turns.append(Turn("human", text))
         elif message.role == "assistant":
-            turns.append(Turn("gpt", text))
+            turns.append(Turn("gpt", text, is_said=True))
         else:
             system += text
     return turns, system or None, pictures
@@ -104,7 +104,7 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
     if content is None:
         raise RefusedRequest(f"{owner}: content must be a text or a list of parts", f"{owner}.content", "invalid_type")
     if isinstance(content, str):
-        return content.replace(IMAGE_PLACEHOLDER, ""), []  # pictures have parts of their own
+        return _words(content, message), []
     text, shown = "", []
     are_frames = any(isinstance(part, TextPart) and VIDEO_PLACEHOLDER in part.text for part in content)
     for place, part in enumerate(content):
@@ -117,8 +117,13 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
             text += "" if are_frames else f"{IMAGE_PLACEHOLDER}\n"
         else:
             said = part.text if isinstance(part, TextPart) else part.refusal
-            text += said.replace(IMAGE_PLACEHOLDER, "")
+            text += _words(said, message)
     return text, shown
+
+
+def _words(text: str, message: MessageField) -> str:
+    """A text without the places of pictures, which have parts of their own; where nobody shows any they are words."""
+    return text.replace(IMAGE_PLACEHOLDER, "") if message.role == "user" else text
 
 
 def _texts(question: ChatQuestion) -> list[str]:

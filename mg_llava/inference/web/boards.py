@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mg_llava.data.inputs import make_boxes
+from mg_llava.data.inputs import make_boxes, said_turns
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.records.schema import BoxRecord
 from mg_llava.inference.frontend import FrontEnd
@@ -117,7 +117,7 @@ class Board:
         """The next question of a conversation."""
         for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
             question = question.replace(placeholder, "")
-        return Request([*self.turns[side], ("human", question)], self.image, self.record(side))
+        return Request([*said_turns(self.turns[side]), ("human", question)], self.image, self.record(side))
 
     def begin(self) -> None:
         """Say that an answer is being given.
