@@ -20,6 +20,7 @@ from typing import Any
 from mg_llava.commands._model import add_model_arguments, build_predictor
 from mg_llava.commands._server import serve_until_stopped
 from mg_llava.data.records.turns import PICTURE_SUFFIXES
+from mg_llava.work.folders import walk_files
 from mg_llava.work.numbers import whole
 
 _MOST_EXAMPLES = 12
@@ -48,7 +49,7 @@ def find_examples(given: Sequence[Path]) -> list[Path]:
     for path in given:
         if not path.exists():
             raise FileNotFoundError(f"--examples {path} does not exist; give pictures or a folder of them")
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        inside = sorted(path / name for name in walk_files(path)) if path.is_dir() else [path]
         pictures = [file for file in inside if file.suffix.lower() in PICTURE_SUFFIXES]
         if not pictures:
             raise FileNotFoundError(f"--examples {path} has no picture; pictures end in {', '.join(PICTURE_SUFFIXES)}")

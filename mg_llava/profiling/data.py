@@ -18,6 +18,7 @@ from mg_llava.data.pictures.geometry import PAD_COLOR
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.models.encoders.views import normalize, resample
 from mg_llava.profiling._measure import MB, print_table, rounded, take_turns
+from mg_llava.work.folders import walk_files
 
 HELP = (
     "picture loading: images/s of one worker and bytes per picture, with the plain way (CLIPImageProcessor) beside it"
@@ -137,7 +138,8 @@ def _views(canvas: Tensor, low: int) -> tuple[Tensor, Tensor]:
 
 
 def _find(folder: Path, count: int) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)[:count]
+    files = (folder / name for name in walk_files(folder))
+    paths = sorted(path for path in files if path.suffix.lower() in _ENDINGS)[:count]
     if not paths:
         raise ValueError(f"{folder} has no pictures ({', '.join(_ENDINGS)})")
     return paths

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from mg_llava.commands import web
+from mg_llava.profiling import data as profiling
 from tests import forked
 from tests.inference.serving_toys import a_picture
 from tests.inference.web.page_toys import answers_of, ask, png_of
@@ -39,3 +40,14 @@ def test_examples_are_pictures(tmp_path: Path) -> None:
     for path, said in ((tmp_path / "absent", "does not exist"), (tmp_path / "notes.txt", "has no picture")):
         with pytest.raises(FileNotFoundError, match=said):
             web.find_examples([path])
+
+
+def test_examples_below_links_to_folders_are_found_as_in_data_sets(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "more.png").mkdir(parents=True)
+    (tmp_path / "disk" / "more.png" / "b.jpg").touch()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").touch()
+    (tmp_path / "pictures" / "there").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "disk")
+    wanted = [tmp_path / "pictures" / name for name in ("a.jpg", "there/more.png/b.jpg")]
+    assert web.find_examples([tmp_path / "pictures"]) == profiling._find(tmp_path / "pictures", 9) == wanted
