@@ -27,6 +27,13 @@ LANGUAGE_LOSS = {"type": "mg_llava.LanguageLoss"}
 """The default loss of an LLM: the next token."""
 
 
+NOTHING_LEARNED = (
+    "losses is empty, so that there is nothing to train on; remove it for the language loss alone, or list losses "
+    f"such as {LANGUAGE_LOSS}"
+)
+"""What a training without losses is answered; systems without any are for what is computed before one."""
+
+
 class Assembly(BaseModel):
     """The parts of a system under their keys; base of :class:`mg_llava.models.system.System`.
 
@@ -116,6 +123,16 @@ class Assembly(BaseModel):
         self.register_load_state_dict_post_hook(_forget_frozen)
         if pretrained_pth is not None and not next(self.parameters()).is_meta:
             self.load_pretrained(pretrained_pth, fresh=fresh)
+
+    def learned(self) -> list[Any]:
+        """The losses of a training.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if not self.losses:
+            raise ValueError(NOTHING_LEARNED)
+        return self.losses
 
     def named_parts(self) -> Iterator[tuple[Part, nn.Module]]:
         """The parts that are there."""

@@ -208,7 +208,7 @@ class System(Assembly):
                 :class:`Spliced` inputs they belong to; ``"predict"`` gives the generated ids of each row.
 
         Raises:
-            ValueError: For an unknown mode, or when placeholders and pictures differ in number.
+            ValueError: For an unknown mode, when placeholders and pictures differ in number, or without losses.
         """
         if mode == "predict":
             return self.generate(data)
@@ -218,7 +218,7 @@ class System(Assembly):
         if mode == "loss":
             read = None if self.llm is None else self.read(data, seeing)
             with nullcontext() if read is None else self.condition(_by_row(seeing, read.layout)):
-                found = [loss(self, data, seeing, read) for loss in self.losses]
+                found = [loss(self, data, seeing, read) for loss in self.learned()]
             if (weights := data.get("loss_weights")) is not None:
                 found = [_weigh(values, weight) for values, weight in zip(found, weights, strict=True)]
             return {name: value for values in found for name, value in values.items()}
@@ -234,7 +234,7 @@ class System(Assembly):
 
     def loss_counts(self, data: Mapping[str, Any]) -> list[int]:
         """For each loss how many items of a batch, which is on the CPU, its mean is over."""
-        return [loss.count(data) for loss in self.losses]
+        return [loss.count(data) for loss in self.learned()]
 
     def read(self, data: Mapping[str, Any], seeing: Seeing) -> LLMInputs:
         """The LLM's inputs in training, packed where that is asked for."""

@@ -9,6 +9,7 @@ from mg_llava.data.pictures.places import is_stored
 from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group, build_tokens
 from mg_llava.data.text.conversation import Template
+from mg_llava.models.assembly import NOTHING_LEARNED
 from mg_llava.models.parts import kind_of
 from mg_llava.models.vision import refuse_features
 from mg_llava.planning.gpus import GPU
@@ -98,6 +99,8 @@ def find_conflicts(config: Any, skeleton: Skeleton | None, gpu: GPU, deepspeed: 
 
 def _about_training(config: Any, gpu: GPU, deepspeed: str | None) -> Iterator[str]:
     wrapper, loader = config.optim_wrapper, config.train_dataloader
+    if config.model.get("losses") is not None and not config.model.losses:
+        yield NOTHING_LEARNED
     precision = wrapper.get("dtype", "float32")
     if precision == "bfloat16" and not gpu.bfloat16:
         yield f"precision='bfloat16', but {gpu.name} does not compute in it; use precision='float16'"

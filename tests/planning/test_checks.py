@@ -98,6 +98,7 @@ def test_a_feature_cache_that_cannot_be(toy_config: Config) -> None:
             r"has no setting max_lenght; write budget=dict\(max_length=...\)",
         ),
         ({"model.fusion": dict(type="mg_llava.ConvGateFusion", depth=2)}, {}, "has no argument depth"),
+        ({"model.losses": []}, {}, "losses is empty, so that there is nothing to train on; remove it"),
         ({"train_dataloader.batch_size": 10**7}, {}, r"takes \d+ GiB of A100-80G's 80"),
     ],
 )

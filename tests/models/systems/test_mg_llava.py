@@ -145,6 +145,14 @@ def test_two_text_only_samples_give_two_rows(model: MGLLaVA) -> None:
     model.eval()
 
 
+def test_a_training_without_losses_is_named(toy_paths: dict[str, str]) -> None:
+    model, batch = toy.build_model(toy_paths, losses=[]), batch_of(toy.make_batch([(6, 1), (4, 0)]))
+    for train in (model, model.loss_counts):
+        with pytest.raises(ValueError, match="losses is empty, so that there is nothing to train on; remove it for"):
+            train(batch)
+    assert len(model(batch, mode="predict")) == len(batch["input_ids"])
+
+
 def per_sample_losses(model: MGLLaVA, instances: list[dict[str, Any]]) -> Tensor:
     with torch.no_grad():
         output = model(batch_of(instances), mode="tensor")
