@@ -49,17 +49,17 @@ def nano_instruct(llm=nano_llm, *, stage1="mg_llava_nano_pretrain", model=None, 
 
 def nano_named_pretrain(**changes):
     """Stage 1 of the miniature with named boxes: captions, and questions that name boxes."""
-    return nano_pretrain(**{**_with_names(nano_stage1, "captions"), "max_epochs": 2, **changes})
+    return nano_pretrain(**{**_with_names(nano_stage1, "captions", "named"), "max_epochs": 2, **changes})
 
 
 def nano_named(**changes):
-    """Stage 2 of the miniature with named boxes: its own questions, and half as many that name boxes."""
-    named = _with_names(nano_stage2, "instructions")
+    """Stage 2 of the miniature with named boxes: its own questions, and half as many records that name boxes."""
+    named = _with_names(nano_stage2, "instructions", "named_lists")
     return nano_instruct(**{"stage1": "mg_llava_nano_pretrain_named", **named, **changes})
 
 
-def _with_names(files, name):
+def _with_names(files, name, about):
     """Settings with names before box tokens, and two thirds of the pictures about which named questions are asked."""
-    named = dict(grounding("named", "named_boxes"), boxes=dict(box_augmentation=None), draw=dict(repeat=2 / 3))
+    named = dict(grounding(about, "named_boxes"), boxes=dict(box_augmentation=None), draw=dict(repeat=2 / 3))
     model = dict(picture=dict(regions=dict(names="obj{}")))
     return dict(model=model, data=dict(sources=[dict(files, name=name), named]), context_length=384)

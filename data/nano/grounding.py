@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import language
 import made
 import numpy as np
 import scenes
@@ -33,7 +34,7 @@ SIDE = 20
 SPREAD = 0.15
 """How far marks lie from the middles of their cells, as a share of what there is room for."""
 REPEAT = 1 / 3
-FORMAT = 10
+FORMAT = 11
 """Changes with the data; folders of another one are made again."""
 LETTERS = "ABC"
 TURNS = 6
@@ -171,6 +172,8 @@ def describe(scene: scenes.Scene) -> list[Pair]:
     return [("Describe the picture.", f"There are {len(order)} digits. From left to right: {', '.join(texts)}.")]
 
 
+NAMED = ("named", "named_lists", "named_boxes")
+"""Records that name boxes, of stage 1 and of stage 2, and their box file."""
 NAME = "obj{}"
 """Name of a box by its number, from 1 on in the order of the box file."""
 APART = 2
@@ -199,6 +202,13 @@ def ask_about_names(rng: np.random.Generator, marks: Sequence[scenes.Mark], coun
             question = f"Is {NAME.format(number)} left or right of {NAME.format(other)}?"
             asked.append(Asked("relation", question, "left" if mark.column < beside.column else "right"))
     return asked[:count]
+
+
+def ask_for_list(rng: np.random.Generator, scene: scenes.Scene) -> Pair:
+    """The miniature's own question for all digits from left to right."""
+    layout = [(mark.digit, mark.row, mark.column, mark.level) for mark in scene.marks]
+    asked = language.ask(rng, layout, "list")
+    return asked.question, asked.answer
 
 
 def draw_scene(rng: np.random.Generator, split: scenes.Split) -> scenes.Scene:
@@ -260,7 +270,7 @@ class Writer:
 def write_training(out: Path, count: int, seed: int) -> None:
     """Records of stage 1 and of the arms, and named boxes with their box file, of the same pictures."""
     writer = Writer(out, "train", "train", seed)
-    files: dict[str, list[Any]] = {name: [] for name in (*PERCEPTION, *ARMS, "captions", "named", "named_boxes")}
+    files: dict[str, list[Any]] = {name: [] for name in (*PERCEPTION, *ARMS, "captions", *NAMED)}
     for index in range(count):
         name, scene = writer.scene(index)
         base = {"id": f"train-{index:05d}", "image": name, "objects": _objects(scene)}
@@ -270,8 +280,11 @@ def write_training(out: Path, count: int, seed: int) -> None:
         files["captions"].append({**base, "conversations": _talk(describe(scene))})
         rng = np.random.default_rng([index, 7])
         mixed = shuffle(rng, scene)
-        talk = _talk([(one.question, one.answer) for one in ask_about_names(rng, mixed.marks, TURNS)])
-        files["named"].append({"id": base["id"], "image": name, "conversations": talk})
+        asked = [(one.question, one.answer) for one in ask_about_names(rng, mixed.marks, TURNS)]
+        files["named"].append({"id": base["id"], "image": name, "conversations": _talk(asked)})
+        if all(alone(scene, number) for number in phrases(scene)):
+            asked.insert(int(rng.integers(len(asked) + 1)), ask_for_list(rng, scene))
+        files["named_lists"].append({"id": base["id"], "image": name, "conversations": _talk(asked)})
         files["named_boxes"].append(_box_record(str(base["id"]), mixed))
     for name, records in files.items():
         (out / f"{name}.json").write_text(json.dumps(records))

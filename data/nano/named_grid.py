@@ -11,7 +11,7 @@ NAMED = ["configs/variants/mg_llava_nano_pretrain_named.py", "configs/variants/m
 NAMES = ("which", "relation")
 # What the frozen encoders give is computed once for all runs. Both rows have an LLM that has read names in text, box
 # tokens as long as objects were there, and a gate that starts half open, as in grid.py; they differ in names and the
-# questions about them, which take 100 steps more of stage 1 and 125 of stage 2.
+# questions about them, which take 100 steps more of stage 1 and 125 of stage 2, and in lists beside these in stage 2.
 FEATURES = "data/nano/generated/features/full"
 CACHE = "train_dataloader.dataset.caches.feature_cache"
 OPTIONS = {

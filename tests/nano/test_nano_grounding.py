@@ -102,6 +102,21 @@ def test_named_questions_follow_the_box_file(made: Path) -> None:
                 assert boxes[raw["id"]][int(match[1]) - 1] == answer["value"]
 
 
+def test_named_pictures_are_asked_for_a_list_where_each_class_comes_once(made: Path) -> None:
+    captions = {one["id"]: one["conversations"][1]["value"] for one in read(made / "captions.json")}
+    boxes = read(made / "named_boxes.json")
+    labels = {one["id"]: [label for label in one["labels"] if label != "shape"] for one in boxes}
+    firsts = set()
+    for raw in read(made / "named_lists.json"):
+        values = [turn["value"] for turn in raw["conversations"]]
+        lists = [place for place, value in enumerate(values) if value.endswith("List the digits from left to right.")]
+        assert len(lists) == (len(set(labels[raw["id"]])) == len(labels[raw["id"]]))
+        for place in lists:
+            assert values[place + 1] == ", ".join(re.findall(r"(\d) at", captions[raw["id"]]))
+            firsts.add(place == 0)
+    assert firsts == {True, False}
+
+
 def test_the_benchmark_counts_gold_as_right_and_shifted_boxes_as_wrong(grounding: Any, made: Path) -> None:
     import grounding_benchmark as module
 
