@@ -56,12 +56,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Fill or check the cache."""
     arguments = parse_arguments()
-    from mg_llava.data.config import find_dataset, load_config
+    from mg_llava.data.config import find_dataset, find_model, load_config
     from mg_llava.work.processes import Processes
 
     try:
         config = load_config(arguments.config, arguments.cfg_options)
         settings = find_dataset(config)
+        find_model(config)
         folder = arguments.folder or (settings.get("caches") or {}).get("feature_cache")
         if not folder:
             print("error: the config has no feature_cache; give --folder", file=sys.stderr)

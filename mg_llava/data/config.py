@@ -20,7 +20,7 @@ MIXED = "sources"
 
 
 class ConfigError(ValueError):
-    """A config that cannot be read, or without a training set that could."""
+    """A config that cannot be read, or without a model or a training set that could."""
 
 
 def load_config(path: str | Path, changes: Mapping[str, Any] | None = None) -> Any:
@@ -88,6 +88,18 @@ def open_boxes(
     if processor is not None:
         to_frame = partial(to_rgb, mode=processor.mode, apply_exif=processor.apply_exif)
     return open_box_store(spec, missing=missing, bad=bad, proposer=proposer, to_frame=to_frame)
+
+
+def find_model(config: Any) -> Any:
+    """The settings of a config's model.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    model = config.get("model")
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"{config.filename} has no model; give the config of a training")
+    return model
 
 
 def find_dataset(config: Any) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.config import find_dataset, walk_sources
+from mg_llava.data.config import find_dataset, find_model, walk_sources
 from mg_llava.data.pictures.places import is_stored
 from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group, build_tokens
@@ -23,7 +23,7 @@ _HALF = ("bfloat16", "float16")
 def find_missing(config: Any) -> list[dict[str, str]]:
     """Files and folders that the run would read and that are not here; each with ``what``, ``path`` and ``note``."""
     found: list[dict[str, str]] = []
-    model = config.model
+    model = find_model(config)
     for _, part, role in kind_of(model).parts:
         path = str((model.get(part) or {}).get("path") or "") if role != "connector" else ""
         note = _missing_weights(path) if path else ""

@@ -113,7 +113,7 @@ def make_plan(
         frames: A typical sample is about a video of so many frames; 0 for a picture.
 
     Raises:
-        ConfigError: The config has no training set.
+        ConfigError: The config has no model or no training set.
         ValueError: ``gpus``, ``mfu`` or ``deepspeed`` make no sense.
     """
     names = [strategy.name for strategy in STRATEGIES]

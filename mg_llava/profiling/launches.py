@@ -20,7 +20,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from mg_llava.data.config import load_config
+from mg_llava.data.config import find_model, load_config
 from mg_llava.models.losses.language import decoder_of
 from mg_llava.models.objects import roi_align
 from mg_llava.models.recompute import enable_checkpointing
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         By number of boxes ``launches``, by part, and ``own``, the share of them that is neither in encoders nor in the
         LLM.
     """
-    skeleton = build_skeleton(load_config(args.config).model)
+    skeleton = build_skeleton(find_model(load_config(args.config)))
     enable_checkpointing(skeleton.model.llm, skeleton.checkpointing)
     found = {}
     for boxes in args.boxes:

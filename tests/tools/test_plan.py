@@ -77,3 +77,15 @@ def test_a_model_that_answers(toy_paths: dict[str, str], tmp_path: Path) -> None
     assert status == 2 and "bare has no config.json" in err
     status, _, err = run("user/nowhere")
     assert status == 2 and "cannot be had from the hub" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan", "{}"), ("benchmark", "launches", "--config", "{}"), ("fill_feature_cache", "{}", "--folder", "x")],
+)
+def test_a_config_without_a_model_is_named(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    config = tmp_path / "base.py"
+    config.write_text("train_dataloader = dict(dataset=dict(type='mg_llava.LLaVADataset', data_path='x.json'))\n")
+    tool, *others = [argument.format(config) for argument in arguments]
+    status, _, err = run_tool(tool, *others)
+    assert status in (1, 2) and f"{config} has no model; give the config of a training" in err, err
