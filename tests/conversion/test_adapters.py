@@ -211,7 +211,7 @@ def test_damaged_peft_folders(model: Any, tmp_path: Path) -> None:
 # -- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     rank=st.integers(1, 5),
     sizes=st.tuples(st.integers(1, 6), st.integers(1, 6)),

@@ -55,7 +55,7 @@ TENSORS = st.dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(specs=TENSORS)
 def test_what_is_written_is_read_by_the_formats_own_libraries(
     specs: dict[str, tuple[str, list[int]]], tmp_path_factory: pytest.TempPathFactory

@@ -90,7 +90,7 @@ shares = st.sampled_from([{}, {"repeat": 2}, {"repeat": 1.5}, {"repeat": 0.5}, {
 
 
 @given(st.lists(st.tuples(kinds, shares), min_size=1, max_size=4), st.integers(0, 3))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mixture(root, tokenizer, parts, seed):
     """Text alone and pictures in any position; every sample is that of its source; all depends on the seed alone."""
     for number, (letters, _) in enumerate(parts):

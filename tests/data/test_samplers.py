@@ -25,7 +25,7 @@ class Lengths:
 
 
 @given(st.lists(st.integers(-90, 90), min_size=1, max_size=60), st.integers(1, 5), st.integers(1, 4), st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sampler_with_any_mix_and_any_number_of_processes(monkeypatch, lengths, batch, world, round_up):
     parts = []
     for rank in range(world):
@@ -56,7 +56,7 @@ def test_sampler_equals_xtuner(monkeypatch):
 
 
 @given(st.lists(st.integers(-5, 5).filter(bool), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_order_is_that_of_xtuners_function(lengths, group, seed):
     ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
     found = group_by_length(np.array(lengths), group, ours)
@@ -89,7 +89,7 @@ def test_sampler_faults():
     st.integers(1, 5),
     st.integers(0, 3),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_index_once_and_processes_disjoint(monkeypatch, lengths, batch, world, epoch):
     def parts(seed):
         found = []
@@ -141,7 +141,7 @@ LENGTHS = st.lists(st.one_of(st.integers(1, 600), st.integers(-600, -1)), min_si
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(600, 2000), st.integers(1, 4))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_batches_by_tokens_stay_within_the_limit_in_any_number_of_processes(monkeypatch, lengths, most, tokens, world):
     counts, orders = set(), []
     for epoch in (0, 1):

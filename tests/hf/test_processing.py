@@ -114,7 +114,7 @@ def test_written_prompt_has_the_ids_of_training(
     assert encode_written_prompt(text.removeprefix(bos), tokenizer, template) == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(TEMPLATES), WORDS, WORDS, WORDS)
 def test_any_words_have_the_ids_of_training(name: str, first: str, answer: str, second: str) -> None:
     template = Template.build(name)

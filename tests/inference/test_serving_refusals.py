@@ -435,7 +435,7 @@ def test_odd_requests_are_refused_or_answered_and_leave_nothing(server: ChatServ
     with httpx.Client(base_url=url_of(server), headers=headers, timeout=60) as client:
 
         def send(count: int) -> None:
-            @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=count, database=None, suppress_health_check=list(HealthCheck))
             @given(BODIES)
             def odd(body: bytes) -> None:
                 answer = client.post("/v1/chat/completions", content=body)

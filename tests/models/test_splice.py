@@ -120,7 +120,7 @@ def test_golden_sequence(golden_sequence: dict[str, Tensor]) -> None:
     assert torch.equal(out.position_ids, g["out_position_ids"])
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(batch=batches)
 def test_rows_order_labels_mask_and_positions(batch: Batch) -> None:
     out = run(batch)
@@ -136,7 +136,7 @@ def test_rows_order_labels_mask_and_positions(batch: Batch) -> None:
         assert out.position_ids[index].tolist() == list(range(length)) + [0] * (longest - length)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(batch=batches)
 def test_left_padding_is_right_padding_shifted(batch: Batch) -> None:
     right, left = run(batch), run(batch, padding_side="left")
@@ -147,7 +147,7 @@ def test_left_padding_is_right_padding_shifted(batch: Batch) -> None:
             assert torch.equal(one.roll(shift, dims=0), other), name
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(batch=batches)
 def test_a_row_does_not_depend_on_the_others(batch: Batch) -> None:
     together = run(batch)
@@ -169,7 +169,7 @@ def test_a_row_does_not_depend_on_the_others(batch: Batch) -> None:
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[index, : len(row)]), name
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(batch=batches, side=st.sampled_from(["left", "right"]))
 def test_masked_columns_leave_no_trace(batch: Batch, side: str) -> None:
     """Columns are masked wherever they stand and whatever id is in them, a placeholder included."""

@@ -28,7 +28,7 @@ def test_arrays_come_back(tmp_path):
 
 @example(7339, 0, False)  # in the directory of the file: one array fewer
 @given(st.integers(0, 10**6), st.integers(0, 7), st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_damaged_file_is_as_it_was_or_nothing(tmp_path_factory, place, bit, cut):
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
     save_arrays(path, **ARRAYS)

@@ -64,7 +64,7 @@ def test_files_of_a_limited_size(tmp_path):
     assert read_all(tmp_path) == expected(range(1, 30))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([".bin", ".index"]),
     st.integers(0, 10**6),

@@ -63,7 +63,7 @@ def test_wherever_a_file_ends_it_is_a_prefix_and_goes_on(tmp_path):
         assert path.read_bytes().count(b"\n") == len(whole) + 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_flipped_bits_and_zeros_are_never_trusted(data):
     folder = Path(os.environ.get("TMPDIR", "/tmp"), f"flips-{os.getpid()}")

@@ -34,7 +34,7 @@ def records(draw):
 
 
 @given(records(), augmentations, st.integers(0, 1000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_promises(record, augment, seed):
     before = record.boxes.copy()
     result = augment(record, SIZE, np.random.default_rng(seed))
@@ -61,7 +61,7 @@ def test_promises(record, augment, seed):
 
 
 @given(records(), st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_zero_probabilities_change_nothing(record, seed):
     rng = np.random.default_rng(seed)
     assert BoxAugmentation()(record, SIZE, rng) is record

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("convert")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(records=st.lists(box_records(), max_size=12), layout=st.sampled_from(["list", "dict", "lines"]))
 def test_a_store_equals_its_json(folder, records, layout):
     # The last record of an id counts, in JSON objects as well.
@@ -250,7 +250,7 @@ def test_every_array_has_a_checksum(converted):
 
 
 @given(st.integers(0, 10**6), st.integers(0, 7))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_flipped_bit_passes(converted, place, bit):
     whole = converted.read_bytes()
     data = bytearray(whole)

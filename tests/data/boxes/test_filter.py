@@ -28,7 +28,7 @@ def test_nms_ignores_other_labels_at_negative_coordinates_too():
 
 
 @given(st.integers(0, 10**6), st.integers(1, 120), st.integers(1, 6), st.sampled_from([0.0, 0.2, 0.5]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nms_equals_batched_nms_on_whole_pixels(seed, count, labels, iou):
     from torchvision.ops import batched_nms
 
@@ -114,7 +114,7 @@ def test_room_keeps_the_best_in_their_order():
     st.booleans(),
     st.sampled_from([None, 0.2]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_filter_properties(items, max_boxes, cap, text_is_long, iou):
     labels = [item[0] for item in items]
     scores = np.array([item[1] for item in items])
@@ -206,7 +206,7 @@ def overlap(first, second):
 
 
 @given(processors, pictures(), st.booleans(), st.one_of(st.none(), st.integers(0, 8)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_fates_agree_with_the_tokens(processor, picture, text_is_long, room):
     size, record = picture
     canvas = processor.canvas_of(size)
@@ -228,7 +228,7 @@ def test_fates_agree_with_the_tokens(processor, picture, text_is_long, room):
 
 
 @given(processors, pictures())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_reasons_are_true(processor, picture):
     size, record = picture
     fates = processor.explain(size, record)

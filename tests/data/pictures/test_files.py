@@ -118,7 +118,7 @@ def test_faults_have_names(tmp_path, fault):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 @given(share=st.floats(0, 1))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_a_cut_file_is_found_where_opening_fails(tmp_path_factory, kind, share):
     content = encode(noise(), kind)
     path = tmp_path_factory.mktemp("cut") / "a.bin"
@@ -171,7 +171,7 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path, kind):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_content_hash_depends_on_size_and_pixels_alone(width, height, seed):
     image = noise(width, height, seed)
     wanted = content_hash(image)

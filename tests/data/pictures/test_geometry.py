@@ -192,7 +192,7 @@ coordinate = st.floats(-4000, 4000, allow_nan=False)
 
 
 @given(canvases, st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_round_trip(canvas, boxes):
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     before = boxes.copy()
@@ -201,7 +201,7 @@ def test_round_trip(canvas, boxes):
 
 
 @given(canvases, st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), max_size=12), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_placed_boxes_lie_on_the_canvas(canvas, corners, data):
     boxes = np.array([[min(a, c), min(b, d), max(a, c), max(b, d)] for a, b, c, d in corners]).reshape(-1, 4)
     mode = data.draw(st.sampled_from(["reference", "exact"]))
@@ -218,7 +218,7 @@ def test_placed_boxes_lie_on_the_canvas(canvas, corners, data):
 
 
 @given(st.integers(1, 400), st.integers(1, 400))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_marked_rectangle_is_where_its_box_says(width, height):
     image = Image.new("RGB", (width, height))
     box = [width // 4, height // 4, width // 4 + (width + 1) // 2, height // 4 + (height + 1) // 2]
@@ -276,7 +276,7 @@ def test_processor_builds_from_the_registry():
 
 
 @given(st.integers(1, 260), st.integers(1, 260), st.sampled_from([1, 32, 96, 100, 333, 768]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_the_band_of_the_picture_has_the_values_of_the_whole_square(width, height, size):
     pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     picture, canvas = Image.fromarray(pixels), Canvas(width, height, size)

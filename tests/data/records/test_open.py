@@ -24,7 +24,7 @@ layouts = st.sampled_from([{}, {"indent": 2}, {"ensure_ascii": False}, {"separat
 
 
 @given(st.lists(json_values, max_size=8), layouts, st.integers(1, 40), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_list_in_any_layout_and_any_chunks(tmp_path_factory, values, layout, chunk, with_lines):
     """Chunks end anywhere: inside letters of several bytes, numbers, escapes and separators."""
     folder = tmp_path_factory.getbasetemp()

@@ -98,7 +98,7 @@ raw_records = st.fixed_dictionaries(
 @given(raw_records)
 @example({"id": 1, "image": "a", "conversations": turns_of("<image>", "b")})
 @example({"id": 1, "image": ["a", "b"], "conversations": turns_of("<image><image>", "b", "c", " ")})
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_measuring_checks_the_same_as_parsing(raw):
     try:
         record = parse_record(raw, "train.json", 3)

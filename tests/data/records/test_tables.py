@@ -25,7 +25,7 @@ def test_cells_may_hold_anything(tmp_path: Path) -> None:
     assert read_header(tmp_path / "t.tsv") == ["index", "image", "question", "A"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"))] * 2)))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
     rows = [{"index": first, "image": second + "x" * 300} for first, second in cells]

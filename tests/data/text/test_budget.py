@@ -79,7 +79,7 @@ processors = st.builds(
 
 
 @given(samples, processors, st.integers(2, 120), st.integers(1, 20), st.one_of(st.none(), st.integers(1, 100)))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_sample_exceeds_the_context(folder, tokenizer, rows, processor, context, per_image, max_length):
     write(folder, rows)
     settings = dict(picture_processor=processor, tokens_per_image=per_image, over_budget="skip", no_label="skip")
@@ -147,7 +147,6 @@ def test_several_pictures_share_the_room(folder, tokenizer):
 
 
 @given(st.lists(st.integers(0, 30), max_size=6), st.integers(0, 100))
-@settings(deadline=None)
 def test_sharing_is_fair_and_wastes_nothing(counts, room):
     shares = share_room(counts, room)
     assert sum(shares) == min(room, sum(counts))

@@ -60,7 +60,7 @@ def xtuner_encoding(turns, tokenizer, name, max_length):
 
 @pairs
 @given(turns=conversations)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_xtuner(tokenizers, name, kind, turns):
     expected = xtuner_encoding(turns, tokenizers[kind], name, 10**6)
     out = encode_conversation(turns, tokenizers[kind], Template.build(name))
@@ -71,7 +71,7 @@ def test_equals_xtuner(tokenizers, name, kind, turns):
 
 @pairs
 @given(turns=conversations, max_length=st.integers(5, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_truncation_keeps_pictures_and_a_label(tokenizers, name, kind, turns, max_length):
     full = encode_conversation(turns, tokenizers[kind], Template.build(name))
     cut = encode_conversation(turns, tokenizers[kind], Template.build(name), max_length)
@@ -89,7 +89,7 @@ def test_truncation_keeps_pictures_and_a_label(tokenizers, name, kind, turns, ma
 
 @pairs
 @given(turns=conversations)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_prompt_is_the_training_prefix(tokenizers, name, kind, turns):
     tokenizer, template = tokenizers[kind], Template.build(name)
     history = [*turns, Turn("human", "And <image> now?")]

@@ -38,7 +38,7 @@ def random_boxes(seed, size):
 
 @pytest.mark.parametrize("box_text", ALL, ids=str)
 @given(size=st.tuples(SIDE, SIDE), seed=st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_reading_undoes_writing(box_text, size, seed):
     boxes = random_boxes(seed, size)
     text = box_text.write(boxes, size)
@@ -53,7 +53,7 @@ def test_reading_undoes_writing(box_text, size, seed):
 @given(
     text=st.one_of(st.text(), st.text("[]{}<>()0123456789.,;-+eE bin_\n"), TOKENS, st.text("[1.5, ;]", min_size=20))
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_nothing_raises_and_all_boxes_lie_in_the_frame(box_text, text):
     found = box_text.find(text)
     assert len(found.boxes) == len(found.spans) == len(found.clamped)
@@ -115,7 +115,7 @@ def test_percentages_need_no_braces():
 
 
 @given(st.tuples(*[st.floats(0, 1)] * 4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cells_are_kosmos2s(numbers):
     left, right = sorted(numbers[:2])
     upper, lower = sorted(numbers[2:])

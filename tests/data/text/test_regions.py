@@ -81,7 +81,7 @@ def test_typed_coordinates_are_in_the_picture_that_was_shown_last():
     st.lists(st.sampled_from(["<box:0>", "<object:0>", "<object:2>", "[0.1, 0.2,", "[.1,.2,.3,.4]", "é", " "])),
     st.data(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_object_image_has_its_region_whatever_the_text(pieces, data):
     use = RegionUse(
         data.draw(st.sampled_from([{}, {"style": "int100"}])),

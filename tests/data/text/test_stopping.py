@@ -55,7 +55,7 @@ def test_long_answers_are_not_read_from_their_beginning_with_each_id(tokenizer: 
     assert of_finish == len(ids) and max(of_pushes) < 100
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\N{REPLACEMENT CHARACTER}"), max_size=20))
 def test_any_text_comes_whole(tokenizer: Any, text: str) -> None:
     stops = Stops(tokenizer, Template.build(BARE)).also(("ab", "ba"))

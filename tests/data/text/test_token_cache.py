@@ -107,7 +107,7 @@ conversations = st.builds(conversation, ids, st.integers(0, 9), st.booleans())
 
 
 @given(st.lists(conversations, min_size=1, max_size=5), st.integers(0, 10**6), st.integers(0, 10**6), st.booleans())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_a_kill_or_a_bad_disk_leaves_is_right_or_absent(tmp_path_factory, values, keep, keep_index, flip):
     folder = tmp_path_factory.mktemp("cache")
     cache = TokenCache(folder, "key", len(values))

@@ -186,7 +186,7 @@ def test_drawing_of_long_text_and_of_none(data: dict[str, str]) -> None:
 
 
 @given(st.integers(1, 100), st.integers(1, 100), st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 4), max_size=30))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_boxes_can_be_drawn(data: dict[str, str], width: int, height: int, corners: list) -> None:
     from mg_llava.data.records.schema import make_box_record
     from mg_llava.inspection.browse.samples import PictureView

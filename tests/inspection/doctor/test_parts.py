@@ -51,7 +51,6 @@ def boxes_of(shares, size):
 
 
 @given(SIDE, SIDE, SHARES)
-@settings(deadline=None)
 def test_boxes_inside_a_picture_are_not_odd(width, height, shares):
     boxes = boxes_of(shares, (width, height))
     assume(boxes.max() > 2)
@@ -60,7 +59,6 @@ def test_boxes_inside_a_picture_are_not_odd(width, height, shares):
 
 
 @given(SIDE, SIDE, SHARES)
-@settings(deadline=None)
 def test_shares_and_swapped_axes_are_told(width, height, shares):
     boxes = boxes_of(shares, (width, height))
     assume(boxes.max() > 2)
@@ -184,7 +182,7 @@ def test_a_few_odd_pictures_do_not_condemn_a_source():
     SIDE, SIDE, st.tuples(*[st.floats(0, 1)] * 4), st.sampled_from(["reference", "exact"]), st.booleans(),
     st.sampled_from(["shortest_edge", "squash"]), st.sampled_from([(122, 116, 104), (255, 255, 255)]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_coordinates_hold_for_every_processor(width, height, share, mode, pad, resize, color):
     processor = PictureProcessor(64, pad_to_square=pad, mode=mode, resize=resize, pad_color=color)
     box = boxes_of([share], (width, height))

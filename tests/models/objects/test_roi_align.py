@@ -116,7 +116,7 @@ box_lists = st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), 
 grid_side = st.integers(1, 24)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     boxes=st.lists(box_lists, min_size=1, max_size=3),
     grids=st.lists(st.tuples(grid_side, grid_side), min_size=1, max_size=4),
@@ -140,7 +140,7 @@ def test_equals_roi_align_on_the_dense_map(
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     edges=st.lists(st.tuples(coordinate, coordinate), min_size=1, max_size=8),
     side=st.integers(1, 40),

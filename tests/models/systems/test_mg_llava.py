@@ -159,7 +159,7 @@ def per_sample_losses(model: MGLLaVA, instances: list[dict[str, Any]]) -> Tensor
     return token_loss(output["logits"], output["inputs"].labels, reduction="none")
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(
     samples=st.lists(st.tuples(st.integers(5, 14), st.integers(0, 2)), min_size=2, max_size=4),
     seed=st.integers(0, 50),
