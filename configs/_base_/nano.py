@@ -16,7 +16,7 @@ from mg_llava.data.boxes.augment import BoxAugmentation
 nano_settings = dict(
     batch_size=16,
     context_length=256,
-    dataloader_num_workers=1,
+    dataloader_num_workers=0,  # pictures are small, and two trainings share two cores
     precision="float32",
     save_steps=100000,
     save_total_limit=1,

@@ -316,8 +316,8 @@ def train(
 
 def save(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a Hugging Face folder, weights in half precision."""
-    state = {key: value.detach().half() for key, value in llm.state_dict().items()}
-    llm.save_pretrained(folder, state_dict=state)
+    llm.config._name_or_path = ""  # the folder that it was read from here
+    llm.save_pretrained(folder, state_dict={key: value.detach().half() for key, value in llm.state_dict().items()})
     tokenizer.save_pretrained(folder)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     GenerationConfig(**special, pad_token_id=tokenizer.pad_token_id, do_sample=False).save_pretrained(folder)

@@ -16,7 +16,7 @@ from evaluate import CHANCE
 BOXES = f"{parts.EVALUATE} --box-file data/nano/generated/heldout_boxes_{{name}}.json"
 RECALL = (0, 25, 50, 75, 100)
 NUMBER = (0, 1, 2, 4, 8, 16, 32)
-SIZES = (128, 192, 256, 320)
+SIZES, OWN_SIZE = (128, 192, 256, 320), 256
 MODELS = ("model", "train_dataloader.dataset.tokens.model")
 SIZE_KEYS = (
     *(f"{model}.high_res_encoder.image_size" for model in MODELS),
@@ -25,6 +25,7 @@ SIZE_KEYS = (
         for owner in ("", "test_dataloader.dataset.", "train_dataloader.dataset.")
     ),
 )
+FEATURE_CACHE = "train_dataloader.dataset.caches.feature_cache"
 LLMS = "data/nano/generated/llm_layers{}"
 PARAMETERS = {2: 0.66, 4: 1.20, 6: 1.73}
 """Of LLMs, in millions, by the number of their layers."""
@@ -45,11 +46,27 @@ def boxes(name: str, title: str, group: str, x: int, model: str = "full") -> dic
 
 
 def size(side: int) -> dict[str, Any]:
-    """The full model with high-resolution pictures of another size; its features are not kept."""
-    changes = [f"{key}={side}" for key in SIZE_KEYS]
-    changes += [f"{model}.fusion.unequal_grids=interpolate" for model in MODELS]  # to the grid of CLIP's tokens
-    changes.append("train_dataloader.dataset.caches.feature_cache=None")
-    return row(f"size{side}", f"{side} px", C, side, *([] if side == 256 else changes))
+    """The full model with high-resolution pictures of another size."""
+    changes = [] if side == OWN_SIZE else [*size_changes(side), f"{FEATURE_CACHE}={features(side)}"]
+    return row(f"size{side}", f"{side} px", C, side, *changes)
+
+
+def size_changes(side: int) -> list[str]:
+    """Changes of a leaf for high-resolution pictures of another size."""
+    # maps are brought to the grid of CLIP's tokens
+    return [f"{key}={side}" for key in SIZE_KEYS] + [f"{model}.fusion.unequal_grids=interpolate" for model in MODELS]
+
+
+def features(side: int) -> str:
+    """The folder of what the frozen encoders give for pictures of a size."""
+    return f"{parts.FEATURES}/size{side}"
+
+
+def fill(side: int) -> list[str]:
+    """Commands that fill it with the pictures of both stages."""
+    changes = " ".join(size_changes(side))
+    command = "python tools/fill_feature_cache.py {} --folder {} --cfg-options {}"
+    return [command.format(leaf, features(side), changes) for leaf in parts.leaves("full")]
 
 
 def depth(layers: int) -> dict[str, Any]:
@@ -72,6 +89,7 @@ FILES = f"python data/nano/box_files.py --recall {' '.join(map(str, RECALL))} --
 PREPARE = [
     parts.DATA,
     *parts.fill("full"),
+    *(command for side in SIZES if side != OWN_SIZE for command in fill(side)),
     FILES,
     *(command for layers in DEPTHS for command in llm(layers)),
 ]

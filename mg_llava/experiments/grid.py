@@ -9,6 +9,7 @@ import hashlib
 import json
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ WATCHING = (
     *("test_cfg", "test_dataloader", "test_evaluator", "work_dir"),
 )
 """Keys of a config on which no weight depends."""
+LOADING = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor")
+"""Keys of a data loader on which no batch depends: draws go by seed, epoch and sample."""
 WHOLE = 64 << 20
 """Files of more bytes count by their size and both ends."""
 
@@ -84,7 +87,7 @@ class Grid:
     seeds: tuple[int, ...] = (0, 1, 2)
     plateau: float | None = None
     prepare: tuple[str, ...] = ()
-    train: tuple[str, ...] = ("xtuner", "train")
+    train: tuple[str, ...] = (sys.executable, "-m", "mg_llava", "train")
     caption: str = ""
     reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     results: str | None = None
@@ -206,7 +209,10 @@ def stage_fingerprint(leaf: str, options: Sequence[str], seed: int, before: str)
     if before:
         config.merge_from_dict({"model.pretrained_pth": None})  # it is the one of the stage before
     settings = {key: value for key, value in config.to_dict().items() if key not in WATCHING}
-    for source in _sources(settings.get("train_dataloader", {}).get("dataset", {})):
+    loader = settings.get("train_dataloader", {})
+    for name in LOADING:
+        loader.pop(name, None)
+    for source in _sources(loader.get("dataset", {})):
         source.pop("caches", None)  # what is kept there does not change what is trained
     files = {text: digest for text in _texts(settings) if (digest := _digest_of(text))}
     return _digest([settings, files, seed, before])
