@@ -79,10 +79,12 @@ def run_grid(
         if command:
             check_command(command)
     seeds = dict.fromkeys(str(seed) for _, seed in grid.runs())
-    prepare_data([word for part in grid.prepare for word in (seeds if part == "{seeds}" else [part])], folder, say)
+    prepare = [word for part in grid.prepare for word in (seeds if part == "{seeds}" else [part])]
+    prepare_data(prepare, folder, say, jobs * threads)  # nothing else runs meanwhile
     runs = plan_runs(grid, folder)
     say(f"{sum(not run.is_done for run in runs)} of {len(runs)} runs to do; logs in {folder}")
-    return runs, Schedule(runs, jobs, threads, say).run(folder)
+    warm = grid.train == Grid.train  # others may need other imports
+    return runs, Schedule(runs, jobs, threads, say, warm).run(folder)
 
 
 def report(whole: Grid, chosen: Grid, folder: Path, command: str, say: Callable[[str], None]) -> GridReport:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mg_llava.experiments import _leash
 from mg_llava.experiments.steps import GridStep, Run, tail
+from mg_llava.experiments.warm import WarmProcess, can_copy, is_python
 from mg_llava.work.lock import FolderInUseError, folder_lock
 
 Say = Callable[[str], None]
@@ -18,6 +19,8 @@ _LOOK, _SHOW = 0.2, 15.0
 """Seconds between two looks at the processes, and between two lines of progress."""
 _FREED = 3 * _leash.LOOK + _leash.PATIENCE
 """Seconds after which the processes of a killed run have ended."""
+_KEPT = str(4 << 30)
+"""Bytes of freed memory that a process keeps; glibc reads it, others do not."""
 
 
 class Schedule:
@@ -28,12 +31,14 @@ class Schedule:
         jobs: Processes at a time.
         threads: CPU threads of each.
         say: Takes lines of progress.
+        warm: Start them as copies of a process that has imported what they need, where that is possible.
     """
 
-    def __init__(self, runs: Iterable[Run], jobs: int, threads: int, say: Say) -> None:
+    def __init__(self, runs: Iterable[Run], jobs: int, threads: int, say: Say, warm: bool = False) -> None:
         self._steps = {step.folder: step for run in runs for step in run.steps}
         self._waiting = [step for step in self._steps.values() if not step.done]
-        self._running: dict[Path, tuple[subprocess.Popen, float]] = {}
+        self._running: dict[Path, tuple[subprocess.Popen | WarmProcess, float]] = {}
+        self._warm = warm and can_copy()
         self._jobs, self._environment, self._say = max(1, jobs), environment(threads), say
         self._begin, self._shown = time.monotonic(), time.monotonic()
         self.failures: dict[Path, str] = {}
@@ -77,18 +82,19 @@ class Schedule:
                 self._waiting.remove(step)
                 if step.finish(0.0):  # it was killed after its last file
                     continue
-                command = [sys.executable, _leash.__file__, *step.command()]
                 step.folder.mkdir(parents=True, exist_ok=True)
-                with step.log.open("ab") as log:
-                    process = subprocess.Popen(
-                        command,
-                        env=self._environment,
-                        stdout=log,
-                        stderr=log,
-                        stdin=subprocess.DEVNULL,
-                        pass_fds=[held],
-                    )
-                self._running[step.folder] = process, time.monotonic()
+                self._running[step.folder] = self._process(step, held), time.monotonic()
+
+    def _process(self, step: GridStep, held: int) -> "subprocess.Popen | WarmProcess":
+        """The started command of a step."""
+        command = step.command()
+        if self._warm and is_python(command):
+            return WarmProcess(command, self._environment, step.log, held)
+        leashed, devnull = [sys.executable, _leash.__file__, *command], subprocess.DEVNULL
+        with step.log.open("ab") as log:
+            return subprocess.Popen(
+                leashed, env=self._environment, stdout=log, stderr=log, stdin=devnull, pass_fds=[held]
+            )
 
     def _look_at(self, step: GridStep) -> None:
         process, begin = self._running[step.folder]
@@ -130,8 +136,8 @@ class Schedule:
         return sum(max(0.0, means.get(s.kind, other) - passed.get(s.folder, 0.0)) for s in todo) / self._jobs
 
 
-def prepare_data(command: Sequence[str], folder: Path, say: Say) -> None:
-    """Run the command that makes the data; its log is in ``folder``.
+def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int = 1) -> None:
+    """Run the command that makes the data, in so many threads; its log is in ``folder``.
 
     Raises:
         RuntimeError: It failed.
@@ -143,7 +149,7 @@ def prepare_data(command: Sequence[str], folder: Path, say: Say) -> None:
     say(f"data: {' '.join(command)}")
     with log.open("wb") as out:
         leashed = [sys.executable, _leash.__file__, *command]
-        status = subprocess.run(leashed, env=environment(1), stdout=out, stderr=out, check=False).returncode
+        status = subprocess.run(leashed, env=environment(threads), stdout=out, stderr=out, check=False).returncode
     if status:
         raise RuntimeError(f"{' '.join(command)} ended with status {status}\n{explain(log)}")
     say(tail(log, 2).strip())
@@ -159,6 +165,8 @@ def environment(threads: int) -> dict[str, str]:
         "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
+        "MALLOC_MMAP_THRESHOLD_": _KEPT,  # what a step of a training gives back serves the next one
+        "MALLOC_TRIM_THRESHOLD_": _KEPT,
         "TOKENIZERS_PARALLELISM": "false",
     }
 

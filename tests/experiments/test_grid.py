@@ -114,11 +114,13 @@ def test_options_and_settings_are_one(tmp_path: Path) -> None:
     assert optional.steps[0].folder == written.steps[0].folder
 
 
-def test_what_is_kept_for_the_training_does_not_matter(tmp_path: Path) -> None:
-    loader = {"dataset": {"sources": [{"data_path": "a"}]}}
+def test_what_is_kept_for_the_training_and_who_loads_it_do_not_matter(tmp_path: Path) -> None:
+    loader = {"num_workers": 1, "batch_size": 16, "dataset": {"sources": [{"data_path": "a"}]}}
     leaf = write_leaf(tmp_path, "pretrain", train_dataloader=loader)
     plain = stage_fingerprint(leaf, (), 0, "")
+    assert stage_fingerprint(leaf, ("train_dataloader.batch_size=8",), 0, "") != plain
     loader["dataset"]["sources"][0]["caches"] = {"feature_cache": "features"}
+    loader["num_workers"], loader["prefetch_factor"] = 4, 8
     write_leaf(tmp_path, "pretrain", train_dataloader=loader)
     assert stage_fingerprint(leaf, (), 0, "") == plain
     loader["dataset"]["sources"][0]["data_path"] = "b"

@@ -1,0 +1,144 @@
+"""Start commands of Python as copies of a process that has imported what they need, which takes seconds of each.
+
+A copy has a session and a log of its own, and ends with the process that asked for it, as with ``_leash``. A GPU
+cannot be used in a copy once a library has looked for it, so they are for the CPU alone.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver, reduction
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from mg_llava.experiments import _leash
+
+MODULES = (
+    *("xtuner.tools.train", "timm", "open_clip", "peft", "transformers.models.auto.modeling_auto"),
+    *("transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama"),
+)
+"""What is imported once. None of this package: some of ours acts when it is imported, by the command that it is in."""
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/davinci_manager")
+
+
+def can_copy() -> bool:
+    """Whether this is Linux without a GPU."""
+    return sys.platform == "linux" and not any(Path(name).exists() for name in _GPUS)
+
+
+def is_python(command: Sequence[str]) -> bool:
+    """Whether a command is a script or module for this Python."""
+    return command[0] in ("python", sys.executable) and len(command) > 1
+
+
+class WarmProcess:
+    """A copy that runs a command; of the interface of ``subprocess.Popen`` what a schedule needs.
+
+    Args:
+        command: Python, and a file or ``-m`` and a module, and their arguments.
+        environment: Variables; those that libraries read when they are loaded are as in the first call of a process.
+        log: Gets what it prints.
+        held: Descriptor of a lock that lasts as long as the command.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, held: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(MODULES))
+        with _variables(environment):
+            forkserver.ensure_running()
+        arguments = (list(command[1:]), dict(environment), str(log), _Held(held))
+        self._process = context.Process(target=_run, args=arguments)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same."""
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        """Ask the command and what it has started to end."""
+        self._signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Wait for the end of what was asked to end, not for ever."""
+        self._process.join(_leash.PATIENCE)
+        self._signal(signal.SIGKILL)
+        self._process.join()
+
+    def _signal(self, number: int) -> None:
+        if self._process.exitcode is None and self._process.pid is not None:
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:  # it has no group yet
+                os.kill(self._process.pid, number)
+
+
+class _Held:
+    """A descriptor that a copy gets as well."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> tuple:
+        return _hold, (reduction.DupFd(self.descriptor),)
+
+
+def _hold(given: Any) -> int:
+    return given.detach()
+
+
+@contextmanager
+def _variables(environment: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _run(arguments: list[str], environment: dict[str, str], log: str, held: int) -> None:
+    """Be the command."""
+    os.setsid()
+    os.set_inheritable(held, True)  # what it starts holds the lock as well
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    try:
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            sys.path[0] = os.getcwd()
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            sys.path[0] = str(Path(arguments[0]).resolve().parent)
+            runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _end_with_starter() -> None:
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    wait([starter.sentinel])
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(_leash.PATIENCE)
+    os.killpg(0, signal.SIGKILL)

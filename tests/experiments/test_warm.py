@@ -1,0 +1,159 @@
+"""Commands as copies of a process that has imports: what they are given, how they end, and with whom."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mg_llava.experiments import warm
+from mg_llava.experiments.schedule import Schedule
+from mg_llava.experiments.warm import WarmProcess
+from mg_llava.work.lock import FolderInUseError, folder_lock
+from tests.run import environment, is_running
+
+SECONDS = 30.0
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are for Linux alone")
+
+TELL = """
+import atexit, json, os, sys
+atexit.register(print, "bye")
+print(json.dumps([sys.argv[1:], os.environ.get("OWN"), "GONE" in os.environ, __name__, os.getpgid(0) == os.getpid()]))
+print("to the other one", file=sys.stderr)
+import beside
+sys.exit(int(sys.argv[1]))
+"""
+SLEEP = """
+import os, subprocess, sys, time
+child = subprocess.Popen(["sleep", "600"])
+with open(sys.argv[1] + ".new", "w") as file: file.write(f"{os.getpid()} {child.pid}")
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+time.sleep(600)
+"""
+STARTER = """
+import os, sys, time
+from pathlib import Path
+from mg_llava.experiments import warm
+from mg_llava.work.lock import folder_lock
+if __name__ == "__main__":
+    warm.MODULES = ()
+    script, told, folder = sys.argv[1:]
+    with folder_lock(Path(folder), "run") as held:
+        process = warm.WarmProcess([sys.executable, script, told], dict(os.environ), Path(folder, "log"), held)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "MODULES", ())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., WarmProcess]:
+    """Start a command whose log is ``log`` in the folder of the test."""
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+
+    def started(*command: str, **variables: str) -> WarmProcess:
+        kept = {name: value for name, value in os.environ.items() if name != "GONE"}
+        return WarmProcess([sys.executable, *command], {**kept, **variables}, tmp_path / "log", lock)
+
+    return started
+
+
+def until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def told(path: Path) -> list[int]:
+    until(path.exists)
+    return [int(number) for number in path.read_text().split()]
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_script_is_run_as_python_does(tmp_path: Path, start: Callable, monkeypatch: pytest.MonkeyPatch, status: int):
+    monkeypatch.setenv("GONE", "1")
+    (tmp_path / "tell.py").write_text(TELL)
+    (tmp_path / "beside.py").write_text("print('found')")
+    (tmp_path / "log").write_text("before\n")
+    process = start(str(tmp_path / "tell.py"), str(status), "a b", OWN="mine")
+    until(lambda: process.poll() is not None)
+    assert process.returncode == status
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "before"
+    assert json.loads(next(line for line in lines if line[0] == "[")) == (
+        [[str(status), "a b"], "mine", False, "__main__", True]
+    )
+    assert {"to the other one", "found", "bye"} <= set(lines)
+    assert "GONE" in os.environ
+    assert "OWN" not in os.environ
+
+
+def test_module(tmp_path: Path, start: Callable) -> None:
+    (tmp_path / "one.json").write_text('{"a":1}')
+    process = start("-m", "json.tool", "--compact", str(tmp_path / "one.json"))
+    until(lambda: process.poll() is not None)
+    assert process.returncode == 0
+    assert (tmp_path / "log").read_text() == '{"a":1}\n'
+
+
+def test_error_is_in_the_log(tmp_path: Path, start: Callable) -> None:
+    (tmp_path / "fail.py").write_text("raise ValueError('the reason')")
+    process = start(str(tmp_path / "fail.py"))
+    until(lambda: process.poll() is not None)
+    assert process.returncode == 1
+    assert "ValueError: the reason" in (tmp_path / "log").read_text()
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path, start: Callable) -> None:
+    (tmp_path / "sleep.py").write_text(SLEEP)
+    process = start(str(tmp_path / "sleep.py"), str(tmp_path / "told"))
+    both = told(tmp_path / "told")
+    process.terminate()
+    process.wait()
+    assert process.returncode == -signal.SIGTERM
+    until(lambda: not any(map(is_running, both)))
+
+
+def test_it_ends_with_a_starter_that_is_killed_and_holds_its_lock_so_long(tmp_path: Path) -> None:
+    for name, text in (("sleep", SLEEP), ("starter", STARTER)):
+        (tmp_path / f"{name}.py").write_text(text)
+    names = ("starter.py", "sleep.py", "told", "work")
+    starter = subprocess.Popen([sys.executable, *(str(tmp_path / name) for name in names)], env=environment())
+    both = told(tmp_path / "told")
+    os.kill(both[0], signal.SIGSTOP)
+    starter.kill()
+    starter.wait()
+    with pytest.raises(FolderInUseError), folder_lock(tmp_path / "work", "run"):
+        pass
+    os.kill(both[0], signal.SIGCONT)
+    until(lambda: not any(map(is_running, both)))
+    with folder_lock(tmp_path / "work", "run"):
+        pass
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_no_copies_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+    device = tmp_path / "device"
+    if gpu:
+        device.touch()
+    monkeypatch.setattr(warm, "_GPUS", (str(device),))
+    assert warm.can_copy() is not gpu
+    assert Schedule([], 1, 1, print, warm=True)._warm is not gpu
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [(["python", "a.py"], True), ([sys.executable, "-m", "a"], True), (["python"], False), (["sh", "-c", "a"], False)],
+)
+def test_commands_of_this_python(command: list[str], own: bool) -> None:
+    assert warm.is_python(command) is own
