@@ -1,4 +1,4 @@
-"""The whole project on its embedded default: data, both stages with `xtuner train`, evaluation, one question.
+"""The whole project on its embedded default: data, both stages with XTuner's training, evaluation, one question.
 
 Trains the full model and, for comparison, the low-resolution encoder alone with the same budget, side by side: the
 grid of experiments in data/nano/demo_grid.py. Steps that are finished are not repeated; `make demo` runs this.
@@ -69,7 +69,7 @@ def main() -> int:
     os.chdir(ROOT)  # the configs' paths are relative to it
     grid = read_grid(NANO / "demo_grid.py").only((), [arguments.seed]).with_options(arguments.cfg_options)
     print("1. Pictures with handwritten digits, questions, boxes")
-    print("2. Both stages with `xtuner train`, then the held-out questions; logs in", folder, flush=True)
+    print("2. Both stages with XTuner's training, then the held-out questions; logs in", folder, flush=True)
     runs, failures = run_grid(grid, folder, arguments.jobs, 1, lambda text: print(f"  {text}", flush=True))
     if failures:
         return 1

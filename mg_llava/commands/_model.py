@@ -13,7 +13,8 @@ from mg_llava.work.numbers import whole
 def add_model_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, boxes: bool) -> None:
     """Add them; ``boxes`` for a file of boxes too."""
     parser.add_argument("model", help="config of the training, Hugging Face folder of ours, or hub id")
-    parser.add_argument("--checkpoint", help="with a config: .pth file, DeepSpeed folder or safetensors file")
+    kinds = ".pth file, DeepSpeed folder, safetensors file, or the work directory of a run"
+    parser.add_argument("--checkpoint", help=f"with a config: {kinds}")
     source = parser.add_mutually_exclusive_group()
     if boxes:
         source.add_argument("--boxes", type=Path, help="JSON file with the picture's boxes")

@@ -69,7 +69,7 @@ class GridStep:
 
 @dataclass(frozen=True)
 class Training(GridStep):
-    """Trains a stage; ``xtuner`` hides how the training ended, so the last checkpoint is compared with all steps.
+    """Trains a stage; ``xtuner`` would hide how that ended, so the last checkpoint is compared with all steps.
 
     Attributes:
         leaf: Its config.
