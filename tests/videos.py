@@ -20,6 +20,7 @@ def write_video(
     times: Sequence[int] | None = None,
     gray: Sequence[int] | None = None,
     codec: str = "mpeg4",
+    between: int = 0,
 ) -> Path:
     """A video of gray frames.
 
@@ -30,12 +31,14 @@ def write_video(
         times: For each frame its time in thousandths of a second; None for 25 frames a second.
         gray: Gray of each frame; by default each is brighter than the one before.
         codec: Name of FFmpeg's encoder.
+        between: Most frames that are stored after a later one which they refer to.
     """
     av = pytest.importorskip("av", reason="reading videos needs PyAV")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size, stream.bit_rate = 12, 20_000_000
+        stream.codec_context.max_b_frames = between
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for number in range(frames):

@@ -1,9 +1,11 @@
 """Frames of video files, sampled uniformly: the video's way of being pictures."""
 
 import io
+import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from mg_llava.work.urls import TransferError
 
 _STEPS_BACK = 8
 """Where seeking fails, decoding begins so many parts of the video earlier."""
+
+
+class _OtherTimesError(Exception):
+    """Times of a video are not those at which its frames are shown."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,8 @@ def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[I
     if state_of(path)[0] == 0:
         raise PictureError(f"{name} is empty; replace the file or remove the record", fault="empty")
     try:
-        with av.open(io.BytesIO(path.read()) if isinstance(path, StoredPath) else str(path)) as container:
-            return _sample(container, frames)
+        content = path.read() if isinstance(path, StoredPath) else None
+        return _sample(lambda: av.open(str(path) if content is None else io.BytesIO(content)), frames)
     except TransferError as error:  # the video may be there, so that leaving it out would change the data
         raise TransferError(f"{name}: {error}") from error
     except Exception as error:  # FFmpeg's errors are of many classes, and decoders add their own
@@ -94,18 +100,48 @@ def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[I
         ) from error
 
 
-def _sample(container: Any, frames: int) -> list[Image.Image]:
+def _sample(open_container: Callable[[], Any], frames: int) -> list[Image.Image]:
+    with open_container() as container:
+        stream = _video_of(container)
+        packets = [(packet.pts, packet.dts) for packet in container.demux(stream) if packet.size]
+        if not packets:
+            raise ValueError("there are no frames")
+        if _are_shown_by(packets, stream.codec_context.has_b_frames):
+            with suppress(_OtherTimesError):
+                return _at_times(container, stream, packets, frames)
+    return _in_order(open_container, len(packets), frames)
+
+
+def _video_of(container: Any) -> Any:
     if not container.streams.video:
         raise ValueError("it has no pictures, only sound or data")
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:  # PyAV would end the process
         raise ValueError("nothing here decodes its pictures; write it again with another codec, such as H.264")
-    stream.thread_type = "AUTO"
-    packets = ((packet.pts, packet.dts) for packet in container.demux(stream) if packet.size)
-    shown = [(time, time if decoded is None else decoded) for time, decoded in packets if time is not None]
-    if not shown:
-        raise ValueError("there are no frames with a time")
-    times, first = sorted(time for time, _ in shown), min(decoded for _, decoded in shown)
+    # threads of FFmpeg that decode frames never end where decoding stops early and torchvision is imported
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _are_shown_by(packets: Sequence[tuple[int | None, int | None]], is_reordered: bool) -> bool:
+    """Whether the times of packets may be those at which their frames are shown: each has one of its own.
+
+    Formats such as AVI have times of decoding alone: there they rise, although the codec takes frames out of order.
+    """
+    times = [time for time, _ in packets if time is not None]
+    rise = all(first < second for first, second in itertools.pairwise(times))
+    return len(times) == len(packets) and (not is_reordered if rise else len(set(times)) == len(times))
+
+
+def _at_times(
+    container: Any, stream: Any, packets: Sequence[tuple[int, int | None]], frames: int
+) -> list[Image.Image]:
+    """Frames by their times, of which few are decoded.
+
+    Raises:
+        _OtherTimesError: Frames have other times than those at which they are shown.
+    """
+    times, first = sorted(time for time, _ in packets), min(time if dts is None else dts for time, dts in packets)
     wanted = [times[position] for position in sample_positions(len(times), frames).tolist()]
     found: dict[int, Image.Image] = {}
     for time in dict.fromkeys(wanted):
@@ -114,20 +150,44 @@ def _sample(container: Any, frames: int) -> list[Image.Image]:
     return [found[time] for time in wanted]
 
 
+def _in_order(open_container: Callable[[], Any], count: int, frames: int) -> list[Image.Image]:
+    """Frames by their order: a decoder gives all of them, in the order in which they are shown.
+
+    ``count`` is their number as far as it is known: it is that of packets, some of which may give no frame.
+    """
+    while True:
+        wanted = sample_positions(count, frames).tolist()
+        with open_container() as container:
+            number, found = 0, dict[int, Image.Image]()
+            for number, frame in enumerate(container.decode(_video_of(container)), 1):
+                if number - 1 in wanted:
+                    found[number - 1] = _upright(frame)
+        if number in (0, count):
+            break
+        count = number
+    if not number:
+        raise ValueError("a frame cannot be decoded")
+    return [found[position] for position in wanted]
+
+
 def _frame_at(container: Any, stream: Any, time: int, starts: Sequence[int]) -> Any:
     """The first frame that is not before ``time``, or the last one.
 
     Formats without an index, such as MPEG-TS, may seek beyond ``time``: then the next one of ``starts`` is tried.
+
+    Raises:
+        _OtherTimesError: Times of frames that follow one another do not rise.
     """
     last = None
     for start in starts:
         container.seek(start, stream=stream, backward=True)
         for frame in container.decode(stream):
-            is_beyond = last is None and frame.pts is not None and frame.pts > time
-            if is_beyond and start != starts[-1]:
+            if frame.pts is None or (last is not None and frame.pts <= last.pts):
+                raise _OtherTimesError
+            if last is None and frame.pts > time and start != starts[-1]:
                 break
             last = frame
-            if frame.pts is not None and frame.pts >= time:
+            if frame.pts >= time:
                 return frame
         if last is not None:
             break

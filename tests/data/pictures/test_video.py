@@ -49,6 +49,44 @@ def test_formats_without_an_index_give_the_same_frames(suffix, tmp_path):
     )
 
 
+@pytest.mark.parametrize("frames", [1, 8, 50])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("decoding.avi", "libx264"),  # times of decoding alone
+        ("decoding.wmv", "mpeg2video"),
+        ("untimed.mpg", "libx264"),  # one frame has a time
+        ("shown.avi", "mpeg4"),
+        ("shown.mp4", "libx264"),
+        ("shown.mkv", "mpeg4"),
+        ("shown.ts", "libx264"),
+    ],
+)
+def test_frames_that_are_stored_out_of_order_are_taken_in_order(name, codec, frames, tmp_path):
+    write_video(tmp_path / name, codec=codec, between=3)
+    np.testing.assert_allclose(
+        brightness(read_frames(tmp_path / name, frames)), 4.0 * sample_positions(50, frames), atol=1.9
+    )
+
+
+def test_frames_are_counted_where_packets_hold_none(tmp_path):
+    av = pytest.importorskip("av", reason="reading videos needs PyAV")
+    write_video(tmp_path / "whole.wmv", codec="mpeg2video", between=3)
+    with av.open(str(tmp_path / "whole.wmv")) as whole, av.open(str(tmp_path / "a.wmv"), "w") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        packets = [packet for packet in whole.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            if number in (3, 4):  # two frames that no other one refers to
+                empty = av.Packet(bytes(16))
+                empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
+                packet = empty
+            packet.stream = stream
+            container.mux(packet)
+    shown = [round(value / STEP) for value in brightness(read_frames(tmp_path / "a.wmv", 48))]
+    lost = sorted(set(range(50)) - set(shown))
+    assert len(lost) == 2 and shown == [number for number in range(50) if number not in lost]
+
+
 def test_broken_videos(tmp_path):
     pytest.importorskip("av", reason="reading videos needs PyAV")
     (tmp_path / "empty.mp4").touch()
