@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mg_llava.experiments.grid import Grid, read_grid
 from mg_llava.experiments.report import GridReport, entry_of, load_entries, merge_entries
-from mg_llava.experiments.schedule import Schedule, check_command, prepare_data
+from mg_llava.experiments.schedule import Schedule, check_command, hold, prepare_data
 from mg_llava.experiments.steps import Run, plan_runs
 from mg_llava.work.atomic import write_json
 from mg_llava.work.numbers import whole
@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None] = print) -> in
             whole = replace(whole, name=f"{whole.name}-changed", results=None, report=None)
         folder = arguments.work_dir or Path("work_dirs", "experiments", whole.name)
         chosen = whole.only(arguments.rows, arguments.seeds)
+        load_entries(results_of(whole, folder))  # damaged ones are named before anything runs
         failures = [] if arguments.report_only else run_grid(chosen, folder, arguments.jobs, arguments.threads, say)[1]
         report(whole, chosen, folder, f"python tools/run_experiments.py {arguments.grid}", say)
     except (OSError, ValueError, RuntimeError) as error:
@@ -73,23 +74,30 @@ def run_grid(
         The runs, and messages about steps that failed.
 
     Raises:
-        RuntimeError: The data could not be made, or another process works in the folder.
+        FolderInUseError: Another process works in the folder.
+        RuntimeError: The data could not be made.
     """
     for command in (grid.prepare, grid.train, grid.evaluate, *(row.evaluate for row in grid.rows)):
         if command:
             check_command(command)
     seeds = dict.fromkeys(str(seed) for _, seed in grid.runs())
     prepare = [word for part in grid.prepare for word in (seeds if part == "{seeds}" else [part])]
-    prepare_data(prepare, folder, say, jobs * threads)  # nothing else runs meanwhile
-    runs = plan_runs(grid, folder)
-    say(f"{sum(not run.is_done for run in runs)} of {len(runs)} runs to do; logs in {folder}")
-    warm = grid.train == Grid.train  # others may need other imports
-    return runs, Schedule(runs, jobs, threads, say, warm).run(folder)
+    with hold(folder) as held:
+        prepare_data(prepare, folder, say, jobs * threads)  # nothing else runs meanwhile
+        runs = plan_runs(grid, folder)
+        say(f"{sum(not run.is_done for run in runs)} of {len(runs)} runs to do; logs in {folder}")
+        warm = grid.train == Grid.train  # others may need other imports
+        return runs, Schedule(runs, jobs, threads, say, warm).run(held)
+
+
+def results_of(grid: Grid, folder: Path) -> Path:
+    """The file of a grid's results."""
+    return Path(grid.results) if grid.results else folder / "results.json"
 
 
 def report(whole: Grid, chosen: Grid, folder: Path, command: str, say: Callable[[str], None]) -> GridReport:
     """Store the results of finished runs, and write the table and the plot of all that is stored."""
-    path = Path(whole.results) if whole.results else folder / "results.json"
+    path = results_of(whole, folder)
     done = [entry_of(run, whole) for run in plan_runs(chosen, folder) if run.is_done]
     entries = merge_entries(load_entries(path), done, whole)
     write_json(path, entries)

@@ -7,6 +7,7 @@ the folder in which the command runs.
 import argparse
 import hashlib
 import json
+import os
 import runpy
 import shlex
 import sys
@@ -107,11 +108,11 @@ class Grid:
         if not self.quick:
             raise ValueError(f"grid {self.name} has no key 'quick'; give it smaller seeds, options or an evaluation")
         changes = dict(self.quick)
-        grid = self.with_options(changes.pop("options", ()))
+        grid = self.with_options(_list(changes.pop("options", ())))
         known = {item.name: getattr(grid, item.name) for item in fields(grid)}
         kept = {**known, "name": f"{self.name}-quick", "results": None, "report": None, "quick": {}}
-        names = changes.pop("rows", ())
-        return make_grid({**kept, **changes}).only(names, changes.get("seeds", ()))
+        names = _list(changes.pop("rows", ()))
+        return make_grid({**kept, **changes}).only(names, _list(changes.get("seeds", ())))
 
     def only(self, names: Sequence[str], seeds: Sequence[int]) -> "Grid":
         """The grid with some of its rows, and other seeds for all of them; empty ones keep all.
@@ -160,7 +161,8 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     """A grid of plain values; commands may be strings.
 
     Raises:
-        ValueError: A key is unknown or missing, two rows have one name, or a seed is none.
+        ValueError: A key is unknown or missing, two rows have one name, a seed is none, or an evaluation is not told
+            where its results are to be.
     """
     _check_keys("grid", keys, Grid)
     values = dict(keys)
@@ -171,17 +173,25 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     for row in values["rows"]:
         if not isinstance(row, GridRow):
             _check_keys("row", row, GridRow)
-            lists = {name: tuple(row[name]) for name in ("leaves", "options", "seeds") if name in row}
+            lists = {name: _list(row[name]) for name in ("leaves", "options", "seeds") if name in row}
             lists["evaluate"] = _words(row.get("evaluate", ()))
             row = GridRow(**{"title": row["name"], **row, **lists})
         rows.append(row)
     names = [row.name for row in rows]
     if not rows or len(set(names)) < len(names):
         raise ValueError(f"rows need one name each, and there must be some; found {names}")
-    grid = Grid(**{**values, "rows": tuple(rows), "seeds": tuple(values.get("seeds", (0, 1, 2)))})
+    grid = Grid(**{**values, "rows": tuple(rows), "seeds": _list(values.get("seeds", (0, 1, 2)))})
+    for command in filter(None, (grid.evaluate, *(row.evaluate for row in grid.rows))):
+        if not any("{out}" in word for word in command):
+            raise ValueError(f"evaluate needs {{out}} for the folder of its results; found {shlex.join(command)}")
     for wrong in (fault for _, seed in grid.runs() for fault in wrong_count("seed", seed, least=0)):
         raise ValueError(wrong)
     return grid
+
+
+def _list(values: Any) -> tuple[Any, ...]:
+    """Several values, or one."""
+    return (values,) if isinstance(values, str | int) else tuple(values)
 
 
 def _words(command: str | Sequence[str]) -> tuple[str, ...]:
@@ -236,6 +246,18 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--options", nargs="+", action=DictAction, default={})
     return parser.parse_args(["--options", *options]).options if options else {}
+
+
+def option_path(path: Path) -> str:
+    """A path in a form that can be the value of an option.
+
+    Raises:
+        ValueError: It has none; mmengine leaves spaces out of values, and commas make a list of them.
+    """
+    for text in (str(path), os.path.relpath(path)):
+        if _parse([f"path={text}"])["path"] == text:
+            return text
+    raise ValueError(f"{path} has a space or a comma, which options cannot have; use another --work-dir")
 
 
 def _sources(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:

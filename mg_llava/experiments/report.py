@@ -12,6 +12,7 @@ from mg_llava.experiments.grid import Grid, GridRow
 from mg_llava.experiments.sizes import SIZE_HEADS, leaf_sizes
 from mg_llava.experiments.steps import Run, Training
 from mg_llava.work.atomic import write_between_marks
+from mg_llava.work.json_text import parse_json
 
 MANY = 20
 """Metrics that fit beside each other."""
@@ -32,7 +33,7 @@ def entry_of(run: Run, grid: Grid) -> RunEntry:
         metrics = {title: _metric(found, spec) for title, spec in wanted.items()}
     except KeyError as error:
         raise ValueError(f"{path} has no metric {error}; it has the benchmarks {', '.join(found)}") from error
-    seconds = {step.kind: step.done["seconds"] for step in run.steps}
+    seconds = {step.kind: step.done["seconds"] for step in run.steps if step.done}  # others were cleared away
     losses = {step.kind: step.last_loss for step in run.steps if isinstance(step, Training)}
     return {
         "row": run.row.name,
@@ -56,8 +57,21 @@ def _metric(found: Mapping[str, Any], spec: str) -> float | None:
 
 
 def load_entries(path: Path) -> list[RunEntry]:
-    """The entries of a results file; none where there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else []
+    """The entries of a results file; none where there is no file.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if not path.is_file():
+        return []
+    try:
+        found = parse_json(path.read_bytes())
+        keys = {"row", "seed", "fingerprint", "metrics", "seconds"}
+        if not isinstance(found, list) or not all(isinstance(one, dict) and keys <= one.keys() for one in found):
+            raise ValueError("a list of entries is needed")
+    except ValueError as error:
+        raise ValueError(f"{path} holds no results ({error}); mend it, or move it away to begin anew") from error
+    return found
 
 
 def merge_entries(stored: Iterable[RunEntry], new: Iterable[RunEntry], grid: Grid) -> list[RunEntry]:
@@ -82,7 +96,8 @@ class GridReport:
         self.entries = [entry for entry in entries if entry["row"] in {row.name for row in grid.rows}]
         self._present = {run.fingerprint for run in runs}
         self.rows = [row for row in grid.rows if self.of(row)]
-        self.titles = list(self.entries[0]["metrics"]) if self.entries else []
+        found = dict.fromkeys(title for entry in self.entries for title in entry["metrics"])
+        self.titles = [title for title in (grid.metrics or found) if title in found]
 
     def of(self, row: GridRow) -> list[RunEntry]:
         """The entries of a row."""
@@ -96,6 +111,16 @@ class GridReport:
         """A metric of a row, seed by seed."""
         found = (entry["metrics"].get(title) for entry in self.of(row))
         return [value for value in found if value is not None]
+
+    @property
+    def _last(self) -> str:
+        """The metric that sums up, the last one."""
+        return self.titles[-1] if self.titles else ""
+
+    def _by_seed(self, row: GridRow) -> dict[int, float]:
+        """It by the seed; runs without it are left out."""
+        found = {entry["seed"]: entry["metrics"].get(self._last) for entry in self.of(row)}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def markdown(self) -> str:
         """Mean and spread of each row, group by group, differences to the first one, and each run."""
@@ -142,10 +167,10 @@ class GridReport:
     def _differences(self) -> list[str]:
         """How much more than the first row each of the others has, seed by seed."""
         base, *others = self.rows
-        title, lines = self.titles[-1], []
-        known = {entry["seed"]: entry["metrics"][title] for entry in self.of(base)}
+        title, lines = self._last, []
+        known = self._by_seed(base)
         for row in others:
-            gains = [e["metrics"][title] - known[e["seed"]] for e in self.of(row) if e["seed"] in known]
+            gains = [value - known[seed] for seed, value in self._by_seed(row).items() if seed in known]
             if gains:
                 each = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
                 lines.append(f"- {row.title} minus {base.title}, {title}, seed by seed: {each} points")
@@ -167,14 +192,15 @@ class GridReport:
         kinds = list(dict.fromkeys(kind for entry in self.entries for kind in entry["seconds"]))
         limit = self.grid.plateau
         last = [] if limit is None else ["last loss of stage 1"]
-        heads = ["run", self.titles[-1], *(f"{kind}, s" for kind in kinds), *last, "config"]
+        heads = ["run", self._last, *(f"{kind}, s" for kind in kinds), *last, "config"]
         lines = [_line(heads[0], heads[1:]), "|" + "---|" * len(heads)]
         for row in self.rows:
             for entry in self.of(row):
                 seconds = [f"{entry['seconds'].get(kind, 0):.0f}" for kind in kinds]
                 state = "stored, older config" if self.is_old(entry) else "present"
                 losses = [] if limit is None else [_mark(_first_loss(entry), limit)]
-                cells = [format_spread([entry["metrics"][self.titles[-1]]]), *seconds, *losses, state]
+                value = entry["metrics"].get(self._last)
+                cells = [format_spread([] if value is None else [value]), *seconds, *losses, state]
                 lines.append(_line(f"{row.title}, seed {entry['seed']}", cells))
         return lines
 
@@ -222,7 +248,7 @@ class GridReport:
         figure.savefig(path, dpi=120, metadata={"Software": None})
 
     def _plot_bars(self, axes: Any, rows: Sequence[GridRow]) -> None:
-        title = self.titles[-1]
+        title = self._last
         for place, row in enumerate(rows):
             values = [100 * value for value in self.values(row, title)]
             axes.barh(place, statistics.fmean(values) if values else 0, color="#9ecae1")
@@ -236,7 +262,7 @@ class GridReport:
         axes.set_xlabel(f"{title}, %")
 
     def _plot_line(self, axes: Any, rows: Sequence[GridRow]) -> None:
-        title, measured = self.titles[-1], [row for row in rows if self.values(row, self.titles[-1])]
+        title, measured = self._last, [row for row in rows if self.values(row, self._last)]
         for row in measured:
             values = [100 * value for value in self.values(row, title)]
             axes.plot([row.x] * len(values), values, "o", color="#08519c", markersize=5)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mg_llava.experiments import _leash
@@ -34,43 +34,46 @@ class Schedule:
         warm: Start them as copies of a process that has imported what they need, where that is possible.
     """
 
-    def __init__(self, runs: Iterable[Run], jobs: int, threads: int, say: Say, warm: bool = False) -> None:
+    def __init__(self, runs: Sequence[Run], jobs: int, threads: int, say: Say, warm: bool = False) -> None:
         self._steps = {step.folder: step for run in runs for step in run.steps}
-        self._waiting = [step for step in self._steps.values() if not step.done]
+        self._waiting = list({step.folder: step for run in runs for step in run.todo}.values())
         self._running: dict[Path, tuple[subprocess.Popen | WarmProcess, float]] = {}
         self._warm = warm and can_copy()
         self._jobs, self._environment, self._say = max(1, jobs), environment(threads), say
         self._begin, self._shown = time.monotonic(), time.monotonic()
         self.failures: dict[Path, str] = {}
 
-    def run(self, folder: Path) -> list[str]:
+    def run(self, held: int) -> list[str]:
         """Do all steps; the processes end with this call, however it ends.
 
         Args:
-            folder: Locked meanwhile.
+            held: Descriptor of the folder's lock, which lasts as long as they do.
 
         Returns:
             Messages about steps that failed.
-
-        Raises:
-            FolderInUseError: Another process runs steps in the folder.
         """
-        with contextlib.ExitStack() as stack:
-            held = _take(folder, stack)
-            stack.callback(self._end)
+        try:
             while self._waiting or self._running:
                 for path in list(self._running):
                     self._look_at(self._steps[path])
                 self._start(held)
                 self._show()
                 time.sleep(_LOOK)
+        finally:
+            self._end()
         return list(self.failures.values())
 
     def _end(self) -> None:
-        for process, _ in self._running.values():
+        processes = [process for process, _ in self._running.values()]
+        for process in processes:
             process.terminate()
-        for process, _ in self._running.values():
-            process.wait()
+        try:
+            for process in processes:
+                process.wait()
+        finally:  # interrupted again
+            for process in processes:
+                if isinstance(process, WarmProcess):  # the others end with this one
+                    process.kill()
 
     def _start(self, held: int) -> None:
         """Start steps that can be started."""
@@ -89,7 +92,11 @@ class Schedule:
         """The started command of a step."""
         command = step.command()
         if self._warm and is_python(command):
-            return WarmProcess(command, self._environment, step.log, held)
+            try:
+                return WarmProcess(command, self._environment, step.log, held)
+            except (EOFError, OSError) as error:  # it ended while it imported, or was ended
+                self._warm = False
+                self._say(f"the process with imports is gone ({error!r}); steps start without it")
         leashed, devnull = [sys.executable, _leash.__file__, *command], subprocess.DEVNULL
         with step.log.open("ab") as log:
             return subprocess.Popen(
@@ -149,7 +156,12 @@ def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int = 
     say(f"data: {' '.join(command)}")
     with log.open("wb") as out:
         leashed = [sys.executable, _leash.__file__, *command]
-        status = subprocess.run(leashed, env=environment(threads), stdout=out, stderr=out, check=False).returncode
+        process = subprocess.Popen(leashed, env=environment(threads), stdout=out, stderr=out)
+        try:
+            status = process.wait()
+        finally:
+            process.terminate()  # so that the command ends as well, which a killed leash would leave
+            process.wait()
     if status:
         raise RuntimeError(f"{' '.join(command)} ended with status {status}\n{explain(log)}")
     say(tail(log, 2).strip())
@@ -186,16 +198,24 @@ def explain(log: Path) -> str:
     return f"The end of {log}:\n" + "\n".join("    " + line for line in tail(log, 25).splitlines())
 
 
-def _take(folder: Path, stack: contextlib.ExitStack) -> int:
-    """Lock a folder, which processes of a killed run may hold for some seconds more; gives the lock's descriptor."""
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[int]:
+    """Lock a folder, which processes of a killed run may hold for some seconds more; gives the lock's descriptor.
+
+    Raises:
+        FolderInUseError: Another process runs steps in the folder.
+    """
     end = time.monotonic() + _FREED
-    while True:
-        try:
-            return stack.enter_context(folder_lock(folder, "run of experiments"))
-        except FolderInUseError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(_LOOK)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                held = stack.enter_context(folder_lock(folder, "run of experiments"))
+                break
+            except FolderInUseError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(_LOOK)
+        yield held
 
 
 def _clock(seconds: float) -> str:

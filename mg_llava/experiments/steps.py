@@ -4,14 +4,15 @@ So a finished step is found again whatever happened since, one that was cut goes
 share a stage train it once, and nothing of an older config is taken for a new one.
 """
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.experiments.grid import Grid, GridRow, command_fingerprint, stage_fingerprint
+from mg_llava.experiments.grid import Grid, GridRow, command_fingerprint, option_path, stage_fingerprint
 from mg_llava.work.atomic import write_json
+from mg_llava.work.json_text import load_object
 
 _TRAINED = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\](?:.*? loss: (\S+))?")
 _COUNTED = re.compile(r"\b(\d+)/(\d+)\b")
@@ -42,9 +43,23 @@ class GridStep:
 
     @property
     def done(self) -> dict[str, Any]:
-        """``product`` and ``seconds`` of a finished step, else nothing."""
+        """``product`` and ``seconds`` of a finished step, else nothing; the folder may have been moved since.
+
+        Raises:
+            ValueError: The file about it is damaged.
+        """
         path = self.folder / "done.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            found = load_object(path) if path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it to do {self.title} again") from error
+        product = self._here(str(found.get("product", "")))
+        return {**found, "product": str(product)} if product else {}
+
+    def _here(self, name: str) -> Path | None:
+        """A file or folder of this step that was written down by its whole path, if it is there."""
+        places = (Path(name), self.folder / Path(name).name) if name else ()
+        return next((place for place in places if place.exists()), None)
 
     def finish(self, seconds: float) -> bool:
         """Note that the step is finished, if its product is there and whole."""
@@ -89,7 +104,7 @@ class Training(GridStep):
         """The command, which goes on from the last checkpoint, or starts with the one of the stage before."""
         options = list(self.options)
         if self.before is not None:
-            options.append(f"model.pretrained_pth={self.before.done['product']}")
+            options.append(f"model.pretrained_pth={option_path(Path(self.before.done['product']))}")
         cut = self._checkpoint()
         resume = [] if cut is None else ["--resume", str(cut)]
         return [*self.base, *resume, *(["--cfg-options", *options] if options else [])]
@@ -114,8 +129,7 @@ class Training(GridStep):
 
     def _checkpoint(self) -> Path | None:
         name = self.folder / "last_checkpoint"
-        named = name.read_text(errors="replace").strip() if name.is_file() else ""
-        return Path(named) if named and Path(named).exists() else None
+        return self._here(name.read_text(errors="replace").strip()) if name.is_file() else None
 
 
 class Evaluation(GridStep):
@@ -126,7 +140,7 @@ class Evaluation(GridStep):
         assert isinstance(self.before, Training)
         places = {"{config}": self.before.config, "{checkpoint}": self.before.done["product"]}
         places["{out}"] = str(self.folder)
-        return [places.get(part, part) for part in self.base]
+        return [_fill(part, places) for part in self.base]
 
     def find_product(self) -> Path | None:
         """``results.json`` of the evaluation."""
@@ -153,7 +167,13 @@ class Run:
     @property
     def is_done(self) -> bool:
         """Whether its results are there."""
-        return bool(self.steps[-1].done)
+        return not self.todo
+
+    @property
+    def todo(self) -> tuple[GridStep, ...]:
+        """Steps that its results still need; what an earlier one made may be gone when a later one is done."""
+        done = [number for number, step in enumerate(self.steps, 1) if step.done]
+        return self.steps[max(done, default=0) :]
 
 
 def plan_runs(grid: Grid, folder: Path) -> list[Run]:
@@ -174,6 +194,7 @@ def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path) -> Run:
     for number, leaf in enumerate(row.leaves, 1):
         fingerprint = stage_fingerprint(leaf, options, seed, fingerprint)
         place = folder / f"{Path(leaf).stem}_seed{seed}_{fingerprint}"
+        option_path(place)  # the next stage has it as an option
         base = (*grid.train, leaf, "--work-dir", str(place), "--seed", str(seed))
         kind = f"stage {number}"
         before = Training(kind, f"{row.name} {seed}, {kind}", place, base, before, leaf, options)
@@ -183,6 +204,12 @@ def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path) -> Run:
     place = folder / f"{row.name}_seed{seed}_evaluation_{fingerprint}"
     steps.append(Evaluation("evaluation", f"{row.name} {seed}, evaluation", place, evaluate, before))
     return Run(row, seed, fingerprint, tuple(steps))
+
+
+def _fill(word: str, places: Mapping[str, str]) -> str:
+    for place, value in places.items():
+        word = word.replace(place, value)
+    return word
 
 
 def tail(log: Path, lines: int) -> str:

@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver, reduction
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ MODULES = (
     *("transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama"),
 )
 """What is imported once. None of this package: some of ours acts when it is imported, by the command that it is in."""
-_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/davinci_manager")
+_GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
+_LOST = 255
+"""Exit status that is said of all copies when the process with the imports is gone."""
 
 
 def can_copy() -> bool:
@@ -36,7 +38,9 @@ def can_copy() -> bool:
 
 def is_python(command: Sequence[str]) -> bool:
     """Whether a command is a script or module for this Python."""
-    return command[0] in ("python", sys.executable) and len(command) > 1
+    if command[0] not in ("python", sys.executable) or len(command) < 2:
+        return False
+    return len(command) > 2 if command[1] == "-m" else not command[1].startswith("-")
 
 
 class WarmProcess:
@@ -52,20 +56,22 @@ class WarmProcess:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, held: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(MODULES))
-        with _variables(environment):
+        with _variables(environment), _uninterrupted():
             forkserver.ensure_running()
         arguments = (list(command[1:]), dict(environment), str(log), _Held(held))
         self._process = context.Process(target=_run, args=arguments)
         self._process.start()
+        self._pid: int = self._process.pid or 0
 
     @property
     def returncode(self) -> int | None:
         """Exit status, negative for a signal; None while it runs."""
-        return self._process.exitcode
+        status = self._process.exitcode
+        return None if status == _LOST and self._is_there() else status
 
     def poll(self) -> int | None:
         """The same."""
-        return self._process.exitcode
+        return self.returncode
 
     def terminate(self) -> None:
         """Ask the command and what it has started to end."""
@@ -73,16 +79,28 @@ class WarmProcess:
 
     def wait(self) -> None:
         """Wait for the end of what was asked to end, not for ever."""
-        self._process.join(_leash.PATIENCE)
-        self._signal(signal.SIGKILL)
+        end = time.monotonic() + _leash.PATIENCE
+        while self.returncode is None and time.monotonic() < end:
+            time.sleep(_leash.LOOK / 4)
+        self.kill()
         self._process.join()
 
+    def kill(self) -> None:
+        """End the command and what it has started."""
+        self._signal(signal.SIGKILL)
+
+    def _is_there(self) -> bool:
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def _signal(self, number: int) -> None:
-        if self._process.exitcode is None and self._process.pid is not None:
-            try:
-                os.killpg(self._process.pid, number)
-            except ProcessLookupError:  # it has no group yet
-                os.kill(self._process.pid, number)
+        if self.returncode is None:
+            with suppress(ProcessLookupError):  # it has just ended
+                own = os.getpgid(self._pid) == self._pid  # else it is about to have a group
+                (os.killpg if own else os.kill)(self._pid, number)
 
 
 class _Held:
@@ -110,18 +128,33 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Without Ctrl-C, also for what is started: a terminal sends it to all, and imports must not see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(arguments: list[str], environment: dict[str, str], log: str, held: int) -> None:
     """Be the command."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.set_inheritable(held, True)  # what it starts holds the lock as well
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
     threading.Thread(target=_end_with_starter, daemon=True).start()
+    tracker = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracker._fd = tracker._pid = None  # it starts one of its own, whose words about what was left are in the log
     os.environ.clear()
     os.environ.update(environment)
-    if "OMP_NUM_THREADS" in environment and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    threads = environment.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(threads))
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
@@ -130,7 +163,7 @@ def _run(arguments: list[str], environment: dict[str, str], log: str, held: int)
         else:
             sys.argv = arguments
             sys.path[0] = str(Path(arguments[0]).resolve().parent)
-            runpy.run_path(arguments[0], run_name="__main__")
+            runpy.run_path(str(Path(arguments[0]).absolute()), run_name="__main__")
     finally:
         atexit._run_exitfuncs()
 

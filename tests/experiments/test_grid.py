@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mg_llava.experiments import grid as grids
-from mg_llava.experiments.grid import read_grid, read_leaf, stage_fingerprint
+from mg_llava.experiments.grid import option_path, read_grid, read_leaf, stage_fingerprint
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid, write_leaf
 
@@ -41,7 +41,8 @@ def test_grid_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"rows": [{"name": "a", "leaves": []}] * 2}, "rows need one name each"),
         ({"rows": [{"title": "a"}]}, r"row: unknown keys \[\], missing keys \['leaves', 'name'\]"),
         ({"rows": [{"name": "a", "leaves": ["gone.py"]}]}, r"leaves that do not exist here: gone\.py"),
-        ({"seeds": "ab"}, "seed is 'a'; it must be at least 0"),
+        ({"seeds": "ab"}, "seed is 'ab'; it must be at least 0"),
+        ({"evaluate": "ask {checkpoint} --out results"}, r"evaluate needs \{out\}.* found ask '\{checkpoint\}' --out"),
         ({"seeds": [0, -1]}, "seed is -1; it must be at least 0"),
     ],
 )
@@ -69,6 +70,37 @@ def test_a_row_may_have_an_evaluation_of_its_own(tmp_path: Path) -> None:
     assert first.steps[0].folder == second.steps[0].folder, "trained once"
     assert first.fingerprint != second.fingerprint
     assert second.steps[-1].base == ("ask", "{out}", "--twice") != first.steps[-1].base
+
+
+def test_places_may_be_parts_of_words(tmp_path: Path) -> None:
+    path = write_grid(tmp_path, evaluate="ask --model={config}@{checkpoint} --out={out}", seeds=[0])
+    run = plan_runs(read_grid(path), tmp_path)[0]
+    training = run.steps[-2]
+    training.folder.mkdir()
+    checkpoint = training.folder / "iter_1.pth"
+    checkpoint.touch()
+    (training.folder / "done.json").write_text(json.dumps({"product": str(checkpoint), "seconds": 1}))
+    words = run.steps[-1].command()
+    assert words == ["ask", f"--model={training.leaf}@{checkpoint}", f"--out={run.steps[-1].folder}"]
+
+
+def test_one_value_is_a_list_of_one(tmp_path: Path) -> None:
+    leaf = write_leaf(tmp_path, "own")
+    quick = {"seeds": 4, "rows": "a", "options": "lr=2"}
+    row = {"name": "a", "leaves": leaf, "options": "lr=1", "seeds": 3}
+    grid = read_grid(write_grid(tmp_path, rows=[row], quick=quick))
+    assert grid.rows[0].leaves == (leaf,) and grid.rows[0].options == ("lr=1",) and next(iter(grid.runs()))[1] == 3
+    assert grid.as_quick().rows[0].options == ("lr=1", "lr=2") and [seed for _, seed in grid.as_quick().runs()] == [4]
+
+
+@pytest.mark.parametrize("name", ["two words", "a,b"])
+def test_folders_that_cannot_be_in_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert option_path(tmp_path / "plain") == str(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"has a space or a comma.*use another --work-dir"):
+        plan_runs(read_grid(write_grid(tmp_path)), tmp_path / name / "work")
+    monkeypatch.chdir(tmp_path / name)
+    assert option_path(tmp_path / name / "work") == "work", "seen from here it has none"
 
 
 def test_unknown_grids_and_rows(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mg_llava.experiments.grid import read_grid
-from mg_llava.experiments.report import GridReport, RunEntry, format_spread, merge_entries
+from mg_llava.experiments.report import GridReport, RunEntry, format_spread, load_entries, merge_entries
 from mg_llava.experiments.sizes import leaf_sizes
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid
@@ -37,6 +37,30 @@ def test_table(tmp_path: Path) -> None:
     assert text in page.read_text() and plot.read_bytes().startswith(b"\x89PNG")
     fewer = GridReport(grid, [e for e in entries if e["row"] == "full" or e["seed"] == 0], runs, "").markdown()
     assert "| low only (seed 0) | 15.0 | 30.0 |" in fewer
+
+
+def test_metrics_that_came_later_or_are_none(tmp_path: Path) -> None:
+    """Stored entries have the metrics of their time; the headline of an evaluation without answers is none."""
+    stored, without = entry("low", 0, 0.4), entry("full", 1, 0.5)
+    stored["metrics"] = {"old": 0.9, "all": 0.4}
+    without["metrics"]["all"] = None
+    report = GridReport(read_grid(write_grid(tmp_path)), [stored, entry("full", 0, 0.8), without], [], "")
+    text = report.markdown()
+    assert "| | a | all |" in text and "old" not in text.partition("Measure with")[0].replace("older", "")
+    assert (
+        "| low only (seed 0) | - | 40.0 |" in text and "- full minus low only, all, seed by seed: +40.0 points" in text
+    )
+    assert "| full, seed 1 | - | 10 | 5 |" in text
+    assert all(path.is_file() for path in report.write(tmp_path / "out"))
+    whole = GridReport(read_grid(write_grid(tmp_path, metrics={})), [stored], [], "").markdown()
+    assert "| | old | all |" in whole, "a grid that names none shows what there is"
+
+
+@pytest.mark.parametrize("text", ["[\n<<<<<<< ours\n]", "{}", '[{"row": "low"}]', "[" * 100_000])
+def test_damaged_results_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json holds no results .*; mend it, or move it away"):
+        load_entries(tmp_path / "results.json")
 
 
 def test_many_metrics_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,56 @@ def test_everything_once(whole: Toy) -> None:
     out, _ = whole.run()
     assert "0 of 4 runs to do" in out and len(whole.starts) == 6
     assert "| low only, seed 0 |" in out and "stored, older config" not in out
+
+
+def test_finished_runs_need_nothing_of_what_made_them(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid")
+    toy.run("--rows", "low")
+    for folder in toy.work.glob("*instruct*"):
+        shutil.rmtree(folder)
+    for checkpoint in toy.work.glob("pretrain*/iter_5.pth"):
+        checkpoint.unlink()
+    before = len(toy.starts)
+    out, _ = toy.run("--rows", "low")
+    assert "0 of 2 runs to do" in out and len(toy.starts) == before
+    assert "| low only, seed 0 |" in toy.run("--report-only")[0]
+    toy.run("--rows", "full")
+    assert [start.partition("_")[0] for start in toy.starts[before:]].count("pretrain") == 2, "its checkpoint was gone"
+
+
+def test_a_moved_folder_is_used_where_it_is(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid")
+    toy.run("--rows", "low")
+    before, toy.work = len(toy.starts), toy.work.rename(tmp_path / "elsewhere")
+    out, _ = toy.run()
+    assert "2 of 4 runs to do" in out
+    assert all(start.startswith("full_instruct") for start in toy.starts[before:]), "the first stage is there"
+
+
+def test_damaged_files_are_named_before_anything_runs(whole: Toy, tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "grid", results=str(tmp_path / "kept.json"), prepare=f"touch {tmp_path / 'prepared'}")
+    (tmp_path / "kept.json").write_text("<<<<<<< ours\n[]")
+    assert "kept.json holds no results" in toy.run(status=1)[1]
+    assert not (tmp_path / "prepared").exists()
+    (tmp_path / "kept.json").unlink()
+    toy.run("--rows", "low", "--seeds", "0")
+    note = next(toy.work.glob("low_instruct*/done.json"))
+    note.write_text('{"product": ')
+    assert f"{note} is damaged" in toy.run(status=1)[1]
+
+
+def test_preparation_ends_with_the_command(tmp_path: Path) -> None:
+    program = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    toy = Toy(tmp_path / "grid", prepare=[sys.executable, "-c", program])
+    process = toy.start(0)
+    end = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err
+    assert not is_running(int((tmp_path / "pid").read_text()))
 
 
 def test_kill_and_resume(whole: Toy, tmp_path: Path) -> None:
@@ -188,6 +239,7 @@ def test_commands_and_folders_are_looked_at_first(tmp_path: Path) -> None:
 
 
 def test_one_command_at_a_time(tmp_path: Path) -> None:
-    toy = Toy(tmp_path / "grid")
+    toy = Toy(tmp_path / "grid", prepare=f"touch {tmp_path / 'prepared'}")
     with folder_lock(toy.work, "run of experiments"):
         assert f"process {os.getpid()}" in toy.run(status=1)[1]
+    assert not (tmp_path / "prepared").exists(), "data that the other one reads stay as they are"

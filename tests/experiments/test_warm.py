@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from mg_llava.experiments import warm
-from mg_llava.experiments.schedule import Schedule
+from mg_llava.experiments.grid import read_grid
+from mg_llava.experiments.schedule import Schedule, hold
+from mg_llava.experiments.steps import plan_runs
 from mg_llava.experiments.warm import WarmProcess
 from mg_llava.work.lock import FolderInUseError, folder_lock
+from tests.experiments.toys import write_grid
 from tests.run import environment, is_running
 
 SECONDS = 30.0
@@ -24,7 +27,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are for 
 TELL = """
 import atexit, json, os, sys
 atexit.register(print, "bye")
-print(json.dumps([sys.argv[1:], os.environ.get("OWN"), "GONE" in os.environ, __name__, os.getpgid(0) == os.getpid()]))
+own = os.getpgid(0) == os.getpid() and os.path.isabs(__file__) and sys.stdin.read() == os.read(0, 1).decode() == ""
+print(json.dumps([sys.argv[1:], os.environ.get("OWN"), "GONE" in os.environ, __name__, own]))
 print("to the other one", file=sys.stderr)
 import beside
 sys.exit(int(sys.argv[1]))
@@ -85,7 +89,7 @@ def test_script_is_run_as_python_does(tmp_path: Path, start: Callable, monkeypat
     (tmp_path / "tell.py").write_text(TELL)
     (tmp_path / "beside.py").write_text("print('found')")
     (tmp_path / "log").write_text("before\n")
-    process = start(str(tmp_path / "tell.py"), str(status), "a b", OWN="mine")
+    process = start(str(tmp_path / "tell.py"), str(status), "a b", OWN="mine", OMP_NUM_THREADS="2,1")
     until(lambda: process.poll() is not None)
     assert process.returncode == status
     lines = (tmp_path / "log").read_text().splitlines()
@@ -124,6 +128,38 @@ def test_what_it_started_ends_with_it(tmp_path: Path, start: Callable) -> None:
     until(lambda: not any(map(is_running, both)))
 
 
+def test_process_with_imports_may_be_lost(tmp_path: Path, start: Callable) -> None:
+    """What runs goes on and can be ended; the next command has a new one."""
+    (tmp_path / "sleep.py").write_text(SLEEP)
+    process = start(str(tmp_path / "sleep.py"), str(tmp_path / "told"))
+    both = told(tmp_path / "told")
+    server = int(Path(f"/proc/{both[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
+    until(lambda: not is_running(server))
+    assert process.poll() is None and all(map(is_running, both))
+    process.terminate()
+    process.wait()
+    until(lambda: not any(map(is_running, both)))
+    (tmp_path / "fine.py").write_text("")
+    later = start(str(tmp_path / "fine.py"))
+    until(lambda: later.poll() is not None)
+    assert later.returncode == 0
+
+
+def test_a_schedule_goes_on_without_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("mg_llava.experiments.schedule.WarmProcess", fail)
+    monkeypatch.setattr("mg_llava.experiments.schedule.can_copy", lambda: True)
+    runs = plan_runs(read_grid(write_grid(tmp_path, seeds=[0])), tmp_path / "work")
+    said: list[str] = []
+    monkeypatch.setenv("STUB_CALLS", str(tmp_path / "calls"))
+    with hold(tmp_path / "work") as held:
+        assert Schedule(runs, 2, 1, said.append, warm=True).run(held) == []
+    assert all(run.is_done for run in runs) and "the process with imports is gone (EOFError()" in said[0]
+
+
 def test_it_ends_with_a_starter_that_is_killed_and_holds_its_lock_so_long(tmp_path: Path) -> None:
     for name, text in (("sleep", SLEEP), ("starter", STARTER)):
         (tmp_path / f"{name}.py").write_text(text)
@@ -153,7 +189,15 @@ def test_no_copies_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize(
     ("command", "own"),
-    [(["python", "a.py"], True), ([sys.executable, "-m", "a"], True), (["python"], False), (["sh", "-c", "a"], False)],
+    [
+        (["python", "a.py"], True),
+        ([sys.executable, "-m", "a"], True),
+        (["python"], False),
+        (["python", "-m"], False),
+        (["python", "-u", "a.py"], False),
+        (["python", "-c", "a"], False),
+        (["sh", "-c", "a"], False),
+    ],
 )
 def test_commands_of_this_python(command: list[str], own: bool) -> None:
     assert warm.is_python(command) is own
