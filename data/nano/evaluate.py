@@ -5,6 +5,7 @@ The same as ``tools/evaluate.py``, with the miniature's benchmarks, boxes and pi
 Examples:
     python data/nano/evaluate.py configs/mg_llava_nano_instruct.py --checkpoint work_dirs/.../iter_250.pth --out result
     python data/nano/evaluate.py configs/mg_llava_nano_instruct.py --checkpoint ... --boxes none,detected,oracle
+    python data/nano/evaluate.py configs/mg_llava_nano_instruct.py --checkpoint ... --benchmarks nano
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="config", help="config of the training")
+    names = list(benchmarks.NAMES)
+    parser.add_argument("--benchmarks", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     command.add_arguments(parser)
     boxes = benchmarks.GENERATED / "heldout_boxes.json"
     parser.set_defaults(
@@ -83,9 +86,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.checkpoint:
         parser.error("--checkpoint is needed")
-    status = command.run(arguments, list(benchmarks.NAMES))
+    status = command.run(arguments, arguments.benchmarks)
     results = arguments.out / "results.json" if arguments.out else None
-    if status == 0 and results is not None:
+    if status == 0 and results is not None and names[0] in arguments.benchmarks:
         print(f"\n{format_table({'accuracy, %': json.loads(results.read_text())['benchmarks']})}")
     return status
 

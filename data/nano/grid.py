@@ -11,8 +11,8 @@ COMPONENTS = "Components (Table 4 of the paper: Vicuna-7B, LLaVA-1.5's data)"
 FUSIONS = "Fusion (Table 5; all with objects)"
 MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
 # What the frozen encoders give is computed once for all runs. Patch info mining has a folder of its own: it alone
-# reads the maps of all stages, and the other rows would read past them. The LLM is one that has read objects beside
-# poor maps, gates start half open, and box tokens are as long as objects were in its text: see "The plateau of
+# reads the maps of all stages, which are much for the other rows to read past. The LLM is one that has read objects
+# beside poor maps, gates start half open, and box tokens are as long as objects were in its text: see "The plateau of
 # stage 1" in README.md.
 FEATURES = "data/nano/generated/features"
 LLM = "data/nano/object_llm"
@@ -20,12 +20,9 @@ NO_GATE = ("low_only", "objects", "resampler", "channel_concat", "patch_info_min
 # One attention in place of a projector does not learn at the miniature's 4e-3; this is the paper's.
 LEARNING_RATE = {"resampler": 1e-3}
 NO_BOX_TOKENS = ("low_only", "convgate", "boxes_into_picture")
-FOLDERS = {
-    "low_only": f"{FEATURES}/low",
-    "full": f"{FEATURES}/full",
-    "patch_info_mining": f"{FEATURES}/all_maps",
-}
-EVALUATE = "python data/nano/evaluate.py {config} --checkpoint {checkpoint} --out {out}"
+FOLDERS = {"full": f"{FEATURES}/full", "patch_info_mining": f"{FEATURES}/all_maps"}
+ALL_BENCHMARKS = "python data/nano/evaluate.py {config} --checkpoint {checkpoint} --out {out}"
+EVALUATE = f"{ALL_BENCHMARKS} --benchmarks nano"
 
 
 def leaves(name: str) -> list[str]:
