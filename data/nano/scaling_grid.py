@@ -80,7 +80,7 @@ def llm(layers: int) -> list[str]:
     first, last = LLMS.format(f"{layers}_start"), LLMS.format(layers)
     return [
         f"(test -f {first}/config.json || {PRETRAIN} --layers {layers} --out {first})",
-        f"(test -f {last}/config.json || {GO_ON} --start {first} --out {last})",
+        f"(test -d {last} || ({GO_ON} --start {first} --out {last}_part && mv {last}_part {last}))",
     ]
 
 
