@@ -82,7 +82,7 @@ def test_the_grid_shares_runs_with_that_of_the_parts(monkeypatch: pytest.MonkeyP
     assert parts.name == scaling.name and same["objects_recall50"] == "objects"
     assert {same[name] for name in ("recall0", "number32", "size256", "layers4")} == {"full"}
     others = {name for name, model in same.items() if model is None}
-    assert others == {"size128", "size192", "size320", "layers2", "layers6"}
+    assert others == {"size128", "size192", "size320", "layers1", "layers2"}
     assert all(row.x is not None for row in scaling.rows)
     named = {row.evaluate[-1].split("heldout_boxes_")[-1] for row in scaling.rows if "--box-file" in row.evaluate}
     (command,) = [part for part in scaling.prepare[-1].split(" && ") if "box_files.py" in part]

@@ -13,6 +13,12 @@ from tests import forked
 NANO = Path(__file__).resolve().parents[2] / "data" / "nano"
 
 
+@pytest.mark.parametrize("file", sorted(NANO.glob("*/config.json")), ids=lambda file: file.parent.name)
+def test_parts_do_not_say_where_they_were_made(file):
+    content = file.read_text()
+    assert "/" not in json.loads(content).get("_name_or_path", "") and "/tmp/" not in content
+
+
 @pytest.fixture(scope="module")
 def modules():
     sys.path.insert(0, str(NANO))
