@@ -31,7 +31,7 @@ class FeatureSource:
 
     Raises:
         FileNotFoundError: There is no feature cache.
-        ValueError: Settings do not fit the cache, or pictures are absent and ``missing`` is ``error``.
+        ValueError: Settings do not fit the cache, or ``missing`` is ``error`` and there are absent pictures or videos.
     """
 
     def __init__(
@@ -79,20 +79,27 @@ class FeatureSource:
             )
 
     def _check_records(self, samples: Samples) -> int:
-        """Number of pictures that were never filled in."""
-        positions = samples.picture_positions()
+        """Number of pictures that were never filled in; videos, which no cache holds, are none of them."""
+        shown = samples.picture_positions()
+        is_video = samples.index.videos[shown]
+        positions, videos = shown[~is_video], int(is_video.sum())
+        if videos:
+            lacking = f"{samples.path}: there are {videos} videos, which no feature cache holds"
+            self._tell(lacking, "set missing_features='picture'")
         absent = ~self.cache.has(_keys(samples, positions, self.cache.folder))
         count = int(absent.sum())
-        if not count:
-            return 0
-        owners = np.repeat(positions, samples.index.sizes[positions, 1])[absent]
-        ids = ", ".join(repr(samples.at(int(position)).id) for position in owners[:_SHOWN])
-        message = f"{samples.path}: feature cache {self.cache.folder} lacks {count} of {len(absent)} pictures"
-        message += f", such as those of record {ids}"
-        if self.missing == "error":
-            raise ValueError(f"{message}; {_advice()}")
-        print_log(f"{message}; they are opened and encoded", logger="current", level=logging.WARNING)
+        if count:
+            owners = np.unique(np.repeat(positions, samples.index.sizes[positions, 1])[absent])
+            ids = ", ".join(repr(samples.at(int(position)).id) for position in owners[:_SHOWN])
+            message = f"{samples.path}: feature cache {self.cache.folder} lacks {count} of {len(absent)} pictures"
+            self._tell(f"{message}, such as those of record {ids}", _advice())
         return count
+
+    def _tell(self, lacking: str, advice: str) -> None:
+        """Log what is opened and encoded, or refuse it, as the policy says."""
+        if self.missing == "error":
+            raise ValueError(f"{lacking}; {advice}")
+        print_log(f"{lacking}; they are opened and encoded", logger="current", level=logging.WARNING)
 
 
 def keeps_boxes(augmentation: Any) -> bool:
@@ -106,7 +113,10 @@ def keeps_boxes(augmentation: Any) -> bool:
 
 
 def _keys(samples: Samples, positions: np.ndarray, folder: Path) -> np.ndarray:
-    """(pictures,) uint64 keys of the pictures of (n,) records; kept in the cache's folder: records are read once."""
+    """(pictures,) uint64 keys of the pictures of (n,) records; kept in the cache's folder: records are read once.
+
+    None of the records is about a video: the number of its pictures would be that of the frames of the moment.
+    """
     content = samples.fingerprint or fingerprint(samples.path)
     digest = hashlib.blake2b(repr((_VERSION, content)).encode(), digest_size=16)
     digest.update(samples.index.rows[positions].tobytes())
