@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mg_llava.models.interfaces import FramePooler, Fusion, Merger, Spec
-from mg_llava.models.parts import build_part, check_part, kind_of, raise_together
+from mg_llava.models.parts import build_part, check_part, kind_of, raise_together, taken
 
 
 def refuse_conflicts(
@@ -26,10 +26,19 @@ def refuse_conflicts(
         ValueError: With every reason in one message.
     """
     problems = _faults(low, high, readers, merger)
-    problems += [fault for name, pooler in poolers.items() for fault in check_part(name, pooler, FramePooler, {})]
-    fusion, _, sizes = readers["fusion"]
-    problems = problems or _token_faults(low, fusion, sizes, projector)
-    raise_together(problems or _crop_faults(low, fusion, sizes, projector, poolers["object_pooler"]))
+    wrong = [fault for name, pooler in poolers.items() for fault in check_part(name, pooler, FramePooler, {})]
+    fusion, kind, sizes = readers["fusion"]
+    is_merged = high is not None and high.stage_channels and not check_part("fusion", fusion, kind, sizes)
+    if low.tokens and not wrong and (fusion is None or is_merged):  # else tokens cannot be counted
+        problems += _token_faults(low, fusion, sizes, projector, poolers)
+    raise_together(problems + wrong)
+
+
+def tokens_after(tokens: int, *parts: Any) -> int:
+    """Tokens that parts make of so many, one after the other; those without ``out_tokens`` leave them as many."""
+    for part in parts:
+        tokens = part.out_tokens(tokens) if hasattr(part, "out_tokens") else tokens
+    return tokens
 
 
 def _faults(low: Spec, high: Spec | None, readers: Mapping[str, Any], merger: Any) -> list[str]:
@@ -58,30 +67,37 @@ def _faults(low: Spec, high: Spec | None, readers: Mapping[str, Any], merger: An
     return problems
 
 
-def _token_faults(low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: Any) -> list[str]:
-    """Reasons why a projector cannot read as many tokens as there are; one without ``conflicts`` reads any."""
+def _token_faults(
+    low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: Any, poolers: Mapping[str, Any]
+) -> list[str]:
+    """Reasons why projector and poolers cannot read as many tokens as there are.
+
+    The fusion does not see object images, the projector does. A projector without ``conflicts`` reads any number.
+    """
     conflicts = getattr(kind_of(projector), "conflicts", None)
-    if conflicts is None:
-        return []
-    tokens = low.tokens
-    if fusion is not None:
-        with torch.device("meta"):
-            tokens = build_part(fusion, **sizes).out_tokens(tokens)
-    return conflicts(tokens, {"grid": low.grid, **_settings(projector)})
-
-
-def _crop_faults(low: Spec, fusion: Any, sizes: Mapping[str, Any], projector: Any, pooler: Any) -> list[str]:
-    """Reasons why the projector cannot read tokens of object images, which the fusion does not see."""
-    if pooler is None:
+    there = {name: pooler for name, pooler in poolers.items() if pooler is not None}
+    if conflicts is None and not there:
         return []
     with torch.device("meta"):
-        channels = low.channels if fusion is None else build_part(fusion, **sizes).out_channels
-    if channels != low.channels:
-        return [
+        merged = build_part(fusion, **sizes)
+        channels = low.channels if merged is None else merged.out_channels
+        widths = {"in_channels": channels, "out_channels": 1, **taken(projector, grid=low.grid)}
+        made = build_part(projector, **widths) if there else None
+    fused = {"frame_pooler": tokens_after(low.tokens, merged), "object_pooler": low.tokens}
+    problems = []
+    if conflicts is not None:
+        read = {fused["frame_pooler"], *(fused[name] for name in there)}
+        settings = {"grid": low.grid, **_settings(projector)}
+        problems += [fault for tokens in sorted(read) for fault in conflicts(tokens, settings)]
+    for name, pooler in there.items():
+        faults = kind_of(pooler).conflicts(tokens_after(fused[name], made), _settings(pooler))
+        problems += [f"{name}: {fault}" for fault in faults]
+    if "object_pooler" in there and channels != low.channels:
+        problems.append(
             f"object_pooler reads object images at low resolution, in {low.channels} channels, and the fusion makes "
             f"{channels} of them for the projector; use a fusion that keeps them, such as ConvGateFusion"
-        ]
-    return _token_faults(low, None, {}, projector)
+        )
+    return problems
 
 
 def _settings(part: Any) -> dict[str, Any]:

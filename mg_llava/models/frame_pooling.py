@@ -3,6 +3,10 @@
 Shapes: P visual tokens of a frame on a grid, D hidden size of the LLM.
 """
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +30,16 @@ class FramePooling(FramePooler):
         if side < 1:
             raise ValueError(f"side is {side}, must be at least 1")
         self.side = side
+
+    @classmethod
+    def conflicts(cls, tokens: int, settings: Mapping[str, Any]) -> list[str]:
+        """See :meth:`FramePooler.conflicts`."""
+        if math.isqrt(tokens) ** 2 == tokens:
+            return []
+        return [
+            f"{tokens} tokens come to it, which form no square grid to pool; use a projector that makes one of them, "
+            "such as ResamplerProjector, or another fusion"
+        ]
 
     def out_tokens(self, tokens: int) -> int:
         """See :meth:`FramePooler.out_tokens`."""

@@ -192,6 +192,11 @@ class Fusion(nn.Module):
 class FramePooler(nn.Module):
     """Makes fewer visual tokens of a frame of a video, or of an object image."""
 
+    @classmethod
+    def conflicts(cls, tokens: int, settings: Mapping[str, Any]) -> list[str]:
+        """Reasons why a pooler with these settings cannot read so many tokens, each with the fix."""
+        return []
+
     def out_tokens(self, tokens: int) -> int:
         """Tokens that are left."""
         raise NotImplementedError

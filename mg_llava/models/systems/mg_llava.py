@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mg_llava.batch import TokenCount
 from mg_llava.models.assembly import PROMPTS
-from mg_llava.models.conflicts import refuse_conflicts
+from mg_llava.models.conflicts import refuse_conflicts, tokens_after
 from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Part, Seeing, Seen, Segment, Spec
 from mg_llava.models.parts import PartOrConfig, kind_of, spec_of, taken
 from mg_llava.models.system import System
@@ -118,12 +118,10 @@ class MGLLaVA(System):
     @property
     def token_count(self) -> TokenCount:
         """P tokens for a picture and one for each of its boxes."""
-        tokens = self.visual_encoder.spec.tokens
-        for part in (self.fuse_module, self.projector):
-            tokens = part.out_tokens(tokens) if hasattr(part, "out_tokens") else tokens
+        low = self.visual_encoder.spec.tokens
+        tokens = tokens_after(low, self.fuse_module, self.projector)
         per_frame = None if self.frame_pooler is None else self.frame_pooler.out_tokens(tokens)
-        crop = self.visual_encoder.spec.tokens
-        per_crop = 0 if self.object_pooler is None else self.object_pooler.out_tokens(crop)
+        per_crop = 0 if self.object_pooler is None else tokens_after(low, self.projector, self.object_pooler)
         return TokenCount(tokens, int(self._has_objects), per_frame=per_frame, per_crop=per_crop)
 
     @property

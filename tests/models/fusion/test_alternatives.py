@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mg_llava.models.frame_pooling import FramePooling
 from mg_llava.models.fusion.channel_concat import ChannelConcatFusion, ConvolvedConcatFusion, GatedConcatFusion
 from mg_llava.models.fusion.conv_gate import ConvGateFusion
 from mg_llava.models.fusion.patch_info_mining import LastStagePatchInfoMiningFusion, PatchInfoMiningFusion
@@ -207,13 +208,45 @@ def test_heads_divide_the_width() -> None:
 
 
 def test_the_resampler_in_a_system(toy_paths: dict[str, str]) -> None:
-    parts = {"fusion": {"type": "mg_llava.ResamplerFusion"}, "projector": {"type": "mg_llava.ResamplerProjector"}}
-    model = toy.build_model(toy_paths, **parts)
+    model = toy.build_model(toy_paths, **RESAMPLED)
     assert model.tokens_of(1, 0) == 4 and model.projector.grid == 2
     canvas = torch.zeros(1, 3, toy.CANVAS, toy.CANVAS, dtype=torch.uint8)
     assert [len(item.tokens) for item in model.encode(canvas, [torch.zeros(0, 4)])[0]] == [4, 0]
     with pytest.raises(ValueError, match=r"3 x 3 queries, and the 8 tokens of a canvas are no multiple"):
-        toy.build_model(toy_paths, **{**parts, "projector": {**parts["projector"], "grid": 3}})
+        toy.build_model(toy_paths, **{**RESAMPLED, "projector": {**RESAMPLED["projector"], "grid": 3}})
+
+
+RESAMPLED = {"fusion": {"type": "mg_llava.ResamplerFusion"}, "projector": {"type": "mg_llava.ResamplerProjector"}}
+POOLERS = {name: {"type": "mg_llava.FramePooling", "side": 2} for name in ("frame_pooler", "object_pooler")}
+
+
+@pytest.mark.parametrize("fusion", [RESAMPLED["fusion"], {"type": "mg_llava.ConvGateFusion"}], ids=["2 N", "N"])
+@pytest.mark.parametrize("grid", [1, 2])
+def test_frames_and_object_images_have_the_tokens_that_are_counted(
+    grid: int, fusion: dict[str, str], toy_paths: dict[str, str]
+) -> None:
+    projector = {**RESAMPLED["projector"], "grid": grid}
+    poolers = {**POOLERS, "object_pooler": {"type": "mg_llava.FramePooling", "side": 1}}
+    model = toy.build_model(toy_paths, fusion=fusion, projector=projector, **poolers)
+    canvas = torch.zeros(1, 3, toy.CANVAS, toy.CANVAS, dtype=torch.uint8)
+    with torch.no_grad():
+        (picture,), ((crop,),) = model.encode(canvas, [torch.zeros(0, 4)]), model.see_crops(canvas)
+    frame = model.as_frame(picture)
+    found = [segment.length for segment in (picture[0], frame[0], crop)]
+    counts = model.token_count
+    assert found == [counts.per_canvas, counts.per_frame, counts.per_crop] == [grid**2, 1, grid**2]
+
+
+def test_tokens_that_are_no_square_are_not_pooled(toy_paths: dict[str, str]) -> None:
+    message = r"frame_pooler: 8 tokens come to it, which form no square grid to pool; use a projector"
+    for pooler in (POOLERS["frame_pooler"], FramePooling()):
+        with pytest.raises(ValueError, match=f"these parts do not go together: {message}") as caught:
+            toy.build_model(toy_paths, fusion=RESAMPLED["fusion"], frame_pooler=pooler)
+        assert "object_pooler" not in str(caught.value) and "encoder" not in str(caught.value)
+    wrong = {"box_projector": {"type": "mg_llava.MLPProjector"}, "fusion": RESAMPLED["fusion"]}
+    with pytest.raises(ValueError, match=rf"box_projector is a MLPProjector.*; {message}"):
+        toy.build_model(toy_paths, **wrong, **POOLERS)
+    assert toy.build_model(toy_paths, **RESAMPLED, **POOLERS).token_count.per_frame == 1
 
 
 # -- all ------------------------------------------------------------------------------------------------------------
