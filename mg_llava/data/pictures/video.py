@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
-from mg_llava.data.pictures.places import StoredPath, is_there, state_of
+from mg_llava.data.pictures.places import StoredPath
 from mg_llava.data.records.turns import VIDEO_SUFFIXES
 from mg_llava.work.urls import TransferError
 
@@ -85,19 +85,21 @@ def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[I
     """
     av = _import_av()
     name = f"video {path}" + (f" of {owner}" if owner else "")
-    if not is_there(path):
-        raise PictureError(f"{name} does not exist; check the folder and the record", fault="missing")
-    if state_of(path)[0] == 0:
-        raise PictureError(f"{name} is empty; replace the file or remove the record", fault="empty")
     try:
-        content = path.read() if isinstance(path, StoredPath) else None
-        return _sample(lambda: av.open(str(path) if content is None else io.BytesIO(content)), frames)
+        content = path.read() if isinstance(path, StoredPath) else None  # whole: servers need not say its size
+        if content is None and not os.path.isfile(path):
+            raise FileNotFoundError(os.fspath(path))
+        if os.path.getsize(path) if content is None else content:
+            return _sample(lambda: av.open(str(path) if content is None else io.BytesIO(content)), frames)
     except TransferError as error:  # the video may be there, so that leaving it out would change the data
         raise TransferError(f"{name}: {error}") from error
+    except FileNotFoundError as error:
+        raise PictureError(f"{name} does not exist; check the folder and the record", fault="missing") from error
     except Exception as error:  # FFmpeg's errors are of many classes, and decoders add their own
         raise PictureError(
             f"{name} cannot be read ({type(error).__name__}: {error}); replace the file or remove the record"
         ) from error
+    raise PictureError(f"{name} is empty; replace the file or remove the record", fault="empty")
 
 
 def _sample(open_container: Callable[[], Any], frames: int) -> list[Image.Image]:
