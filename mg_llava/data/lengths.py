@@ -40,7 +40,8 @@ def find_lengths(
     """
     characters, pictures = samples.index.sizes.T
     count = len(characters)
-    few = np.unique(np.linspace(0, count - 1, min(count, _CALIBRATION)).astype(int)).tolist()  # spread evenly
+    videos = samples.index.videos
+    few = np.concatenate([_spread(np.flatnonzero(kind)) for kind in (~videos, videos)]).tolist()
     records = [samples.at(position) for position in few]
     if texts is None:
         turns = [use.measure(record)[0] for record in records]
@@ -48,7 +49,12 @@ def find_lengths(
         ratio = tokens / max(1, int(characters[few].sum()))
         texts = np.maximum(1, np.ceil(characters * ratio)).astype(np.int64)
     counts = np.zeros(count, dtype=np.int64) if boxes is None else boxes(samples, records)
-    return _signed_lengths(texts, pictures, counts, budget, samples.index.videos, count_crops(samples, use))
+    return _signed_lengths(texts, pictures, counts, budget, videos, count_crops(samples, use))
+
+
+def _spread(places: np.ndarray) -> np.ndarray:
+    """A few of (n,) int64 places, spread evenly."""
+    return places[np.linspace(0, len(places) - 1, min(len(places), _CALIBRATION)).astype(int)]
 
 
 def count_crops(samples: Samples, use: RegionUse) -> np.ndarray:
@@ -66,16 +72,24 @@ def count_boxes(
     if store is None:
         return pictures.astype(np.int64) * blank
     counts = store.counts(keys)
-    found = [store.find(key) for record in few for key in record.box_keys]
-    boxed = [record for record in found if record is not None and len(record)]
-    rules = processor.rules  # the filter does not need the picture
-    left = (filter_boxes(record.boxes, record.scores, record.labels, rules).kept for record in boxed)
-    ratio = sum(map(len, left)) / max(1, sum(map(len, boxed)))
-    tokens = np.where(counts > 0, np.maximum(1, np.ceil(counts * ratio)), blank).astype(np.int64)
+    is_frame = np.repeat(samples.index.videos, pictures)
+    frames = _share_left([record for record in few if record.video is not None], processor.of_frames, store)
+    others = _share_left([record for record in few if record.video is None], processor, store)
+    left = np.maximum(1, np.ceil(counts * np.where(is_frame, frames, others)))
+    tokens = np.where(counts > 0, left, blank).astype(np.int64)
     # (pictures in all,) -> (N,)
     ends = np.cumsum(pictures)
     sums = np.concatenate([[0], np.cumsum(tokens)])
     return sums[ends] - sums[ends - pictures]
+
+
+def _share_left(few: Sequence[LLaVARecord], processor: PictureProcessor, store: BoxStore) -> float:
+    """The share of the boxes of a few records that ``processor`` leaves; all where they have none."""
+    found = [store.find(key) for record in few for key in record.box_keys]
+    boxed = [record for record in found if record is not None and len(record)]
+    rules = processor.rules  # the filter does not need the picture
+    left = (filter_boxes(record.boxes, record.scores, record.labels, rules).kept for record in boxed)
+    return sum(map(len, left)) / sum(map(len, boxed)) if boxed else 1.0
 
 
 def check_budget(samples: Samples, budget: TokenBudget, owner: Callable[[LLaVARecord], str], use: RegionUse) -> None:

@@ -79,7 +79,9 @@ class Answering:
     def picture_bytes(self) -> int:
         """Most bytes that an encoded picture takes."""
         prompts = getattr(self.model.adapter, "prompts", 0)  # what a picture adds to the LLM's layers
-        tokens = max(1, prompts + self.model.tokens_of(1, self.front_end.picture_processor.max_boxes or 100))
+        processor = self.front_end.picture_processor
+        boxes = max(one.max_boxes or 100 for one in (processor, processor.of_frames))
+        tokens = max(1, prompts + self.model.tokens_of(1, boxes))
         width = self.model.llm.get_input_embeddings().embedding_dim
         return tokens * width * self.model.connector.element_size()
 

@@ -120,6 +120,22 @@ def test_lengths_count_frames(folder: Path, toy_paths: dict[str, str]) -> None:
     assert video - picture == FRAMES * 1 - 4 and text < 0
 
 
+@pytest.mark.parametrize(("most", "most_of_frames"), [(1, 5), (5, 2), (3, None)])
+def test_lengths_count_the_boxes_that_frames_and_pictures_keep(
+    most: int, most_of_frames: int | None, folder: Path, toy_paths: dict[str, str]
+) -> None:
+    records = [boxes_of(f"v#{n}", count=5) for n in range(FRAMES)] + [boxes_of("p", count=5)]
+    (folder / "boxes.json").write_text(json.dumps(records))
+    limits = {"max_boxes": most, "video": {"frames": FRAMES, "max_boxes": most_of_frames}}
+    processor = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS, "cap": "per_image", **limits}
+    dataset = build(folder, toy_paths, picture_processor=processor)
+    plain = build(folder, toy_paths, picture_processor=processor, boxes={"count_boxes": False})
+    kept = [sum(map(len, dataset[index]["boxes"])) for index in range(2)]
+    assert kept == [FRAMES * (most_of_frames or most), most]
+    lengths, texts = dataset.modality_lengths(), plain.modality_lengths()
+    assert [*(lengths - texts)] == [*kept, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "fault"), [("none.mp4", "missing"), ("empty.mp4", "empty"), ("text.mp4", "undecodable")]
 )
