@@ -99,7 +99,7 @@ class RequestEncoder:
                 alone = not chosen or (len(groups) == 1 and len(decoded.pictures) == len(chosen))
                 one = EncodedRequest(request, self._of(request, [seeing[place] for place in places]), seen, alone)
                 if chosen and one.rest:
-                    one.prefix = (id(group), tuple(chosen), tuple(request.ids[: one.cut]))
+                    one.prefix = (id(group), request.is_video, tuple(chosen), tuple(request.ids[: one.cut]))
                 ready.append(one)
             first += len(decoded.pictures)
         return ready

@@ -16,7 +16,8 @@ from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.pictures.video import read_frames
 from mg_llava.hf import MGLLaVAImageProcessor, MGLLaVAProcessor
 from mg_llava.inference import Predictor, Request
-from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest
+from mg_llava.inference.batching import DecodedPictures, PictureGroup, PreparedRequest, joined
+from mg_llava.inference.encoding import RequestEncoder, Statistics
 from tests import toy
 from tests.hf import conftest
 from tests.settings import grouped
@@ -117,3 +118,17 @@ def test_a_folder_pools_frames_as_the_trained_model_does(
     new = loaded.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     answer = Predictor.from_pretrained(folder, max_new_tokens=4).predict(str(clip), QUESTION, scored())
     assert answer.token_ids == tuple(new.tolist()[: len(answer.token_ids)]) and answer.token_ids
+
+
+def test_a_video_and_pictures_like_its_frames_share_no_prefix(clip: Path, toy_paths: dict[str, str]) -> None:
+    model = toy.build_model(toy_paths, frame_pooler={"type": "mg_llava.FramePooling"}).eval()
+    processor = PictureProcessor(toy.CANVAS, video={"frames": FRAMES})
+    predictor = Predictor(model, toy_paths["llm"], "vicuna", processor)
+    frames, pictures = read_frames(clip, FRAMES, "clip"), "<image>" * FRAMES + "\nwhat is there?"
+    asked = [Request(question, frames, scored()) for question in (QUESTION, pictures, QUESTION)]
+    prepared = [PreparedRequest(predictor.front_end, number, request) for number, request in enumerate(asked)]
+    assert prepared[0].ids == prepared[1].ids
+    groups = joined([(group, group.load()) for group in map(PictureGroup, ([one] for one in prepared))])
+    video, typed, again = RequestEncoder(model, Statistics(), keeps_pixels=False).encode(groups)
+    assert len(groups) == 1 and video.length == typed.length - 3 * FRAMES, "a frame has one token of four"
+    assert video.prefix == again.prefix != typed.prefix
