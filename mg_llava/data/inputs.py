@@ -139,6 +139,12 @@ def asks_about_video(question: str | Sequence[Any], owner: str = "question") -> 
     return any(VIDEO_PLACEHOLDER in text for text in turns) and not any(IMAGE_PLACEHOLDER in text for text in turns)
 
 
+def no_video(turns: Sequence[Turn]) -> str | None:
+    """Why turns without any picture cannot be asked: ``<video>`` stands in a question; None where it does not."""
+    videos = sum(turn.text.count(VIDEO_PLACEHOLDER) for turn in turns if turn.role == "human")
+    return f"{videos} {VIDEO_PLACEHOLDER} in the questions, 0 videos; give one, or its frames" if videos else None
+
+
 def make_turns(question: str | Sequence[Any], pictures: int, owner: str, is_video: bool = False) -> list[Turn]:
     """The turns of a request, with one placeholder per picture; ``<video>`` in a question stands for all of them.
 
@@ -153,6 +159,8 @@ def make_turns(question: str | Sequence[Any], pictures: int, owner: str, is_vide
             do not match the pictures.
     """
     turns = _list_turns(question, owner)
+    if problem := None if pictures else no_video(turns):
+        raise ValueError(f"{owner}: {problem}")
     asked = "".join(turn.text for turn in turns if turn.role == "human")
     images, videos = asked.count(IMAGE_PLACEHOLDER), asked.count(VIDEO_PLACEHOLDER)
     if pictures and videos > 1 and not images:

@@ -4,7 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from mg_llava.data.inputs import PictureLike, asks_about_video, list_video, load_picture, make_boxes, make_turns
+from mg_llava.data.inputs import (
+    PictureLike,
+    asks_about_video,
+    list_video,
+    load_picture,
+    make_boxes,
+    make_turns,
+    no_video,
+)
 from mg_llava.data.pictures.processor import ProcessedPicture
 from mg_llava.data.pictures.video import read_frames
 from mg_llava.data.records.regions import Region, parse_regions
@@ -143,10 +151,12 @@ class RowEncoder:
         """Ids and labels of one row; no labels for a prompt."""
         tokenizer, template = self.processor.tokenizer, template_of(self.processor.template)
         if isinstance(row, str):
-            frames = IMAGE_PLACEHOLDER * pictures if video else VIDEO_PLACEHOLDER
+            frames, turns = IMAGE_PLACEHOLDER * pictures if video else VIDEO_PLACEHOLDER, self._turns(row)
+            if problem := None if pictures else no_video(turns):
+                raise ValueError(f"{owner}: {problem}")
             written = [
                 turn if turn.is_said else replace(turn, text=turn.text.replace(VIDEO_PLACEHOLDER, frames))
-                for turn in self._turns(row)
+                for turn in turns
             ]
             placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in written if not turn.is_said)
             if placeholders != pictures:

@@ -271,6 +271,8 @@ def test_labels(processor: MGLLaVAProcessor, tokenizer: Any) -> None:
         ({"text": "a", "return_labels": True}, "labels need conversation"),
         ({"text": 3}, "text is a int"),
         ({"text": "<image> a"}, "1 <image> in the text, 0 pictures"),
+        ({"text": ["a", "<video> a"]}, "row 1: 1 <video> in the questions, 0 videos"),
+        ({"conversation": [Turn("human", "<video> a")]}, "row 0: 1 <video> in the questions, 0 videos"),
         ({"text": "a", "images": make_picture()}, "0 <image> in the text, 1 pictures"),
         ({"text": ["a", "<image>"], "images": [make_picture()] * 3}, "3 pictures for 2 rows with 1 <image>"),
         ({"text": ["a", "<image>"], "images": [None, make_picture()], "boxes": [BOXES]}, "2 rows but 1 sets"),

@@ -265,6 +265,7 @@ def test_bad_requests(predictor: Predictor, picture: Image.Image, tmp_path: Path
         (picture, "", None, "question is empty"),
         (picture, [("human", "a?"), ("gpt", "b")], None, "question is empty"),
         (None, "<image> what?", None, "1 <image> in the questions, 0 pictures"),
+        (None, "<video> what?", None, "1 <video> in the questions, 0 videos"),
         (picture, [("robot", "what?")], None, "robot"),
         (None, "what?", BOXES, "no picture"),
         ([picture, picture], "what?", BOXES[:1], "2 sets of boxes"),

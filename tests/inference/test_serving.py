@@ -84,6 +84,18 @@ def test_pictures_beside_the_placeholder_of_a_video_are_its_frames(
     assert status == 400 and "1 <image> in the questions, 4 pictures" in answer["error"]["message"]
 
 
+def test_places_of_a_video_where_none_is_shown_are_left_out(client: OpenAI, predictor: Predictor) -> None:
+    wanted = predictor.predict(None, "\nwhat?").text
+    for content in ("<video>\nwhat?", text("<video>\nwhat?")):
+        assert ask(client, user(content)).choices[0].message.content == wanted
+    frames = [a_picture(seed) for seed in range(2)]
+    parts = [text("<video>\nand here?"), *(image(frame, boxes=BOXES) for frame in frames)]
+    messages = [*user("a <video>?"), {"role": "assistant", "content": "no <video>"}, *user(*parts)]
+    turns = [Turn("human", "a ?"), Turn("gpt", "no <video>", is_said=True), Turn("human", "<video>\nand here?")]
+    wanted = predictor.predict_many([Request(turns, frames, [BOXES] * 2)])[0].text
+    assert ask(client, messages).choices[0].message.content == wanted
+
+
 def test_conversations_with_a_system_text_and_a_later_picture(client: OpenAI, predictor: Predictor) -> None:
     messages = [
         {"role": "system", "content": "two digits"},

@@ -104,8 +104,9 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
     if content is None:
         raise RefusedRequest(f"{owner}: content must be a text or a list of parts", f"{owner}.content", "invalid_type")
     if isinstance(content, str):
-        return _words(content, message), []
+        return _words(content, message, False), []
     text, shown = "", []
+    has_pictures = any(part.type == "image_url" for part in content)
     are_frames = any(isinstance(part, TextPart) and VIDEO_PLACEHOLDER in part.text for part in content)
     for place, part in enumerate(content):
         param = f"{owner}.content[{place}]"
@@ -117,13 +118,19 @@ def _read_message(message: MessageField, owner: str) -> tuple[str, list[tuple[st
             text += "" if are_frames else f"{IMAGE_PLACEHOLDER}\n"
         else:
             said = part.text if isinstance(part, TextPart) else part.refusal
-            text += _words(said, message)
+            text += _words(said, message, has_pictures)
     return text, shown
 
 
-def _words(text: str, message: MessageField) -> str:
-    """A text without the places of pictures, which have parts of their own; where nobody shows any they are words."""
-    return text.replace(IMAGE_PLACEHOLDER, "") if message.role == "user" else text
+def _words(text: str, message: MessageField, has_pictures: bool) -> str:
+    """A text without the places of pictures, which have parts of their own, and of a video that is not there.
+
+    What others than users say are words.
+    """
+    if message.role != "user":
+        return text
+    text = text.replace(IMAGE_PLACEHOLDER, "")
+    return text if has_pictures else text.replace(VIDEO_PLACEHOLDER, "")
 
 
 def _texts(question: ChatQuestion) -> list[str]:

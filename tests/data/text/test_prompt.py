@@ -112,5 +112,12 @@ def test_frames_of_a_video_stand_side_by_side(tokenizer):
 
 def test_pictures_and_text_without_a_video_stay_as_they_are():
     assert make_turns("What?", 2, "r")[0].text == "<image>\n<image>\nWhat?"
-    assert make_turns("What is <video>?", 0, "r")[0].text == "What is <video>?"
     assert make_turns("<image>\nWhat is <video>?", 1, "r")[0].text == "<image>\nWhat is <video>?"
+
+
+def test_a_question_about_a_video_that_is_not_there_is_refused():
+    for question in ("<video>\nWhat happens?", [("human", "<video>\nWhat?"), ("gpt", "A."), ("human", "And then?")]):
+        with pytest.raises(ValueError, match=r"r: 1 <video> in the questions, 0 videos; give one, or its frames"):
+            make_turns(question, 0, "r")
+    said = [Turn("human", "What?"), Turn("gpt", "A <video>.", is_said=True), Turn("human", "And then?")]
+    assert make_turns(said, 0, "r") == said
