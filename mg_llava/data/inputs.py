@@ -30,6 +30,11 @@ class Proposer(Protocol):
         """Boxes in pixels of ``image``, best first."""
 
 
+def is_nothing(given: Any) -> bool:
+    """Whether pictures, boxes or regions were left out or are none; arrays and tensors have no truth value."""
+    return given is None or (hasattr(given, "__len__") and len(given) == 0)
+
+
 def list_pictures(picture: Any, owner: str) -> list[PictureLike]:
     """The pictures of a request.
 

@@ -8,7 +8,7 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from mg_llava.data.inputs import list_pictures, load_picture, make_boxes
+from mg_llava.data.inputs import PictureLike, list_pictures, load_picture, make_boxes
 from mg_llava.data.pictures.processor import PictureProcessor, ProcessedPicture
 
 _OWNER = "picture {}"
@@ -72,7 +72,7 @@ class MGLLaVAImageProcessor(BaseImageProcessor):
         """
         require_torch(return_tensors)
         pictures = list_pictures(images, "images")
-        if boxes is not None and not isinstance(images, Sequence):
+        if boxes is not None and isinstance(images, PictureLike):
             boxes = [boxes]
         if boxes is not None and len(boxes) != len(pictures):
             raise ValueError(f"{len(pictures)} pictures but {len(boxes)} sets of boxes; give one, or None, for each")

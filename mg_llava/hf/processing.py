@@ -11,6 +11,7 @@ from transformers import BatchFeature, StoppingCriteriaList
 from transformers.processing_utils import ProcessorMixin
 
 from mg_llava.compat import names_part_classes
+from mg_llava.data.inputs import is_nothing
 from mg_llava.data.text.pieces import question_of
 from mg_llava.data.text.stopping import Stops
 from mg_llava.hf.configuration import MGLLaVAConfig
@@ -184,7 +185,8 @@ class MGLLaVAProcessor(ProcessorMixin):
         if chat_template is not None:
             raise ValueError("a chat_template of your own writes texts: use tokenize=False, then processor(text)")
         kwargs |= kwargs.pop("processor_kwargs", None) or {}  # how newer pipelines give them
-        kwargs["images"] = kwargs.get("images") or pictures_of(conversation) or None
+        if is_nothing(kwargs.get("images")):
+            kwargs["images"] = pictures_of(conversation) or None
         as_dict = kwargs.pop("return_dict", False)
         for name in ("add_generation_prompt", "continue_final_message"):
             kwargs.pop(name, None)

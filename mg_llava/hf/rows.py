@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mg_llava.data.inputs import PictureLike, list_boxes, list_pictures
+from mg_llava.data.inputs import PictureLike, is_nothing, list_boxes, list_pictures
 from mg_llava.data.records.schema import Turn
 from mg_llava.hf.prompts import to_turns
 from mg_llava.tokens import IMAGE_PLACEHOLDER
@@ -70,21 +70,17 @@ def share_boxes(boxes: Any, pictures: Sequence[Sequence[Any]], is_batch: bool) -
     if len(boxes) != len(pictures):
         raise ValueError(f"{len(pictures)} rows but {len(boxes)} sets of boxes; give one, or None, for each row")
     return [
-        list_boxes(None if _is_nothing(found) and not own else found, len(own), f"row {number}")
+        list_boxes(None if is_nothing(found) and not own else found, len(own), f"row {number}")
         for number, (found, own) in enumerate(zip(boxes, pictures, strict=True))
     ]
 
 
 def share_objects(objects: Any, rows: int, is_batch: bool) -> list[Any]:
     """The regions of each row."""
-    shared = list(objects or [None] * rows) if is_batch else [objects]
+    shared = [None] * rows if is_nothing(objects) else list(objects) if is_batch else [objects]
     if len(shared) != rows:
         raise ValueError(f"{rows} rows but {len(shared)} lists of objects; give one, or None, for each row")
     return shared
-
-
-def _is_nothing(boxes: Any) -> bool:
-    return boxes is None or (hasattr(boxes, "__len__") and len(boxes) == 0)
 
 
 def _count_placeholders(row: Any) -> int:

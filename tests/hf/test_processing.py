@@ -183,6 +183,33 @@ def test_messages(processor: MGLLaVAProcessor) -> None:
     assert ids.tolist() == rows[0]
 
 
+def test_arrays_are_given_as_pictures_boxes_and_regions(processor: MGLLaVAProcessor, tmp_path: Path) -> None:
+    picture, other = make_picture(1), make_picture(2)
+    picture.save(tmp_path / "a.png")
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is at <box:1>?"}]}]
+    given = {"conversation": talk, "boxes": BOXES, "objects": BOXES[::-1]}
+    wanted = processor(**given, images=picture)
+    arrays = {"images": np.asarray(picture), "boxes": np.array(BOXES), "objects": np.array(BOXES[::-1])}
+    filled = processor.apply_chat_template(talk, tokenize=True, return_dict=True, **arrays)
+    rows = {"images": [arrays["images"]], "objects": np.array([BOXES[::-1]])}
+    batch = processor.apply_chat_template([talk], tokenize=True, return_dict=True, **rows)
+    for one in (processor(conversation=talk, **arrays), filled):
+        assert torch.equal(one["input_ids"], wanted["input_ids"]) and torch.equal(one["boxes"][0], wanted["boxes"][0])
+        assert torch.equal(one["pixel_values"], wanted["pixel_values"])
+    assert all(torch.equal(batch[name], wanted[name]) for name in ("input_ids", "pixel_values"))
+    inside = [{"role": "user", "content": [{"type": "image", "image": arrays["images"]}, *talk[0]["content"][1:]]}]
+    found = processor.apply_chat_template(inside, tokenize=True, return_dict=True, images=[], objects=BOXES[::-1])
+    assert torch.equal(found["pixel_values"], wanted["pixel_values"])
+    rows = {"images": [picture, other], "boxes": np.array([BOXES, BOXES]), "objects": np.array([BOXES[::-1], BOXES])}
+    two = processor(conversation=[talk, talk], **rows)
+    (row,) = processor(conversation=[talk], images=[picture], boxes=[BOXES], objects=[BOXES[::-1]])["input_ids"]
+    assert torch.equal(two["input_ids"][0][two["attention_mask"][0].bool()], row)
+    assert not torch.equal(two["input_ids"][0], two["input_ids"][1])
+    for path in (str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), np.asarray(picture)):
+        seen = processor.image_processor(path, boxes=BOXES)
+        assert torch.equal(seen["boxes"][0], processor.image_processor(picture, boxes=BOXES)["boxes"][0])
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [

@@ -48,7 +48,7 @@ def parse_regions(value: Any, pictures: int) -> tuple[Region, ...]:
     ``"of"``, 1 or 1000, beside a box tells that its numbers are such shares of the picture's sides.
 
     Args:
-        value: What a record has; a region may be its box alone.
+        value: What a record has; a region may be its box alone, and all of them an array of (n, 4) numbers.
         pictures: Number of pictures, of which ``picture`` is one, from 0 on.
 
     Raises:
@@ -56,6 +56,7 @@ def parse_regions(value: Any, pictures: int) -> tuple[Region, ...]:
     """
     if value is None:
         return ()
+    value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"objects is a {type(value).__name__}; it is a list of {{'box': [x1, y1, x2, y2], 'label'}}")
     regions = tuple(_parse_region(one, number, pictures) for number, one in enumerate(value))
