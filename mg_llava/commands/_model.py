@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, bo
     parser.add_argument("--checkpoint", help=f"with a config: {kinds}")
     source = parser.add_mutually_exclusive_group()
     if boxes:
-        source.add_argument("--boxes", type=Path, help="JSON file with the picture's boxes")
+        source.add_argument("--boxes", type=Path, help="JSON file with boxes of the picture, or of each frame")
     source.add_argument("--proposals", action="store_true", help="find bright marks as boxes where none are given")
     source.add_argument("--detector", help="what finds boxes, such as owlv2:PATH or a config of a box pipeline")
     parser.add_argument("--tagger", help="what the detector looks for, such as coco80 or 'cat, dog'")
@@ -51,17 +52,21 @@ def build_predictor(arguments: argparse.Namespace, **generation: Any) -> Any:
         )
 
 
-def read_boxes(file: str | Path) -> Any:
-    """Boxes of a JSON file, checked.
+def read_boxes(file: str | Path, shown: Sequence[Any]) -> Any:
+    """Boxes of a JSON file, checked: of the one picture that is shown, or of each frame of the video.
 
     Raises:
         OSError: It cannot be opened.
         ValueError: It holds no boxes.
     """
-    from mg_llava.data.inputs import make_boxes
+    from mg_llava.data.inputs import list_video, make_boxes
 
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); boxes are [[x1, y1, x2, y2], ...]") from error
-    return make_boxes(content, str(file))
+    if list_video(shown) is None:
+        return make_boxes(content, str(file))
+    if not isinstance(content, list):
+        raise ValueError(f"{file}: boxes of a video are a list with one set, or null, for each frame that is seen")
+    return [None if one is None else make_boxes(one, f"{file}, frame {i}") for i, one in enumerate(content)]

@@ -1,10 +1,10 @@
 r"""Talk with a trained model in the terminal; answers come word by word.
 
-At the prompt: /image PATH shows a picture or a video, /boxes FILE (or none, or find) gives the last one its boxes,
-/set NAME VALUE changes generation (temperature, max_new_tokens, ...), /save FILE writes the conversation, /reset
-begins anew, /quit ends. Ctrl-C stops an answer. Lines of a pipe are questions, too; with --json each answer is a
-line of JSON. In a question <box:0> stands for the coordinates of the first box, and <object:0> for its object image
-where the model reads some; coordinates may be typed as well.
+At the prompt: /image PATH shows a picture or a video, /boxes FILE (or none, or find) gives the last one its boxes
+(files as for predict), /set NAME VALUE changes generation (temperature, max_new_tokens, ...), /save FILE writes the
+conversation, /reset begins anew, /quit ends. Ctrl-C stops an answer. Lines of a pipe are questions, too; with --json
+each answer is a line of JSON. In a question <box:0> stands for the coordinates of the first box, and <object:0> for
+its object image where the model reads some; coordinates may be typed as well.
 
 Examples:
     mg-llava chat CONFIG.py --checkpoint iter_250.pth --image a.jpg --proposals
@@ -76,7 +76,9 @@ class Chat:
             self._show(rest)
         elif name == "/boxes":
             known: dict[str, Any] = {"none": [], "find": None}
-            self.conversation.set_boxes(known[rest] if rest in known else read_boxes(rest))
+            self.conversation.set_boxes(
+                known[rest] if rest in known else read_boxes(rest, self.conversation.pictures[-1:])
+            )
         elif name == "/set":
             self._set(*rest.partition(" ")[::2])
         elif name == "/save":
@@ -163,7 +165,7 @@ def main() -> int:
     """Build the predictor and talk."""
     arguments = parse_arguments()
     try:
-        boxes = read_boxes(arguments.boxes) if arguments.boxes else None
+        boxes = read_boxes(arguments.boxes, arguments.image) if arguments.boxes else None
         predictor = build_predictor(arguments)
         from mg_llava.inference.conversation import Conversation
 

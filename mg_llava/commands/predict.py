@@ -1,8 +1,9 @@
 """Ask a trained model one question about pictures, or about a video.
 
 Boxes come from a JSON file ([[x1, y1, x2, y2], ...] or {"boxes": ..., "labels": ..., "scores": ...}, pixels of the
-picture), from the built-in proposal step (--proposals), from a detector (--detector and --tagger, as for
-generate_boxes), or there are none. Conversations are held by chat.
+picture; of a video a list with such boxes, or null, for each frame that is seen), from the built-in proposal step
+(--proposals), from a detector (--detector and --tagger, as for generate_boxes), or there are none. Conversations are
+held by chat.
 
 Examples:
     mg-llava predict CONFIG.py --checkpoint iter_250.pth --image a.jpg --question "What is there?"
@@ -41,7 +42,7 @@ def main() -> int:
     """Build the predictor and ask."""
     arguments = parse_arguments()
     try:
-        boxes = read_boxes(arguments.boxes) if arguments.boxes else None
+        boxes = read_boxes(arguments.boxes, arguments.image) if arguments.boxes else None
         predictor = build_predictor(arguments)
         answer = predictor.predict(arguments.image or None, arguments.question, boxes)
         print(json.dumps({"question": arguments.question, **answer.to_dict()}) if arguments.json else answer.text)

@@ -73,6 +73,8 @@ def load_picture(picture: PictureLike, owner: str) -> Image.Image:
 def list_boxes(boxes: BoxesLike, pictures: int, owner: str) -> list[BoxRecord | None]:
     """The boxes of each of ``pictures`` pictures; None where a proposer is to find them.
 
+    Of one picture, or frame, they may be given themselves, or in a list as of several.
+
     Raises:
         ValueError: Boxes without a picture, or other than one set of boxes for each of several pictures.
         RecordError: As of ``make_boxes``.
@@ -81,7 +83,7 @@ def list_boxes(boxes: BoxesLike, pictures: int, owner: str) -> list[BoxRecord | 
         return [None] * pictures
     if pictures == 0:
         raise ValueError(f"{owner}: boxes were given, but no picture")
-    if pictures == 1:
+    if pictures == 1 and not (isinstance(boxes, Sequence) and boxes and all(map(_is_set, boxes))):
         return [make_boxes(boxes, owner)]
     if not isinstance(boxes, Sequence) or len(boxes) != pictures:
         found = f"found {len(boxes)}" if isinstance(boxes, Sequence) else f"found {type(boxes).__name__}"
@@ -90,6 +92,16 @@ def list_boxes(boxes: BoxesLike, pictures: int, owner: str) -> list[BoxRecord | 
             f"{found}"
         )
     return [None if part is None else make_boxes(part, f"{owner}, picture {i}") for i, part in enumerate(boxes)]
+
+
+def _is_set(item: Any) -> bool:
+    """Whether this is what one picture has, and not one box."""
+    if item is None or isinstance(item, BoxRecord | Mapping) or hasattr(item, "boxes"):
+        return True
+    if hasattr(item, "ndim"):
+        return item.ndim > 1
+    first = item[0] if isinstance(item, list | tuple) and item else None
+    return isinstance(first, list | tuple) or getattr(first, "ndim", 0) > 0
 
 
 def make_boxes(boxes: BoxesLike, owner: str = "boxes") -> BoxRecord:

@@ -168,17 +168,7 @@ def _boxes(given: Mapping[str, Any], pictures: int) -> list[BoxRecord | None]:
     Raises:
         ValueError: They are not as many, or no boxes.
     """
-    boxes = given.get("boxes")
-    if pictures == 1 and isinstance(boxes, Sequence) and len(boxes) == 1 and _is_of_picture(boxes[0]):
-        boxes = boxes[0]
-    return list_boxes(boxes, pictures, "mm_processor_kwargs") if pictures else []
-
-
-def _is_of_picture(item: Any) -> bool:
-    """Whether this is what one picture has, and not one box."""
-    if item is None or isinstance(item, BoxRecord | Mapping):
-        return True
-    return isinstance(item, Sequence) and (not item or not isinstance(item[0], int | float))
+    return list_boxes(given.get("boxes"), pictures, "mm_processor_kwargs") if pictures else []
 
 
 def _digest(boxes: BoxRecord) -> str:

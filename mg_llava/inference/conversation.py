@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.inputs import BoxesLike, PictureLike, list_video
+from mg_llava.data.inputs import BoxesLike, PictureLike, is_nothing, list_boxes, list_video
 from mg_llava.inference.predictor import Predictor
 from mg_llava.inference.requests import Answer
 from mg_llava.tokens import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
@@ -48,6 +48,11 @@ class Conversation:
         self.boxes.append(boxes)
 
     @property
+    def _frames(self) -> int:
+        """How many frames of a video the predictor sees."""
+        return self.predictor.front_end.picture_processor.video.frames
+
+    @property
     def video(self) -> str | None:
         """The path of the video, where one was shown."""
         return list_video(self.pictures)
@@ -56,10 +61,12 @@ class Conversation:
         """Give the last picture other boxes; those of a video are a list with one set for each frame, or empty.
 
         Raises:
-            ValueError: There is no picture.
+            ValueError: There is no picture, or a video has another number of frames.
         """
         if not self.boxes:
             raise ValueError("there is no picture yet; /image PATH shows one")
+        if self.video is not None and not is_nothing(boxes):
+            boxes = list_boxes(boxes, self._frames, f"boxes of {self.video}")
         self.boxes[-1] = boxes
 
     def ask(self, question: str) -> Iterator[str]:
@@ -73,8 +80,8 @@ class Conversation:
         mark = IMAGE_PLACEHOLDER if self.video is None else VIDEO_PLACEHOLDER
         text = f"{mark}\n" * new + question.replace(mark, "")
         found = self.boxes[0] if len(self.boxes) == 1 else self.boxes or None
-        if self.video is not None and found == []:
-            found = [[]] * self.predictor.front_end.picture_processor.video.frames
+        if self.video is not None and found is not None and is_nothing(found):
+            found = [[]] * self._frames
         reply = self.predictor.chat(self.pictures or None, text, found, self.turns, stream=True, **self.generation)
         yield from reply
         self.answer = reply.whole

@@ -16,6 +16,7 @@ from mg_llava.data.records.open import open_records
 from mg_llava.data.records.schema import parse_record
 from mg_llava.inference import Predictor, Request
 from mg_llava.inference.conversation import Conversation
+from tests import toy
 from tests.inference.serving_toys import BOXES, a_picture, make_predictor
 from tests.videos import write_video
 
@@ -82,6 +83,34 @@ def test_a_talk_about_a_video(chat: Chat, predictor: Predictor, picture: Path, t
     for path, message in ((clip, "about pictures or about one video"), (tmp_path / "broken.mp4", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             chat.take(f"/image {path}")
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+def test_frames_have_the_boxes_of_a_file(frames: int, toy_paths: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    clip, file = str(write_video(tmp_path / "clip.mp4", frames=9)), tmp_path / "boxes.json"
+    processor = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS, "video": {"frames": frames}}
+    predictor = Predictor(toy.build_model(toy_paths), toy_paths["llm"], "vicuna", processor, max_new_tokens=6)
+    chat = Chat(Conversation(predictor), as_json=False)
+    sets: list[Any] = [[[4.0 + n, 6.0, 40.0, 30.0]] for n in range(frames)]
+    sets[-1] = {"boxes": [[9.0, 9.0, 30.0, 30.0]], "labels": ["dog"]}
+    file.write_text(json.dumps(sets))
+    take_all(chat, f"/image {clip}", f"/boxes {file}", "what?")
+    wanted = predictor.predict(clip, "what?", sets)
+    assert chat.conversation.answer.text == wanted.text
+    seen = chat.conversation.answer.pictures
+    assert [one.boxes.tolist() for one in seen] == [one.boxes.tolist() for one in wanted.pictures]
+    assert [len(one.boxes) for one in seen] == [1] * frames and seen[-1].labels == ("dog",)
+    file.write_text(json.dumps([None] * frames))
+    take_all(chat, f"/boxes {file}", "and now?")
+    assert [len(one.boxes) for one in chat.conversation.answer.pictures] == [0] * frames
+    for content, message in (
+        (sets * 2, rf"boxes of .*clip\.mp4: .*a list of {frames} sets .*found {2 * frames}"),
+        ({"boxes": BOXES}, r"boxes\.json: boxes of a video are a list with one set, or null, for each frame"),
+        ([*sets[:-1], [[9, 9, 1, 1]]], rf"boxes\.json, frame {frames - 1}.*with x1 <= x2"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            chat.take(f"/boxes {file}")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.videos import write_video
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -49,6 +51,16 @@ def test_answer_is_drawn_with_the_boxes_of_a_file(ask, tmp_path: Path, encoding:
     (tmp_path / "boxes.json").write_text(content, encoding)
     status, _, said = ask("--boxes", tmp_path / "boxes.json", "--out", tmp_path / "answer.png")
     assert (status, said) == (0, f"wrote {tmp_path / 'answer.png'}")
+
+
+def test_a_video_has_boxes_for_each_frame(ask, tmp_path: Path) -> None:
+    clip, file = write_video(tmp_path / "clip.mp4", frames=9), tmp_path / "boxes.json"
+    file.write_text(json.dumps([None, *[[[4, 6, 20, 30]]] * 7]))
+    status, out, said = ask("--boxes", file, "--json", image=str(clip))
+    assert (status, [len(one["boxes"]) for one in json.loads(out)["pictures"]]) == (0, [0, *[1] * 7]), said
+    file.write_text(json.dumps([[[4, 6, 20, 30]]] * 2))
+    status, _, said = ask("--boxes", file, image=str(clip))
+    assert status == 1 and "8 pictures or frames need a list of 8 sets" in said and said.endswith("found 2")
 
 
 @pytest.mark.parametrize(
