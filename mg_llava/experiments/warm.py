@@ -148,7 +148,7 @@ def _run(arguments: list[str], environment: dict[str, str], log: str, held: int)
     os.dup2(out, 1)
     os.dup2(out, 2)
     threading.Thread(target=_end_with_starter, daemon=True).start()
-    tracker = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracker: Any = resource_tracker._resource_tracker  # type: ignore[attr-defined]
     tracker._fd = tracker._pid = None  # it starts one of its own, whose words about what was left are in the log
     os.environ.clear()
     os.environ.update(environment)
