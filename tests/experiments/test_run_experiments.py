@@ -132,17 +132,16 @@ def test_damaged_files_are_named_before_anything_runs(whole: Toy, tmp_path: Path
 
 
 def test_preparation_ends_with_the_command(tmp_path: Path) -> None:
-    program = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    toy = Toy(tmp_path / "grid", prepare=[sys.executable, "-c", program])
+    program = "import os, sys, time; os.symlink(str(os.getpid()), sys.argv[1]); time.sleep(600)"
+    toy = Toy(tmp_path / "grid", prepare=[sys.executable, "-c", program, str(tmp_path / "pid")])
     process = toy.start(0)
     end = time.monotonic() + 60
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert time.monotonic() < end
+    while not (tmp_path / "pid").is_symlink() and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in err
-    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert not is_running(int(os.readlink(tmp_path / "pid")))
 
 
 def test_kill_and_resume(whole: Toy, tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def start(tmp_path: Path) -> Callable[..., WarmProcess]:
 
 def until(holds: Callable[[], object]) -> None:
     end = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < end
+    while not holds() and time.monotonic() < end:
         time.sleep(0.02)
+    assert holds()
 
 
 def told(path: Path) -> list[int]:
