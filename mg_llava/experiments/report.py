@@ -165,15 +165,16 @@ class GridReport:
         return [lines[0], "|" + "---|" * len(table[0]), *lines[1:]]
 
     def _differences(self) -> list[str]:
-        """How much more than the first row each of the others has, seed by seed."""
-        base, *others = self.rows
-        title, lines = self._last, []
-        known = self._by_seed(base)
-        for row in others:
-            gains = [value - known[seed] for seed, value in self._by_seed(row).items() if seed in known]
-            if gains:
-                each = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
-                lines.append(f"- {row.title} minus {base.title}, {title}, seed by seed: {each} points")
+        """How much more than the first row, or the first on its axis, each of the others has, seed by seed."""
+        lines = []
+        for rows in self._groups():
+            base = rows[0] if _is_line(rows) else self.rows[0]
+            known = self._by_seed(base)
+            for row in rows:
+                gains = [value - known[seed] for seed, value in self._by_seed(row).items() if seed in known]
+                if gains and row is not base:
+                    each = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+                    lines.append(f"- {row.title} minus {base.title}, {self._last}, seed by seed: {each} points")
         return lines
 
     def _plateau(self) -> list[str]:
@@ -235,7 +236,7 @@ class GridReport:
         from matplotlib.figure import Figure
 
         groups = self._groups()
-        lines = [rows for rows in groups if all(row.x is not None for row in rows)]
+        lines = [rows for rows in groups if _is_line(rows)]
         bars = [row for rows in groups if rows not in lines for row in rows]
         heights = [*([0.8 + 0.5 * len(bars)] if bars else []), *([3.0] * -(-len(lines) // 2))]
         figure = Figure(figsize=(7, sum(heights)), layout="constrained")
@@ -279,6 +280,11 @@ def format_spread(values: Sequence[float]) -> str:
     factor = 1.0 if max(map(abs, values)) > 1 else 100.0
     mean = f"{factor * statistics.fmean(values):.1f}"
     return f"{mean} ± {factor * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _is_line(rows: Iterable[GridRow]) -> bool:
+    """Whether each row of a group has a place on its axis."""
+    return all(row.x is not None for row in rows)
 
 
 def _first_loss(entry: RunEntry) -> float | None:

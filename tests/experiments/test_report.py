@@ -102,7 +102,10 @@ def test_groups_with_an_axis_are_lines(tmp_path: Path, monkeypatch: pytest.Monke
         *({"name": f"few{x}", "group": "boxes", "x": x, "leaves": [leaf]} for x in (4, 16)),
     ]
     entries = [entry("low", 0, 0.3), entry("few4", 0, 0.5), entry("few4", 1, 0.7), entry("few16", 0, 0.8)]
-    GridReport(read_grid(write_grid(tmp_path, rows=rows)), entries, [], "").plot(tmp_path / "plot.png")
+    report = GridReport(read_grid(write_grid(tmp_path, rows=rows)), entries, [], "")
+    assert "- few16 minus few4, all, seed by seed: +30.0 points" in report.markdown(), "those of an axis among them"
+    assert "minus low only" not in report.markdown()
+    report.plot(tmp_path / "plot.png")
     bars, lines = figures[0].axes
     assert [text.get_text() for text in bars.get_yticklabels()] == ["low only"] and lines.get_xlabel() == "boxes"
     *dots, mean = lines.get_lines()
