@@ -72,7 +72,7 @@ def fill(side: int) -> list[str]:
 def depth(layers: int) -> dict[str, Any]:
     """The full model with an LLM of so many layers."""
     changes = [] if layers == 4 else [f"model.llm.path={LLMS.format(layers)}"]
-    return row(f"layers{layers}", f"{layers} layers", D, PARAMETERS[layers], *changes)
+    return row(f"layers{layers}", f"{layers} layer{'s' if layers > 1 else ''}", D, PARAMETERS[layers], *changes)
 
 
 def llm(layers: int) -> list[str]:
