@@ -17,6 +17,9 @@ from mg_llava.models.interfaces import Fusion, Seen, Spec, token_grid
 from mg_llava.models.vision import is_split
 from mg_llava.registry import MODELS
 
+_KEPT = 16 << 20
+"""Bytes of a picture's cells up to which they are kept for the backward pass."""
+
 
 @MODELS.register_module()
 class PatchInfoMiningFusion(Fusion):
@@ -54,8 +57,9 @@ class PatchInfoMiningFusion(Fusion):
     def forward(self, low: Tensor, high: Seen) -> Tensor:
         """``(B, N, C_l)`` to the same shape.
 
-        The cells of all pictures together are large: they are made for one picture at a time, and again in the
-        backward pass. Processes that gather split parameters take all at once, because they must gather equally often.
+        The cells of all pictures together are large: they are made for one picture at a time, and where they are not
+        small, again in the backward pass. Processes that gather split parameters take all at once, because they must
+        gather equally often.
 
         Raises:
             ValueError: If N is not a square number, or does not divide the map into patches.
@@ -66,8 +70,10 @@ class PatchInfoMiningFusion(Fusion):
         return torch.cat([self._mine_again(*piece) for piece in pieces])
 
     def _mine_again(self, *piece: Tensor) -> Tensor:
-        """As ``_mine``, keeping nothing for the backward pass."""
-        if piece[0].is_meta or not torch.is_grad_enabled():
+        """As ``_mine``, keeping nothing large for the backward pass."""
+        finest, channels = piece[1], sum(item.shape[1] for item in piece[1:])
+        is_small = finest[:, 0].numel() * channels * finest.element_size() <= _KEPT
+        if piece[0].is_meta or is_small or not torch.is_grad_enabled():
             return self._mine(*piece)
         return checkpoint(self._mine, *piece, use_reentrant=False, preserve_rng_state=False)
 
