@@ -56,7 +56,8 @@ class WarmProcess:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, held: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(MODULES))
-        with _variables(environment), _uninterrupted():
+        resource_tracker.ensure_running()  # it would let Ctrl-C through again
+        with _variables(environment), _uninterrupted(), _said_in(log):
             forkserver.ensure_running()
         arguments = (list(command[1:]), dict(environment), str(log), _Held(held))
         self._process = context.Process(target=_run, args=arguments)
@@ -136,6 +137,24 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _said_in(log: Path) -> Iterator[None]:
+    """With the words of what is started in a log: libraries say much when they are imported."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [(number, os.dup(number)) for number in (1, 2)]
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        for number, _ in before:
+            os.dup2(out, number)
+        yield
+    finally:
+        for number, kept in before:
+            os.dup2(kept, number)
+            os.close(kept)
+        os.close(out)
 
 
 def _run(arguments: list[str], environment: dict[str, str], log: str, held: int) -> None:

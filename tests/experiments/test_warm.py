@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,25 @@ def test_a_schedule_goes_on_without_copies(tmp_path: Path, monkeypatch: pytest.M
     with hold(tmp_path / "work") as held:
         assert Schedule(runs, 2, 1, said.append, warm=True).run(held) == []
     assert all(run.is_done for run in runs) and "the process with imports is gone (EOFError()" in said[0]
+
+
+def test_imports_are_not_interrupted_and_speak_in_the_log(
+    tmp_path: Path, start: Callable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    text = "import os, signal\nprint('imported', os.getpid(), flush=True)\nos.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "interrupted_import.py").write_text(text)
+    (tmp_path / "fine.py").write_text("print('ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(warm, "MODULES", ("interrupted_import",))
+    forkserver._forkserver._stop()  # the next one imports these
+    process = start(str(tmp_path / "fine.py"), PYTHONPATH=str(tmp_path), PYTHONUNBUFFERED="1")
+    until(lambda: process.poll() is not None)
+    monkeypatch.undo()
+    forkserver._forkserver._stop()
+    assert process.returncode == 0
+    words = (tmp_path / "log").read_text()
+    assert words.startswith("imported ") and words.endswith("ran\n")
+    assert "imported" not in "".join(capfd.readouterr())
 
 
 def test_it_ends_with_a_starter_that_is_killed_and_holds_its_lock_so_long(tmp_path: Path) -> None:
