@@ -72,7 +72,8 @@ class PatchInfoMiningFusion(Fusion):
     def _mine_again(self, *piece: Tensor) -> Tensor:
         """As ``_mine``, keeping nothing large for the backward pass."""
         finest, channels = piece[1], sum(item.shape[1] for item in piece[1:])
-        is_small = finest[:, 0].numel() * channels * finest.element_size() <= _KEPT
+        # of one picture, however many there are: processes that gather split parameters must choose alike
+        is_small = finest[0, 0].numel() * channels * finest.element_size() <= _KEPT
         if piece[0].is_meta or is_small or not torch.is_grad_enabled():
             return self._mine(*piece)
         return checkpoint(self._mine, *piece, use_reentrant=False, preserve_rng_state=False)

@@ -123,8 +123,26 @@ def test_mining_by_loops() -> None:
     assert (found - low).abs().max() > 0.1, "no identity before training, as in the source"
 
 
-def test_mining_with_keys_and_values_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_processes_choose_alike_whether_cells_are_kept(monkeypatch: pytest.MonkeyPatch, is_kept: bool) -> None:
+    """Making them again gathers split parameters again, so that the number of pictures must not decide."""
+    module, made_again = "mg_llava.models.fusion.patch_info_mining", []
+    channels, side = STAGES[0] + HIGH, 6
+    monkeypatch.setattr(f"{module}._KEPT", side * side * channels * 8 - (not is_kept))
+    monkeypatch.setattr(f"{module}.is_split", lambda _: True)
+    monkeypatch.setattr(f"{module}.checkpoint", lambda mine, *piece, **_: made_again.append(1) or mine(*piece))
+    fusion = filled(PatchInfoMiningFusion(LOW, channels))
+    for pictures in (1, 2, 5):
+        low = torch.randn(pictures, 9, LOW).double()
+        maps = [torch.randn(pictures, STAGES[0], side, side).double(), torch.randn(pictures, HIGH, 3, 3).double()]
+        fusion(low, Seen(maps=maps))
+    assert len(made_again) == (0 if is_kept else 3)
+
+
+@pytest.mark.parametrize("kept", [0, 16 << 20])
+def test_mining_with_keys_and_values_is_the_same(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     """Processes that gather split parameters make keys and values of all cells; outputs and gradients agree."""
+    monkeypatch.setattr("mg_llava.models.fusion.patch_info_mining._KEPT", kept)
     low, last = inputs()
     fine = torch.randn(2, STAGES[0], 6, 6).double()
     fusion = filled(PatchInfoMiningFusion(LOW, STAGES[0] + HIGH))
