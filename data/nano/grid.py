@@ -1,6 +1,7 @@
 """Rows of the paper's Tables 4 and 5 in miniature, for ``tools/run_experiments.py``."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
 # beside poor maps, gates start half open, and box tokens are as long as objects were in its text: see "The plateau of
 # stage 1" in README.md.
 FEATURES = "data/nano/generated/features"
+FEATURE_CACHE = "train_dataloader.dataset.caches.feature_cache"
 LLM = "data/nano/object_llm"
 NO_GATE = ("low_only", "objects", "resampler", "channel_concat", "patch_info_mining")
 # One attention in place of a projector does not learn at the miniature's 4e-3; this is the paper's.
@@ -34,7 +36,7 @@ def leaves(name: str) -> list[str]:
 def options(name: str) -> list[str]:
     """Changes of a row's leaves."""
     folder = FOLDERS.get(name, FOLDERS["full"])
-    given = {"model.llm.path": LLM, "train_dataloader.dataset.caches.feature_cache": folder}
+    given = {"model.llm.path": LLM, FEATURE_CACHE: folder}
     if name not in NO_GATE:
         given["model.fusion.gate_start"] = "0.5"
     if name not in NO_BOX_TOKENS:
@@ -67,9 +69,10 @@ def designs(mmb: float, star: float) -> dict[str, float]:
     return {"MMB": mmb, "MMStar": star}
 
 
-def fill(name: str) -> list[str]:
-    """Commands that fill the folder of a row with the pictures of both stages."""
-    return [f"python tools/fill_feature_cache.py {leaf} --folder {FOLDERS[name]}" for leaf in leaves(name)]
+def fill(name: str, folder: str, changes: Sequence[str] = ()) -> list[str]:
+    """Commands that fill a folder with the pictures of both stages of a row, with changes of its leaves."""
+    options = " ".join(["--folder", folder, *(["--cfg-options", *changes] if changes else [])])
+    return [f"python tools/fill_feature_cache.py {leaf} {options}" for leaf in leaves(name)]
 
 
 DATA = "python data/nano/make_data.py"
@@ -89,7 +92,7 @@ grid = {
         row("picture_into_boxes", "picture into boxes (B-to-F)", MERGERS, designs(67.7, 34.4)),
     ],
     "seeds": [0, 1, 2],
-    "prepare": ["sh", "-c", " && ".join([DATA, *(command for name in FOLDERS for command in fill(name))])],
+    "prepare": ["sh", "-c", " && ".join([DATA, *(command for item in FOLDERS.items() for command in fill(*item))])],
     "evaluate": EVALUATE,
     "metrics": {kind: f"nano:exact/kinds/{kind}" for kind in CHANCE if kind != "all"} | {"all": "nano"},
     "reference": {"chance": CHANCE},
@@ -103,7 +106,7 @@ grid = {
         "options": [
             "train_cfg.max_iters=12",
             "train_cfg.max_epochs=None",
-            "train_dataloader.dataset.caches.feature_cache=None",
+            f"{FEATURE_CACHE}=None",
         ],
         "caption": "Exact match in % after twelve steps of each stage, a look at the way alone",
         "plateau": None,

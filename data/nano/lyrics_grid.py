@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluate import CHANCE
+from grid import FEATURE_CACHE, FEATURES
 
 ROWS = {
     "blip2": "BLIP-2",
@@ -22,7 +23,6 @@ def leaves(name: str) -> list[str]:
 
 # a picture is seen in every epoch of twelve runs: what the frozen encoders give is computed once. Rows differ in what
 # they read of it, but for BLIP-2, which has no ConvNeXt
-FEATURES = "data/nano/generated/features"
 FOLDERS = {name: f"{FEATURES}/{'low' if name == 'blip2' else 'both'}" for name in ROWS}
 PREPARE = [
     "python data/nano/make_data.py",
@@ -42,7 +42,7 @@ grid = {
             "name": name,
             "title": title,
             "leaves": leaves(name),
-            "options": [f"train_dataloader.dataset.caches.feature_cache={FOLDERS[name]}"],
+            "options": [f"{FEATURE_CACHE}={FOLDERS[name]}"],
         }
         for name, title in ROWS.items()
     ],

@@ -25,7 +25,6 @@ SIZE_KEYS = (
         for owner in ("", "test_dataloader.dataset.", "train_dataloader.dataset.")
     ),
 )
-FEATURE_CACHE = "train_dataloader.dataset.caches.feature_cache"
 LLMS = "data/nano/generated/llm_layers{}"
 PARAMETERS = {1: 0.39, 2: 0.66, 4: 1.20}
 """Of LLMs, in millions, by the number of their layers; more than four take an hour and more to make."""
@@ -47,7 +46,7 @@ def boxes(name: str, title: str, group: str, x: int, model: str = "full") -> dic
 
 def size(side: int) -> dict[str, Any]:
     """The full model with high-resolution pictures of another size."""
-    changes = [] if side == OWN_SIZE else [*size_changes(side), f"{FEATURE_CACHE}={features(side)}"]
+    changes = [] if side == OWN_SIZE else [*size_changes(side), f"{parts.FEATURE_CACHE}={features(side)}"]
     return row(f"size{side}", f"{side} px", C, side, *changes)
 
 
@@ -60,13 +59,6 @@ def size_changes(side: int) -> list[str]:
 def features(side: int) -> str:
     """The folder of what the frozen encoders give for pictures of a size."""
     return f"{parts.FEATURES}/size{side}"
-
-
-def fill(side: int) -> list[str]:
-    """Commands that fill it with the pictures of both stages."""
-    changes = " ".join(size_changes(side))
-    command = "python tools/fill_feature_cache.py {} --folder {} --cfg-options {}"
-    return [command.format(leaf, features(side), changes) for leaf in parts.leaves("full")]
 
 
 def depth(layers: int) -> dict[str, Any]:
@@ -88,8 +80,13 @@ DEPTHS = [layers for layers in PARAMETERS if layers != 4]
 FILES = f"python data/nano/box_files.py --recall {' '.join(map(str, RECALL))} --boxes {' '.join(map(str, NUMBER))}"
 PREPARE = [
     parts.DATA,
-    *parts.fill("full"),
-    *(command for side in SIZES if side != OWN_SIZE for command in fill(side)),
+    *parts.fill("full", parts.FOLDERS["full"]),
+    *(
+        command
+        for side in SIZES
+        if side != OWN_SIZE
+        for command in parts.fill("full", features(side), size_changes(side))
+    ),
     FILES,
     *(command for layers in DEPTHS for command in llm(layers)),
 ]

@@ -88,7 +88,7 @@ class Schedule:
                 step.folder.mkdir(parents=True, exist_ok=True)
                 self._running[step.folder] = self._process(step, held), time.monotonic()
 
-    def _process(self, step: GridStep, held: int) -> "subprocess.Popen | WarmProcess":
+    def _process(self, step: GridStep, held: int) -> subprocess.Popen | WarmProcess:
         """The started command of a step."""
         command = step.command()
         if self._warm and is_python(command):

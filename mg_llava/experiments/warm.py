@@ -145,7 +145,7 @@ def _said_in(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     before = [(number, os.dup(number)) for number in (1, 2)]
-    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    out = _open(log)
     try:
         for number, _ in before:
             os.dup2(out, number)
@@ -157,13 +157,17 @@ def _said_in(log: Path) -> Iterator[None]:
         os.close(out)
 
 
+def _open(log: str | Path) -> int:
+    return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
 def _run(arguments: list[str], environment: dict[str, str], log: str, held: int) -> None:
     """Be the command."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.set_inheritable(held, True)  # what it starts holds the lock as well
-    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    out = _open(log)
     os.dup2(out, 1)
     os.dup2(out, 2)
     threading.Thread(target=_end_with_starter, daemon=True).start()
