@@ -35,7 +35,7 @@ rows = dict(
     patch_info_mining=dict(fusion=PatchInfoMiningFusion),
     resampler=dict(fusion=ResamplerFusion, projector=ResamplerProjector),
     # Table 5: merging of objects
-    boxes_into_picture=dict(merger=BoxesIntoPicture),
+    boxes_into_picture=dict(merger=BoxesIntoPicture, picture=dict(empty_box="none")),  # which stays as it is
     picture_into_boxes=dict(merger=PictureIntoBoxes),
     # Table 5: tags
     coco80=dict(),

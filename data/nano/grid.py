@@ -11,12 +11,13 @@ from evaluate import CHANCE
 COMPONENTS = "Components (Table 4 of the paper: Vicuna-7B, LLaVA-1.5's data)"
 FUSIONS = "Fusion (Table 5; all with objects)"
 MERGERS = "Merging of objects (Table 5; all with Conv-Gate)"
-# What the frozen encoders give is computed once for all runs. Patch info mining has a folder of its own: it alone
-# reads the maps of all stages, which are much for the other rows to read past. The LLM is one that has read objects
-# beside poor maps, gates start half open, and box tokens are as long as objects were in its text: see "The plateau of
-# stage 1" in README.md.
-FEATURES = "data/nano/generated/features"
+# What the frozen encoders give is computed once for all runs, and texts are tokenized once. Patch info mining has a
+# folder of its own: it alone reads the maps of all stages, which are much for the other rows to read past. The LLM is
+# one that has read objects beside poor maps, gates start half open, and box tokens are as long as objects were in its
+# text: see "The plateau of stage 1" in README.md.
+FEATURES, TOKENS = "data/nano/generated/features", "data/nano/generated/tokens"
 FEATURE_CACHE = "train_dataloader.dataset.caches.feature_cache"
+TOKEN_CACHE = "train_dataloader.dataset.caches.token_cache"
 LLM = "data/nano/object_llm"
 NO_GATE = ("low_only", "objects", "resampler", "channel_concat", "patch_info_mining")
 # One attention in place of a projector does not learn at the miniature's 4e-3; this is the paper's.
@@ -36,7 +37,7 @@ def leaves(name: str) -> list[str]:
 def options(name: str) -> list[str]:
     """Changes of a row's leaves."""
     folder = FOLDERS.get(name, FOLDERS["full"])
-    given = {"model.llm.path": LLM, FEATURE_CACHE: folder}
+    given = {"model.llm.path": LLM, FEATURE_CACHE: folder, TOKEN_CACHE: TOKENS}
     if name not in NO_GATE:
         given["model.fusion.gate_start"] = "0.5"
     if name not in NO_BOX_TOKENS:
@@ -76,6 +77,9 @@ def fill(name: str, folder: str, changes: Sequence[str] = ()) -> list[str]:
 
 
 DATA = "python data/nano/make_data.py"
+# both folders at once, a thread each
+FILL = [" && ".join(f"OMP_NUM_THREADS=1 {command}" for command in fill(*item)) for item in FOLDERS.items()]
+PREPARE = f"{DATA} && {{ ({FILL[0]}) & first=$!; ({FILL[1]}); second=$?; wait $first && exit $second; }}"
 
 grid = {
     "name": "nano",
@@ -92,7 +96,7 @@ grid = {
         row("picture_into_boxes", "picture into boxes (B-to-F)", MERGERS, designs(67.7, 34.4)),
     ],
     "seeds": [0, 1, 2],
-    "prepare": ["sh", "-c", " && ".join([DATA, *(command for item in FOLDERS.items() for command in fill(*item))])],
+    "prepare": ["sh", "-c", PREPARE],
     "evaluate": EVALUATE,
     "metrics": {kind: f"nano:exact/kinds/{kind}" for kind in CHANCE if kind != "all"} | {"all": "nano"},
     "reference": {"chance": CHANCE},

@@ -109,6 +109,8 @@ class TrainLoop(XTunerTrainLoop):
         self.accumulation = counts = _accumulation(runner)
         with torch.random.fork_rng(devices=[]):
             super().__init__(runner=runner, dataloader=fit_sampler(dataloader, counts), **kwargs)
+        if not self.dataloader.num_workers:
+            self.dataloader_iterator = _WithoutPause(self.dataloader_iterator)
         _tell_epochs(self.dataloader)
         fit_deepspeed(runner)
         send_contiguous_weights(runner)
@@ -193,6 +195,31 @@ class TrainLoop(XTunerTrainLoop):
             )
             return None
         return states[get_rank()]
+
+
+class _WithoutPause:
+    """mmengine's endless iterator without its two seconds between epochs, in which workers of the last one may end.
+
+    Args:
+        inner: That of a loader without workers.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._dataloader, self._iterator, self._epoch = inner._dataloader, inner._iterator, inner._epoch
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._epoch += 1
+            sampler = getattr(self._dataloader.batch_sampler, "sampler", None)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self._epoch)
+            self._iterator = iter(self._dataloader)
+            return next(self._iterator)
 
 
 def _tell_epochs(dataloader: DataLoader) -> None:

@@ -77,7 +77,7 @@ class Schedule:
 
     def _start(self, held: int) -> None:
         """Start steps that can be started."""
-        for step in list(self._waiting):
+        for step in self._in_order():
             if step.before is not None and step.before.folder in self.failures:
                 self.failures[step.folder] = f"{step.title}: not started, as what it needs failed"
                 self._waiting.remove(step)
@@ -87,6 +87,17 @@ class Schedule:
                     continue
                 step.folder.mkdir(parents=True, exist_ok=True)
                 self._running[step.folder] = self._process(step, held), time.monotonic()
+
+    def _in_order(self) -> list[GridStep]:
+        """Steps that wait. The last runs are begun before others go on, so that none of them is left to run alone."""
+        after: dict[Path, int] = {}
+        for step in reversed(self._waiting):
+            if step.before is not None:
+                after[step.before.folder] = max(after.get(step.before.folder, 0), 1 + after.get(step.folder, 0))
+        counts = [after.get(step.folder, 0) for step in self._waiting]
+        if counts.count(max(counts, default=0)) > self._jobs:
+            return list(self._waiting)
+        return sorted(self._waiting, key=lambda step: -after.get(step.folder, 0))
 
     def _process(self, step: GridStep, held: int) -> subprocess.Popen | WarmProcess:
         """The started command of a step."""

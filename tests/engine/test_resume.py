@@ -1,10 +1,12 @@
 """A resumed run equals an uninterrupted one, whatever the place of the checkpoint."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import loops
 
 from mg_llava.engine.resume import get_random_state, set_random_state
 from tests.engine import launch_toy
@@ -45,6 +47,13 @@ def test_resumed_losses_are_equal(runs, checkpoint, options):
     assert len(rest) == 7 - start
     for name, tensor in runner.model.state_dict().items():
         assert torch.equal(tensor, resumed_runner.model.state_dict()[name])
+
+
+def test_no_pause_between_epochs_without_workers(runs, monkeypatch):
+    """Twelve samples in batches of four; mmengine waits for workers of the last epoch, here for none."""
+    monkeypatch.setattr(loops, "time", SimpleNamespace(sleep=lambda seconds: pytest.fail("waits for nothing")))
+    _, losses = runs.train(**{"train_dataloader.batch_size": 4, "train_cfg.max_iters": 7})
+    assert len(losses) == 7
 
 
 @pytest.mark.parametrize("workers", [0, 2])

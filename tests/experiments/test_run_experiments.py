@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 
+from mg_llava.experiments import schedule
 from mg_llava.experiments.grid import read_grid
 from mg_llava.experiments.steps import plan_runs
 from mg_llava.work.lock import folder_lock
@@ -93,6 +94,14 @@ def test_everything_once(whole: Toy) -> None:
     out, _ = whole.run()
     assert "0 of 4 runs to do" in out and len(whole.starts) == 6
     assert "| low only, seed 0 |" in out and "stored, older config" not in out
+
+
+def test_last_runs_begin_before_others_go_on(tmp_path: Path) -> None:
+    """So that no run is left for the end, with nothing beside it."""
+    toy = Toy(tmp_path / "grid")
+    toy.run("--rows", "low", "--seeds", "0", "1", "2", "3", "--jobs", "1")
+    stages = ["first" if start.startswith("pretrain") else "second" for start in toy.starts]
+    assert stages == ["first", "second"] * 2 + ["first"] * 2 + ["second"] * 2
 
 
 def test_finished_runs_need_nothing_of_what_made_them(tmp_path: Path) -> None:
@@ -237,7 +246,8 @@ def test_commands_and_folders_are_looked_at_first(tmp_path: Path) -> None:
     assert not toy.starts
 
 
-def test_one_command_at_a_time(tmp_path: Path) -> None:
+def test_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_FREED", 0.5)
     toy = Toy(tmp_path / "grid", prepare=f"touch {tmp_path / 'prepared'}")
     with folder_lock(toy.work, "run of experiments"):
         assert f"process {os.getpid()}" in toy.run(status=1)[1]
