@@ -215,7 +215,7 @@ class _WithoutPause:
             return next(self._iterator)
         except StopIteration:
             self._epoch += 1
-            sampler = getattr(self._dataloader.batch_sampler, "sampler", None)
+            sampler: Any = getattr(self._dataloader.batch_sampler, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(self._epoch)
             self._iterator = iter(self._dataloader)
