@@ -77,9 +77,7 @@ def fill(name: str, folder: str, changes: Sequence[str] = ()) -> list[str]:
 
 
 DATA = "python data/nano/make_data.py"
-# both folders at once, a thread each
-FILL = [" && ".join(f"OMP_NUM_THREADS=1 {command}" for command in fill(*item)) for item in FOLDERS.items()]
-PREPARE = f"{DATA} && {{ ({FILL[0]}) & first=$!; ({FILL[1]}); second=$?; wait $first && exit $second; }}"
+
 
 grid = {
     "name": "nano",
@@ -96,7 +94,7 @@ grid = {
         row("picture_into_boxes", "picture into boxes (B-to-F)", MERGERS, designs(67.7, 34.4)),
     ],
     "seeds": [0, 1, 2],
-    "prepare": ["sh", "-c", PREPARE],
+    "prepare": ["sh", "-c", " && ".join([DATA, *(command for item in FOLDERS.items() for command in fill(*item))])],
     "evaluate": EVALUATE,
     "metrics": {kind: f"nano:exact/kinds/{kind}" for kind in CHANCE if kind != "all"} | {"all": "nano"},
     "reference": {"chance": CHANCE},
