@@ -78,7 +78,6 @@ def fill(name: str, folder: str, changes: Sequence[str] = ()) -> list[str]:
 
 DATA = "python data/nano/make_data.py"
 
-
 grid = {
     "name": "nano",
     "caption": "Exact match in % on 1,120 held-out questions",
