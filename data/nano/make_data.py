@@ -26,11 +26,14 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 import benchmarks  # noqa: E402
 
 from mg_llava.detection.proposals import ConnectedComponentProposals, Proposals  # noqa: E402
+from mg_llava.work.pool import available_cores, run_jobs  # noqa: E402
 
 FORMAT = 4
 """Changes with the data; folders of another one are made again."""
 TURNS = 4
 TEXT_ONLY_SHARE = 0.04
+FEW = 500
+"""Pictures that are made before processes for them have started."""
 Record = dict[str, Any]
 Pairs = list[tuple[str, str]]
 
@@ -132,6 +135,15 @@ def make_heldout(out: Path, count: int, seed: int) -> None:
     (out / "heldout.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def make_part(out: Path, job: tuple[str, int, int]) -> None:
+    """A part by its name, the number of its pictures or records, and its seed."""
+    part, count, seed = job
+    if part == "heldout":
+        make_heldout(out, count, seed)
+    else:
+        make_training(out, part, count, seed)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,9 +160,11 @@ def main() -> None:
     if made.is_made(out, settings, arguments.force):
         return
     seed = arguments.seed * 1000
-    make_heldout(out, arguments.heldout, seed + 3)
-    make_training(out, "stage1", arguments.stage1, seed + 1)
-    make_training(out, "stage2", arguments.stage2, seed + 2)
+    jobs = [("stage2", arguments.stage2, seed + 2), ("stage1", arguments.stage1, seed + 1)]
+    jobs.append(("heldout", arguments.heldout, seed + 3))
+    workers = 1 if sum(sizes.values()) < FEW else min(len(jobs), available_cores())
+    for _ in run_jobs(make_part, jobs, out, workers):
+        pass
     benchmarks.write_benchmark_files(out)
     made.finish(out, settings)
     told = f"{arguments.stage1} + {arguments.stage2} training records and {arguments.heldout} held-out pictures"
