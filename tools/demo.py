@@ -52,9 +52,9 @@ def ask(run: Run, picture: Path, question: str, out: Path) -> str:
     from mg_llava.detection.proposals import ConnectedComponentProposals
     from mg_llava.inference import Predictor, draw_answer
 
-    checkpoint = run.steps[-2].done["product"]
+    training = run.steps[-2]
     predictor = Predictor.from_pretrained(
-        ROOT / run.row.leaves[-1], checkpoint, proposer=ConnectedComponentProposals()
+        training.config, training.done["product"], proposer=ConnectedComponentProposals()
     )
     answer = predictor.predict(picture, question)
     out.parent.mkdir(parents=True, exist_ok=True)

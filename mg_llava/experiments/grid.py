@@ -1,12 +1,12 @@
-"""A grid of experiments: rows of leaves (one for each stage), seeds, how to evaluate; and fingerprints of its steps.
+"""A grid of experiments: rows of leaves (one for each stage), seeds, and how to evaluate.
 
 A grid is a JSON file, or a Python file that sets ``grid``, with the keys of :class:`Grid`. Its paths are relative to
 the folder in which the command runs.
 """
 
 import argparse
-import hashlib
 import json
+import math
 import os
 import runpy
 import shlex
@@ -21,15 +21,7 @@ from mmengine.config import DictAction
 from mg_llava.data.choices import wrong_count
 from mg_llava.data.config import load_config
 
-WATCHING = (
-    *("default_hooks", "env_cfg", "launcher", "load_from", "log_level", "log_processor", "resume", "visualizer"),
-    *("test_cfg", "test_dataloader", "test_evaluator", "work_dir"),
-)
-"""Keys of a config on which no weight depends."""
-LOADING = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor")
-"""Keys of a data loader on which no batch depends: draws go by seed, epoch and sample."""
-WHOLE = 64 << 20
-"""Files of more bytes count by their size and both ends."""
+_KINDS: dict[Any, str] = {str: "texts", float: "numbers", Mapping: "metrics"}
 
 
 @dataclass(frozen=True)
@@ -161,8 +153,8 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     """A grid of plain values; commands may be strings.
 
     Raises:
-        ValueError: A key is unknown or missing, two rows have one name, a seed is none, or an evaluation is not told
-            where its results are to be.
+        ValueError: A key is unknown or missing, two rows have one name, a row has no leaf, a value is of another kind
+            than its key needs, a seed is none, or an evaluation is not told where its results are to be.
     """
     _check_keys("grid", keys, Grid)
     values = dict(keys)
@@ -181,12 +173,53 @@ def make_grid(keys: Mapping[str, Any]) -> Grid:
     if not rows or len(set(names)) < len(names):
         raise ValueError(f"rows need one name each, and there must be some; found {names}")
     grid = Grid(**{**values, "rows": tuple(rows), "seeds": _list(values.get("seeds", (0, 1, 2)))})
+    if wrong := [*_wrong_values(grid)]:
+        raise ValueError("; ".join(wrong))
     for command in filter(None, (grid.evaluate, *(row.evaluate for row in grid.rows))):
         if not any("{out}" in word for word in command):
             raise ValueError(f"evaluate needs {{out}} for the folder of its results; found {shlex.join(command)}")
-    for wrong in (fault for _, seed in grid.runs() for fault in wrong_count("seed", seed, least=0)):
-        raise ValueError(wrong)
+    for fault in (fault for _, seed in grid.runs() for fault in wrong_count("seed", seed, least=0)):
+        raise ValueError(fault)
     return grid
+
+
+def _wrong_values(grid: Grid) -> Iterator[str]:
+    """A sentence for each value of another kind than its key needs."""
+    texts: dict[str, Any] = {"name": grid.name, "caption": grid.caption}
+    numbers: dict[str, Any] = {"plateau": grid.plateau}
+    tables: dict[str, tuple[Any, Any]] = {"metrics": (grid.metrics, str), "reference": (grid.reference, Mapping)}
+    lists = {"prepare": grid.prepare, "train": grid.train, "evaluate": grid.evaluate}
+    for row in grid.rows:
+        owner = f"row {row.name!r}"
+        texts |= {f"{key} of {owner}": getattr(row, key) for key in ("name", "title", "group")}
+        lists |= {f"{key} of {owner}": getattr(row, key) for key in ("leaves", "options", "evaluate")}
+        tables[f"published of {owner}"] = (row.published, float)
+        numbers[f"x of {owner}"] = row.x
+        if not row.leaves:
+            yield f"{owner} has no leaves; give the config of each stage"
+    if isinstance(grid.reference, Mapping):
+        tables |= {f"reference {name!r}": (known, float) for name, known in grid.reference.items()}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            yield f"{name} is {value!r}; a text is needed"
+    for name, words in lists.items():
+        if not all(isinstance(word, str) for word in words):
+            yield f"{name} is {list(words)!r}; texts are needed"
+    for name, value in numbers.items():
+        if value is not None and not _is_of(value, float):
+            yield f"{name} is {value!r}; a number is needed"
+    for name, (table, kind) in tables.items():
+        if not isinstance(table, Mapping) or not all(
+            isinstance(key, str) and _is_of(value, kind) for key, value in table.items()
+        ):
+            yield f"{name} is {table!r}; {_KINDS[kind]} by title are needed"
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind; whole numbers are numbers, those that are not finite are none."""
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def _list(values: Any) -> tuple[Any, ...]:
@@ -206,28 +239,6 @@ def _check_keys(what: str, keys: Mapping[str, Any], kind: type) -> None:
         raise ValueError(f"{what}: unknown keys {unknown}, missing keys {absent}; known are {', '.join(known)}")
 
 
-def stage_fingerprint(leaf: str, options: Sequence[str], seed: int, before: str) -> str:
-    """Changes with what weights depend on: settings of the dumped config, the files they name, seed, stages before.
-
-    Args:
-        leaf: Config of the stage.
-        options: Changes of it.
-        seed: Of the run.
-        before: Fingerprint of the stage before, empty for the first.
-    """
-    config = read_leaf(leaf, options)
-    if before:
-        config.merge_from_dict({"model.pretrained_pth": None})  # it is the one of the stage before
-    settings = {key: value for key, value in config.to_dict().items() if key not in WATCHING}
-    loader = settings.get("train_dataloader", {})
-    for name in LOADING:
-        loader.pop(name, None)
-    for source in _sources(loader.get("dataset", {})):
-        source.pop("caches", None)  # what is kept there does not change what is trained
-    files = {text: digest for text in _texts(settings) if (digest := _digest_of(text))}
-    return _digest([settings, files, seed, before])
-
-
 def read_leaf(leaf: str, options: Sequence[str]) -> Any:
     """A leaf with changes, as ``xtuner train --cfg-options`` takes them; nothing that it names is imported."""
     try:
@@ -235,11 +246,6 @@ def read_leaf(leaf: str, options: Sequence[str]) -> Any:
     except ValueError as error:
         raise ValueError(f"{leaf} cannot be changed by {' '.join(options)}; KEY=VALUE is needed") from error
     return load_config(leaf, changes)
-
-
-def command_fingerprint(command: Sequence[str], before: str) -> str:
-    """Changes with a command, the files that it names, and the fingerprint of what it works on."""
-    return _digest([list(command), {part: _digest_of(part) for part in command}, before])
 
 
 def _parse(options: Sequence[str]) -> dict[str, Any]:
@@ -258,49 +264,3 @@ def option_path(path: Path) -> str:
         if _parse([f"path={text}"])["path"] == text:
             return text
     raise ValueError(f"{path} has a space or a comma, which options cannot have; use another --work-dir")
-
-
-def _sources(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield dataset
-    for source in dataset.get("sources", ()):
-        yield from _sources(source)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All strings of nested settings."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _digest_of(text: str) -> str | None:
-    """Of a file's content, or of the files in a folder, not those further below; None where a text names neither."""
-    path = Path(text)
-    try:
-        if "\n" in text or not text or not path.exists():
-            return None
-    except OSError:  # too long for a name
-        return None
-    if path.is_file():
-        return _digest_file(path)
-    inside = sorted(path.iterdir())
-    return _digest([(file.name, _digest_file(file) if file.is_file() else "") for file in inside])
-
-
-def _digest_file(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE:
-            return hashlib.sha256(file.read()).hexdigest()
-        head = file.read(1 << 20)
-        file.seek(-(1 << 20), 2)
-        return hashlib.sha256(b"%d" % size + head + file.read()).hexdigest()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

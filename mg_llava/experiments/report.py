@@ -1,84 +1,22 @@
-"""What a grid has found: entries of its runs, stored as JSON, as a Markdown table, as a plot."""
+"""What a grid has found: entries of its runs as a Markdown table, and as a plot."""
 
-import json
+import functools
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mg_llava.experiments.entries import RunEntry
 from mg_llava.experiments.grid import Grid, GridRow
-from mg_llava.experiments.sizes import SIZE_HEADS, leaf_sizes
-from mg_llava.experiments.steps import Run, Training
+from mg_llava.experiments.sizes import SIZE_HEADS, LeafSizes, leaf_sizes
+from mg_llava.experiments.steps import Run
 from mg_llava.work.atomic import write_between_marks
-from mg_llava.work.json_text import parse_json
 
 MANY = 20
 """Metrics that fit beside each other."""
-RunEntry = dict[str, Any]
-"""``row``, ``seed``, ``fingerprint``, ``metrics`` (shares by title), ``seconds`` and ``losses`` (by kind of step)."""
-
-
-def entry_of(run: Run, grid: Grid) -> RunEntry:
-    """The entry of a finished run.
-
-    Raises:
-        ValueError: Its evaluation lacks a metric of the grid.
-    """
-    path = Path(run.steps[-1].done["product"])
-    found = json.loads(path.read_text())["benchmarks"]
-    wanted = grid.metrics or {name: name for name in found}
-    try:
-        metrics = {title: _metric(found, spec) for title, spec in wanted.items()}
-    except KeyError as error:
-        raise ValueError(f"{path} has no metric {error}; it has the benchmarks {', '.join(found)}") from error
-    seconds = {step.kind: step.done["seconds"] for step in run.steps if step.done}  # others were cleared away
-    losses = {step.kind: step.last_loss for step in run.steps if isinstance(step, Training)}
-    return {
-        "row": run.row.name,
-        "seed": run.seed,
-        "fingerprint": run.fingerprint,
-        "metrics": metrics,
-        "seconds": seconds,
-        "losses": losses,
-    }
-
-
-def _metric(found: Mapping[str, Any], spec: str) -> float | None:
-    name, _, path = spec.partition(":")
-    if not path:
-        return found[name]["headline"]["value"]
-    rule, *keys = path.split("/")
-    value = found[name]["score"]["rules"][rule]["metrics"]
-    for key in keys:
-        value = value[key]
-    return value
-
-
-def load_entries(path: Path) -> list[RunEntry]:
-    """The entries of a results file; none where there is no file.
-
-    Raises:
-        ValueError: It holds something else.
-    """
-    if not path.is_file():
-        return []
-    try:
-        found = parse_json(path.read_bytes())
-        keys = {"row", "seed", "fingerprint", "metrics", "seconds"}
-        if not isinstance(found, list) or not all(isinstance(one, dict) and keys <= one.keys() for one in found):
-            raise ValueError("a list of entries is needed")
-    except ValueError as error:
-        raise ValueError(f"{path} holds no results ({error}); mend it, or move it away to begin anew") from error
-    return found
-
-
-def merge_entries(stored: Iterable[RunEntry], new: Iterable[RunEntry], grid: Grid) -> list[RunEntry]:
-    """All entries in the order of the grid; a new one takes the place of a stored one of its row and seed."""
-    order = [row.name for row in grid.rows]
-    merged = {(entry["row"], entry["seed"]): entry for entry in (*stored, *new)}
-    return sorted(merged.values(), key=lambda e: (order.index(e["row"]) if e["row"] in order else -1, e["seed"]))
+_PERCENT = 100.0
 
 
 class GridReport:
@@ -112,6 +50,16 @@ class GridReport:
         found = (entry["metrics"].get(title) for entry in self.of(row))
         return [value for value in found if value is not None]
 
+    def factor(self, title: str) -> float:
+        """100 for a metric of shares, which are shown in percent; 1 where numbers are larger, as sums are."""
+        found = [value for row in self.grid.rows for value in self.values(row, title)]
+        found += [known[title] for known in self.grid.reference.values() if title in known]
+        return 1.0 if max(map(abs, found), default=0.0) > 1 else _PERCENT
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, LeafSizes | None]:
+        return {row.name: leaf_sizes(row.leaves[-1], row.options) for row in self.rows}
+
     @property
     def _last(self) -> str:
         """The metric that sums up, the last one."""
@@ -143,21 +91,22 @@ class GridReport:
     def _table(self, rows: Sequence[GridRow], seeds: Sequence[int]) -> list[str]:
         """Rows with their published numbers, their own, and what they cost; with many metrics, a line for each."""
         published = list(dict.fromkeys(title for row in rows for title in row.published))
-        sizes = {row.name: leaf_sizes(row.leaves[-1], row.options) for row in rows}
-        costs = [*SIZE_HEADS, "seconds"] if any(sizes.values()) else []
+        costs = [*SIZE_HEADS, "seconds"] if any(self._sizes[row.name] for row in rows) else []
+        factors = {title: self.factor(title) for title in self.titles}
         heads = [*published, *self.titles, *costs]
         table = [("", *heads)]
         for name, known in self.grid.reference.items():
-            cells = {title: format_spread([known[title]]) for title in self.titles if title in known}
+            cells = {title: format_spread([known[title]], factors[title]) for title in self.titles if title in known}
             table.append((name, *(cells.get(head, "-") for head in heads)))
         for row in rows:
             own = [entry["seed"] for entry in self.of(row)]
             title = row.title if own == seeds else f"{row.title} (seed {', '.join(map(str, own))})"
             cells = {name: f"{value:.1f}" for name, value in row.published.items()}
-            cells |= {metric: format_spread(self.values(row, metric)) for metric in self.titles}
-            if (size := sizes[row.name]) is not None:
-                seconds = statistics.fmean(sum(entry["seconds"].values()) for entry in self.of(row))
-                cells |= dict(zip(costs, [*size.cells(), f"{seconds:.0f}"], strict=True))
+            cells |= {metric: format_spread(self.values(row, metric), factors[metric]) for metric in self.titles}
+            seconds = statistics.fmean(sum(entry["seconds"].values()) for entry in self.of(row))
+            cells |= {"seconds": f"{seconds:.0f}"} if costs else {}
+            if (size := self._sizes[row.name]) is not None:
+                cells |= dict(zip(SIZE_HEADS, size.cells(), strict=True))
             table.append((title, *(cells.get(head, "-") for head in heads)))
         if len(heads) > MANY:
             table = list(zip(*table, strict=True))
@@ -166,15 +115,17 @@ class GridReport:
 
     def _differences(self) -> list[str]:
         """How much more than the first row, or the first on its axis, each of the others has, seed by seed."""
-        lines = []
+        lines: list[str] = []
+        factor = self.factor(self._last)
+        unit = " points" if factor == _PERCENT else ""
         for rows in self._groups():
             base = rows[0] if _is_line(rows) else self.rows[0]
             known = self._by_seed(base)
             for row in rows:
                 gains = [value - known[seed] for seed, value in self._by_seed(row).items() if seed in known]
                 if gains and row is not base:
-                    each = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
-                    lines.append(f"- {row.title} minus {base.title}, {self._last}, seed by seed: {each} points")
+                    each = ", ".join(f"{factor * gain:+.1f}" for gain in gains)
+                    lines.append(f"- {row.title} minus {base.title}, {self._last}, seed by seed: {each}{unit}")
         return lines
 
     def _plateau(self) -> list[str]:
@@ -191,7 +142,7 @@ class GridReport:
 
     def _runs(self) -> list[str]:
         kinds = list(dict.fromkeys(kind for entry in self.entries for kind in entry["seconds"]))
-        limit = self.grid.plateau
+        limit, factor = self.grid.plateau, self.factor(self._last)
         last = [] if limit is None else ["last loss of stage 1"]
         heads = ["run", self._last, *(f"{kind}, s" for kind in kinds), *last, "config"]
         lines = [_line(heads[0], heads[1:]), "|" + "---|" * len(heads)]
@@ -201,7 +152,7 @@ class GridReport:
                 state = "stored, older config" if self.is_old(entry) else "present"
                 losses = [] if limit is None else [_mark(_first_loss(entry), limit)]
                 value = entry["metrics"].get(self._last)
-                cells = [format_spread([] if value is None else [value]), *seconds, *losses, state]
+                cells = [format_spread([] if value is None else [value], factor), *seconds, *losses, state]
                 lines.append(_line(f"{row.title}, seed {entry['seed']}", cells))
         return lines
 
@@ -249,37 +200,41 @@ class GridReport:
         figure.savefig(path, dpi=120, metadata={"Software": None})
 
     def _plot_bars(self, axes: Any, rows: Sequence[GridRow]) -> None:
-        title = self._last
+        title, factor = self._last, self.factor(self._last)
         for place, row in enumerate(rows):
-            values = [100 * value for value in self.values(row, title)]
+            values = [factor * value for value in self.values(row, title)]
             axes.barh(place, statistics.fmean(values) if values else 0, color="#9ecae1")
             axes.plot(values, [place] * len(values), "o", color="#08519c", markersize=5)
         for name, known in self.grid.reference.items():
             if title in known:
-                axes.axvline(100 * known[title], color="#888888", linestyle="--", label=name)
+                axes.axvline(factor * known[title], color="#888888", linestyle="--", label=name)
                 axes.legend(frameon=False)
         axes.set_yticks(range(len(rows)), [row.title for row in rows])
         axes.invert_yaxis()
-        axes.set_xlabel(f"{title}, %")
+        axes.set_xlabel(_axis(title, factor))
 
     def _plot_line(self, axes: Any, rows: Sequence[GridRow]) -> None:
-        title, measured = self._last, [row for row in rows if self.values(row, self._last)]
+        title, factor = self._last, self.factor(self._last)
+        measured = [row for row in rows if self.values(row, title)]
         for row in measured:
-            values = [100 * value for value in self.values(row, title)]
+            values = [factor * value for value in self.values(row, title)]
             axes.plot([row.x] * len(values), values, "o", color="#08519c", markersize=5)
-        means = [100 * statistics.fmean(self.values(row, title)) for row in measured]
+        means = [factor * statistics.fmean(self.values(row, title)) for row in measured]
         axes.plot([row.x for row in measured], means, color="#9ecae1", zorder=0)
         axes.set_xlabel(rows[0].group)
-        axes.set_ylabel(f"{title}, %")
+        axes.set_ylabel(_axis(title, factor))
 
 
-def format_spread(values: Sequence[float]) -> str:
-    """Mean and spread in percent; larger numbers than shares, such as sums, as they are."""
+def format_spread(values: Sequence[float], factor: float) -> str:
+    """Mean and spread of numbers, by the factor of their metric."""
     if not values:
         return "-"
-    factor = 1.0 if max(map(abs, values)) > 1 else 100.0
     mean = f"{factor * statistics.fmean(values):.1f}"
     return f"{mean} ± {factor * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _axis(title: str, factor: float) -> str:
+    return f"{title}, %" if factor == _PERCENT else title
 
 
 def _is_line(rows: Iterable[GridRow]) -> bool:

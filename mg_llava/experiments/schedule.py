@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mg_llava.experiments import _leash
+from mg_llava.experiments.gpus import GpuSlots
 from mg_llava.experiments.steps import GridStep, Run, tail
 from mg_llava.experiments.warm import WarmProcess, can_copy, is_python
 from mg_llava.work.lock import FolderInUseError, folder_lock
@@ -23,6 +25,34 @@ _KEPT = str(4 << 30)
 """Bytes of freed memory that a process keeps; glibc reads it, others do not."""
 
 
+class _Started(NamedTuple):
+    """A step that runs.
+
+    Attributes:
+        process: Its command.
+        time: When that began.
+        spent: Seconds of earlier starts.
+        share: What these had done.
+        log: Bytes of their log.
+    """
+
+    process: subprocess.Popen | WarmProcess
+    time: float
+    spent: float
+    share: float
+    log: int
+
+    @property
+    def passed(self) -> float:
+        """Seconds of this start."""
+        return time.monotonic() - self.time
+
+    @property
+    def seconds(self) -> float:
+        """Those of all starts."""
+        return self.spent + self.passed
+
+
 class Schedule:
     """Steps to do.
 
@@ -32,14 +62,24 @@ class Schedule:
         threads: CPU threads of each.
         say: Takes lines of progress.
         warm: Start them as copies of a process that has imported what they need, where that is possible.
+        gpus: Those of which each process has its own, so that there are no more of them than these allow.
     """
 
-    def __init__(self, runs: Sequence[Run], jobs: int, threads: int, say: Say, warm: bool = False) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        jobs: int,
+        threads: int,
+        say: Say,
+        warm: bool = False,
+        gpus: GpuSlots | None = None,
+    ) -> None:
         self._steps = {step.folder: step for run in runs for step in run.steps}
         self._waiting = list({step.folder: step for run in runs for step in run.todo}.values())
-        self._running: dict[Path, tuple[subprocess.Popen | WarmProcess, float]] = {}
-        self._warm = warm and can_copy()
-        self._jobs, self._environment, self._say = max(1, jobs), environment(threads), say
+        self._running: dict[Path, _Started] = {}
+        self._warm, self._gpus = warm and can_copy(), gpus
+        self._jobs = max(1, min(jobs, gpus.steps) if gpus else jobs)
+        self._environment, self._say = environment(threads), say
         self._begin, self._shown = time.monotonic(), time.monotonic()
         self.failures: dict[Path, str] = {}
 
@@ -64,7 +104,7 @@ class Schedule:
         return list(self.failures.values())
 
     def _end(self) -> None:
-        processes = [process for process, _ in self._running.values()]
+        processes = [started.process for started in self._running.values()]
         for process in processes:
             process.terminate()
         try:
@@ -74,6 +114,12 @@ class Schedule:
             for process in processes:
                 if isinstance(process, WarmProcess):  # the others end with this one
                     process.kill()
+            self._note()
+
+    def _note(self) -> None:
+        """Keep what steps took that have not ended, for their next start."""
+        for path, started in self._running.items():
+            self._steps[path].note(started.seconds)
 
     def _start(self, held: int) -> None:
         """Start steps that can be started."""
@@ -83,10 +129,12 @@ class Schedule:
                 self._waiting.remove(step)
             elif len(self._running) < self._jobs and (step.before is None or step.before.done):
                 self._waiting.remove(step)
-                if step.finish(0.0):  # it was killed after its last file
+                if step.finish(step.spent, ended=False):  # it was killed after its last file
                     continue
                 step.folder.mkdir(parents=True, exist_ok=True)
-                self._running[step.folder] = self._process(step, held), time.monotonic()
+                log = step.log.stat().st_size if step.log.is_file() else 0
+                spent, share = step.spent, step.begun()
+                self._running[step.folder] = _Started(self._process(step, held), time.monotonic(), spent, share, log)
 
     def _in_order(self) -> list[GridStep]:
         """Steps that wait. The last runs are begun before others go on, so that none of them is left to run alone."""
@@ -102,25 +150,28 @@ class Schedule:
     def _process(self, step: GridStep, held: int) -> subprocess.Popen | WarmProcess:
         """The started command of a step."""
         command = step.command()
+        own = {**self._environment, **(self._gpus.take(step.folder) if self._gpus else {})}
         if self._warm and is_python(command):
             try:
-                return WarmProcess(command, self._environment, step.log, held)
+                return WarmProcess(command, own, step.log, held)
             except (EOFError, OSError) as error:  # it ended while it imported, or was ended
                 self._warm = False
                 self._say(f"the process with imports is gone ({error!r}); steps start without it")
         leashed, devnull = [sys.executable, _leash.__file__, *command], subprocess.DEVNULL
         with step.log.open("ab") as log:
-            return subprocess.Popen(
-                leashed, env=self._environment, stdout=log, stderr=log, stdin=devnull, pass_fds=[held]
-            )
+            return subprocess.Popen(leashed, env=own, stdout=log, stderr=log, stdin=devnull, pass_fds=[held])
 
     def _look_at(self, step: GridStep) -> None:
-        process, begin = self._running[step.folder]
+        started = self._running[step.folder]
+        process = started.process
         if process.poll() is None:
             return
         del self._running[step.folder]
-        if process.returncode == 0 and step.finish(time.monotonic() - begin):
+        if self._gpus:
+            self._gpus.give_back(step.folder)
+        if process.returncode == 0 and step.finish(started.seconds, ended=True):
             return
+        step.note(started.seconds)
         ended = f"ended with status {process.returncode}" if process.returncode else "ended without its result"
         self.failures[step.folder] = f"{step.title}: {' '.join(step.command())} {ended}\n{explain(step.log)}"
         self._say(self.failures[step.folder])
@@ -129,8 +180,10 @@ class Schedule:
         now = time.monotonic()
         if self._running and now - self._shown >= _SHOW:
             self._shown = now
+            self._note()  # should this process be killed
             now_at = " | ".join(
-                f"{self._steps[path].title} {self._steps[path].progress()[1]}" for path in self._running
+                f"{self._steps[path].title} {self._steps[path].progress(started.log)[1]}"
+                for path, started in self._running.items()
             )
             left = self.remaining()
             ready = sum(bool(step.done) for step in self._steps.values())
@@ -138,20 +191,39 @@ class Schedule:
             self._say(f"[{_clock(now - self._begin)}{known}] {ready} of {len(self._steps)} steps | {now_at}")
 
     def remaining(self) -> float | None:
-        """Seconds to go, by what steps of each kind took or are about to take; None while nothing is known."""
-        seconds: dict[str, list[float]] = {}
-        passed = {path: time.monotonic() - begin for path, (_, begin) in self._running.items()}
+        """Seconds to go, by what steps of each kind took or are about to take; None while nothing is known.
+
+        As many steps as may run share the work, but those of a run come one after another.
+        """
+        took: dict[str, list[float]] = {}
+        left: dict[Path, float] = {}
         for path, step in self._steps.items():
-            share = step.progress()[0] if path in passed else 0.0
-            took = step.done.get("seconds", 0.0) or (passed[path] / share if share else 0.0)
-            if took:
-                seconds.setdefault(step.kind, []).append(took)
-        if not seconds:
+            started, seconds = self._running.get(path), step.done.get("seconds", 0.0)
+            if started is not None:
+                share = min(1.0, step.progress(started.log)[0])
+                if share > started.share:  # by what this start has done
+                    seconds = started.passed / (share - started.share)
+                    left[path] = seconds * (1 - share)
+            if seconds:
+                took.setdefault(step.kind, []).append(seconds)
+        if not took:
             return None
-        means = {kind: sum(values) / len(values) for kind, values in seconds.items()}
+        means = {kind: sum(values) / len(values) for kind, values in took.items()}
         other = sum(means.values()) / len(means)
-        todo = [*self._waiting, *(self._steps[path] for path in self._running)]
-        return sum(max(0.0, means.get(s.kind, other) - passed.get(s.folder, 0.0)) for s in todo) / self._jobs
+        todo = {step.folder: step for step in self._waiting} | {path: self._steps[path] for path in self._running}
+        for path, step in todo.items():
+            started = self._running.get(path)
+            done, passed = (started.share, started.passed) if started else (step.begun(), 0.0)
+            left.setdefault(path, max(0.0, means.get(step.kind, other) * (1 - done) - passed))
+        chains = [sum(left[one.folder] for one in _chain(step) if one.folder in todo) for step in todo.values()]
+        return max(sum(left[path] for path in todo) / self._jobs, *chains, 0.0)
+
+
+def _chain(step: GridStep) -> Iterator[GridStep]:
+    """A step and those that it needs, the last ones first."""
+    yield step
+    if step.before is not None:
+        yield from _chain(step.before)
 
 
 def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int = 1) -> None:

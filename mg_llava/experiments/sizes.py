@@ -1,10 +1,12 @@
 """Parameters and operations of a leaf's model, counted without weights, for the table of a grid."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from mg_llava.experiments.grid import read_leaf
 
+_logger = logging.getLogger(__name__)
 _TEXT, _BOXES = 48, 6
 """Text and box tokens of the sample whose operations are counted: a question and its answer in the miniature."""
 
@@ -31,7 +33,15 @@ SIZE_HEADS = ("connectors", "parameters", "FLOPs")
 
 
 def leaf_sizes(leaf: str, options: Sequence[str] = ()) -> LeafSizes | None:
-    """The sizes of a leaf's model with changes; None where the leaf has no model that could be built."""
+    """The sizes of a leaf's model with changes; None where it has none that can be built, which is logged."""
+    try:
+        return _count_sizes(leaf, options)
+    except Exception as error:  # whatever the code of a leaf or a model raises
+        _logger.warning("the sizes of %s are not known (%s: %s)", leaf, type(error).__name__, error)
+        return None
+
+
+def _count_sizes(leaf: str, options: Sequence[str]) -> LeafSizes | None:
     settings = read_leaf(leaf, options).get("model", {})
     if settings.get("type") is None:
         return None

@@ -4,18 +4,24 @@ So a finished step is found again whatever happened since, one that was cut goes
 share a stage train it once, and nothing of an older config is taken for a new one.
 """
 
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg_llava.experiments.grid import Grid, GridRow, command_fingerprint, option_path, stage_fingerprint
+from mg_llava.experiments.fingerprints import command_fingerprint, stage_fingerprint
+from mg_llava.experiments.grid import Grid, GridRow, option_path
 from mg_llava.work.atomic import write_json
 from mg_llava.work.json_text import load_object
 
 _TRAINED = re.compile(r"Iter\(train\) \[\s*(\d+)/(\d+)\](?:.*? loss: (\S+))?")
+_TOTAL = re.compile(rb"Iter\(train\) \[\s*\d+/(\d+)\]")
 _COUNTED = re.compile(r"\b(\d+)/(\d+)\b")
+_BLOCK, _MATCH = 1 << 20, 100
+"""Bytes of a log that are searched at once, and those that a match may have."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +67,53 @@ class GridStep:
         places = (Path(name), self.folder / Path(name).name) if name else ()
         return next((place for place in places if place.exists()), None)
 
-    def finish(self, seconds: float) -> bool:
-        """Note that the step is finished, if its product is there and whole."""
-        product = self.find_product()
+    def finish(self, seconds: float, ended: bool) -> bool:
+        """Note that the step is finished, if its product is there and whole.
+
+        Args:
+            seconds: What all its starts took.
+            ended: Its command has just ended well, which counts where nothing else tells that the product is whole.
+        """
+        product = self.find_product(ended)
         if product is not None:
             write_json(self.folder / "done.json", {"product": str(product), "seconds": round(seconds, 1)})
+            self._spent.unlink(missing_ok=True)
         return product is not None
+
+    @property
+    def _spent(self) -> Path:
+        return self.folder / "spent.json"
+
+    @property
+    def spent(self) -> float:
+        """Seconds that its starts took so far."""
+        try:
+            found = load_object(self._spent).get("seconds") if self._spent.is_file() else None
+        except ValueError:
+            found = None
+        return float(found) if isinstance(found, int | float) else 0.0
+
+    def note(self, seconds: float) -> None:
+        """Keep what its starts took so far; a full disk is no reason to end them."""
+        with suppress(OSError):
+            write_json(self._spent, {"seconds": round(seconds, 1)})
 
     def command(self) -> list[str]:
         """The command to start now."""
         raise NotImplementedError
 
-    def find_product(self) -> Path | None:
-        """The file that the command makes, if it is whole."""
+    def find_product(self, ended: bool) -> Path | None:
+        """The file that the command makes, if it is whole, as :meth:`finish` needs it."""
         raise NotImplementedError
 
-    def progress(self) -> tuple[float, str]:
-        """How far it is, as a share and for people, by the end of its log."""
-        found = _COUNTED.findall(tail(self.log, 20))
+    def progress(self, begin: int = 0) -> tuple[float, str]:
+        """How far it is, as a share and for people, by the end of its log, of which bytes may be left out."""
+        found = _COUNTED.findall(tail(self.log, 20, begin))
         return _share(*found[-1]) if found else (0.0, "is loading")
+
+    def begun(self) -> float:
+        """The share that is done before a start, which goes on from there."""
+        return self.progress()[0]
 
 
 @dataclass(frozen=True)
@@ -96,9 +130,13 @@ class Training(GridStep):
 
     @property
     def config(self) -> str:
-        """The config as it was trained: the leaf, or what training dumped where options change it."""
-        dumped = self.folder / Path(self.leaf).name
-        return str(dumped) if self.options and dumped.is_file() else self.leaf
+        """The config as it was trained: the leaf, or what training dumped where options change it.
+
+        The checkpoint of the stage before is such an option, and the only place of weights that this one does not
+        train.
+        """
+        dumped, is_changed = self.folder / Path(self.leaf).name, bool(self.options) or self.before is not None
+        return str(dumped) if is_changed and dumped.is_file() else self.leaf
 
     def command(self) -> list[str]:
         """The command, which goes on from the last checkpoint, or starts with the one of the stage before."""
@@ -109,11 +147,11 @@ class Training(GridStep):
         resume = [] if cut is None else ["--resume", str(cut)]
         return [*self.base, *resume, *(["--cfg-options", *options] if options else [])]
 
-    def find_product(self) -> Path | None:
+    def find_product(self, ended: bool) -> Path | None:
         """The checkpoint of the last step."""
-        checkpoint, seen = self._checkpoint(), _TRAINED.findall(tail(self.log, 2000))
-        number = re.search(r"(\d+)\D*$", checkpoint.name) if checkpoint else None
-        is_last = not seen or number is None or int(number[1]) >= int(seen[-1][1])
+        checkpoint, total = self._checkpoint(), _last_total(self.log)
+        number = _number_of(checkpoint)
+        is_last = ended if number is None or total is None else number >= total
         return checkpoint if is_last else None
 
     @property
@@ -122,10 +160,16 @@ class Training(GridStep):
         found = [loss for *_, loss in _TRAINED.findall(tail(self.log, 200)) if loss]
         return float(found[-1]) if found else None
 
-    def progress(self) -> tuple[float, str]:
+    def progress(self, begin: int = 0) -> tuple[float, str]:
         """Steps and loss."""
-        found = _TRAINED.findall(tail(self.log, 20))
+        found = _TRAINED.findall(tail(self.log, 20, begin))
         return _share(*found[-1]) if found else (0.0, "is loading")
+
+    def begun(self) -> float:
+        """The share that the last checkpoint has, which may be less than what was logged."""
+        number = _number_of(self._checkpoint())
+        total = None if number is None else _last_total(self.log)
+        return min(1.0, number / total) if number and total else 0.0
 
     def _checkpoint(self) -> Path | None:
         name = self.folder / "last_checkpoint"
@@ -142,8 +186,8 @@ class Evaluation(GridStep):
         places["{out}"] = str(self.folder)
         return [_fill(part, places) for part in self.base]
 
-    def find_product(self) -> Path | None:
-        """``results.json`` of the evaluation."""
+    def find_product(self, ended: bool) -> Path | None:
+        """``results.json`` of the evaluation, which is written last and at once."""
         path = self.folder / "results.json"
         return path if path.is_file() else None
 
@@ -176,23 +220,24 @@ class Run:
         return self.steps[max(done, default=0) :]
 
 
-def plan_runs(grid: Grid, folder: Path) -> list[Run]:
+def plan_runs(grid: Grid, folder: Path, processes: str = "1") -> list[Run]:
     """The runs of a grid, seed by seed; the data must be there, as fingerprints follow it.
 
     Args:
         grid: The grid.
         folder: Where the runs' folders are.
+        processes: How many of them share a training.
     """
-    return [_plan_run(grid, row, seed, folder.resolve()) for row, seed in grid.runs()]
+    return [_plan_run(grid, row, seed, folder.resolve(), processes) for row, seed in grid.runs()]
 
 
-def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path) -> Run:
+def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path, processes: str) -> Run:
     fingerprint = ""
     before: GridStep | None = None
     steps: list[GridStep] = []
     options = tuple(option.replace("{seed}", str(seed)) for option in row.options)
     for number, leaf in enumerate(row.leaves, 1):
-        fingerprint = stage_fingerprint(leaf, options, seed, fingerprint)
+        fingerprint = stage_fingerprint(leaf, options, seed, fingerprint, grid.train, processes)
         place = folder / f"{Path(leaf).stem}_seed{seed}_{fingerprint}"
         option_path(place)  # the next stage has it as an option
         base = (*grid.train, leaf, "--work-dir", str(place), "--seed", str(seed))
@@ -212,13 +257,35 @@ def _fill(word: str, places: Mapping[str, str]) -> str:
     return word
 
 
-def tail(log: Path, lines: int) -> str:
-    """The last lines of a file; nothing where there is none."""
+def tail(log: Path, lines: int, begin: int = 0) -> str:
+    """The last lines of a file from a byte on; nothing where there is none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 400 * lines))
+        file.seek(max(begin, log.stat().st_size - 400 * lines))
         return "\n".join(re.split(r"[\r\n]+", file.read().decode(errors="replace"))[-lines:])
+
+
+def _last_total(log: Path) -> int | None:
+    """The number of steps that a log of a training names last, wherever: errors of later starts may follow."""
+    if not log.is_file():
+        return None
+    with log.open("rb") as file:
+        end, after = file.seek(0, os.SEEK_END), b""
+        while end:
+            begin = max(0, end - _BLOCK)
+            file.seek(begin)
+            text = file.read(end - begin) + after
+            if found := _TOTAL.findall(text):
+                return int(found[-1])
+            end, after = begin, text[:_MATCH]
+    return None
+
+
+def _number_of(checkpoint: Path | None) -> int | None:
+    """The step of a checkpoint, by its name."""
+    found = re.search(r"(\d+)\D*$", checkpoint.name) if checkpoint else None
+    return int(found[1]) if found else None
 
 
 def _share(done: str, total: str, loss: str = "") -> tuple[float, str]:

@@ -1,20 +1,15 @@
-"""Grids: reading, errors, and fingerprints, which follow what weights depend on and nothing else."""
+"""Grids: reading them, what they may hold, and errors."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from mg_llava.experiments import grid as grids
-from mg_llava.experiments.grid import option_path, read_grid, read_leaf, stage_fingerprint
+from mg_llava.experiments.grid import option_path, read_grid, read_leaf
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid, write_leaf
 
 ROOT = Path(__file__).parents[2]
-
-
-def fingerprints(path: Path, folder: Path) -> dict[tuple[str, int], str]:
-    return {(run.row.name, run.seed): run.fingerprint for run in plan_runs(read_grid(path), folder)}
 
 
 def test_grid_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +39,21 @@ def test_grid_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"seeds": "ab"}, "seed is 'ab'; it must be at least 0"),
         ({"evaluate": "ask {checkpoint} --out results"}, r"evaluate needs \{out\}.* found ask '\{checkpoint\}' --out"),
         ({"seeds": [0, -1]}, "seed is -1; it must be at least 0"),
+        ({"rows": [{"name": "a", "leaves": []}]}, "row 'a' has no leaves; give the config of each stage"),
+        ({"rows": [{"name": "a", "leaves": [1]}]}, r"leaves of row 'a' is \[1\]; texts are needed"),
+        ({"rows": [{"name": 1, "leaves": "a.py"}]}, "name of row 1 is 1; a text is needed"),
+        ({"rows": [{"name": "a", "leaves": "a.py", "title": None}]}, "title of row 'a' is None; a text is needed"),
+        ({"rows": [{"name": "a", "leaves": "a.py", "x": "far"}]}, "x of row 'a' is 'far'; a number is needed"),
+        (
+            {"rows": [{"name": "a", "leaves": "a.py", "published": {"MMB": "68"}}]},
+            "published of row 'a' is {'MMB': '68'}; numbers by title are needed",
+        ),
+        ({"reference": {"chance": {"all": None}}}, "reference 'chance' is {'all': None}; numbers by title are needed"),
+        ({"reference": {"chance": 0.5}}, "reference 'chance' is 0.5; numbers by title are needed"),
+        ({"reference": ["chance"]}, r"reference is \['chance'\]; metrics by title are needed"),
+        ({"metrics": ["quiz"]}, r"metrics is \['quiz'\]; texts by title are needed"),
+        ({"metrics": {"all": 1}}, "metrics is {'all': 1}; texts by title are needed"),
+        ({"caption": 1, "plateau": "high"}, "caption is 1; a text is needed; plateau is 'high'; a number is needed"),
     ],
 )
 def test_bad_grids(tmp_path: Path, change: dict, message: str) -> None:
@@ -111,70 +121,3 @@ def test_unknown_grids_and_rows(tmp_path: Path) -> None:
         grid.only(["medium"], [])
     with pytest.raises(ValueError, match="no key 'quick'"):
         grid.as_quick()
-
-
-def test_fingerprints_follow_what_matters(tmp_path: Path) -> None:
-    path = write_grid(tmp_path)
-    wanted = fingerprints(path, tmp_path / "a")
-    assert len(set(wanted.values())) == 4
-    assert fingerprints(path, tmp_path / "elsewhere") == wanted
-    leaf = tmp_path / "pretrain.py"
-    leaf.write_text(leaf.read_text() + "# a remark\nwork_dir = 'x'\nlog_level = 'INFO'\n")
-    assert fingerprints(path, tmp_path) == wanted, "neither text nor settings that only watch"
-
-    def changed() -> bool:
-        return not set(fingerprints(path, tmp_path).values()) & set(wanted.values())
-
-    (tmp_path / "data.json").write_text("[2]")
-    assert changed(), "content of files that the config names"
-    (tmp_path / "data.json").write_text("[1]")
-    assert fingerprints(path, tmp_path) == wanted
-    write_leaf(tmp_path, "pretrain", lr=2)
-    assert changed(), "settings of the first stage"
-    write_leaf(tmp_path, "pretrain")
-    full = read_grid(path).with_options(["a=1"])
-    assert not {run.fingerprint for run in plan_runs(full, tmp_path)} & set(wanted.values())
-    write_grid(tmp_path, evaluate=[*json.loads(path.read_text())["evaluate"], "--boxes"])
-    assert changed(), "how it is evaluated"
-
-
-def test_options_and_settings_are_one(tmp_path: Path) -> None:
-    grid = read_grid(write_grid(tmp_path))
-    (optional,) = plan_runs(grid.with_options(["lr=2"]).only(["low"], [0]), tmp_path)
-    write_leaf(tmp_path, "pretrain", lr=2)
-    (written,) = plan_runs(grid.only(["low"], [0]), tmp_path)
-    assert optional.steps[0].folder == written.steps[0].folder
-
-
-def test_what_is_kept_for_the_training_and_who_loads_it_do_not_matter(tmp_path: Path) -> None:
-    loader = {"num_workers": 1, "batch_size": 16, "dataset": {"sources": [{"data_path": "a"}]}}
-    leaf = write_leaf(tmp_path, "pretrain", train_dataloader=loader)
-    plain = stage_fingerprint(leaf, (), 0, "")
-    assert stage_fingerprint(leaf, ("train_dataloader.batch_size=8",), 0, "") != plain
-    loader["dataset"]["sources"][0]["caches"] = {"feature_cache": "features"}
-    loader["num_workers"], loader["prefetch_factor"] = 4, 8
-    write_leaf(tmp_path, "pretrain", train_dataloader=loader)
-    assert stage_fingerprint(leaf, (), 0, "") == plain
-    loader["dataset"]["sources"][0]["data_path"] = "b"
-    write_leaf(tmp_path, "pretrain", train_dataloader=loader)
-    assert stage_fingerprint(leaf, (), 0, "") != plain
-
-
-def test_where_a_stage_starts_does_not_matter(tmp_path: Path) -> None:
-    """The leaf of a later stage names a checkpoint of its own, which the one of the run takes the place of."""
-    path = write_grid(tmp_path)
-    wanted = fingerprints(path, tmp_path)
-    (tmp_path / "other.pth").write_text("weights")
-    for name in ("low_instruct", "full_instruct"):
-        write_leaf(tmp_path, name, model={"pretrained_pth": str(tmp_path / "other.pth")})
-    assert fingerprints(path, tmp_path) == wanted
-
-
-def test_large_files_count_by_size_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grids, "WHOLE", 10)
-    file = tmp_path / "large"
-    seen = set()
-    for content in (b"a" * 3_000_000, b"a" * 3_000_001, b"b" + b"a" * 2_999_999, b"a" * 2_999_999 + b"b"):
-        file.write_bytes(content)
-        seen.add(grids._digest_file(file))
-    assert len(seen) == 4

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mg_llava.experiments.entries import RunEntry, merge_entries
 from mg_llava.experiments.grid import read_grid
-from mg_llava.experiments.report import GridReport, RunEntry, format_spread, load_entries, merge_entries
+from mg_llava.experiments.report import GridReport, format_spread
 from mg_llava.experiments.sizes import leaf_sizes
 from mg_llava.experiments.steps import plan_runs
 from tests.experiments.toys import write_grid
@@ -54,13 +55,6 @@ def test_metrics_that_came_later_or_are_none(tmp_path: Path) -> None:
     assert all(path.is_file() for path in report.write(tmp_path / "out"))
     whole = GridReport(read_grid(write_grid(tmp_path, metrics={})), [stored], [], "").markdown()
     assert "| | old | all |" in whole, "a grid that names none shows what there is"
-
-
-@pytest.mark.parametrize("text", ["[\n<<<<<<< ours\n]", "{}", '[{"row": "low"}]', "[" * 100_000])
-def test_damaged_results_are_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json holds no results .*; mend it, or move it away"):
-        load_entries(tmp_path / "results.json")
 
 
 def test_many_metrics_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +123,46 @@ def test_nothing_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "text"), [([0.5], "50.0"), ([0.4, 0.6], "50.0 ± 14.1"), ([], "-"), ([1520.0, 1530.0], "1525.0 ± 7.1")]
+    ("values", "factor", "text"),
+    [([0.5], 100, "50.0"), ([0.4, 0.6], 100, "50.0 ± 14.1"), ([], 100, "-"), ([1520.0, 1530.0], 1, "1525.0 ± 7.1")],
 )
-def test_numbers(values: list[float], text: str) -> None:
-    assert format_spread(values) == text
+def test_numbers(values: list[float], factor: float, text: str) -> None:
+    assert format_spread(values, factor) == text
+
+
+def test_a_metric_has_one_unit_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value above 1 tells that the others are no shares either."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
+    grid = read_grid(write_grid(tmp_path, reference={"chance": {"all": 0.25}}))
+    report = GridReport(grid, [entry("low", 0, 0.9), entry("full", 0, 1.2)], [], "")
+    text = report.markdown()
+    assert "| chance | - | 0.2 |" in text and "| low only | 45.0 | 0.9 |" in text and "| full | 60.0 | 1.2 |" in text
+    assert "| low only, seed 0 | 0.9 |" in text
+    assert "- full minus low only, all, seed by seed: +0.3\n" in text
+    report.plot(tmp_path / "plot.png")
+    (axes,) = figures[0].axes
+    assert axes.get_xlabel() == "all" and [bar.get_width() for bar in axes.patches] == [0.9, 1.2]
+    high = read_grid(write_grid(tmp_path, reference={"most": {"all": 2000}}))
+    assert "| low only | 45.0 | 0.9 |" in GridReport(high, [entry("low", 0, 0.9)], [], "").markdown()
+
+
+def test_sizes_that_cannot_be_counted_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nano = "configs/mg_llava_nano_instruct.py"
+    rows = [
+        {"name": "low", "leaves": [nano]},
+        {"name": "full", "leaves": [nano], "options": ["model.type=mg_llava.NoSuchSystem"]},
+    ]
+    report = GridReport(
+        read_grid(write_grid(tmp_path, rows=rows)), [entry("low", 0, 0.4), entry("full", 0, 0.8)], [], ""
+    )
+    text = report.markdown()
+    assert text == report.markdown()
+    (line,) = (line for line in text.splitlines() if line.startswith("| full | "))
+    assert line == "| full | 40.0 | 80.0 | - | - | - | 15 |"
+    said = [record.getMessage() for record in caplog.records if "are not known" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"the sizes of {nano} are not known (")
+    (broken := tmp_path / "broken.py").write_text("a = (\n")
+    assert leaf_sizes(str(broken)) is None

@@ -246,6 +246,13 @@ def test_commands_and_folders_are_looked_at_first(tmp_path: Path) -> None:
     assert not toy.starts
 
 
+def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy(tmp_path / "grid", prepare=f"touch {tmp_path / 'prepared'}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert "error: --gpus-per-run is 3, and there are 2 GPUs: 0, 1" in toy.run("--gpus-per-run", "3", status=1)[1]
+    assert not (tmp_path / "prepared").exists() and not toy.starts
+
+
 def test_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_FREED", 0.5)
     toy = Toy(tmp_path / "grid", prepare=f"touch {tmp_path / 'prepared'}")
