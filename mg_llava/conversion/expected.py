@@ -81,7 +81,7 @@ def _connectors(settings: ModelSettings | None, tensors: TensorMap, folder: Path
     except FileNotFoundError:  # nothing says how large its encoders are
         connectors = [part for part in parts_of(settings.model) if part.role == "connector"]
         depths, others = published_depths({part.key: settings.model.get(part.config) for part in connectors})
-        return Expected(vote_shapes(tensors, depths), "after the others", open_parts=others)
+        return Expected(vote_shapes(tensors, depths, others), "after the others", open_parts=others)
 
 
 def _own_shapes(model: Mapping[str, Any], width: int) -> dict[str, Shape]:

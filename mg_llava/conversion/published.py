@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from mg_llava.models.parts import kind_of
+from mg_llava.models.parts import kind_of, taken, try_part
 from mg_llava.models.weights.report import Shape
 from mg_llava.models.weights.stored import TensorMap
 
@@ -33,30 +33,51 @@ _ENDS: dict[str, tuple[Symbol, ...]] = {
 _DEPTHS = {"fuse_module": 0, "projector": 2, "bbox_projector": 2}
 """The published connectors, with the linear layers of each projector."""
 
+_KINDS = {"fuse_module": "ConvGateFusion", "projector": "MLPProjector", "bbox_projector": "RoIAlignBoxProjector"}
+
+_ANY_SIZE = dict.fromkeys(
+    ("low_channels", "high_channels", "visual_channels", "object_channels", "in_channels", "out_channels"), 1
+)
+"""Sizes with which a part has weights, if it has any."""
+
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
 def published_depths(connectors: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Connectors, by their keys, that are of the published kinds, with their depths; and the keys of the others."""
+    """Connectors, by their keys, that are of the published kinds, with their depths; and the keys of the others.
+
+    Those that have no weights are in neither, as they are in no checkpoint.
+    """
     depths, others = {}, []
-    for key, config in connectors.items():
-        if config is not None:
-            if kind_of(config).__name__ in ("ConvGateFusion", "RoIAlignBoxProjector", "MLPProjector"):
-                depths[key] = config.get("depth", _DEPTHS[key])
-            else:
-                others.append(key)
+    given = {key: config for key, config in connectors.items() if config is not None}
+    if not all(getattr(kind_of(config), "keeps_objects", True) for config in given.values()):
+        given.pop("bbox_projector", None)  # boxes are pooled for a merger, and not projected
+    for key, config in given.items():
+        if kind_of(config).__name__ == _KINDS.get(key) and config.get("gate_per", "picture") != "channel":
+            depths[key] = config.get("depth", _DEPTHS[key])
+        elif _has_weights(config):
+            others.append(key)
     return depths, others
 
 
-def vote_shapes(tensors: TensorMap, depths: Mapping[str, int] | None = None) -> dict[str, Shape]:
+def _has_weights(config: Mapping[str, Any]) -> bool:
+    """False for a part that is known to have none."""
+    made, _ = try_part("it", config, **taken(config, **_ANY_SIZE))
+    return made is None or bool(made.state_dict())
+
+
+def vote_shapes(
+    tensors: TensorMap, depths: Mapping[str, int] | None = None, others: Collection[str] = ()
+) -> dict[str, Shape]:
     """Shapes that the published kinds of connectors have after the other keys of a checkpoint.
 
     Args:
         tensors: Under the model's names.
         depths: The connectors, with the linear layers of each projector; by default the published ones and those that
             are there.
+        others: Connectors of other kinds, of which nothing is known.
     """
-    there = {key.split(".", 1)[0] for key in tensors} & _DEPTHS.keys()
+    there = {key.split(".", 1)[0] for key in tensors} & (_DEPTHS.keys() - set(others))
     depths = _DEPTHS if depths is None else {**{part: _DEPTHS[part] for part in there}, **depths}
     weights = {name: symbols for name, symbols in _WEIGHTS.items() if name.split(".", 1)[0] in depths}
     for part, depth in depths.items():

@@ -13,6 +13,7 @@ Shapes: L positions of the LLM, D its hidden size, V its vocabulary, k ids of th
 of the grid of visual tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,8 +132,9 @@ def token_places(one: EncodedRequest, inputs: Spliced) -> list[dict[str, Tensor]
 
 def visual_grid(model: Any, tokens: int) -> int | None:
     """Side of the grid that so many visual tokens of a canvas are on; None where they are on none."""
-    grids = [part.spec.grid for entry, part in model.named_parts() if entry.role == "encoder" and part.spec.tokens]
-    return next((side for side in grids if side**2 == tokens), None)
+    counts = [part.spec.tokens for entry, part in model.named_parts() if entry.role == "encoder"]
+    side = math.isqrt(tokens)
+    return side if tokens and tokens in counts and side**2 == tokens else None
 
 
 def answer_log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:

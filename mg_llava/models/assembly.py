@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mg_llava.models.compilation import compile_parts
 from mg_llava.models.interfaces import Part
 from mg_llava.models.packing import check_packing
-from mg_llava.models.parts import PartOrConfig, build_part
+from mg_llava.models.parts import PartOrConfig, build_part, raise_together, size_faults
 from mg_llava.models.stages import set_trained
 from mg_llava.models.vision import CachedFeatures
 from mg_llava.models.weights.loading import on_meta
@@ -26,6 +26,8 @@ PROMPTS = Part("adapter", "prompts", "connector")
 LANGUAGE_LOSS = {"type": "mg_llava.LanguageLoss"}
 """The default loss of an LLM: the next token."""
 
+_OF_LLM = ("out_channels", "prompts", "hidden_size")
+"""Sizes that an LLM decides; before there is one, and in systems without, others stand in for them."""
 
 NOTHING_LEARNED = (
     "losses is empty, so that there is nothing to train on; remove it for the language loss alone, or list losses "
@@ -93,7 +95,13 @@ class Assembly(BaseModel):
             name: Its name in the config.
             part: Built, its config, or None.
             **sizes: Arguments that follow from other parts.
+
+        Raises:
+            ValueError: It states other sizes, or cannot be built.
         """
+        has_llm = getattr(self, "llm", None) is not None
+        known = {size: value for size, value in sizes.items() if has_llm or size not in _OF_LLM}
+        raise_together(size_faults(name, part, known))
         key = next(entry.key for entry in self.parts if entry.config == name)
         module = build_part(part, **sizes)
         setattr(self, key, module)

@@ -247,7 +247,9 @@ class Merger(nn.Module):
     keeps_objects: bool = True
     """Whether the LLM gets tokens of boxes; nothing is built to project them where it gets none."""
 
-    def forward(self, low: Tensor, visual: Tensor, objects: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def forward(
+        self, low: Tensor, visual: Tensor, objects: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | Sequence[Tensor]]:
         """Merge N canvases.
 
         Args:
@@ -256,7 +258,9 @@ class Merger(nn.Module):
             objects: N tensors ``(n_i, C_b)``, of the dtype of the tokens.
 
         Returns:
-            Both in the same shapes, the second empty where ``keeps_objects`` is false.
+            The visual tokens in the same shape; and the boxes, canvas by canvas, in one tensor ``(sum n_i, C_b)`` or
+            in N, empty where ``keeps_objects`` is false. N do for all but ZeRO-3: DeepSpeed hangs a backward hook on
+            each tensor that a module returns, and would gather in another order where there are more pictures.
         """
         raise NotImplementedError
 

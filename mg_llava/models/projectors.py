@@ -31,6 +31,7 @@ class MLPProjector(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, depth: int = 2) -> None:
         super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.model = build_mlp(in_channels, out_channels, depth)
 
     def forward(self, tokens: Tensor) -> Tensor:

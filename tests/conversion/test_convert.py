@@ -163,6 +163,30 @@ def test_variants_need_their_config(state: State, toy_paths: dict[str, str], tmp
     assert_same(read(tmp_path / "out.pth"), variant)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fusion": {"type": "mg_llava.ConvGateFusion", "gate_per": "channel"}},
+        {"fusion": {"type": "mg_llava.GatedConcatFusion"}},
+        {"fusion": {"type": "mg_llava.ChannelConcatFusion"}},
+        {"merger": {"type": "mg_llava.BoxesIntoPicture"}},
+        {"frame_pooler": {"type": "mg_llava.FramePooling"}},
+    ],
+    ids=lambda changes: next(iter(changes.values()))["type"],
+)
+def test_variants_whose_encoders_are_not_here(
+    toy_paths: dict[str, str], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Only the config tells the parts, and nothing how wide they are; what is published is still compared."""
+    trained = MODELS.build(toy.model_config(toy_paths, "full", **changes)).state_dict()
+    config = config_values(toy_paths | {"clip": str(tmp_path / "gone" / "clip")}, **changes)
+    _, report = inspect(write_pth(tmp_path / "iter_1.pth", trained, config))
+    assert not report.problems
+    lacking = {name: tensor for name, tensor in trained.items() if name != "projector.model.2.bias"}
+    _, report = inspect(write_pth(tmp_path / "iter_2.pth", lacking, config))
+    assert report.problems == ["1 keys are missing: projector.model.2.bias"]
+
+
 def test_another_model(tmp_path: Path, toy_paths: dict[str, str]) -> None:
     torch.save({"state_dict": {"backbone.weight": torch.ones(2)}}, tmp_path / "resnet.pth")
     with pytest.raises(CheckpointError, match=r"no key of llm, fuse_module.*backbone.weight.*another model"):

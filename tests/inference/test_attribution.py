@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from mg_llava.data.inputs import make_boxes
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.data.records.schema import Turn
 from mg_llava.inference import Answer, Predictor, Request, attribution
-from mg_llava.inference.attribution import attribute
+from mg_llava.inference.attribution import attribute, visual_grid
 from mg_llava.inference.engine import Closed, Engine
-from mg_llava.models.interfaces import Seeing
+from mg_llava.models.interfaces import Part, Seeing, Spec
 from mg_llava.models.systems.lyrics import Lyrics
 from mg_llava.models.systems.mr_mllm import MRMLLM
 from mg_llava.tokens import IGNORE_INDEX
@@ -29,6 +30,13 @@ QUESTION = "what is there?"
 @pytest.fixture(scope="module")
 def predictor(toy_paths: dict[str, str]) -> Predictor:
     return make_predictor(toy_paths)
+
+
+def test_tokens_lie_on_the_grid_of_an_encoder_or_on_none() -> None:
+    """A class token among them leaves none."""
+    encoders = [SimpleNamespace(spec=Spec("Encoder", 14, (), (), tokens=count)) for count in (257, 0, 16)]
+    model = SimpleNamespace(named_parts=lambda: [(Part("it", "it", "encoder"), encoder) for encoder in encoders])
+    assert [visual_grid(model, count) for count in (257, 256, 16, 0)] == [None, None, 4, None]
 
 
 @torch.no_grad()

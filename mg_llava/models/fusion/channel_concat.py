@@ -24,6 +24,7 @@ class ChannelConcatFusion(GridFusion):
 
     def __init__(self, low_channels: int, high_channels: int, unequal_grids: UnequalGrids = "error") -> None:
         super().__init__(unequal_grids)
+        self.low_channels, self.high_channels = low_channels, high_channels
         self.out_channels = low_channels + high_channels
 
     def forward(self, low: Tensor, high: Seen) -> Tensor:

@@ -34,11 +34,13 @@ class GridFusion(Fusion):
         stride, side = high.stage_strides[-1], high.image_size // high.stage_strides[-1]
         if low.grid == side or settings.get("unequal_grids") == "interpolate":
             return []
+        size = low.grid * stride
+        can_be = size >= low.image_size and size % max(high.stage_strides) == 0  # the system and the encoder ask this
+        resized = f"image_size={size} for the high-resolution encoder, or " if can_be else ""
         return [
             f"the low-resolution encoder has a {low.grid} x {low.grid} grid ({low.image_size} px), the "
-            f"high-resolution encoder {side} x {side} ({high.image_size} px at stride {stride}); use "
-            f"image_size={low.grid * stride} for the high-resolution encoder, or unequal_grids='interpolate' in the "
-            "fusion"
+            f"high-resolution encoder {side} x {side} ({high.image_size} px at stride {stride}); use {resized}"
+            "unequal_grids='interpolate' in the fusion"
         ]
 
     def match_grid(self, high: Tensor, side: int) -> Tensor:
@@ -76,6 +78,7 @@ class ConvolvedFusion(GridFusion):
 
     def __init__(self, low_channels: int, high_channels: int, unequal_grids: UnequalGrids = "error") -> None:
         super().__init__(unequal_grids)
+        self.low_channels, self.high_channels = low_channels, high_channels
         self.out_channels = low_channels
         self.slow_conv = nn.Conv2d(high_channels, high_channels, 1)
         self.slow_proj = nn.Conv2d(high_channels, low_channels, 1)

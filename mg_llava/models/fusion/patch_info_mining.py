@@ -4,6 +4,7 @@ Shapes: B pictures, N low-resolution tokens on an h x h grid, C_l low channels, 
 the map that is read, m = H / h.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class PatchInfoMiningFusion(Fusion):
 
     def __init__(self, low_channels: int, high_channels: int, zero_init: bool = False) -> None:
         super().__init__()
+        self.low_channels, self.high_channels = low_channels, high_channels
         self.out_channels = low_channels
         self.attention = SingleHeadAttention(low_channels, high_channels, zero_init)
 
@@ -48,10 +50,12 @@ class PatchInfoMiningFusion(Fusion):
         side = high.image_size // min(strides)
         if side % low.grid == 0:
             return []
+        step = math.lcm(low.grid * min(strides), max(high.stage_strides))  # of which the encoder takes multiples
+        size = -(-low.image_size // step) * step
         return [
             f"the finest map that {cls.__name__} reads has {side} x {side} cells ({high.image_size} px), which "
-            f"{low.grid} x {low.grid} tokens ({low.image_size} px) do not divide; use "
-            f"image_size={low.grid * min(strides)} or a multiple of it for the high-resolution encoder"
+            f"{low.grid} x {low.grid} tokens ({low.image_size} px) do not divide; use image_size={size} or a multiple "
+            "of it for the high-resolution encoder"
         ]
 
     def forward(self, low: Tensor, high: Seen) -> Tensor:

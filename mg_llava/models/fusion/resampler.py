@@ -53,31 +53,44 @@ class ResamplerProjector(nn.Module):
     Args:
         in_channels: C_l.
         out_channels: D.
-        grid: g; by default that of the low-resolution encoder.
+        grid: g, that of the low-resolution encoder, which is the default, or 1: the places of tokens on another grid
+            would be mixed up.
         heads: Most attention heads, of which as many are taken as divide D; None for one for every 128 of C_l.
+
+    Raises:
+        ValueError: ``grid`` is no number of at least 1, or ``heads`` is below 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, grid: int, heads: int | None = None) -> None:
         super().__init__()
-        self.grid = grid
+        if not isinstance(grid, int) or grid < 1:
+            raise ValueError(f"grid is {grid!r}; it must be a whole number of at least 1, or be left out")
+        if heads is not None and heads < 1:
+            raise ValueError(f"heads is {heads}, must be at least 1; None takes one for {CHANNELS_PER_HEAD} channels")
+        self.in_channels, self.out_channels, self.grid = in_channels, out_channels, grid
         self.query = nn.Parameter(torch.empty(grid**2, out_channels))
         nn.init.trunc_normal_(self.query, std=0.02)
         self.kv_proj = nn.Linear(in_channels, out_channels, bias=False)
         self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(out_channels, eps=1e-6) for _ in range(3))
-        heads = math.gcd(out_channels, heads or max(1, in_channels // CHANNELS_PER_HEAD))
-        self.attn = nn.MultiheadAttention(out_channels, heads, batch_first=True)
+        most = max(1, in_channels // CHANNELS_PER_HEAD) if heads is None else heads
+        self.attn = nn.MultiheadAttention(out_channels, math.gcd(out_channels, most), batch_first=True)
         self.proj = nn.Parameter(out_channels**-0.5 * torch.randn(out_channels, out_channels))
 
     @classmethod
     def conflicts(cls, tokens: int, settings: Mapping[str, Any]) -> list[str]:
         """Reasons why it cannot read this many tokens, each with the fix."""
-        grid = settings["grid"]
-        if tokens % grid**2 == 0:
-            return []
-        return [
-            f"the projector has {grid} x {grid} queries, and the {tokens} tokens of a canvas are no multiple of them; "
-            "leave out its grid, or the fusion"
-        ]
+        grid, own = settings["grid"], settings["encoder_tokens"]
+        if tokens % grid**2:
+            return [
+                f"the projector has {grid} x {grid} queries, and the {tokens} tokens of a canvas are no multiple of "
+                "them; leave out its grid, or the fusion"
+            ]
+        if grid > 1 and grid**2 not in (own, tokens):
+            return [
+                f"the projector has {grid} x {grid} queries, and the {tokens} tokens of a canvas are on another grid, "
+                "on which their places would be mixed up; leave out its grid"
+            ]
+        return []
 
     def out_tokens(self, tokens: int) -> int:
         """Tokens of a canvas after it."""

@@ -33,6 +33,7 @@ class BoxesIntoPicture(Merger):
 
     def __init__(self, visual_channels: int, object_channels: int, zero_init: bool = False) -> None:
         super().__init__()
+        self.visual_channels, self.object_channels = visual_channels, object_channels
         self.attention = SingleHeadAttention(visual_channels, object_channels, zero_init)
 
     def forward(self, low: Tensor, visual: Tensor, objects: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -68,14 +69,15 @@ class PictureIntoBoxes(Merger):
         if source not in ("low", "fused"):
             raise ValueError(f"source must be 'low' or 'fused', found {source!r}")
         self.source = source
+        self.low_channels, self.visual_channels, self.object_channels = low_channels, visual_channels, object_channels
         read = low_channels if source == "low" else visual_channels
         self.attention = SingleHeadAttention(object_channels, read, zero_init)
 
-    def forward(self, low: Tensor, visual: Tensor, objects: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """See :meth:`Merger.forward`."""
+    def forward(self, low: Tensor, visual: Tensor, objects: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """See :meth:`Merger.forward`; all boxes are in one tensor."""
         boxes, _ = pad(objects)
         merged = boxes + self.attention(boxes, low if self.source == "low" else visual)
-        return visual, [own[: len(item)] for own, item in zip(merged, objects, strict=True)]
+        return visual, torch.cat([own[: len(item)] for own, item in zip(merged, objects, strict=True)])
 
 
 def pad(objects: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -257,6 +257,7 @@ class RoIAlignBoxProjector(ObjectReader):
         if bins < 1:
             raise ValueError(f"bins is {bins}, must be at least 1")
         self.bins, self.token_norm = bins, token_norm
+        self.stage_channels, self.out_channels = list(stage_channels), out_channels
         count = len(stage_channels)
         if stages is not None and (not stages or not all(-count <= index < count for index in stages)):
             raise ValueError(f"stages={list(stages)} must be indices into the encoder's {count} stages, at least one")

@@ -21,18 +21,21 @@ class StageSumBoxProjector(RoIAlignBoxProjector):
 
     Args:
         stage_channels: Channels of the encoder's stages, in order.
-        out_channels: D.
-        low_channels: C_l, the width in which stages are summed.
+        out_channels: D; None pools boxes and projects nothing.
+        low_channels: C_l, the width in which stages are summed; only a projection needs it.
         depth: Linear layers of the MLP.
         bins: Bins of RoIAlign along each axis.
         stages: Indices of the stages to read; ``None`` reads all.
+
+    Raises:
+        ValueError: As of :class:`RoIAlignBoxProjector`; or ``out_channels`` comes without ``low_channels``.
     """
 
     def __init__(
         self,
         stage_channels: Sequence[int],
         out_channels: int | None,
-        low_channels: int,
+        low_channels: int | None = None,
         depth: int = 2,
         bins: int = 56,
         stages: Sequence[int] | None = None,
@@ -40,6 +43,9 @@ class StageSumBoxProjector(RoIAlignBoxProjector):
         super().__init__(stage_channels, None, bins=bins, stages=stages)
         self.widths = [stage_channels[index] for index in self.stages]
         if out_channels is not None:
+            if low_channels is None:
+                raise ValueError("stages are summed in the width of low-resolution tokens; give low_channels")
+            self.out_channels, self.low_channels = out_channels, low_channels
             self.multi_level_linear = nn.ModuleList(nn.Linear(width, low_channels) for width in self.widths)
             self.model = build_mlp(low_channels, out_channels, depth)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from mg_llava.batch import TokenCount
+from mg_llava.models.conflicts import unread_faults
 from mg_llava.models.interfaces import Looked, ObjectReader, Part, Seeing, Segment
-from mg_llava.models.parts import PartOrConfig, check_part, kind_of, raise_together, spec_of
+from mg_llava.models.parts import PartOrConfig, check_part, is_of, raise_together, spec_of, try_part
 from mg_llava.models.queries.mq_former import Source, padded_source
 from mg_llava.models.system import System
 from mg_llava.models.vision import run_encoders
@@ -58,7 +59,7 @@ class Refined(System):
         """
         given = {_VISUAL: visual_encoder, _DETECTOR: detector, _SEGMENTER: segmenter}
         specs = {name: spec_of(name, part) for name, part in given.items()}
-        raise_together(_faults(specs, box_reader))
+        raise_together(_faults(specs, box_reader, self._options[1] or ()))
         for name, part in given.items():
             self.add(name, part)
         stages = [] if specs[_DETECTOR] is None else list(specs[_DETECTOR].stage_channels)
@@ -171,8 +172,8 @@ class Lyrics(Refined):
         return pieces
 
 
-def _faults(specs: Mapping[str, Any], box_reader: Any) -> list[str]:
-    """Reasons why these encoders cannot be the sources of an MQ-Former."""
+def _faults(specs: Mapping[str, Any], box_reader: Any, trains: Sequence[str]) -> list[str]:
+    """Reasons why these encoders cannot be the sources of an MQ-Former, or be trained as they are read."""
     problems = [
         f"{name} is {specs[name].type}, which gives no tokens; use one such as CLIPEncoder"
         for name in (_VISUAL, _SEGMENTER)
@@ -189,4 +190,10 @@ def _faults(specs: Mapping[str, Any], box_reader: Any) -> list[str]:
             )
     if detector is not None and detector.objects and box_reader is not None:
         problems.append(f"detector is {detector.type}, which finds its own objects; set box_reader=None")
-    return problems + check_part("box_reader", box_reader, ObjectReader, {}) if kind_of(box_reader) else problems
+    stages: dict[str, Any] = {} if detector is None else {"stage_channels": list(detector.stage_channels)}
+    problems += check_part("box_reader", box_reader, ObjectReader, stages)
+    if detector is not None and detector.stage_channels and is_of(box_reader, ObjectReader):
+        reader, faults = try_part("box_reader", box_reader, out_channels=None, **stages)
+        problems += faults
+        problems += unread_faults(_DETECTOR, detector, box_reader, reader) if _DETECTOR in trains else []
+    return problems

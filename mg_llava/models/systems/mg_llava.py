@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mg_llava.batch import TokenCount
 from mg_llava.models.assembly import PROMPTS
-from mg_llava.models.conflicts import refuse_conflicts, tokens_after
+from mg_llava.models.conflicts import grid_of, refuse_conflicts, tokens_after
 from mg_llava.models.interfaces import Fusion, Looked, ObjectReader, Part, Seeing, Seen, Segment, Spec
 from mg_llava.models.parts import PartOrConfig, kind_of, spec_of, taken
 from mg_llava.models.system import System
@@ -80,17 +80,18 @@ class MGLLaVA(System):
         stages = list(high.stage_channels) if high is not None else []
         read = sum(stages if getattr(kind_of(fusion), "reads", "last") == "all" else stages[-1:])
         fusion_sizes = {"low_channels": low.channels, "high_channels": read}
+        box_sizes = {"stage_channels": stages, **taken(box_projector, low_channels=low.channels)}
         readers = {
             "fusion": (fusion, Fusion, fusion_sizes),
-            "box_projector": (box_projector, ObjectReader, {"stage_channels": stages}),
+            "box_projector": (box_projector, ObjectReader, box_sizes),
         }
         poolers = {"frame_pooler": frame_pooler, "object_pooler": object_pooler}
-        refuse_conflicts(low, high, readers, merger, poolers, projector)
+        refuse_conflicts(low, high, readers, merger, poolers, projector, llm, options.get("trains"))
         self.add("low_res_encoder", low_res_encoder)
         self.add("high_res_encoder", high_res_encoder)
         self.add("fusion", fusion, **fusion_sizes)
         hidden = self.add_llm(llm, prompts)
-        self._add_projectors(low, hidden, projector, box_projector, merger, stages)
+        self._add_projectors(low, hidden, projector, box_projector, merger, box_sizes)
         self.add("frame_pooler", frame_pooler)
         self.add("object_pooler", object_pooler)
         self.complete()
@@ -102,16 +103,13 @@ class MGLLaVA(System):
         projector: PartOrConfig,
         boxes: PartOrConfig | None,
         merger: PartOrConfig | None,
-        stages: list[int],
+        box_sizes: dict[str, Any],
     ) -> None:
         """Build what reads tokens and boxes, in the order in which their weights are drawn."""
         channels = low.channels if self.fuse_module is None else self.fuse_module.out_channels
-        grid = taken(projector, grid=low.grid)
-        self.add("projector", projector, in_channels=channels, out_channels=hidden, **grid)
+        self.add("projector", projector, in_channels=channels, out_channels=hidden, **grid_of(projector, low))
         keeps_objects = getattr(kind_of(merger), "keeps_objects", True)
-        widths = taken(boxes, low_channels=low.channels)
-        out_channels = hidden if keeps_objects else None
-        self.add("box_projector", boxes, stage_channels=stages, out_channels=out_channels, **widths)
+        self.add("box_projector", boxes, out_channels=hidden if keeps_objects else None, **box_sizes)
         sizes = {"object_channels": getattr(self.bbox_projector, "in_channels", 0), "visual_channels": channels}
         self.add("merger", merger, **taken(merger, low_channels=low.channels, **sizes))
 
@@ -153,7 +151,9 @@ class MGLLaVA(System):
         if self.box_fuse_module is not None:
             assert pooled is not None
             tokens, merged = self.box_fuse_module(low, tokens, pooled.to(dtype).split(list(counts)))
-            pooled = torch.cat(list(merged)) if self._has_objects else None
+            pooled = None
+            if self._has_objects:
+                pooled = merged if isinstance(merged, Tensor) else torch.cat(list(merged))
         visual = [Segment("visual", item) for item in self.projector(tokens)]  # (P', D) each
         if not self._has_objects:
             return [[item] for item in visual]

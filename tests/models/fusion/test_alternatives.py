@@ -1,18 +1,24 @@
 """Channel concatenation and its cousins, patch info mining, the resampler: loops, identities, refusals."""
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mg_llava.models.encoders.convnext import check_size
 from mg_llava.models.frame_pooling import FramePooling
 from mg_llava.models.fusion.channel_concat import ChannelConcatFusion, ConvolvedConcatFusion, GatedConcatFusion
 from mg_llava.models.fusion.conv_gate import ConvGateFusion
 from mg_llava.models.fusion.patch_info_mining import LastStagePatchInfoMiningFusion, PatchInfoMiningFusion
 from mg_llava.models.fusion.resampler import ResamplerFusion, ResamplerProjector, grid_positions
-from mg_llava.models.interfaces import Fusion, Seen
+from mg_llava.models.interfaces import Fusion, Seen, Spec
+from mg_llava.registry import MODELS
 from tests import toy
 from tests.models.objects.test_merger import read
 
@@ -178,6 +184,27 @@ def test_mining_from_zero_is_the_identity_and_learns() -> None:
     assert fusion.attention.value[1].weight.grad.any()
 
 
+@pytest.mark.parametrize("kind", [PatchInfoMiningFusion, LastStagePatchInfoMiningFusion])
+@pytest.mark.parametrize(("grid", "view"), [(27, 384), (7, 224), (3, 300)])
+def test_the_size_that_is_advised_is_taken(grid: int, view: int, kind: type[Fusion]) -> None:
+    low = Spec("Low", view, (), (), tokens=grid**2)
+    high = Spec("High", 320, (), (), stage_channels=(4, 8, 12, 16), stage_strides=(4, 8, 16, 32))
+    (fault,) = kind.conflicts(low, high, {})
+    found = re.search(r"use image_size=(\d+) or a multiple of it", fault)
+    assert found is not None
+    for times in (1, 2):
+        advised = replace(high, image_size=times * int(found[1]))
+        check_size(advised, "the encoder")
+        assert advised.image_size >= view and not kind.conflicts(low, advised, {})
+
+
+def test_no_size_is_advised_that_is_smaller_than_the_view() -> None:
+    high = Spec("High", 320, (), (), stage_channels=(4, 8), stage_strides=(16, 32))
+    for view, is_advised in ((224, True), (300, False)):
+        (fault,) = ConvGateFusion.conflicts(Spec("Low", view, (), (), tokens=49), high, {})
+        assert ("image_size=224" in fault) == is_advised and "unequal_grids='interpolate'" in fault
+
+
 def test_mined_sizes() -> None:
     with torch.device("meta"):
         fusion = PatchInfoMiningFusion(1024, 2880)
@@ -232,6 +259,34 @@ def test_the_resampler_in_a_system(toy_paths: dict[str, str]) -> None:
     assert [len(item.tokens) for item in model.encode(canvas, [torch.zeros(0, 4)])[0]] == [4, 0]
     with pytest.raises(ValueError, match=r"3 x 3 queries, and the 8 tokens of a canvas are no multiple"):
         toy.build_model(toy_paths, **{**RESAMPLED, "projector": {**RESAMPLED["projector"], "grid": 3}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grid": 0}, "grid is 0; it must be a whole number of at least 1"),
+        ({"grid": -2}, "grid is -2; "),
+        ({"grid": None}, "grid is None; "),
+        ({"grid": 2.0}, "grid is 2.0; "),
+        ({"heads": 0}, "heads is 0, must be at least 1"),
+        ({"heads": -2}, "heads is -2, "),
+    ],
+)
+def test_queries_that_cannot_be(settings: dict[str, Any], message: str, toy_paths: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=f"these parts do not go together: projector: {message}"):
+        toy.build_model(toy_paths, **{**RESAMPLED, "projector": {**RESAMPLED["projector"], **settings}})
+
+
+def test_places_of_tokens_are_not_mixed_up(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    paths = toy_paths | {"clip": str(toy.write_clip(tmp_path / "clip", image_size=56))}
+    low_only = {"llm": None, "high_res_encoder": None, "fusion": None, "box_projector": None}
+
+    def build(**settings: int) -> Any:
+        return MODELS.build(toy.model_config(paths, **low_only, projector={**RESAMPLED["projector"], **settings}))
+
+    assert [build(**settings).tokens_of(1, 0) for settings in ({}, {"grid": 4}, {"grid": 1})] == [16, 16, 1]
+    with pytest.raises(ValueError, match="2 x 2 queries, and the 16 tokens of a canvas are on another grid"):
+        build(grid=2)
 
 
 RESAMPLED = {"fusion": {"type": "mg_llava.ResamplerFusion"}, "projector": {"type": "mg_llava.ResamplerProjector"}}
@@ -309,8 +364,6 @@ def test_what_does_not_go_together_is_refused(toy_paths: dict[str, str]) -> None
     config["high_res_encoder"] = {**config["high_res_encoder"], "image_size": 96}
     config["box_projector"] = {"type": "mg_llava.MLPProjector"}
     model = {**config, "fusion": {"type": "mg_llava.ConvGateFusion"}}
-    from mg_llava.registry import MODELS
-
     assert MODELS.build({**config, "box_projector": None}).tokens_of(1, 0) == 4  # 24 cells fall into 2 x 2 patches
     with pytest.raises(ValueError, match=r"box_projector is a MLPProjector.*; the low-resolution encoder has a 2 x 2"):
         MODELS.build(model)

@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 from mg_llava.models.interfaces import Seen
 from mg_llava.models.objects import roi_align as box_projector
 from mg_llava.models.objects.roi_align import RoIAlignBoxProjector, axis_weights, fold_upsampling, pool_boxes
+from mg_llava.models.objects.stage_sum import StageSumBoxProjector
 from mg_llava.registry import MODELS
 
 CHANNELS = (3, 2, 4, 2)
@@ -359,6 +360,13 @@ def test_shape_of_boxes() -> None:
 def test_stages_that_the_encoder_lacks(stages: list[int]) -> None:
     with pytest.raises(ValueError, match="indices into the encoder's 4 stages"):
         RoIAlignBoxProjector(CHANNELS, 10, stages=stages)
+
+
+def test_stages_are_summed_in_a_width() -> None:
+    pooled = StageSumBoxProjector(CHANNELS, None)
+    assert pooled.in_channels == sum(CHANNELS) and not list(pooled.parameters())
+    with pytest.raises(ValueError, match="stages are summed in the width of low-resolution tokens; give low_channels"):
+        StageSumBoxProjector(CHANNELS, 10)
 
 
 def test_depth_of_the_projector() -> None:

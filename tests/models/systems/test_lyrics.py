@@ -123,6 +123,17 @@ def test_objects_of_given_boxes(paths: dict[str, str]) -> None:
     assert padded_source([torch.ones(0, 3)]).states.shape == (1, 1, 3)
 
 
+def test_a_sum_of_stages_is_pooled_as_all_of_them(paths: dict[str, str]) -> None:
+    maps = pooled_from_maps(paths)
+    plain, summed = (
+        build(paths, "LyricsPretrain", **{**maps, "box_reader": {"type": f"mg_llava.{kind}"}})
+        for kind in ("RoIAlignBoxProjector", "StageSumBoxProjector")
+    )
+    batch = batch_of(plain)
+    found = [system.look(batch["canvas"], batch["boxes"]).pooled for system in (plain, summed)]
+    assert torch.equal(*found) and not list(summed.box_reader.parameters())
+
+
 @pytest.mark.parametrize("name", ["LyricsPretrain", "Lyrics"])
 @pytest.mark.parametrize("pooled", [False, True])
 def test_states_of_a_feature_cache_stand_for_the_encoders(
@@ -262,6 +273,14 @@ def test_impossible_combinations_are_one_message(paths: dict[str, str]) -> None:
         MODELS.build({**config, "detector": None, "box_reader": maps["box_reader"]})
     with pytest.raises(ValueError, match=r"2 groups of queries .* for 1 sources"):
         MODELS.build({**config, "detector": None})
+    reader = {**maps["box_reader"], "stages": [9], "stage_channels": [1]}
+    with pytest.raises(ValueError, match=r"box_reader has stage_channels=\[1\], .*; box_reader: stages=\[9\] must be"):
+        MODELS.build({**config, **maps, "box_reader": reader})
+    unread = {**config, **maps, "box_reader": {**maps["box_reader"], "stages": [0]}, "trains": ["detector"]}
+    with pytest.raises(ValueError, match="detector is in trains, but nothing reads its last stage"):
+        MODELS.build(unread)
+    with pytest.raises(ValueError, match="projector has in_channels=3, but the other parts give 16; leave it out"):
+        MODELS.build({**config, "projector": {**config["projector"], "in_channels": 3}})
     with pytest.raises(ValueError, match="LyricsPretrain trains none"):
         MODELS.build({**cases.SYSTEMS["LyricsPretrain"](paths), "llm": config["llm"]})
 

@@ -18,6 +18,7 @@ import mg_llava.models as parts
 from mg_llava.data.collate import collate
 from mg_llava.models.encoders.views import resample
 from mg_llava.models.losses.language import token_loss
+from mg_llava.models.parts import try_part
 from mg_llava.models.systems.mg_llava import MGLLaVA
 from mg_llava.registry import MODELS
 from mg_llava.tokens import IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
@@ -552,8 +553,8 @@ def test_llm_with_narrower_word_embeddings(toy_paths: dict[str, str], tmp_path: 
 # -- errors ---------------------------------------------------------------------------------------------------------
 
 
-def refuse_to_load(**_: object) -> nn.Module:
-    raise AssertionError("the LLM must not be loaded")
+def refuse_to_load(*_: object, **__: object) -> nn.Module:
+    raise AssertionError("no weights must be read")
 
 
 def test_parts_without_the_encoder_that_they_read(toy_paths: dict[str, str]) -> None:
@@ -577,8 +578,8 @@ def test_every_impossible_combination_in_one_message(toy_paths: dict[str, str], 
     message = str(error.value)
     assert message.startswith("these parts do not go together: ")
     for problem in (
-        "low_channels=99, but the encoders give 16",
-        "stage_channels=[1, 2], but the encoders give [8, 12, 16, 24]",
+        "low_channels=99, but the other parts give 16",
+        "stage_channels=[1, 2], but the other parts give [8, 12, 16, 24]",
         "the low-resolution view (70 px) is larger than the canvas (64 px)",
         "5 x 5 grid (70 px)",
         "use image_size=160",
@@ -594,6 +595,150 @@ def test_sizes_that_agree_may_be_stated(toy_paths: dict[str, str]) -> None:
     assert {name: p.shape for name, p in stated.named_parameters()} == {
         name: p.shape for name, p in derived.named_parameters()
     }
+
+
+@pytest.fixture()
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside, weights of neither the LLM nor the encoders can be read."""
+    monkeypatch.setattr("mg_llava.models.llm.load_hugging_face", refuse_to_load)
+    monkeypatch.setattr("mg_llava.models.encoders.base.load_mapped", refuse_to_load)
+
+
+CONCAT = {"type": "mg_llava.ChannelConcatFusion"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"fusion": CONCAT, "projector": {"type": "mg_llava.MLPProjector", "in_channels": 16}},
+            "projector has in_channels=16, but the other parts give 40; leave it out",
+        ),
+        (
+            {"merger": {"type": "mg_llava.BoxesIntoPicture", "object_channels": 24}},
+            "merger has object_channels=24, but the other parts give 60",
+        ),
+        (
+            {"merger": {"type": "mg_llava.PictureIntoBoxes", "visual_channels": 8}},
+            "merger has visual_channels=8, but the other parts give 16",
+        ),
+        (
+            {"box_projector": {"type": "mg_llava.RoIAlignBoxProjector", "out_channels": 7}},
+            "box_projector has out_channels=7, but the other parts give 32",
+        ),
+        (
+            {"box_projector": {"type": "mg_llava.StageSumBoxProjector", "low_channels": 8}},
+            "box_projector has low_channels=8, but the other parts give 16",
+        ),
+        (
+            {"fusion": parts.ConvGateFusion(8, 12)},
+            "fusion has low_channels=8, but the other parts give 16; give its config instead",
+        ),
+        (
+            {"fusion": parts.PatchInfoMiningFusion(16, 24)},
+            "fusion has high_channels=24, but the other parts give 60",
+        ),
+        (
+            {"box_projector": parts.RoIAlignBoxProjector((8, 12), 32)},
+            r"box_projector has stage_channels=\[8, 12\], but the other parts give \[8, 12, 16, 24\]",
+        ),
+        ({"projector": parts.MLPProjector(16, 7)}, "projector has out_channels=7, but the other parts give 32"),
+        ({"projector": None}, "projector is None; give one, such as"),
+    ],
+)
+@pytest.mark.usefixtures("unread")
+def test_other_sizes_than_those_that_follow(toy_paths: dict[str, str], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"these parts do not go together: {message}"):
+        MODELS.build(toy.model_config(toy_paths, **changes))
+
+
+@pytest.mark.usefixtures("unread")
+def test_impossible_sizes_and_settings_are_one_message(toy_paths: dict[str, str]) -> None:
+    config = toy.model_config(
+        toy_paths,
+        fusion={**CONCAT, "low_channels": 8, "unequal_grids": "crop"},
+        box_projector={"type": "mg_llava.RoIAlignBoxProjector", "out_channels": 7, "stages": [4]},
+        merger={"type": "mg_llava.PictureIntoBoxes", "source": "high"},
+        projector={"type": "mg_llava.MLPProjector", "in_channel": 16, "depth": 0},
+        frame_pooler={"type": "mg_llava.FramePooling", "side": 0},
+    )
+    with pytest.raises(ValueError) as error:
+        MODELS.build(config)
+    for problem in (
+        "fusion has low_channels=8, but the other parts give 16",
+        "fusion: unequal_grids must be 'error' or 'interpolate', found 'crop'",
+        "box_projector has out_channels=7, but the other parts give 32",
+        "box_projector: stages=[4] must be indices into the encoder's 4 stages",
+        "merger: source must be 'low' or 'fused', found 'high'",
+        "projector: MLPProjector has no argument in_channel; did you mean in_channels?",
+        "projector: a projector needs depth >= 1, found 0",
+        "frame_pooler: side is 0, must be at least 1",
+    ):
+        assert problem in str(error.value), problem
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "message"),
+    [
+        ("fusion", {"type": "mg_llava.ConvGateFusion", "gate_per": "pixel"}, "gate_per must be one of picture"),
+        ("fusion", {"type": "mg_llava.ConvGateFusion", "gate_start": 1.5}, "gate_start must be between"),
+        ("box_projector", {"type": "mg_llava.RoIAlignBoxProjector", "bins": 0}, "bins is 0, must be at least 1"),
+        ("box_projector", {"type": "mg_llava.RoIAlignBoxProjector", "token_norm": -1}, "token_norm must be positive"),
+        ("box_projector", {"type": "mg_llava.RoIAlignBoxProjector", "depth": 0}, "a projector needs depth >= 1"),
+    ],
+)
+@pytest.mark.usefixtures("unread")
+def test_impossible_settings_are_found_before_weights_are_read(
+    toy_paths: dict[str, str], part: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"these parts do not go together: {part}: {message}"):
+        MODELS.build(toy.model_config(toy_paths, **{part: settings}))
+
+
+def test_trying_a_part_draws_no_number() -> None:
+    before = torch.get_rng_state()
+    made, faults = try_part("it", {"type": "mg_llava.ResamplerProjector"}, in_channels=4, out_channels=8, grid=2)
+    assert made.query.is_meta and not faults and torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_function_is_no_fusion(toy_paths: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"fusion is a refuse_to_load; derive it from .*interfaces\.Fusion"):
+        MODELS.build(toy.model_config(toy_paths, fusion={"type": refuse_to_load}))
+
+
+def test_a_class_token_is_kept_where_no_part_needs_a_grid(
+    toy_paths: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    low = {"type": "mg_llava.TimmTokenEncoder", "name": "test_vit.r160_in1k", "image_size": 32, "dtype": "float32"}
+    model = toy.build_model(toy_paths, low_res_encoder=low, fusion=None)
+    tokens = model.visual_encoder.spec.tokens
+    assert model.tokens_of(1, 2) == tokens + 2 and model(batch_of(toy.make_batch([(9, 1)])))["loss"].isfinite()
+    request.getfixturevalue("unread")
+    resampler = {"type": "mg_llava.ResamplerProjector", "heads": 0}
+    with pytest.raises(ValueError) as error:
+        MODELS.build(toy.model_config(toy_paths, low_res_encoder=low, projector=resampler))
+    for part in ("fusion", "projector"):
+        assert f"{part}: {tokens} low-resolution tokens do not form a square grid" in str(error.value)
+    assert "projector: heads is 0" in str(error.value)
+
+
+@pytest.mark.parametrize("stages", [[0], [1, -2], None])
+@pytest.mark.usefixtures("unread")
+def test_an_encoder_whose_last_stage_nothing_reads_is_not_trained(
+    toy_paths: dict[str, str], stages: list[int] | None
+) -> None:
+    boxes = None if stages is None else {"type": "mg_llava.RoIAlignBoxProjector", "stages": stages}
+    changes = {"fusion": None, "box_projector": boxes, "trains": ["projector", "high_res_encoder"]}
+    with pytest.raises(ValueError, match="high_res_encoder is in trains, but nothing reads its last stage"):
+        MODELS.build(toy.model_config(toy_paths, **changes))
+
+
+@pytest.mark.parametrize("stages", [[0, -1], None])
+def test_an_encoder_that_is_read_is_trained(toy_paths: dict[str, str], stages: list[int] | None) -> None:
+    boxes = {"type": "mg_llava.RoIAlignBoxProjector", "stages": stages}
+    changes = {"llm": None, "fusion": None, "box_projector": boxes, "trains": ["high_res_encoder"]}
+    assert MODELS.build(toy.model_config(toy_paths, **changes)).visual_encoder_aux.is_trained
 
 
 def test_missing_llm_folder(toy_paths: dict[str, str], tmp_path: Path) -> None:
