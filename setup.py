@@ -37,7 +37,7 @@ EXTRAS = {
     "gguf": ["gguf"],
     "parquet": ["pyarrow"],
     "ray": ["ray==2.60.0"],
-    "video": ["av<16"],  # lmms-eval does not take newer ones
+    "video": ["av>=14.1,<16"],  # older ones do not say how frames are turned, lmms-eval does not take newer ones
     "lmms": ["lmms-eval==0.7.3"],
     "detect": ["scikit-image", "scipy"],
     "detect-eval": ["pycocotools==2.0.11"],

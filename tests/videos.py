@@ -51,6 +51,25 @@ def write_video(
     return path
 
 
+def cut_start(path: Path, target: Path, frames: int) -> Path:
+    """A copy of a video without its first frames: those of an MP4 file are still in it, before its edit list's start.
+
+    Args:
+        path: The video.
+        target: The copy.
+        frames: Number of frames that players shall not show.
+    """
+    av = pytest.importorskip("av", reason="reading videos needs PyAV")
+    with av.open(str(path)) as whole, av.open(str(target), "w") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for packet in [packet for packet in whole.demux(video=0) if packet.size]:
+            before = frames * packet.duration
+            packet.pts, packet.dts = packet.pts - before, packet.dts - before
+            packet.stream = stream
+            container.mux(packet)
+    return target
+
+
 def turn_clockwise(path: Path) -> Path:
     """Write into an MP4 file that players shall turn its frames by 90 degrees clockwise, as phones do."""
     content = bytearray(path.read_bytes())

@@ -11,7 +11,7 @@ Then:
 
 A run that was stopped is continued by the same command, which asks again about replies that the judge refused or that
 could not be used. Exit status: 0 done, 1 some replies have no usable verdict, 2 wrong arguments or files, 3 the judge
-could not be reached.
+could not be reached, or gives no verdict.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("benchmark", help="name of a benchmark that a judge grades, such as mm_vet")
     parser.add_argument("--data", action="append", required=True, help="file or folder of the benchmark; repeatable")
     parser.add_argument("--predictions", required=True, help="the model's replies")
-    parser.add_argument("--out", required=True, help="JSON lines: the predictions with the judge's replies")
+    parser.add_argument("--out", required=True, help="JSON lines: the predictions with this judge's replies")
     judge = parser.add_mutually_exclusive_group(required=True)
     judge.add_argument(
         "--endpoint", help="base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1"

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.conversion.files import ConversionError
-from mg_llava.data.config import ConfigError, load_config
+from mg_llava.data.config import ConfigError, load_config, trained_length
 from mg_llava.models.adapters.lora import LORA_DEFAULTS
 from mg_llava.registry import MODELS, TRANSFORMS
 from mg_llava.safe_config import UntrustedConfigError, check_config
 
 _KEYS = ("model", "tokenizer", "prompt_template", "picture_processor")
 """Keys of a training config that describe the model and how it is talked to."""
+_LOADER = "train_dataloader"
+_READ = (*_KEYS, _LOADER)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def settings_of(config: Any, source: str) -> ModelSettings:
         raise ConversionError(
             f"{source} is no training config of this project; its model must be MGLLaVA, or a system"
         )
-    return ModelSettings({key: config.get(key) for key in _KEYS if config.get(key) is not None})
+    values = {key: config.get(key) for key in _KEYS if config.get(key) is not None}
+    return ModelSettings(values | _rows(trained_length(config)))
 
 
 def stored_settings(text: str, source: str) -> ModelSettings | None:
@@ -80,15 +83,17 @@ def stored_settings(text: str, source: str) -> ModelSettings | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     for node in body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in _KEYS:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in _READ:
             try:
                 values[node.targets[0].id] = ast.literal_eval(node.value)
             except (ValueError, TypeError, RecursionError, MemoryError):
                 continue
+    rows = _rows(trained_length(values))  # no more of the data, which may be of any kinds
+    values.pop(_LOADER, None)
     if not _is_system(values.get("model")):
         return None
     try:
-        return ModelSettings(check_config(values, f"the config stored in {source}", MODELS, TRANSFORMS))
+        return ModelSettings(check_config(values | rows, f"the config stored in {source}", MODELS, TRANSFORMS))
     except UntrustedConfigError as error:
         raise ConversionError(str(error)) from None
 
@@ -102,6 +107,11 @@ class _Dicts(ast.NodeTransformer):
         if not isinstance(node.func, ast.Name) or node.func.id != "dict" or node.args or None in names:
             return node
         return ast.Dict([ast.Constant(name) for name in names], [item.value for item in node.keywords])
+
+
+def _rows(length: int | None) -> dict[str, Any]:
+    """What a training config says of the length of its rows, where it says it."""
+    return {} if length is None else {_LOADER: {"dataset": {"budget": {"context_length": length}}}}
 
 
 def _is_system(model: Any) -> bool:

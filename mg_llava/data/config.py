@@ -115,6 +115,14 @@ def find_dataset(config: Any) -> Mapping[str, Any]:
     return dataset
 
 
+def trained_length(config: Any) -> int | None:
+    """Most tokens of the rows that a config trains with, its ``context_length``; None where it does not say."""
+    found = config.get("train_dataloader")
+    for key in ("dataset", "budget", "context_length"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
 def walk_sources(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The settings of each single source of a data set, of mixtures and concatenations too."""
     if "data_path" in dataset:

@@ -11,7 +11,9 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
+from mg_llava.data.config import trained_length
 from mg_llava.engine.hooks import unwrap_model
+from mg_llava.models.positions import take_positions
 from mg_llava.registry import HOOKS
 
 if TYPE_CHECKING:
@@ -95,7 +97,9 @@ class SampleGenerationHook(Hook):
         device = next(model.parameters()).device
         drawing = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])  # training does not notice
         with drawing, evaluating(model), torch.no_grad(), precision(model):
-            answers = self._predictor_of(model).predict_many(requests, workers=1)
+            predictor = self._predictor_of(model)
+            take_positions(model.llm.config, trained_length(getattr(runner, "cfg", {})))
+            answers = predictor.predict_many(requests, workers=1)
         for sample, answer in zip(self.samples, answers, strict=True):
             self._report(runner, {"iteration": iteration, **sample, "answer": answer.text})
 

@@ -23,6 +23,7 @@ from mg_llava.evaluation.scoring.joining import Line, ScoreResult
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mg_llava.data.pictures.processor import PictureProcessor
     from mg_llava.data.text.coordinates import BoxText
 
 QuestionId = str | int
@@ -96,6 +97,10 @@ class Benchmark(ABC):
     """How boxes in replies are written; None for a benchmark without, and for what the model was trained with."""
     is_open: bool = False
     """Whether they are read as the model was trained to write them."""
+    frames: int | None = None
+    """Of each video; None for a benchmark without, and for as many as the model was trained with."""
+    has_open_frames: bool = False
+    """Whether they are as many as the model was trained with."""
 
     def __init__(
         self,
@@ -141,10 +146,25 @@ class Benchmark(ABC):
             loaded = cls.load(data)
         return cls.rate(loaded, predictions, **options)
 
+    def follow(self, pictures: "PictureProcessor") -> None:
+        """Do as a model's training did, where the benchmark was not told otherwise."""
+        self.use_box_text(pictures.regions.box_text)
+        self.use_frames(pictures.video.frames)
+
     def use_box_text(self, writing: "BoxText") -> None:
         """Read boxes of replies as a model writes them, where there are any and the benchmark was not told how."""
         if self.is_open:
             self.text = writing
+
+    def use_frames(self, frames: int) -> None:
+        """Show as many frames of a video as a model was trained with, where the benchmark was not told how many."""
+        if self.has_open_frames:
+            self.frames = frames
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What replies depend on beside the data and the questions, as plain values."""
+        return {"type": type(self).__name__, "prompt": self.prompt}
 
     def picture_folder(self, default: str = "") -> str:
         """``image_folder``, or else a folder beside the data."""

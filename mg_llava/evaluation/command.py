@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fusion", default="on", help="on, off, or on,off (default: %(default)s)")
     add("--without", default="", help="prompt, objects, or both with a comma: also ask without these (default: none)")
     add("--prompt", help="version of the prompts (default: each benchmark's first)")
+    add("--frames", type=whole(), help="frames of each video (default: as many as the model was trained with)")
     add("--limit", type=whole(), help="only the first so many questions of each benchmark")
     add("--batch-size", type=whole(), default=32, help="questions at a time (default: %(default)s)")
     add("--max-new-tokens", type=whole(), help="longest reply (default: each benchmark's)")
@@ -94,7 +95,7 @@ def _evaluate(arguments: argparse.Namespace, names: list[str], out: Path) -> str
     from mg_llava.work.processes import Processes
 
     source = open_source(arguments.model)
-    benchmarks = build_benchmarks(names, arguments.data, arguments.prompt)
+    benchmarks = build_benchmarks(names, arguments.data, arguments.prompt, arguments.frames)
     box_files = find_box_files([benchmark.name for benchmark in benchmarks], arguments.data, arguments.box_file)
     processes = Processes()
     predictor, identity = load_predictor(

@@ -43,7 +43,7 @@ def run_identity(
         digest.update(f"{question.id}\0{question.text}\0".encode())
     settings = {**predictor.generation, **generation}
     return {
-        "benchmark": {"type": type(benchmark).__name__, "prompt": benchmark.prompt},
+        "benchmark": benchmark.identity,
         "questions": digest.hexdigest()[:16],
         "data": {path.name: _data_hash(path) for path in benchmark.data},
         "model": dict(model) if model is not None else {"weights": _weights_hash(predictor.model)},

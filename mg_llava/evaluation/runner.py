@@ -107,7 +107,7 @@ def answer(
     processes, asking = processes or Processes(), asking or Asking()
     source = boxes if boxes is not None else build_box_source("none")
     generation = {"max_new_tokens": benchmark.max_new_tokens, **generation}
-    benchmark.use_box_text(predictor.front_end.picture_processor.regions.box_text)
+    benchmark.follow(predictor.front_end.picture_processor)
     with naming_files(benchmark.data, benchmark.form):
         questions = benchmark.questions()
     asked = questions[: asking.limit]

@@ -146,12 +146,15 @@ class Suite:
         )
 
 
-def build_benchmarks(names: Sequence[str], root: str | Path, prompt: str | None = None) -> list[Benchmark]:
+def build_benchmarks(
+    names: Sequence[str], root: str | Path, prompt: str | None = None, frames: int | None = None
+) -> list[Benchmark]:
     """Benchmarks of the catalog, with their files under a root, or given by ``NAME=FILE`` (``:`` between several).
 
     Raises:
         FileNotFoundError: Files are missing; the message names them all and where to get them.
-        ValueError: A name is unknown, comes twice, or a file is malformed.
+        ValueError: A name is unknown, comes twice, or a file is malformed; or ``frames`` are given, and none is about
+            videos.
     """
     configs, missing = {}, []
     for text in names:
@@ -167,7 +170,14 @@ def build_benchmarks(names: Sequence[str], root: str | Path, prompt: str | None 
         configs[name] = config | ({"prompt": prompt} if prompt else {})
     if missing:
         raise FileNotFoundError("\n  ".join(["benchmarks without data (--list shows all):", *missing]))
-    return [BENCHMARKS.build(config) for config in configs.values()]
+    built = [BENCHMARKS.build(config) for config in configs.values()]
+    if frames is not None:
+        videos = [benchmark for benchmark in built if benchmark.has_open_frames]
+        if not videos:
+            raise ValueError(f"frames={frames}, but none of {', '.join(configs)} shows as many frames as wanted")
+        for benchmark in videos:
+            benchmark.frames, benchmark.has_open_frames = frames, False
+    return built
 
 
 def find_box_files(names: Sequence[str], root: str | Path, given: Path | None) -> dict[str, Path | None]:

@@ -16,6 +16,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import TestLoop
 from torch.utils.data import Dataset
 
+from mg_llava.data.config import trained_length
 from mg_llava.data.pictures.files import to_rgb
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
@@ -26,6 +27,7 @@ from mg_llava.evaluation.replies import Replies
 from mg_llava.evaluation.results import score
 from mg_llava.evaluation.runner import Asking, BadSamples, answer
 from mg_llava.inference import Predictor
+from mg_llava.models.positions import take_positions
 from mg_llava.registry import DATASETS, METRICS, TRANSFORMS
 from mg_llava.work.processes import Processes
 
@@ -117,6 +119,7 @@ class BenchmarkLoop(TestLoop):
         self.dataset: BenchmarkDataset = dataset
         self.asking = Asking(self.dataloader.batch_size, dataset.limit, bad_samples, fresh=True, workers=workers)
         self.predictor = Predictor(getattr(runner.model, "module", runner.model), **dataset.parts)
+        take_positions(self.predictor.model.llm.config, trained_length(runner.cfg))
         self.generation = generation
         self._batches = 0
 

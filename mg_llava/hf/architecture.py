@@ -9,7 +9,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mg_llava.compat import dtype_name
-from mg_llava.data.config import build_transform
+from mg_llava.data.config import build_transform, trained_length
 from mg_llava.data.text.prompt import PromptPart, build_parts
 from mg_llava.data.text.stopping import Stops
 from mg_llava.data.text.tokenizer import build_tokenizer
@@ -20,6 +20,7 @@ from mg_llava.hf.prompts import template_of, template_to_dict
 from mg_llava.models.counting import build_empty
 from mg_llava.models.interfaces import Encoder
 from mg_llava.models.parts import kind_of
+from mg_llava.models.positions import take_positions
 from mg_llava.registry import MODELS, TRANSFORMS
 
 
@@ -27,7 +28,8 @@ def describe_model(config: Mapping[str, Any], dtype: torch.dtype) -> MGLLaVAConf
     """The Hugging Face config of what a training config builds.
 
     Args:
-        config: A training config, of which ``model``, ``picture_processor`` and ``prompt_template`` are read.
+        config: A training config, of which ``model``, ``picture_processor`` and ``prompt_template`` are read, and the
+            length of the rows that it trains with.
         dtype: Dtype that the weights are stored in.
 
     Raises:
@@ -42,8 +44,10 @@ def describe_model(config: Mapping[str, Any], dtype: torch.dtype) -> MGLLaVAConf
     }
     build_empty(model, with_llm=False)  # whether they go together
     named: dict[str, Any] = {dtype_name(): dtype}
+    llm = _llm_config(model["llm"])
+    take_positions(llm, trained_length(config))
     return MGLLaVAConfig(
-        text_config=_llm_config(model["llm"]),
+        text_config=llm,
         system=kind_of(model).__name__,
         parts=parts,
         picture_config=build_transform(config["picture_processor"]).to_dict(),

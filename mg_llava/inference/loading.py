@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from mg_llava.compat import dtype_name
-from mg_llava.data.config import load_config
+from mg_llava.data.config import load_config, trained_length
 from mg_llava.data.pictures.processor import PictureProcessor
 from mg_llava.models.llm import keep_word_embeddings
 from mg_llava.models.parts import for_any_machine
+from mg_llava.models.positions import take_positions
 from mg_llava.models.weights.folders import find_folder, is_model
 from mg_llava.registry import MODELS
 from mg_llava.work.devices import pick_device
@@ -78,6 +79,8 @@ def _from_config(config: Config, checkpoint: str | Path | None, pictures: Mappin
         settings["pretrained_pth"] = None  # all of it is in the checkpoint
     model = MODELS.build(settings)
     model.load_pretrained(str(checkpoint), whole=True)
+    if model.llm is not None:
+        take_positions(model.llm.config, trained_length(config))
     processor, parts = {**config.picture_processor, **pictures}, config.get("prompt_parts", ())
     return LoadedModel(model, config.tokenizer, config.prompt_template, processor, parts)
 

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_llava.data.config import find_dataset, find_model, walk_sources
+from mg_llava.data.config import find_dataset, find_model, trained_length, walk_sources
 from mg_llava.data.pictures.places import is_stored
 from mg_llava.data.records.open import open_records
 from mg_llava.data.settings import Draw, build_group, build_tokens
 from mg_llava.data.text.conversation import Template
 from mg_llava.models.assembly import NOTHING_LEARNED
 from mg_llava.models.parts import kind_of
+from mg_llava.models.positions import has_further_positions
 from mg_llava.models.vision import refuse_features
 from mg_llava.planning.gpus import GPU
 from mg_llava.planning.options import unknown_options
@@ -18,6 +19,7 @@ from mg_llava.planning.skeleton import Skeleton
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _HALF = ("bfloat16", "float16")
+_FEWER = "take fewer frames or boxes, pool frames (frame_pooler), or lower context_length"
 
 
 def find_missing(config: Any) -> list[dict[str, str]]:
@@ -141,8 +143,8 @@ def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
         )
     context = (dataset.get("budget") or {}).get("context_length")
     positions = None if model.llm is None else getattr(model.llm.config, "max_position_embeddings", None)
-    if context and positions and context > positions:
-        yield f"context_length is {context}, but the LLM knows {positions} positions; lower context_length"
+    if context and positions and context > positions and not has_further_positions(model.llm.config):
+        yield f"context_length is {context}, but the LLM has {positions} positions; {_FEWER}, or take another LLM"
     if context and context <= tokens:
         yield f"context_length {context} leaves no room for text beside {tokens} visual tokens; raise context_length"
     for processor in (config.get("picture_processor"), dataset.get("picture_processor")):
@@ -150,6 +152,18 @@ def _about_sizes(config: Any, skeleton: Skeleton) -> Iterator[str]:
         if size is not None and size != model.canvas_size:
             yield f"pictures are made for {size} px, but the model reads {model.canvas_size}; make image_size equal"
             return
+
+
+def find_cautions(config: Any, skeleton: Skeleton) -> list[str]:
+    """What works, but not by itself, with what to see to."""
+    length, llm = trained_length(config), skeleton.model.llm
+    positions = None if llm is None else getattr(llm.config, "max_position_embeddings", None)
+    if not (length and positions and length > positions and has_further_positions(llm.config)):
+        return []
+    return [
+        f"context_length is {length}, but the LLM was made for {positions} positions: it learns the others in this "
+        f"training, and does not where it is frozen; to need none of them {_FEWER}"
+    ]
 
 
 def _about_caches(config: Any, skeleton: Skeleton) -> Iterator[str]:

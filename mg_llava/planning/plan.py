@@ -8,7 +8,7 @@ from typing import Any
 from mg_llava.batch import TokenCount
 from mg_llava.models.architectures import ArchitectureError
 from mg_llava.models.vision import refuse_features
-from mg_llava.planning.checks import count_samples, find_conflicts, find_missing
+from mg_llava.planning.checks import count_samples, find_cautions, find_conflicts, find_missing
 from mg_llava.planning.feature_cache import DISK, FeaturePlan, plan_feature_cache
 from mg_llava.planning.flops import BOXES, TEXT_TOKENS, Flops, Sample, count_flops
 from mg_llava.planning.gpus import GPU
@@ -165,7 +165,7 @@ def _build(config: Any, plan: Plan, published: str | Path | None) -> Skeleton | 
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         plan.conflicts.append(f"the model cannot be built: {error}")
         return None
-    plan.notes += skeleton.notes
+    plan.notes += [*skeleton.notes, *find_cautions(config, skeleton)]
     return skeleton
 
 

@@ -13,6 +13,7 @@ from mg_llava.evaluation.catalog import (
     missing_files,
 )
 from mg_llava.evaluation.release import COLUMNS, GROUNDING_COLUMNS, VIDEO
+from mg_llava.evaluation.suite import build_benchmarks
 
 RELEASES = {name: release for name, (_, release) in BENCHMARKS.releases.items()}
 
@@ -58,3 +59,15 @@ def test_list_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     there, missing = format_list(tmp_path, ["mmstar", "pope"]).split("missing:", 1)
     assert "mmstar" in there and "mmstar.json" in there and "35.1" in there and "pope" not in there.split()
     assert "coco/val2014" in missing and "AoiDragon" in missing
+
+
+def test_frames_are_given_to_benchmarks_about_videos(tmp_path: Path) -> None:
+    for file in ("msvd_qa/test_q.json", "msvd_qa/test_a.json", "LMUData/MMStar.tsv"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    videos, pictures = build_benchmarks(["msvd_qa", "mmstar"], tmp_path, frames=16)
+    for benchmark in (videos, pictures):
+        benchmark.use_frames(8)
+    assert (videos.frames, pictures.frames) == (16, None)
+    with pytest.raises(ValueError, match="frames=16, but none of mmstar"):
+        build_benchmarks(["mmstar"], tmp_path, frames=16)

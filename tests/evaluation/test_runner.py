@@ -15,7 +15,7 @@ from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.records.schema import NO_BOXES, make_box_record
-from mg_llava.evaluation.benchmark import Benchmark, Question
+from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark, Question
 from mg_llava.evaluation.box_source import FoundBoxes, build_box_source
 from mg_llava.evaluation.replies import OtherRunError, Replies
 from mg_llava.evaluation.results import RunResult
@@ -24,6 +24,7 @@ from mg_llava.inference import Predictor
 from mg_llava.inference.encoding import Statistics
 from mg_llava.work.processes import Processes
 from tests import toy
+from tests.videos import write_video
 
 PROCESSOR = {"type": "mg_llava.PictureProcessor", "image_size": toy.CANVAS}
 WORDS = "what is there two digits and a picture in which it was seen".split()
@@ -407,3 +408,18 @@ def test_weights_tell_models_apart(predictor: Predictor, toy_paths: dict[str, st
     other = Predictor(toy.build_model(toy_paths, seed=4), toy_paths["llm"], "vicuna", PROCESSOR)
     with pytest.raises(OtherRunError, match=r"model\.weights was"):
         run(other, ToyBenchmark(tmp_path), tmp_path, limit=1, model_identity=None)
+
+
+def test_replies_about_other_frames_are_not_used_again(predictor: Predictor, tmp_path: Path) -> None:
+    """A benchmark about videos shows as many frames as the model was trained with, or as it is told."""
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", frames=5)
+    data = [tmp_path / "test_q.json", tmp_path / "test_a.json"]
+    data[0].write_text(json.dumps([{"question_id": "v_0", "question": "what is there?", "video_name": "a"}]))
+    data[1].write_text(json.dumps([{"answer": "man"}]))
+    kind, trained = BENCHMARKS.get("MSVDQA"), predictor.front_end.picture_processor.video.frames
+    result = run(predictor, kind(data), tmp_path / "out", max_new_tokens=2)
+    assert result.counts["answered"] == 1 and result.identity["benchmark"]["frames"] == trained
+    assert run(predictor, kind(data, frames=trained), tmp_path / "out", max_new_tokens=2).counts["answered"] == 1
+    with pytest.raises(OtherRunError, match=rf"benchmark\.frames was {trained}, is 2"):
+        run(predictor, kind(data, frames=2), tmp_path / "out", max_new_tokens=2)

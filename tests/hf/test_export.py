@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from mmengine.config import Config
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
+from mg_llava.conversion.settings import settings_of, stored_settings
 from mg_llava.hf import MGLLaVAConfig, hf_key, own_key
 from mg_llava.hf.export import folder_files
 from mg_llava.hf.model_card import model_card, public_name
@@ -210,3 +211,15 @@ def test_processor_arguments_travel(toy_paths: dict[str, str], tmp_path: Path) -
     folder_files(config, tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path).image_processor.picture_processor
     assert (processor.mode, processor.max_boxes) == ("exact", None)
+
+
+def test_positions_that_were_trained_travel(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    """From a config, and from the one that a checkpoint holds."""
+    loader = {"batch_size": 2, "dataset": {"type": "Anything", "budget": {"context_length": 700}}}
+    config = {**training_config(toy_paths), "train_dataloader": loader}
+    stored = stored_settings("".join(f"{key} = {value!r}\n" for key, value in config.items()), "iter_1.pth")
+    assert stored is not None
+    for name, values in (("own", config), ("given", settings_of(config, "a.py").values), ("stored", stored.values)):
+        folder_files(values, tmp_path / name)
+        text = json.loads((tmp_path / name / "config.json").read_text())["text_config"]
+        assert text["max_position_embeddings"] == 700, name

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from transformers import GPT2Config, LlamaConfig
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.inference import Predictor, Request
+from mg_llava.models.positions import take_positions
+from tests import toy
 from tests.hf.conftest import BOXES, make_picture, training_config, write_folder
 
 QUESTION = "what is there?"
@@ -21,8 +25,6 @@ def ids(predictor: Predictor) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def predictor(toy_paths: dict[str, str]) -> Predictor:
-    from tests import toy
-
     config = training_config(toy_paths)
     return Predictor(toy.build_model(toy_paths), toy_paths["llm"], "vicuna", config["picture_processor"])
 
@@ -51,6 +53,27 @@ def test_a_hub_id(toy_paths: dict[str, str], tmp_path: Path, monkeypatch: pytest
     assert Predictor.from_pretrained("user/toy", device="cpu")
     with pytest.raises(OSError, match="user/other"):
         Predictor.from_pretrained("user/other", device="cpu")
+
+
+def test_rows_may_be_as_long_as_those_of_the_training(toy_paths: dict[str, str], tmp_path: Path) -> None:
+    torch.save({"state_dict": toy.build_model(toy_paths).state_dict()}, tmp_path / "iter_1.pth")
+    predictors, question = {}, "z" * 600
+    for length in (2048, 100):
+        loader = {"dataset": {"budget": {"context_length": length}}}
+        config = Config({**training_config(toy_paths), "train_dataloader": loader})
+        predictor = Predictor.from_pretrained(config, tmp_path / "iter_1.pth", "cpu", max_new_tokens=2)
+        predictors[length] = predictor
+    assert predictors[2048].predict(make_picture(), question).token_ids
+    with pytest.raises(ValueError, match="context is 512"):  # shorter rows take none of the LLM's positions away
+        predictors[100].predict(make_picture(), question)
+
+
+def test_positions_that_an_llm_does_not_have_are_not_taken() -> None:
+    scaled = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    for config, length in ((LlamaConfig(), 8192), (LlamaConfig(**scaled), 2048), (GPT2Config(), 1024)):
+        take_positions(config, 8192)
+        take_positions(config, None)
+        assert config.max_position_embeddings == length
 
 
 def test_what_holds_no_model(toy_paths: dict[str, str], tmp_path: Path) -> None:

@@ -84,7 +84,6 @@ def test_a_feature_cache_that_cannot_be(toy_config: Config) -> None:
             {},
             r"counts 9 tokens for a picture, but the model gives 4",
         ),
-        ({"train_dataloader.dataset.budget.context_length": 4096}, {}, r"4096, but the LLM knows 512 positions"),
         ({"train_dataloader.dataset.budget.context_length": 4}, {}, r"leaves no room for text"),
         ({"picture_processor.image_size": 96}, {}, r"made for 96 px, but the model reads 64"),
         ({"model.high_res_encoder.image_size": 96}, {}, r"cannot be built: .*2 x 2 grid .* 3 x 3"),
@@ -114,6 +113,18 @@ def test_what_cannot_work_is_said(change: dict, options: dict, message: str, toy
     import re
 
     assert any(re.search(message, conflict) for conflict in found.conflicts), found.conflicts
+
+
+def test_positions_that_only_this_training_teaches_are_said(
+    toy_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_config.train_dataloader.dataset.budget.context_length = 4096
+    found = plan(toy_config)
+    assert found.status == 0
+    assert any("4096, but the LLM was made for 512 positions" in note for note in found.notes), found.notes
+    monkeypatch.setattr("mg_llava.planning.checks.has_further_positions", lambda config: False)
+    (conflict,) = plan(toy_config).conflicts
+    assert "4096, but the LLM has 512 positions; take fewer frames or boxes" in conflict
 
 
 def test_what_speeds_training_up_need_not_be_here(toy_config: Config) -> None:

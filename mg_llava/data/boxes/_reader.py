@@ -49,8 +49,8 @@ def read_box_records(path: str | Path, problems: Problems, on_chunk: OnChunk | N
 
     A ``.json`` file holds a list of ``{"id", "boxes", "scores", "labels"}`` or an object of such records by id, a
     ``.jsonl`` file one such record a line. A record may have the size of its picture in pixels as ``width`` and
-    ``height``, or as ``image_size``, a list of both; and ``tags`` of its picture, a list. ``on_chunk`` is as of
-    ``stream_json``.
+    ``height``, or as ``image_size``, a list of both; and ``tags`` of its picture, a list. A video is one of ``{"id",
+    "frames"}``, a list of such records: that of frame 0 gets the id ``ID#0``. ``on_chunk`` is as of ``stream_json``.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -62,12 +62,19 @@ def read_box_records(path: str | Path, problems: Problems, on_chunk: OnChunk | N
             found = str(entry.value)[:_SHOWN_CHARACTERS]
             problems.add("without an id", f"record {entry.number}: found {found}; every box record needs an id")
             continue
-        try:
-            record = _parse(entry.value, f"id {key!r}")
-        except RecordError as error:
-            problems.add(error.kind, str(error))
-            continue
-        yield SourceRecord(key, record, _size(entry.value))
+        for own, raw in _pictures(key, entry.value):
+            try:
+                record = _parse(raw, f"id {own!r}")
+            except RecordError as error:
+                problems.add(error.kind, str(error))
+                continue
+            yield SourceRecord(own, record, _size(raw))
+
+
+def _pictures(key: str, raw: Any) -> list[tuple[str, Any]]:
+    """The record of a picture with its key; those of all frames of a video with the keys that training asks for."""
+    frames = raw.get("frames") if isinstance(raw, Mapping) and "boxes" not in raw else None
+    return [(f"{key}#{n}", frame) for n, frame in enumerate(frames)] if isinstance(frames, list) else [(key, raw)]
 
 
 def _key_of(entry: Entry) -> str | None:

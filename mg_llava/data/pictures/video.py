@@ -80,7 +80,7 @@ def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[I
         RGB pictures in the order of time.
 
     Raises:
-        ImportError: PyAV is not installed.
+        ImportError: PyAV is not installed, or too old.
         PictureError: The file is missing, empty, no video or damaged; the message names file and owner.
     """
     av = _import_av()
@@ -105,7 +105,9 @@ def read_frames(path: str | os.PathLike, frames: int, owner: str = "") -> list[I
 def _sample(open_container: Callable[[], Any], frames: int) -> list[Image.Image]:
     with open_container() as container:
         stream = _video_of(container)
-        packets = [(packet.pts, packet.dts) for packet in container.demux(stream) if packet.size]
+        # those before the start that an MP4 file's edit list gives are decoded for later ones alone, and never shown
+        shown = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        packets = [(packet.pts, packet.dts) for packet in shown]
         if not packets:
             raise ValueError("there are no frames")
         if _are_shown_by(packets, stream.codec_context.has_b_frames):
@@ -209,4 +211,9 @@ def _import_av() -> Any:
         import av
     except ImportError as error:
         raise ImportError("reading videos needs PyAV: pip install 'mg_llava[video]'") from error
+    if not hasattr(av.VideoFrame, "rotation"):
+        raise ImportError(
+            f"reading videos needs PyAV 14.1 or newer, which says how frames are turned; found {av.__version__}: pip "
+            "install 'mg_llava[video]'"
+        )
     return av

@@ -128,7 +128,15 @@ class MMVP(Benchmark):
     scorer = "mmvp"
     form = 'Questions.csv; lines {"question_id", "response"}, and "judge" for judged scoring'
     load, rate = staticmethod(load_mmvp), staticmethod(score_mmvp)
-    judge = JudgeProtocol("mmvp-1", load_mmvp, _ask, lambda reply: reply.strip().lower() in _CLEAR, max_tokens=10)
+    judge = JudgeProtocol(
+        "mmvp-1",
+        load_mmvp,
+        _ask,
+        lambda reply: reply.strip().lower() in _CLEAR,
+        max_tokens=10,
+        warmer=0.5,
+        hint="\nThe word alone: ",
+    )
     _get = f"{HUGGING_FACE}MMVP/MMVP"
     _note = "the paper's number is GPT-judged pair accuracy; the letter rule needs no judge"
     releases = (Release("mmvp", ("mmvp/Questions.csv",), "mmvp/MMVP Images", _get, "MMVP", _note),)

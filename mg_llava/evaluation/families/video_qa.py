@@ -1,8 +1,10 @@
 """Questions about short videos, MSVD-QA and MSRVTT-QA: a judge's verdicts by the protocol of Video-ChatGPT."""
 
 import ast
+import os
+import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from mg_llava.evaluation.judging.protocol import JudgeProtocol, Messages, from_u
 from mg_llava.evaluation.judging.verdicts import JudgedQuestion
 from mg_llava.evaluation.release import JUDGED, Release
 from mg_llava.evaluation.scoring.figures import share
-from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, read_json, take
-from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids
+from mg_llava.evaluation.scoring.files import check_unique, find_file, find_files, listing, read_json, take
+from mg_llava.evaluation.scoring.joining import Line, Lines, ScoreResult, join_predictions, name_ids, reply_text
 from mg_llava.tokens import VIDEO_PLACEHOLDER
+from mg_llava.work.json_text import parse_json
 
 _MISSING = object()
 _QUESTIONS = ("*_q.json", "*_q_*.json", "*question*.json")
 _ANSWERS = ("*_a.json", "*_a_*.json", "*answer*.json")
+_HIGHEST = 5
 
 
 def load_video_qa(paths: Sequence[Path]) -> list[JudgedQuestion]:
@@ -36,10 +40,19 @@ def load_video_qa(paths: Sequence[Path]) -> list[JudgedQuestion]:
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
         where = f"{question_path}: entry {number}"
         name, text = take(question, "question_id", where), take(question, "question", where)
-        video = str(question.get("video_name", ""))
-        loaded.append(JudgedQuestion(name, str(text), str(answer.get("answer", "")), image=video))
+        video, truth = reply_text(question.get("video_name")), reply_text(answer.get("answer"))
+        loaded.append(JudgedQuestion(name, str(text), truth, image=video))
     check_unique((question.id for question in loaded), question_path)
     return loaded
+
+
+def _load_for_judge(paths: Sequence[Path]) -> list[JudgedQuestion]:
+    """Questions with their true answers, which a judge compares with."""
+    questions = load_video_qa(paths)
+    unanswered = (question.id for question in questions if not question.answer)
+    for problem in name_ids(unanswered, "questions have no true answer to compare with; give the answer file too"):
+        raise ValueError(f"{listing(paths)}: {problem}")
+    return questions
 
 
 def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **options: Any) -> ScoreResult:
@@ -52,11 +65,12 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
     texts = (*verdicts.REPLY_FIELDS, "score", "pred", "prediction", "text")
     joined = join_predictions(ids, predictions, ("id", "question_id"), texts)
     counts = {"yes": 0, "no": 0}
-    samples, replied, unread, unclear = [], [], [], []
+    samples, replied, unread, unclear, beyond = [], [], [], [], []
     for name, _, line in joined.beside(ids):
         verdict = _verdict(line)
         score, answer = _read_verdict(verdict)
         replied += [] if verdicts.find_judge_reply(line) is None else [name]
+        beyond += [] if 0 <= score <= _HIGHEST else [name]
         if verdict is _MISSING:
             unread += [] if line is None else [name]
         elif answer is None:
@@ -74,6 +88,7 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
     warnings = [
         *name_ids(unread, "predictions have no readable verdict and are left out"),
         *name_ids(unclear, "verdicts are neither yes nor no, or have no score; they are left out of the accuracy"),
+        *name_ids(beyond, f"verdicts have a score that is not from 0 to {_HIGHEST}; the mean score has them too"),
     ]
     metrics: dict[str, Any] = {}
     if sum(counts.values()):
@@ -92,15 +107,17 @@ def score_video_qa(annotations: Sequence[JudgedQuestion], predictions: Lines, **
 
 
 def _contained(annotations: Sequence[JudgedQuestion], joined: Any) -> dict[str, Any]:
-    """The rule ``containment``, over all questions; nothing where true answers or predicted ones are absent."""
-    ids = [question.id for question in annotations]
-    texts = {name: _text(line) for name, _, line in joined.beside(ids)}
-    if all(text is None for text in texts.values()) or not all(question.answer for question in annotations):
+    """The rule ``containment``, over questions that have a true answer; nothing where no predicted one is there."""
+    texts = {question.id: _text(line) for question, _, line in joined.beside(annotations)}
+    known = [question for question in annotations if question.answer]
+    if not known or all(text is None for text in texts.values()):
         return {}
-    right = {question.id: _holds(texts[question.id] or "", question.answer) for question in annotations}
-    samples = [{"id": name, "score": float(right[name]), "parsed": texts[name] or ""} for name in ids]
-    answered = sum(text is not None for text in texts.values())
-    return {"containment": ({"accuracy": share(sum(right.values()), len(ids)), "n_answered": answered}, samples)}
+    right = {question.id: _holds(texts[question.id] or "", question.answer) for question in known}
+    samples = [{"id": name, "score": float(held), "parsed": texts[name] or ""} for name, held in right.items()]
+    answered = sum(texts[name] is not None for name in right)
+    metrics: dict[str, Any] = {"accuracy": share(sum(right.values()), len(known)), "n_answered": answered}
+    left_out = len(annotations) - len(known)
+    return {"containment": (metrics | ({"n_without_true_answer": left_out} if left_out else {}), samples)}
 
 
 def _text(line: Line | None) -> str | None:
@@ -122,9 +139,17 @@ def _holds(text: str, answer: str) -> bool:
 
 def _find(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
     """The question file and, in a list, the answer file: by their names, else by the order they are given in."""
-    answers = find_files(paths, *_ANSWERS)
-    if not answers and not find_files(paths, *_QUESTIONS) and all(path.is_file() for path in paths):
-        return paths[0], list(paths[1:2])
+    answers, named = find_files(paths, *_ANSWERS), find_files(paths, *_ANSWERS, *_QUESTIONS)
+    if not named and len(paths) <= 2 and all(path.is_file() for path in paths):
+        return paths[0], list(paths[1:])
+    unknown = [path for path in paths if path.is_file() and path not in named]
+    if unknown:
+        raise ValueError(
+            f"{listing(unknown)}: questions or answers? The names do not say (looked for "
+            f"{', '.join((*_QUESTIONS, *_ANSWERS))}); leave out what is neither, or rename it"
+        )
+    if answers:
+        answers = [find_file(paths, "answer file", *_ANSWERS)]
     return find_file(paths, "question file", *_QUESTIONS), answers
 
 
@@ -185,12 +210,26 @@ def _ask(question: JudgedQuestion, text: str) -> Messages:
     return from_user(content, system=_SYSTEM)
 
 
+def _plain_verdict(reply: str) -> str:
+    """The dictionary of a reply, which may be JSON or amid words, as the scorer reads it; else the reply."""
+    text = reply[reply.find("{") : reply.rfind("}") + 1]
+    for read in (parse_verdict, parse_json):
+        try:
+            found = read(text)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return text if read is parse_verdict else repr(found)
+    return reply
+
+
 def _accepts(reply: str) -> bool:
+    """Whether the scorer makes a yes or no and a score of the scale of a reply."""
     try:
-        verdict = parse_verdict(reply)
+        score, answer = _read_verdict(parse_verdict(reply))
     except ValueError:
         return False
-    return isinstance(verdict, dict) and {"pred", "score"} <= set(verdict)
+    return answer is not None and 0 <= score <= _HIGHEST
 
 
 class _VideoQA(Benchmark):
@@ -199,49 +238,86 @@ class _VideoQA(Benchmark):
     The videos' frames come first, then the question. ``tools/judge.py`` adds the judge's replies.
 
     Args:
-        frames: Number of frames, sampled uniformly from the first to the last.
+        frames: Number of frames, sampled uniformly from the first to the last; as many as the model was trained with
+            by default.
         **arguments: As of ``Benchmark``.
     """
 
     form = "test_q.json and test_a.json; JSON list with judge replies"
     load, rate = staticmethod(load_video_qa), staticmethod(score_video_qa)
-    judge = JudgeProtocol("video_qa-1", load_video_qa, _ask, _accepts, ("id", "question_id"))
+    judge = JudgeProtocol(
+        "video_qa-1",
+        _load_for_judge,
+        _ask,
+        _accepts,
+        ("id", "question_id"),
+        warmer=0.5,
+        hint="\nThe dictionary alone: ",
+        tidy=_plain_verdict,
+    )
     id_field, text_field = "id", "pred"
     headline = ("official", "accuracy")
 
-    def __init__(self, *args: Any, frames: int = 8, **arguments: Any) -> None:
+    def __init__(self, *args: Any, frames: int | None = None, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        self.frames = frames
+        self.frames, self.has_open_frames = frames, frames is None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """As of every benchmark, and the number of frames."""
+        return {**super().identity, "frames": self.frames}
 
     def questions(self) -> Sequence[Question]:
-        """All questions; names of videos may come without their ending."""
-        from mg_llava.data.pictures.video import VIDEO_SUFFIXES
-
-        folder = Path(self.picture_folder("videos"))
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-        endings = {file.stem: file.name for file in videos}
+        """All questions; names of videos in a folder or in tar files may come without their ending."""
         found = load_video_qa(self.data)
-        asked = {question.image for question in found}
-        twice = [file.name for file in videos if file.stem in asked and endings[file.stem] != file.name]
-        if twice:
-            raise ValueError(
-                f"{folder}: {twice[0]} and {endings[Path(twice[0]).stem]} may both be the video of a question "
-                f"({len(twice)} such); leave one of them there"
-            )
+        nameless = (question.id for question in found if not question.image)
+        for problem in name_ids(nameless, "questions have no 'video_name', so that nothing says which video to show"):
+            raise ValueError(f"{listing(self.data)}: {problem}")
+        folder = self.picture_folder("videos")
+        endings = _find_videos(folder, {question.image for question in found})
         return [self._question(question, folder, endings.get(question.image, question.image)) for question in found]
 
-    def _question(self, question: JudgedQuestion, folder: Path, name: str) -> Question:
-        opener = partial(_read_frames, folder, name, self.frames, f"question {question.id}")
+    def _question(self, question: JudgedQuestion, folder: str, name: str) -> Question:
+        from mg_llava.data.pictures.video import FrameUse
+
+        frames = self.frames or FrameUse.frames  # no model has said how many
+        opener = partial(_read_frames, folder, name, frames, f"question {question.id}")
         text, fields = f"{VIDEO_PLACEHOLDER}\n{question.text}", {"question": question.text, "answer": question.answer}
-        return Question(question.id, text, opener, name, question.image, fields, frames=self.frames)
+        return Question(question.id, text, opener, name, question.image, fields, frames=frames)
 
 
-def _read_frames(folder: Path, name: str, frames: int, owner: str) -> Any:
+def _find_videos(folder: str, asked: Collection[str]) -> dict[str, str]:
+    """Names of the videos in a folder or in tar files by what they are without their ending; none of those at a URL.
+
+    Raises:
+        ValueError: Two of them have a name that is asked for.
+    """
+    from mg_llava.data.pictures.video import is_video
+    from mg_llava.work.tar_files import is_tar, open_tars
+    from mg_llava.work.urls import is_url, without_scheme
+
+    place, names = without_scheme(folder), []
+    if is_tar(place):
+        names = [posixpath.normpath(name) for name, _ in open_tars(place).list_members()]
+    elif not is_url(place) and os.path.isdir(place):
+        names = os.listdir(place)
+    videos = sorted(filter(is_video, names))
+    endings = {os.path.splitext(name)[0]: name for name in videos}
+    stems = {name: os.path.splitext(name)[0] for name in videos}
+    twice = [name for name, stem in stems.items() if stem in asked and endings[stem] != name]
+    if twice:
+        raise ValueError(
+            f"{folder}: {twice[0]} and {endings[stems[twice[0]]]} may both be the video of a question "
+            f"({len(twice)} such); leave one of them there"
+        )
+    return endings
+
+
+def _read_frames(folder: str, name: str, frames: int, owner: str) -> Any:
     from mg_llava.data.pictures.files import picture_path
     from mg_llava.data.pictures.video import read_frames
 
-    return read_frames(picture_path(str(folder), name, owner), frames, owner)
+    return read_frames(picture_path(folder, name, owner), frames, owner)
 
 
 def _release(name: str, column: str) -> Release:

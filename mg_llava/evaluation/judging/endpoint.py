@@ -4,6 +4,7 @@ An error either passes (asked again), names a parameter that the endpoint does n
 one question (a refusal of its text), or ends the run.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -13,9 +14,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import Any
 
 from mg_llava.evaluation.judging.protocol import JudgeError, JudgeRefusal, Message
+from mg_llava.evaluation.judging.verdicts import without_thought
 from mg_llava.work.json_text import parse_json
 
 _logger = logging.getLogger(__name__)
@@ -23,6 +27,11 @@ _logger = logging.getLogger(__name__)
 _PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
 _ABOUT_A_REQUEST = frozenset([400, 413, 422, 451])
 _LONGEST_PAUSE = 60.0
+_LONGEST_ASKED = 300.0
+"""Most seconds to wait where the endpoint says for how long."""
+_TOO_MANY = 429
+_MORE_ATTEMPTS = 3
+"""Where questions come too fast: with these the pauses together outlast the minute that rates are counted by."""
 _ROOM = 4096
 """Tokens for endpoints whose models think before they reply."""
 _FILTERED = re.compile(
@@ -82,12 +91,13 @@ class _Parameters:
 
 
 class _Refused(Exception):
-    """An HTTP error that asking again does not change."""
+    """An HTTP error; ``wait`` are the seconds after which the endpoint wants to be asked again."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, wait: float = 0.0) -> None:
         super().__init__(f"HTTP {status} ({text[:300]})")
         self.status = status
         self.text = text
+        self.wait = wait
         self.is_filtered = _FILTERED.search(text) is not None
 
 
@@ -100,8 +110,9 @@ class EndpointJudge:
         name: The model's name there.
         key_variable: Environment variable that holds the key; servers of one's own need none.
         timeout: Seconds for one reply.
-        retries: Further attempts where the server is busy or out of reach.
-        pause: Seconds before the first of them; doubled each time, up to a minute.
+        retries: Further attempts where the server is busy or out of reach; three more where it says that questions
+            come too fast.
+        pause: Seconds before the first of them; doubled each time, up to a minute, and no less than the server says.
     """
 
     url: str
@@ -131,9 +142,10 @@ class EndpointJudge:
                 advice = _ADVICE.get(error.status, "the endpoint takes no such request")
                 raise JudgeError(f"{self.url}: {error}; {advice.format(key=self.key_variable)}") from error
             reply, end = self._read(content)
-            if not reply and end == "length" and self._adapt(used, replace(used, least=_ROOM), "no room for a reply"):
+            is_empty = not without_thought(reply)  # thoughts that were cut off are no reply
+            if is_empty and end == "length" and self._adapt(used, replace(used, least=_ROOM), "no room for a reply"):
                 continue
-            if not reply and end == "content_filter":
+            if is_empty and end == "content_filter":
                 raise JudgeRefusal(f"{self.name} refuses the question: {str(content)[:300]}")
             return reply
 
@@ -167,27 +179,41 @@ class EndpointJudge:
         key = os.environ.get(self.key_variable)
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        for attempt in range(self.retries + 1):
+        for attempt in itertools.count():
+            wait, more = 0.0, 0
             try:
-                request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    content = parse_json(response.read())
-                refused = _inner_error(content)
-                if refused is None:
-                    return content
-            except urllib.error.HTTPError as error:
-                refused = _Refused(error.code, error.read()[:4000].decode(errors="replace"))
-            except (OSError, ValueError) as error:  # refused, timed out, cut off
-                refused, problem = None, str(error)
-            if refused is not None:
-                if refused.status not in _PASSING:
-                    raise refused
-                problem = str(refused)
-            if attempt < self.retries:
-                pause = min(self.pause * 2**attempt, _LONGEST_PAUSE)
-                _logger.warning("judge %s: %s; asking again in %.1f s", self.name, problem, pause)
-                time.sleep(pause)
-        raise JudgeError(f"{url}: no reply after {self.retries + 1} attempts: {problem}; is the server running?")
+                return self._send(urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers))
+            except _Refused as error:
+                if error.status not in _PASSING:
+                    raise
+                problem, wait = str(error), error.wait
+                more = _MORE_ATTEMPTS if error.status == _TOO_MANY else 0
+            except (OSError, ValueError, HTTPException) as error:  # refused, timed out, cut off
+                problem = str(error) or type(error).__name__
+            if attempt >= self.retries + more:
+                break
+            pause = max(wait, min(self.pause * 2**attempt, _LONGEST_PAUSE))
+            _logger.warning("judge %s: %s; asking again in %.1f s", self.name, problem, pause)
+            time.sleep(pause)
+        raise JudgeError(f"{url}: no reply after {attempt + 1} attempts: {problem}; is the server running?")
+
+    def _send(self, request: urllib.request.Request) -> Any:
+        """What the endpoint answers to one request.
+
+        Raises:
+            _Refused: An HTTP error, or the one that a relay hands on.
+            OSError: Nothing, or not all of it, comes; or HTTPException, or ValueError.
+        """
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                content = parse_json(response.read())
+        except urllib.error.HTTPError as error:
+            text = error.read()[:4000].decode(errors="replace")
+            raise _Refused(error.code, text, _seconds_of(error.headers.get("Retry-After"))) from error
+        refused = _inner_error(content)
+        if refused is not None:
+            raise refused
+        return content
 
 
 def _inner_error(content: Any) -> _Refused | None:
@@ -197,3 +223,15 @@ def _inner_error(content: Any) -> _Refused | None:
     inner = content["error"]
     code = inner.get("code") if isinstance(inner, dict) else None
     return _Refused(code if isinstance(code, int) else 400, json.dumps(content))
+
+
+def _seconds_of(after: str | None) -> float:
+    """Seconds that a header ``Retry-After`` asks for, a number or a date, up to some minutes; 0 without one."""
+    try:
+        seconds = float(after or 0)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(str(after)).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return 0.0
+    return min(max(0.0, seconds), _LONGEST_ASKED)

@@ -69,6 +69,7 @@ class JudgeProtocol:
         load: Reads the benchmark's files into what ``ask`` takes: a mapping by id, or things that have an ``id``.
         ask: Question and model's reply to the messages, or to a reply that a rule gives.
         accepts: Whether a judge's reply can be used.
+        tidy: A judge's reply without what is around its verdict; what is accepted and written.
         id_fields: Keys of the id on a prediction line; the first that it has.
         max_tokens: Longest reply.
         temperature: Of the first attempt.
@@ -91,6 +92,7 @@ class JudgeProtocol:
     hint: str = ""
     reply_field: str = "judge"
     key: Callable[[Any], str] = id_key
+    tidy: Callable[[str], str] = str
 
     def insist(self, messages: Sequence[Message]) -> Messages:
         """The messages of a further attempt."""

@@ -4,10 +4,11 @@ Questions that the judge refused, or about which no reply could be used, are ope
 """
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ _logger = logging.getLogger(__name__)
 
 _KEY = "judge_key"
 _ACCEPTED = "judge_accepted"
-_REFUSED_IN_A_ROW = 10
-"""So many refused questions with no reply between them are a fault of the set-up, and end the run."""
+_IN_A_ROW = 10
+"""So many refused questions with no reply between them are a fault of the set-up, and end the run; so are so many
+replies that cannot be used, if none could."""
+_RULE = "rule"
+_SHOWN = 200
 
 
 @dataclass
@@ -71,7 +75,8 @@ def run_judge(
         requests: Questions; lines that need no judge come with their reply.
         judge: The judge.
         protocol: Which replies are accepted, and where they go.
-        out: JSON Lines; no question of the same prompt and judge that is there is asked again.
+        out: JSON Lines of these questions with this judge; what is there is not asked again. Lines of other replies,
+            prompts and judges go to a file beside it, ``NAME.others.jsonl``, and come back from there.
         workers: Number of questions under way at once; more than one for endpoints only.
         progress: Wraps the work, given its length (as ``tqdm`` does).
 
@@ -79,27 +84,62 @@ def run_judge(
         The prediction lines with the judge's reply and name, in the order of the requests.
 
     Raises:
-        JudgeError: If the judge cannot be reached, or refuses one question after the other; what has been judged
-            stays in ``out``.
+        JudgeError: If the judge cannot be reached, refuses one question after the other, or gives no reply that can be
+            used; what has been judged stays in ``out``.
         ValueError: If ``out`` holds something else.
     """
     out = Path(out)
     requests = list(requests)
     keys = [_key_of(request, judge, protocol) for request in requests]
-    done = _usable_lines(out)
-    open_ones = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
-    refused = 0
+    done = _earlier_lines(out, keys)
+    open_ones = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in done]
+    streak = _Streak(protocol.reply_field, is_usable=any(line.get("judge_name") != _RULE for line in done.values()))
     with open(out, "a", encoding="utf-8") as file:
         judged = _ask_all(open_ones, judge, protocol, workers)
         for line in judged if progress is None else progress(judged, len(open_ones)):
             file.write(_to_text(line))
             file.flush()
             done[line[_KEY]] = line
-            refused = refused + 1 if "judge_error" in line else 0
-            if refused == _REFUSED_IN_A_ROW:
-                raise JudgeError(f"{refused} questions in a row were refused, the last one: {line['judge_error']}")
+            streak.add(line)
     return [done[key] for key in keys]
+
+
+@dataclass
+class _Streak:
+    """How many questions in a row have no verdict.
+
+    Attributes:
+        reply_field: Key of a judge's reply.
+        is_usable: Whether the judge has given a reply that can be used.
+        refused: Questions that it refused, since the last reply.
+        unusable: Questions without a verdict, since the last one.
+    """
+
+    reply_field: str
+    is_usable: bool
+    refused: int = 0
+    unusable: int = 0
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Count a line.
+
+        Raises:
+            JudgeError: There are too many in a row.
+        """
+        if line["judge_name"] == _RULE:
+            return
+        self.is_usable |= line[_ACCEPTED]
+        self.refused = self.refused + 1 if "judge_error" in line else 0
+        self.unusable = 0 if line[_ACCEPTED] else self.unusable + 1
+        if self.refused == _IN_A_ROW:
+            raise JudgeError(f"{_IN_A_ROW} questions in a row were refused, the last one: {line['judge_error']}")
+        if self.unusable >= _IN_A_ROW and not self.is_usable:
+            last = line.get("judge_error", repr(line.get(self.reply_field))[:_SHOWN])
+            raise JudgeError(
+                f"no verdict about any of {self.unusable} questions, the last reply: {last}; take a judge that keeps "
+                "to the form that is asked for"
+            )
 
 
 def _ask_all(
@@ -112,18 +152,28 @@ def _ask_all(
     if workers <= 1:
         yield from map(work, requests)
         return
+    waiting = iter(requests)
+    failure: BaseException | None = None
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            yield from pool.map(work, requests)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        running = {pool.submit(work, item) for item in itertools.islice(waiting, workers)}
+        # each is given as soon as it is there, and so are those that are under way beside one that fails: all are paid
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                problem = future.exception()
+                if problem is None:
+                    yield future.result()
+                failure = failure or problem
+            if failure is None:
+                running |= {pool.submit(work, item) for item in itertools.islice(waiting, workers - len(running))}
+    if failure is not None:
+        raise failure
 
 
 def _ask(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> dict[str, Any]:
     base = {**request.line, "judge_prompt": protocol.version}
     if request.reply is not None:
-        return {**base, protocol.reply_field: request.reply, "judge_name": "rule", _ACCEPTED: True}
+        return {**base, protocol.reply_field: request.reply, "judge_name": _RULE, _ACCEPTED: True}
     given, reply, accepted = "", "", False
     for attempt in range(protocol.attempts):
         messages = request.messages if attempt == 0 else protocol.insist(request.messages)
@@ -132,7 +182,7 @@ def _ask(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> dict[s
         except JudgeRefusal as error:
             _logger.warning("question %s: %s", request.id, error)
             return {**base, "judge_name": judge.name, _ACCEPTED: False, "judge_error": str(error)}
-        reply = without_thought(given)
+        reply = protocol.tidy(without_thought(given))
         accepted = protocol.accepts(reply)
         if accepted:
             break
@@ -144,6 +194,22 @@ def _ask(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> dict[s
 def _key_of(request: JudgeRequest, judge: Judge, protocol: JudgeProtocol) -> str:
     content = json.dumps([request.id, request.messages, request.reply, judge.name, protocol.version], default=str)
     return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+
+
+def _earlier_lines(out: Path, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Lines of an earlier run by their key, of those in ``keys``; nothing else is left in ``out``.
+
+    Scores are made of all that is there: replies of other judges, or about other predictions, would count.
+    """
+    beside = out.with_name(f"{out.stem}.others{out.suffix}")
+    there, others, wanted = _usable_lines(out), _usable_lines(beside), set(keys)
+    done = {key: line for key, line in {**others, **there}.items() if key in wanted}
+    foreign = {key: line for key, line in there.items() if key not in wanted}
+    if foreign:
+        write_text(beside, "".join(map(_to_text, {**others, **foreign}.values())))
+    if done.keys() != there.keys():
+        write_text(out, "".join(map(_to_text, done.values())))
+    return done
 
 
 def _usable_lines(path: Path) -> dict[str, dict[str, Any]]:

@@ -145,6 +145,16 @@ def test_records_of_a_list_need_an_id(tmp_path, item):
     assert problems.counts == {"without an id": 1} and problems.messages[0].startswith("record 1: found")
 
 
+def test_frames_of_a_video_are_pictures_of_their_own(tmp_path):
+    file = tmp_path / "a.json"
+    none = {"boxes": [], "scores": [], "labels": []}
+    file.write_text(json.dumps([{"id": 5, "video": "a.mp4", "frames": [GOOD, none, 7, GOOD]}, {"id": 1, **GOOD}]))
+    problems = Problems()
+    found = list(read_box_records(file, problems))
+    assert [(one.key, len(one.record.boxes)) for one in found] == [("5#0", 2), ("5#1", 0), ("5#3", 2), ("1", 2)]
+    assert len(problems) == 1 and "id '5#2'" in str(problems)
+
+
 def test_picture_sizes_are_kept(tmp_path):
     file = tmp_path / "a.json"
     sizes = [{"width": 640, "height": 480}, {"image_size": [3, 4]}, {}, {"width": 5}, {"image_size": ["a", 2]}]

@@ -8,7 +8,7 @@ from PIL import ImageStat
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.data.pictures.video import FrameUse, is_video, read_frames, sample_positions
-from tests.videos import STEP, turn_clockwise, write_sound, write_video
+from tests.videos import STEP, cut_start, turn_clockwise, write_sound, write_video
 
 
 @given(st.integers(1, 5000), st.integers(1, 64))
@@ -85,6 +85,22 @@ def test_frames_are_counted_where_packets_hold_none(tmp_path):
     shown = [round(value / STEP) for value in brightness(read_frames(tmp_path / "a.wmv", 48))]
     lost = sorted(set(range(50)) - set(shown))
     assert len(lost) == 2 and shown == [number for number in range(50) if number not in lost]
+
+
+@pytest.mark.parametrize(("codec", "between"), [("mpeg4", 0), ("libx264", 3)])
+def test_frames_before_the_start_of_an_edit_list_are_not_there(codec, between, tmp_path):
+    write_video(tmp_path / "whole.mp4", codec=codec, between=between)
+    cut = cut_start(tmp_path / "whole.mp4", tmp_path / "cut.mp4", 20)
+    shown = [round(value / STEP) for value in brightness(read_frames(cut, 5))]
+    assert shown == [20, 27, 34, 41, 49]
+    assert [round(value / STEP) for value in brightness(read_frames(cut, 30))] == list(range(20, 50))
+
+
+def test_an_old_pyav_is_named(tmp_path, monkeypatch):
+    av = pytest.importorskip("av", reason="reading videos needs PyAV")
+    monkeypatch.setattr(av, "VideoFrame", type("VideoFrame", (), {}))
+    with pytest.raises(ImportError, match=r"needs PyAV 14\.1 or newer.*mg_llava\[video\]"):
+        read_frames(tmp_path / "a.mp4", 2)
 
 
 def test_broken_videos(tmp_path):
@@ -195,3 +211,4 @@ def test_boxes_of_videos(tmp_path):
     write_reference(Results(settings), tmp_path / "reference.json")
     (row,) = json.loads((tmp_path / "reference.json").read_text())
     assert row["id"] == "5" and row["video"] == "a.mp4" and len(row["frames"]) == 4
+    assert list(open_box_store(tmp_path / "reference.json").keys()) == [f"5#{i}" for i in range(4)]

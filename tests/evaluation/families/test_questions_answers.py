@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from PIL import Image
 
 from mg_llava.data.pictures.files import PictureError
 from mg_llava.evaluation.benchmark import BENCHMARKS, Benchmark
 from mg_llava.tokens import VIDEO_PLACEHOLDER
+from tests.videos import write_video
+from tests.work.test_tar_files import write_tar
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -223,6 +226,47 @@ def test_videos_are_frames(tmp_path: Path) -> None:
     assert benchmark.prediction(first, "a man") == {"id": "v_0", "question": "who?", "answer": "man", "pred": "a man"}
     with pytest.raises((PictureError, ImportError), match=r"b.avi of question v_1 does not exist|PyAV"):
         second.picture()  # type: ignore[misc]
+
+
+def write_video_qa(folder: Path, **fields: Any) -> list[str]:
+    question = {"question_id": "v_1", "question": "who?", **fields}
+    return [
+        write_json(folder / "test_q.json", [question]),
+        write_json(folder / "test_a.json", [{"answer": "man"}]),
+    ]
+
+
+def test_frames_are_those_of_the_model_unless_others_are_given(tmp_path: Path) -> None:
+    data = write_video_qa(tmp_path, video_name="a")
+    follows, told = build("MSVDQA", data), build("MSVDQA", data, frames=4)
+    for benchmark, frames in ((follows, 3), (told, 4)):
+        benchmark.use_frames(3)
+        (question,) = benchmark.questions()
+        assert question.frames == benchmark.identity["frames"] == frames
+
+
+@pytest.mark.parametrize("place", ["folder", "file", "tar", "url"])
+def test_videos_come_from_tar_files_and_urls_too(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    content = write_video(folder / "a.mp4", frames=3).read_bytes()
+    with fsspec.open("memory://clips/a.mp4", "wb") as file:
+        file.write(content)
+    places = {
+        "folder": str(folder),
+        "file": f"file://{folder}",
+        "tar": write_tar(tmp_path / "clips.tar", [("./a.mp4", content)]),
+        "url": "memory://clips",
+    }
+    data = write_video_qa(tmp_path, video_name="a.mp4" if place == "url" else "a")
+    (question,) = build("MSVDQA", data, image_folder=places[place], frames=2).questions()
+    assert question.picture_key == "a.mp4" and len(question.picture()) == 2  # type: ignore[arg-type,misc]
+
+
+@pytest.mark.parametrize("fields", [{}, {"video_name": None}])
+def test_a_question_without_a_video_is_named(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"test_q\.json.*1 questions have no 'video_name'.*\(v_1\)"):
+        build("MSVDQA", write_video_qa(tmp_path, **fields)).questions()
 
 
 def test_two_videos_for_one_question_are_not_one_by_chance(tmp_path: Path) -> None:

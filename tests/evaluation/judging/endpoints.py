@@ -8,7 +8,9 @@ from threading import Thread
 from typing import Any
 
 Body = dict[str, Any]
-Answer = Callable[[Body], tuple[int, Body]]
+Answer = Callable[[Body], tuple[Any, ...]]
+"""From a request to status and content, and to further headers where there are some."""
+CUT_OFF = {"Content-Length": "9999"}
 
 
 def reply(content: str | None, end: str = "stop", **message: Any) -> tuple[int, Body]:
@@ -30,10 +32,11 @@ def endpoints() -> Iterator[Callable[[Answer], tuple[str, list[Body]]]]:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 seen.append(body)
-                status, content = answer(body)
+                status, content, *more = answer(body)
                 data = json.dumps(content).encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
+                for header in {"Content-Length": str(len(data)), **(more[0] if more else {})}.items():
+                    self.send_header(*header)
                 self.end_headers()
                 self.wfile.write(data)
 

@@ -1,7 +1,9 @@
 """Endpoints: a refusal belongs to its question, parameters adapt to what the endpoint takes, and the advice fits."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from mg_llava.evaluation.judging.protocol import JudgeError, JudgeRefusal
 from mg_llava.evaluation.judging.run import run_judge
 from mg_llava.evaluation.score import find_protocol, score_predictions
 from mg_llava.evaluation.scoring.files import read_predictions
-from tests.evaluation.judging.endpoints import Answer, Body, endpoints, error, reply
+from tests.evaluation.judging.endpoints import CUT_OFF, Answer, Body, endpoints, error, reply
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
 
@@ -21,6 +23,14 @@ TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 def serve() -> Iterator[Callable[[Answer], tuple[str, list[Body]]]]:
     with endpoints() as start:
         yield start
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were to be waited for."""
+    found: list[float] = []
+    monkeypatch.setattr("mg_llava.evaluation.judging.endpoint.time.sleep", found.append)
+    return found
 
 
 REFUSALS = {
@@ -118,14 +128,39 @@ def test_a_relays_error_that_passes_is_asked_again(serve: Any) -> None:
     assert EndpointJudge(url, "m", pause=0.01)(TALK, 3, 0.0) == "0.5" and len(seen) == 3
 
 
+def test_what_is_cut_off_is_asked_again(serve: Any) -> None:
+    cut = [(*reply("0.1"), CUT_OFF), (*error("bad request"), CUT_OFF)]
+    url, seen = serve(lambda body: cut.pop() if cut else reply("0.5"))
+    assert EndpointJudge(url, "m", pause=0.01)(TALK, 3, 0.0) == "0.5" and len(seen) == 3
+
+
+def test_pauses_are_no_shorter_than_the_endpoint_says(serve: Any, pauses: list[float]) -> None:
+    said = ["7", formatdate(time.time() + 90, usegmt=True), "86400", "soon"]
+    busy = [(*error("busy", 503), {"Retry-After": after}) for after in said]
+    url, _ = serve(lambda body: busy.pop(0) if busy else reply("0.5"))
+    assert EndpointJudge(url, "m", pause=0.01)(TALK, 3, 0.0) == "0.5"
+    assert pauses[0] == 7 and 60 < pauses[1] <= 90, "a number, and a date"
+    assert pauses[2:] == [300, 0.08], "no longer than some minutes, and as without one that cannot be read"
+
+
+def test_a_rate_by_the_minute_is_waited_for(serve: Any, pauses: list[float]) -> None:
+    url, _ = serve(lambda body: reply("0.5") if sum(pauses) > 60 else error("Rate limit reached", 429))
+    assert EndpointJudge(url, "m")(TALK, 3, 0.0) == "0.5"
+    url, seen = serve(lambda body: error("Rate limit reached", 429))
+    with pytest.raises(JudgeError, match="no reply after 9 attempts: HTTP 429"):
+        EndpointJudge(url, "m")(TALK, 3, 0.0)
+    assert len(seen) == 9
+
+
 def test_a_reply_in_parts_is_one_text(serve: Any) -> None:
     parts = [{"type": "text", "text": "0."}, {"type": "reasoning"}, {"type": "text", "text": "5"}]
     url, _ = serve(lambda body: (200, {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}))
     assert EndpointJudge(url, "m")(TALK, 3, 0.0) == "0.5"
 
 
-def test_a_model_that_thinks_gets_room(serve: Any) -> None:
-    url, seen = serve(lambda body: reply("0.5") if body["max_tokens"] > 1000 else reply("", "length"))
+@pytest.mark.parametrize("given", ["", "<think>Is it 0.9, or"])
+def test_a_model_that_thinks_gets_room(serve: Any, given: str) -> None:
+    url, seen = serve(lambda body: reply("0.5") if body["max_tokens"] > 1000 else reply(given, "length"))
     assert EndpointJudge(url, "m")(TALK, 3, 0.0) == "0.5" and len(seen) == 2
 
 

@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -221,6 +221,14 @@ def test_verdicts_that_are_neither_give_no_accuracy(video: list[Path]) -> None:
     assert any("there is no accuracy" in warning for warning in result["warnings"])
 
 
+def test_scores_beyond_the_scale_are_named(video: list[Path]) -> None:
+    lines = [{"id": f"v_{i}", "judge": f"{{'pred': 'yes', 'score': {score}}}"} for i, score in enumerate((9, 5, -1))]
+    result = score_predictions("msvd_qa", video, lines)
+    assert result["rules"]["official"]["metrics"]["score"] == pytest.approx((9 + 5 - 1) / 3)
+    assert any(w.startswith("2 verdicts have a score that is not from 0 to 5") for w in result["warnings"])
+    assert any("(v_0, v_2)" in warning for warning in result["warnings"])
+
+
 def test_answers_that_do_not_belong_to_the_questions(video: list[Path]) -> None:
     write_json(video[1], [{"answer": "man"}])
     with pytest.raises(ValueError, match="has 1 answers for 6 questions"):
@@ -257,6 +265,122 @@ def test_thoughts_of_a_judge_are_no_verdict(mm_vet: Path, tmp_path: Path) -> Non
     for written in (line, *elsewhere):
         rules = score_predictions("mm_vet", [mm_vet], [written])["rules"]
         assert rules["official"]["metrics"]["ocr"] == pytest.approx(0.2), written
+
+
+VERDICT = "{'pred': 'yes', 'score': 4}"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '```json\n{"pred": "yes", "score": 4}\n```',
+        f"Sure! {VERDICT} The answers mean the same.",
+        '{"pred": "yes", "score": 4, "why": null}',
+        f"<think>{{'pred': 'no'}}</think>\n{VERDICT}",
+    ],
+)
+def test_a_verdict_amid_words_is_taken_as_it_is_scored(video: list[Path], tmp_path: Path, reply: str) -> None:
+    protocol, out, asked = find_protocol("msvd_qa"), tmp_path / "out.jsonl", []
+    requests = protocol.requests(video, [{"id": "v_0", "pred": "a man"}])
+    judge = CallableJudge("mine", lambda messages: asked.append(messages) or reply)  # type: ignore[func-returns-value]
+    (line,) = run_judge(requests, judge, protocol, out)
+    assert line["judge_accepted"] and len(asked) == 1
+    metrics = score_predictions("msvd_qa", video, read_predictions(out))["rules"]["official"]["metrics"]
+    assert (metrics["accuracy"], metrics["score"]) == (1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "{'pred': 'yes', 'score': 9}",
+        "{'pred': 'yes', 'score': -1}",
+        "{'pred': 'yes', 'score': '4.8'}",
+        "{'pred': 'maybe', 'score': 3}",
+        "{'pred': True, 'score': 3}",
+        "['pred', 'score']",
+    ],
+)
+def test_verdicts_that_the_scorer_does_not_read_are_asked_for_again(reply: str) -> None:
+    assert not find_protocol("msvd_qa").accepts(reply)
+
+
+def test_a_run_without_any_verdict_ends(tmp_path: Path) -> None:
+    names = [f"v_{i}" for i in range(12)]
+    questions = write_json(tmp_path / "test_q.json", [{"question_id": name, "question": "who?"} for name in names])
+    data = [questions, write_json(tmp_path / "test_a.json", [{"answer": "man"}] * len(names))]
+    protocol = find_protocol("msvd_qa")
+    requests = protocol.requests(data, [{"id": name, "pred": "a man"} for name in names])
+    asked: list[str] = []
+
+    def talk(messages: Sequence[dict[str, str]]) -> str:
+        asked.append(messages[-1]["content"])
+        return "It is right."
+
+    with pytest.raises(JudgeError, match=r"no verdict about any of 10 questions, the last reply: 'It is right\.'"):
+        run_judge(requests, CallableJudge("mine", talk), protocol, tmp_path / "none.jsonl")
+    assert len(asked) == 10 * protocol.attempts and protocol.hint and asked[1] == asked[0] + protocol.hint
+    said = iter([VERDICT])
+    judge = CallableJudge("mine", lambda messages: next(said, "It is right."))
+    lines = run_judge(requests, judge, protocol, tmp_path / "one.jsonl")
+    assert [line["judge_accepted"] for line in lines] == [True] + [False] * 11, "questions may be hard"
+    run_judge(requests, CallableJudge("mine", talk), protocol, tmp_path / "one.jsonl")
+    assert len(asked) == 21 * protocol.attempts, "nor does the run end that asks about these again"
+
+
+def test_replies_are_written_while_another_hangs_and_when_it_fails(mm_vet: Path, tmp_path: Path) -> None:
+    protocol, out, others = find_protocol("mm_vet"), tmp_path / "out.jsonl", Event()
+    requests = protocol.requests([mm_vet], [{"question_id": i, "text": f"reply {i}"} for i in range(3)])
+
+    def reply(messages: Sequence[dict[str, str]]) -> str:
+        if "reply 0" not in messages[-1]["content"]:
+            return "0.5"
+        raise JudgeError("gone" if others.wait(5) else "the others were held up")
+
+    def progress(lines: Iterable[Any], total: int) -> Iterator[Any]:
+        for number, line in enumerate(lines, 1):
+            yield line
+            if number == 2:
+                others.set()
+
+    with pytest.raises(JudgeError, match="gone"):
+        run_judge(requests, CallableJudge("mine", reply), protocol, out, workers=2, progress=progress)
+    assert {line["question_id"] for line in read_predictions(out)} == {1, 2}
+
+
+def test_a_reply_under_way_beside_one_that_fails_is_kept(mm_vet: Path, tmp_path: Path) -> None:
+    protocol, out, failed = find_protocol("mm_vet"), tmp_path / "out.jsonl", Event()
+    requests = protocol.requests([mm_vet], [{"question_id": i, "text": f"reply {i}"} for i in range(2)])
+
+    def reply(messages: Sequence[dict[str, str]]) -> str:
+        if "reply 0" in messages[-1]["content"]:
+            failed.set()
+            raise JudgeError("gone")
+        assert failed.wait(5)
+        return "0.5"
+
+    with pytest.raises(JudgeError, match="gone"):
+        run_judge(requests, CallableJudge("mine", reply), protocol, out, workers=2)
+    assert [line["question_id"] for line in read_predictions(out)] == [1]
+
+
+def test_a_file_of_replies_is_of_one_judge(mm_vet: Path, tmp_path: Path) -> None:
+    protocol, out, asked = find_protocol("mm_vet"), tmp_path / "out.jsonl", []
+    requests = protocol.requests([mm_vet], [{"question_id": i, "text": f"reply {i}"} for i in range(3)])
+
+    def judge(name: str, grade: str, some: Sequence[Any] = requests) -> dict[str, Any]:
+        def reply(messages: Sequence[dict[str, str]]) -> str:
+            asked.append(name)
+            return grade
+
+        run_judge(some, CallableJudge(name, reply), protocol, out)
+        return score_predictions("mm_vet", [mm_vet], read_predictions(out))
+
+    assert judge("first", "1.0")["rules"]["official"]["metrics"]["total"] == 1.0
+    second = judge("second", "0.5", requests[:2])
+    assert second["judge"] == "second" and second["n_missing"] == 1, "that of the first does not stand in"
+    again = judge("first", "0.0")
+    assert again["judge"] == "first" and again["rules"]["official"]["metrics"]["total"] == 1.0
+    assert asked == ["first"] * 3 + ["second"] * 2
 
 
 def test_a_stopped_run_goes_on_where_it_was(mm_vet: Path, tmp_path: Path) -> None:

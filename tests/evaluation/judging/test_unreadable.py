@@ -72,6 +72,35 @@ def test_an_empty_extraction_is_said(tmp_path: Path) -> None:
     assert any(w.startswith("2 extracted answers") and "(2, 3)" in w for w in result["warnings"])
 
 
+def test_a_judge_of_videos_needs_true_answers(tmp_path: Path) -> None:
+    data, lines, _ = make("msvd_qa", tmp_path)
+    protocol = find_protocol("msvd_qa")
+    assert len(protocol.requests(data, lines)) == 3
+    with pytest.raises(ValueError, match=r"3 questions have no true answer.*\(a, b, c\)"):
+        protocol.requests(data[:1], lines)
+    data[1].write_text(json.dumps([{"answer": "dog"}, {"answer": None}, {}]))
+    with pytest.raises(ValueError, match=r"2 questions have no true answer.*\(b, c\)"):
+        protocol.requests(data, lines)
+    contained = score_predictions("msvd_qa", data, lines)["rules"]["containment"]["metrics"]
+    assert contained == {"accuracy": 1.0, "n_answered": 1, "n_without_true_answer": 2}
+
+
+def test_files_whose_names_do_not_say_what_they_are(tmp_path: Path) -> None:
+    data, lines, _ = make("msvd_qa", tmp_path)
+    truth, second = (tmp_path / "truth.json", tmp_path / "val_a.json")
+    for path in (truth, second):
+        path.write_text(data[1].read_text())
+    for given in ([data[0], truth], [*data, truth]):
+        with pytest.raises(ValueError, match=r"truth\.json: questions or answers\?"):
+            score_predictions("msvd_qa", given, lines)
+    with pytest.raises(ValueError, match=r"several files may be the answer file: .*test_a\.json, .*val_a\.json"):
+        score_predictions("msvd_qa", [*data, second], lines)
+    asked = data[0].rename(tmp_path / "asked.json")
+    assert "containment" in score_predictions("msvd_qa", [asked, truth], lines)["rules"], "in this order"
+    with pytest.raises(ValueError, match="questions or answers"):
+        score_predictions("msvd_qa", [asked, truth, truth], lines)
+
+
 def test_a_judge_needs_all_that_it_compares(tmp_path: Path) -> None:
     lines = [{"question_id": name, "category": "conv", "text": "?", "image": f"{name}.jpg"} for name in NAMES]
     write_json_lines(tmp_path / "questions.jsonl", lines)

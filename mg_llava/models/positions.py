@@ -1,0 +1,23 @@
+"""Positions of an LLM beyond those that it was made for: a training with longer rows teaches them."""
+
+from typing import Any
+
+
+def has_further_positions(config: Any) -> bool:
+    """Whether there are any: rotary ones, which no scaling ties to their number.
+
+    Args:
+        config: The LLM's, as transformers has it.
+    """
+    return hasattr(config, "rope_theta") and not getattr(config, "rope_scaling", None)
+
+
+def take_positions(config: Any, length: int | None) -> None:
+    """Let an LLM have as many positions as the rows that it was trained with, where it has fewer and there are more.
+
+    Args:
+        config: The LLM's, which is changed.
+        length: Of the rows; None where it is not known.
+    """
+    if length and has_further_positions(config) and length > config.max_position_embeddings:
+        config.max_position_embeddings = length
