@@ -15,6 +15,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from mg_llava.models.weights.checkpoint import load_training_checkpoint
 from mg_llava.registry import DATASETS
@@ -232,6 +234,7 @@ def start(work: Callable[[], Any]) -> tuple[Any, Any]:
 
     def child() -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of the parent are not here
+        tqdm.set_lock(threading.RLock())  # processes share theirs, and one that is killed with it keeps it
         try:
             failure = work()
         except BaseException as error:
