@@ -6,7 +6,6 @@ Closes the gaps that mmengine, XTuner and DeepSpeed leave there.
 import functools
 import importlib.util
 import os
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.device import get_device
+
+from mg_llava.work.processes import free_port
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
@@ -57,10 +58,7 @@ def prepare_cpu_launch() -> bool:
 
 def _be_alone() -> None:
     """Set what ``torchrun`` would for one process; without it DeepSpeed asks MPI, which is rarely there."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ.update(zip(LAUNCHER_VARIABLES, ("0", "0", "1", "127.0.0.1", str(port)), strict=True))
+    os.environ.update(zip(LAUNCHER_VARIABLES, ("0", "0", "1", "127.0.0.1", str(free_port())), strict=True))
 
 
 def _declare_bf16_support() -> None:

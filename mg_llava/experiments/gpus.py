@@ -4,9 +4,10 @@ import itertools
 import os
 import re
 import shutil
-import socket
 from collections.abc import Sequence
 from pathlib import Path
+
+from mg_llava.work.processes import free_port
 
 DRIVERS = ("/proc/driver/nvidia/gpus", "/dev/nvidiactl")
 """What there is on Linux where a driver of NVIDIA is loaded."""
@@ -77,7 +78,8 @@ class GpuSlots:
         free = [name for name in self.names if name not in taken]
         if len(free) < self.each:
             raise RuntimeError(f"{self.each} GPUs are needed for {holder.name}, of {len(self.names)} are free: {free}")
-        port = _free_port({port for _, port in self._held.values()})
+        ports = {port for _, port in self._held.values()}
+        port = next(port for port in iter(free_port, None) if port not in ports)
         self._held[holder] = tuple(free[: self.each]), port
         return {
             "CUDA_VISIBLE_DEVICES": ",".join(free[: self.each]),
@@ -89,13 +91,3 @@ class GpuSlots:
     def give_back(self, holder: Path) -> None:
         """Free what a step has held."""
         self._held.pop(holder, None)
-
-
-def _free_port(taken: set[int]) -> int:
-    """A port at which nobody listens, and that no running step was given."""
-    while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        if port not in taken:
-            return port

@@ -1,7 +1,6 @@
 """Samples a second of data-parallel training steps with one process and with several, a thread or a GPU each."""
 
 import argparse
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
@@ -9,6 +8,7 @@ from typing import Any
 
 from mg_llava.profiling._measure import print_table, rounded, run_child
 from mg_llava.profiling.train import add_size_arguments, case_from
+from mg_llava.work.processes import free_port
 
 HELP = "training steps of one process and of several (a thread or a GPU each) that sum their gradients: samples/s"
 
@@ -55,9 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(case: dict[str, Any], count: int, steps: int) -> float:
     """Samples a second of so many processes together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     with ThreadPoolExecutor(count) as pool:
         place = f"{_HERE}.measure_rank", case, steps, address
         work = [pool.submit(run_child, *place, rank, count) for rank in range(count)]

@@ -3,6 +3,7 @@
 import atexit
 import os
 import pickle
+import socket
 import sys
 import time
 from collections import deque
@@ -20,6 +21,13 @@ _LEAVING = 0.1
 """Seconds for threads of gloo to put away what they have done."""
 
 _Value = TypeVar("_Value")
+
+
+def free_port() -> int:
+    """A port of this machine at which nobody listens now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 class Processes:
