@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def stage_fingerprint(
     before: str,
     train: Sequence[str] = Grid.train,
     processes: str = "1",
+    read: Callable[[str, Sequence[str]], Any] = read_leaf,
 ) -> str:
     """Changes with what weights depend on: settings of the dumped config, the files they name, seed, stages before.
 
@@ -44,11 +45,12 @@ def stage_fingerprint(
         before: Fingerprint of the stage before, empty for the first.
         train: The command that trains.
         processes: How many of them share a training.
+        read: Gives the leaf with its changes; what it gives is left as it is.
     """
-    config = read_leaf(leaf, options)
-    if before:
-        config.merge_from_dict({"model.pretrained_pth": None})  # it is the one of the stage before
+    config = read(leaf, options)
     settings = {key: value for key, value in config.to_dict().items() if key not in WATCHING}
+    if before:
+        settings.setdefault("model", {})["pretrained_pth"] = None  # it is the one of the stage before
     loader = settings.get("train_dataloader", {})
     for name in LOADING:
         loader.pop(name, None)

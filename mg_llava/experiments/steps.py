@@ -4,16 +4,17 @@ So a finished step is found again whatever happened since, one that was cut goes
 share a stage train it once, and nothing of an older config is taken for a new one.
 """
 
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mg_llava.experiments.fingerprints import command_fingerprint, stage_fingerprint
-from mg_llava.experiments.grid import Grid, GridRow, option_path
+from mg_llava.experiments.grid import Grid, GridRow, option_path, read_leaf
 from mg_llava.work.atomic import write_json
 from mg_llava.work.json_text import load_object
 
@@ -228,16 +229,19 @@ def plan_runs(grid: Grid, folder: Path, processes: str = "1") -> list[Run]:
         folder: Where the runs' folders are.
         processes: How many of them share a training.
     """
-    return [_plan_run(grid, row, seed, folder.resolve(), processes) for row, seed in grid.runs()]
+    read = functools.cache(read_leaf)  # once for all seeds
+    return [_plan_run(grid, row, seed, folder.resolve(), processes, read) for row, seed in grid.runs()]
 
 
-def _plan_run(grid: Grid, row: GridRow, seed: int, folder: Path, processes: str) -> Run:
+def _plan_run(
+    grid: Grid, row: GridRow, seed: int, folder: Path, processes: str, read: Callable[[str, Sequence[str]], Any]
+) -> Run:
     fingerprint = ""
     before: GridStep | None = None
     steps: list[GridStep] = []
     options = tuple(option.replace("{seed}", str(seed)) for option in row.options)
     for number, leaf in enumerate(row.leaves, 1):
-        fingerprint = stage_fingerprint(leaf, options, seed, fingerprint, grid.train, processes)
+        fingerprint = stage_fingerprint(leaf, options, seed, fingerprint, grid.train, processes, read)
         place = folder / f"{Path(leaf).stem}_seed{seed}_{fingerprint}"
         option_path(place)  # the next stage has it as an option
         base = (*grid.train, leaf, "--work-dir", str(place), "--seed", str(seed))
