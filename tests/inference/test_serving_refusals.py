@@ -218,14 +218,14 @@ def test_a_slow_client_is_let_go(predictor: Predictor) -> None:
 
 
 def test_a_head_that_does_not_come_whole_ends_the_connection(predictor: Predictor) -> None:
-    with serving(predictor, limits=RequestLimits(patience=0.2)) as server:
+    with serving(predictor, limits=RequestLimits(patience=0.5)) as server:
         assert talk(server, b"") == b"" == talk(server, POST + b"Authorization: Bear")
         assert b"200 OK" in talk(server, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
 
 
 def test_a_connection_in_use_outlives_its_patience(predictor: Predictor) -> None:
     """Requests that come one after the other, each soon after the last, over many times the patience."""
-    with serving(predictor, limits=RequestLimits(patience=0.4)) as server:
+    with serving(predictor, limits=RequestLimits(patience=1.0)) as server:
         used = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         used.auto_open = 0  # type: ignore[assignment]  # a closed connection is an error, not a new one
         used.connect()
