@@ -21,7 +21,9 @@ from mg_llava.conversion.inputs import LLM_FOLDER, PROJECT_KEY, VISION_FILE
 from mg_llava.conversion.prepare import prepare
 from mg_llava.conversion.types import ConversionOptions, SourceCheckpoint
 from mg_llava.conversion.writers import TensorProgress, write_pth, write_safetensors
+from mg_llava.data.config import trained_length
 from mg_llava.models.parts import kind_of
+from mg_llava.models.positions import take_positions
 from mg_llava.models.weights.folders import read_folder_config
 from mg_llava.models.weights.report import Expected, KeyReport, check_keys, summarize
 from mg_llava.models.weights.stored import TensorMap
@@ -132,8 +134,22 @@ def _write_parts(
     is_whole = config.get("model_type") == "mg_llava"
     copy_small_files(source.llm_folder, folder, (".md", *(_OF_THE_WHOLE if is_whole else ())))
     config = portable_config(config["text_config"] if is_whole else config) | {"torch_dtype": main_dtype(llm)}
-    write_json(folder / "config.json", config, indent=2)
+    write_json(folder / "config.json", config | _trained_positions(source, config), indent=2)
     finish(staged, source, "parts")
+
+
+def _trained_positions(source: SourceCheckpoint, config: Mapping[str, Any]) -> dict[str, int]:
+    """What an LLM's configuration lacks of the positions that it was trained with; empty where it lacks none."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    settings, kind = source.checkpoint.settings, config.get("model_type")
+    if settings is None or kind not in CONFIG_MAPPING:
+        return {}
+    llm = AutoConfig.for_model(**config)
+    before = getattr(llm, "max_position_embeddings", None)
+    take_positions(llm, trained_length(settings.values))
+    after = getattr(llm, "max_position_embeddings", None)
+    return {} if after is None or after == before else {"max_position_embeddings": after}
 
 
 def _write_hugging_face(

@@ -252,6 +252,18 @@ def test_parts_and_back(stage_2: Path, state: State, toy_paths: dict[str, str], 
     assert_same(read(tmp_path / "back.pth"), state)
 
 
+@pytest.mark.parametrize(("length", "has"), [(700, 700), (300, 512)])
+def test_the_llm_has_the_positions_of_its_training(
+    length: int, has: int, state: State, values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Those of longer rows; shorter rows take none away."""
+    loader = {"batch_size": 2, "dataset": {"budget": {"context_length": length}}}
+    convert(write_pth(tmp_path / "iter_7.pth", state, {**values, "train_dataloader": loader}), tmp_path / "a", "parts")
+    assert json.loads((tmp_path / "a" / "llm" / "config.json").read_text())["max_position_embeddings"] == has
+    llm = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "llm")
+    assert torch.isfinite(llm(torch.full((1, length), 5)).logits).all()
+
+
 def test_tied_weights_are_stored_once_and_come_back(
     toy_paths: dict[str, str], values: dict[str, Any], tmp_path: Path
 ) -> None:
