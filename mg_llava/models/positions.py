@@ -9,7 +9,11 @@ def has_further_positions(config: Any) -> bool:
     Args:
         config: The LLM's, as transformers has it.
     """
-    return hasattr(config, "rope_theta") and not getattr(config, "rope_scaling", None)
+    rotary = getattr(config, "rope_parameters", None)  # transformers 5 alone has these, and no base beside them
+    if rotary is None:
+        return hasattr(config, "rope_theta") and not getattr(config, "rope_scaling", None)
+    kinds = [rotary] if "rope_theta" in rotary else [kind or {} for kind in rotary.values()]  # by kind of layers
+    return bool(kinds) and all(kind.get("rope_type", "default") == "default" for kind in kinds)
 
 
 def take_positions(config: Any, length: int | None) -> None:

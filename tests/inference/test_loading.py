@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,31 @@ def test_positions_that_an_llm_does_not_have_are_not_taken() -> None:
         take_positions(config, 8192)
         take_positions(config, None)
         assert config.max_position_embeddings == length
+
+
+DEFAULT, SCALED = (
+    {"rope_type": "default", "rope_theta": 1e4},
+    {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+)
+
+
+@pytest.mark.parametrize(
+    ("rotary", "length"),
+    [
+        ({"rope_theta": 1e4, "rope_scaling": None}, 8192),
+        ({"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 2048),
+        ({"rope_parameters": DEFAULT, "rope_scaling": DEFAULT}, 8192),
+        ({"rope_parameters": SCALED, "rope_scaling": SCALED}, 2048),
+        ({"rope_parameters": {"sliding_attention": DEFAULT, "full_attention": DEFAULT}}, 8192),
+        ({"rope_parameters": {"sliding_attention": DEFAULT, "full_attention": SCALED}}, 2048),
+        ({"rope_parameters": None}, 2048),
+        ({"rope_parameters": {}}, 2048),
+    ],
+)
+def test_rotary_positions_as_either_release_of_transformers_has_them(rotary: dict[str, Any], length: int) -> None:
+    config = SimpleNamespace(max_position_embeddings=2048, **rotary)
+    take_positions(config, 8192)
+    assert config.max_position_embeddings == length
 
 
 def test_what_holds_no_model(toy_paths: dict[str, str], tmp_path: Path) -> None:
