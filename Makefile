@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 
 # tests that run on both rows
 ON_CURRENT := tests/hf tests/evaluation tests/models/weights tests/models/test_generation.py tests/tools/test_hostile_checkpoints.py \
-	tests/conversion/test_files.py tests/conversion/test_hugging_face_folder.py tests/inference/test_predictor.py \
+	tests/conversion/test_convert.py tests/conversion/test_files.py tests/conversion/test_hugging_face_folder.py tests/inference/test_predictor.py \
 	tests/inference/test_loading.py tests/inference/test_serving.py --ignore tests/evaluation/test_grounding.py \
 	tests/detection tests/models/queries
 # and trainings, slow ones too
