@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 ON_CURRENT := tests/hf tests/evaluation tests/models/weights tests/models/test_generation.py tests/tools/test_hostile_checkpoints.py \
 	tests/conversion/test_convert.py tests/conversion/test_files.py tests/conversion/test_hugging_face_folder.py tests/inference/test_predictor.py \
 	tests/inference/test_loading.py tests/inference/test_serving.py --ignore tests/evaluation/test_grounding.py \
-	tests/detection tests/models/queries
+	tests/detection tests/models/queries tests/models/encoders tests/models/systems/test_refinement.py
 # and trainings, slow ones too
 TRAINED_ON_CURRENT := tests/test_compat.py tests/nano/test_first_losses.py tests/engine/test_launch.py tests/engine/test_rows.py \
 	tests/end_to_end/test_training.py

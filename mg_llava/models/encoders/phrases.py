@@ -4,6 +4,7 @@ Shapes: N canvases, K queries, L tokens of the text.
 """
 
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,8 +96,9 @@ def take_planned_masks() -> None:
     if hasattr(find, _MASKS):
         return
 
-    def take(ids: Tensor) -> tuple[Tensor, Tensor]:
-        return getattr(ids, _MASKS) if hasattr(ids, _MASKS) else find(ids)
+    @wraps(find)
+    def take(input_ids: Tensor, *ends: Any, **named: Any) -> tuple[Tensor, Tensor]:  # transformers 5 gives the ends
+        return getattr(input_ids, _MASKS) if hasattr(input_ids, _MASKS) else find(input_ids, *ends, **named)
 
     setattr(take, _MASKS, True)
     stock.generate_masks_with_special_tokens_and_transfer_map = take
