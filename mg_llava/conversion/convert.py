@@ -146,10 +146,8 @@ def _trained_positions(source: SourceCheckpoint, config: Mapping[str, Any]) -> d
     if settings is None or kind not in CONFIG_MAPPING:
         return {}
     llm = AutoConfig.for_model(**config)
-    before = getattr(llm, "max_position_embeddings", None)
-    take_positions(llm, trained_length(settings.values))
-    after = getattr(llm, "max_position_embeddings", None)
-    return {} if after is None or after == before else {"max_position_embeddings": after}
+    is_changed = take_positions(llm, trained_length(settings.values))
+    return {"max_position_embeddings": llm.max_position_embeddings} if is_changed else {}
 
 
 def _write_hugging_face(

@@ -16,12 +16,17 @@ def has_further_positions(config: Any) -> bool:
     return bool(kinds) and all(kind.get("rope_type", "default") == "default" for kind in kinds)
 
 
-def take_positions(config: Any, length: int | None) -> None:
+def take_positions(config: Any, length: int | None) -> bool:
     """Let an LLM have as many positions as the rows that it was trained with, where it has fewer and there are more.
 
     Args:
         config: The LLM's, which is changed.
         length: Of the rows; None where it is not known.
+
+    Returns:
+        Whether it was changed.
     """
-    if length and has_further_positions(config) and length > config.max_position_embeddings:
+    lacks = bool(length) and has_further_positions(config) and length > config.max_position_embeddings
+    if lacks:
         config.max_position_embeddings = length
+    return lacks
