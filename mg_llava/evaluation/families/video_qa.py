@@ -301,9 +301,8 @@ def _find_videos(folder: str, asked: Collection[str]) -> dict[str, str]:
         names = [posixpath.normpath(name) for name, _ in open_tars(place).list_members()]
     elif not is_url(place) and os.path.isdir(place):
         names = os.listdir(place)
-    videos = sorted(filter(is_video, names))
-    endings = {os.path.splitext(name)[0]: name for name in videos}
-    stems = {name: os.path.splitext(name)[0] for name in videos}
+    stems = {name: os.path.splitext(name)[0] for name in sorted(filter(is_video, names))}
+    endings = {stem: name for name, stem in stems.items()}
     twice = [name for name, stem in stems.items() if stem in asked and endings[stem] != name]
     if twice:
         raise ValueError(
