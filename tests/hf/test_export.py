@@ -159,9 +159,9 @@ def test_model_card(toy_paths: dict[str, str], tmp_path: Path) -> None:
     named = training_config(toy_paths)
     named["model"]["llm"]["path"] = "lmsys/vicuna-7b-v1.5"
     text = model_card(named, AutoConfig.from_pretrained(tmp_path), standalone=False)
-    data = ModelCard(text).data  # as the hub reads it
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
-    assert data.base_model == "lmsys/vicuna-7b-v1.5"
+    data = ModelCard(text).data.to_dict()  # as the hub reads it
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "image-text-to-text")
+    assert data["base_model"] == "lmsys/vicuna-7b-v1.5"
     for path, name in [
         ("lmsys/vicuna-7b-v1.5", "lmsys/vicuna-7b-v1.5"),
         ("/a/b", ""),
