@@ -3,6 +3,7 @@
 import enum
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,28 @@ def test_the_llm_has_the_positions_of_its_training(
     assert json.loads((tmp_path / "a" / "llm" / "config.json").read_text())["max_position_embeddings"] == has
     llm = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "llm")
     assert torch.isfinite(llm(torch.full((1, length), 5)).logits).all()
+
+
+def test_positions_that_were_trained_pass_through_a_folder_of_the_whole_model(
+    state: State, values: dict[str, Any], tmp_path: Path
+) -> None:
+    loader = {"batch_size": 2, "dataset": {"budget": {"context_length": 700}}}
+    convert(write_pth(tmp_path / "iter_7.pth", state, {**values, "train_dataloader": loader}), tmp_path / "hf", "hf")
+    convert(tmp_path / "hf", tmp_path / "parts", "parts")
+    assert json.loads((tmp_path / "parts" / "llm" / "config.json").read_text())["max_position_embeddings"] == 700
+
+
+def test_an_llm_with_scaled_positions_keeps_its_number(
+    state: State, values: dict[str, Any], toy_paths: dict[str, str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(toy_paths["llm"], tmp_path / "llm")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(settings))
+    loader = {"batch_size": 2, "dataset": {"budget": {"context_length": 700}}}
+    config = {**config_values({**toy_paths, "llm": str(folder)}), "train_dataloader": loader}
+    convert(write_pth(tmp_path / "iter_7.pth", state, config), tmp_path / "parts", "parts")
+    assert json.loads((tmp_path / "parts" / "llm" / "config.json").read_text())["max_position_embeddings"] == 512
 
 
 def test_tied_weights_are_stored_once_and_come_back(
