@@ -1,7 +1,6 @@
 """The command line of experiments."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from mg_llava.experiments.report import GridReport
 from mg_llava.experiments.schedule import Schedule, check_command, hold, prepare_data
 from mg_llava.experiments.steps import Run, plan_runs
 from mg_llava.work.atomic import write_json
+from mg_llava.work.interrupts import interrupt_at_end
 from mg_llava.work.numbers import whole
 
 HELP = """Train and evaluate a grid of configs and seeds, several at a time; table, plot and JSON of what they reach.
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None] = print) -> int:
     """Do what is not done yet, and report; gives the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_at_end()
     try:
         whole, each = read_grid(arguments.grid), arguments.gpus_per_run
         whole = whole.as_quick() if arguments.quick else whole

@@ -8,18 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mg_llava.experiments import _leash
 from mg_llava.experiments.gpus import GpuSlots
 from mg_llava.experiments.steps import GridStep, Run, tail
 from mg_llava.experiments.warm import WarmProcess, can_copy, is_python
+from mg_llava.work.interrupts import uninterrupted
 from mg_llava.work.lock import FolderInUseError, folder_lock
 
 Say = Callable[[str], None]
 _LOOK, _SHOW = 0.2, 15.0
 """Seconds between two looks at the processes, and between two lines of progress."""
-_FREED = 3 * _leash.LOOK + _leash.PATIENCE
+_FREED = 3 * _leash.LOOK + _leash.PATIENCE + _leash.LINGER
 """Seconds after which the processes of a killed run have ended."""
 _KEPT = str(4 << 30)
 """Bytes of freed memory that a process keeps; glibc reads it, others do not."""
@@ -121,6 +122,7 @@ class Schedule:
         for path, started in self._running.items():
             self._steps[path].note(started.seconds)
 
+    @uninterrupted
     def _start(self, held: int) -> None:
         """Start steps that can be started."""
         for step in self._in_order():
@@ -157,9 +159,8 @@ class Schedule:
             except (EOFError, OSError) as error:  # it ended while it imported, or was ended
                 self._warm = False
                 self._say(f"the process with imports is gone ({error!r}); steps start without it")
-        leashed, devnull = [sys.executable, _leash.__file__, *command], subprocess.DEVNULL
         with step.log.open("ab") as log:
-            return subprocess.Popen(leashed, env=own, stdout=log, stderr=log, stdin=devnull, pass_fds=[held])
+            return _leashed(command, env=own, stdout=log, stderr=log, stdin=subprocess.DEVNULL, pass_fds=[held])
 
     def _look_at(self, step: GridStep) -> None:
         started = self._running[step.folder]
@@ -237,17 +238,29 @@ def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int = 
     log = folder / "prepare.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     say(f"data: {' '.join(command)}")
+    started: list[subprocess.Popen] = []
     with log.open("wb") as out:
-        leashed = [sys.executable, _leash.__file__, *command]
-        process = subprocess.Popen(leashed, env=environment(threads), stdout=out, stderr=out)
         try:
-            status = process.wait()
+            _start_leashed(started, command, env=environment(threads), stdout=out, stderr=out)
+            status = started[0].wait()
         finally:
-            process.terminate()  # so that the command ends as well, which a killed leash would leave
-            process.wait()
+            for process in started:
+                process.terminate()  # so that the command ends as well, which a killed leash would leave
+                process.wait()
     if status:
         raise RuntimeError(f"{' '.join(command)} ended with status {status}\n{explain(log)}")
     say(tail(log, 2).strip())
+
+
+def _leashed(command: Sequence[str], **settings: Any) -> subprocess.Popen:
+    """The process of a started command that ends with this one."""
+    return subprocess.Popen([sys.executable, _leash.__file__, str(os.getpid()), *command], **settings)
+
+
+@uninterrupted
+def _start_leashed(started: list[subprocess.Popen], command: Sequence[str], **settings: Any) -> None:
+    """The same, noted before an interrupt can come."""
+    started.append(_leashed(command, **settings))
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -80,9 +80,7 @@ class WarmProcess:
 
     def wait(self) -> None:
         """Wait for the end of what was asked to end, not for ever."""
-        end = time.monotonic() + _leash.PATIENCE
-        while self.returncode is None and time.monotonic() < end:
-            time.sleep(_leash.LOOK / 4)
+        _leash.see_to_end(self._pid, lambda: self.returncode is not None)
         self.kill()
         self._process.join()
 

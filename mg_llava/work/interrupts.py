@@ -17,8 +17,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType, FunctionType
+from typing import Any, TypeVar
 
 INTERRUPTED = 130
 """Exit status of a program that was interrupted, as shells have it."""
@@ -36,6 +36,9 @@ _WHOLE = {
     ("subprocess.py", "_execute_child"),
 }
 """Functions of Python that are done or not: a thread or a process that nobody knows of is waited for, or goes on."""
+_marked: set[CodeType] = set()
+"""Those of ours."""
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _process = os.getpid()
 _has_cleanup = _is_watching = False
@@ -71,6 +74,19 @@ def interrupt_safely() -> None:
         _is_watching = True
         sys.addaudithook(_watch)
     signal.signal(signal.SIGINT, _interrupt)
+
+
+def interrupt_at_end() -> None:
+    """Let SIGTERM interrupt as Ctrl-C does, so that a command which is asked to end sees to what it has started."""
+    interrupt_safely()
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def uninterrupted(function: _Function) -> _Function:
+    """Mark a function that is done or not, as it starts something: the interrupts of this module wait for its end."""
+    assert isinstance(function, FunctionType)
+    _marked.add(function.__code__)
+    return function
 
 
 def run_main(main: Callable[[], int], after: str = "the same command starts again") -> int:
@@ -149,18 +165,25 @@ class _Interrupt(KeyboardInterrupt):
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _last
-    if os.getpid() != _process:
-        return  # a forked process, which the one that has the terminal ends
+    if os.getpid() != _process:  # a forked process, which the one that has the terminal ends
+        if number == signal.SIGTERM:
+            _end_by(number)
+        return
     if _can_be_raised(frame):
         signal.setitimer(signal.ITIMER_REAL, 0)
         if not _is_command:
             raise KeyboardInterrupt  # Python itself looks for this one
         raise _Interrupt
     if not _has_cleanup:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        _end_by(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
     _last = next(_numbers)
     _try_again()
+
+
+def _end_by(number: int) -> None:
+    """End as by a signal that nobody handles."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _try_again() -> None:
@@ -174,7 +197,9 @@ def _can_be_raised(frame: FrameType | None) -> bool:
     """False while a module is imported or something started, or in a method whose errors Python drops."""
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
-        if file.startswith("<frozen importlib") or name == "__del__" or (os.path.basename(file), name) in _WHOLE:
+        if file.startswith("<frozen importlib") or name == "__del__":
+            return False
+        if frame.f_code in _marked or (os.path.basename(file), name) in _WHOLE:
             return False
         frame = frame.f_back
     return True

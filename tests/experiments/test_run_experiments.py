@@ -185,6 +185,34 @@ def test_interrupt(tmp_path: Path) -> None:
     assert not toy.processes
 
 
+AT_THE_START = """
+import os, runpy, signal, subprocess, sys
+start, number, file = subprocess.Popen.__init__, int(sys.argv.pop(1)), sys.argv.pop(1)
+def interrupted(self, *arguments, **settings):
+    start(self, *arguments, **settings)
+    with open(file, "a") as pids: pids.write(f"{self.pid} ")
+    os.kill(os.getpid(), number)
+subprocess.Popen.__init__ = interrupted
+sys.argv.pop(0)
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""The command, interrupted when it has just started another one that it has not noted yet."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("prepare", [None, [sys.executable, "-c", "import time; time.sleep(600)"]])
+def test_interrupt_at_a_start(tmp_path: Path, number: int, prepare: list[str] | None) -> None:
+    toy = Toy(tmp_path / "grid", **({"prepare": prepare} if prepare else {}))
+    words = ["-c", AT_THE_START, str(int(number)), str(tmp_path / "pids"), str(TOOLS / "run_experiments.py")]
+    command = [sys.executable, *words, str(toy.grid), "--work-dir", str(toy.work)]
+    changes = {"STUB_CALLS": str(toy.calls), "STUB_SECONDS": "600"}
+    ended = subprocess.run(command, env=environment(**changes), stderr=subprocess.PIPE, text=True, timeout=60)
+    pids = (tmp_path / "pids").read_text().split()
+    assert pids and not any(is_running(int(pid)) for pid in pids)
+    assert ended.returncode == 130 and "the same command goes on" in ended.stderr
+
+
 def test_failed_step_ends_its_own_row(tmp_path: Path) -> None:
     toy = Toy(tmp_path / "grid")
     write_leaf(toy.folder, "low_instruct", fails=True)

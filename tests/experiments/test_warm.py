@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -18,10 +17,8 @@ from mg_llava.experiments.schedule import Schedule, hold
 from mg_llava.experiments.steps import plan_runs
 from mg_llava.experiments.warm import WarmProcess
 from mg_llava.work.lock import FolderInUseError, folder_lock
-from tests.experiments.toys import write_grid
+from tests.experiments.toys import SLEEP, told, until, write_grid
 from tests.run import environment, is_running
-
-SECONDS = 30.0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are for Linux alone")
 
@@ -33,13 +30,6 @@ print(json.dumps([sys.argv[1:], os.environ.get("OWN"), "GONE" in os.environ, __n
 print("to the other one", file=sys.stderr)
 import beside
 sys.exit(int(sys.argv[1]))
-"""
-SLEEP = """
-import os, subprocess, sys, time
-child = subprocess.Popen(["sleep", "600"])
-with open(sys.argv[1] + ".new", "w") as file: file.write(f"{os.getpid()} {child.pid}")
-os.rename(sys.argv[1] + ".new", sys.argv[1])
-time.sleep(600)
 """
 STARTER = """
 import os, sys, time
@@ -70,18 +60,6 @@ def start(tmp_path: Path) -> Callable[..., WarmProcess]:
         return WarmProcess([sys.executable, *command], {**kept, **variables}, tmp_path / "log", lock)
 
     return started
-
-
-def until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert holds()
-
-
-def told(path: Path) -> list[int]:
-    until(path.exists)
-    return [int(number) for number in path.read_text().split()]
 
 
 @pytest.mark.parametrize("status", [0, 3])
@@ -119,9 +97,10 @@ def test_error_is_in_the_log(tmp_path: Path, start: Callable) -> None:
     assert "ValueError: the reason" in (tmp_path / "log").read_text()
 
 
-def test_what_it_started_ends_with_it(tmp_path: Path, start: Callable) -> None:
+@pytest.mark.parametrize("ignored", [[], ["ignored"]])
+def test_what_it_started_ends_with_it(tmp_path: Path, start: Callable, ignored: list[str]) -> None:
     (tmp_path / "sleep.py").write_text(SLEEP)
-    process = start(str(tmp_path / "sleep.py"), str(tmp_path / "told"))
+    process = start(str(tmp_path / "sleep.py"), str(tmp_path / "told"), *ignored)
     both = told(tmp_path / "told")
     process.terminate()
     process.wait()

@@ -2,12 +2,38 @@
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mg_llava.experiments.steps import Run
 
 STUB = Path(__file__).with_name("stub.py")
+SLEEP = """
+import os, signal, subprocess, sys, time
+def ignore(): signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"], preexec_fn=ignore if sys.argv[2:] else None)
+with open(sys.argv[1] + ".new", "w") as file: file.write(f"{os.getpid()} {child.pid}")
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+time.sleep(600)
+"""
+"""A script that starts another command, which may ignore that it is asked to end, and writes the numbers of both."""
+_SECONDS = 30.0
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for something, not for ever."""
+    end = time.monotonic() + _SECONDS
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert holds()
+
+
+def told(path: Path) -> list[int]:
+    """The numbers that a file has in the end."""
+    until(path.exists)
+    return [int(number) for number in path.read_text().split()]
 
 
 def write_leaf(folder: Path, name: str, **settings: Any) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import multiprocessing
 import os
 import runpy
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.api import _terminate_process_handler
 
 from mg_llava.work import interrupts
-from mg_llava.work.interrupts import run_main
+from mg_llava.work.interrupts import interrupt_at_end, run_main, uninterrupted
 
 TOOLS = sorted(Path(__file__).parents[2].glob("tools/[!_]*.py"))
 
@@ -110,7 +111,11 @@ def in_a_finalizer() -> None:
 
 
 def in_the_collector() -> None:
-    gc.callbacks.append(interrupt)
+    def once(*_: object) -> None:  # collections that come later are not this test's
+        gc.callbacks.remove(once)
+        interrupt()
+
+    gc.callbacks.append(once)
     gc.collect()
 
 
@@ -193,10 +198,7 @@ def test_no_interrupt_is_lost(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(interrupts, "_has_cleanup", True)
     monkeypatch.delitem(sys.modules, "interrupted_module", raising=False)
-    try:
-        assert run_main(main, "go on") == 130
-    finally:
-        gc.callbacks[:] = [callback for callback in gc.callbacks if callback is not interrupt]
+    assert run_main(main, "go on") == 130
     assert capfd.readouterr().err == "interrupted; go on\n"
 
 
@@ -221,6 +223,49 @@ def test_threads_that_start_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_main(main) == 130
     assert len(pool._threads) == 1
     pool.shutdown()
+
+
+@pytest.fixture
+def _terminated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM is an interrupt as well, in a command that has something to see to."""
+    monkeypatch.setattr(interrupts, "_has_cleanup", True)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_terminated")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_must_be_whole_is(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    done: list[int] = []
+
+    @uninterrupted
+    def start() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        done.append(1)
+
+    def main() -> int:
+        interrupt_at_end()
+        start()
+        for _ in range(1000):
+            time.sleep(0.01)
+        return 0
+
+    assert run_main(main, "go on") == 130 and done == [1]
+    assert capfd.readouterr().err == "interrupted; go on\n"
+
+
+@pytest.mark.usefixtures("_terminated")
+def test_forked_process_can_be_ended() -> None:
+    """It has the handlers of the one that it is a copy of."""
+    interrupt_at_end()
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    process.start()
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == -signal.SIGTERM
 
 
 OURS = """
