@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ import evaluate  # noqa: E402
 from mg_llava.experiments.command import run_grid  # noqa: E402
 from mg_llava.experiments.grid import read_grid  # noqa: E402
 from mg_llava.experiments.steps import Run  # noqa: E402
+from mg_llava.work.interrupts import interrupt_at_termination, run_main  # noqa: E402
 
 QUESTION_KIND = "leftmost"
 
@@ -65,6 +65,7 @@ def ask(run: Run, picture: Path, question: str, out: Path) -> str:
 def main() -> int:
     """Run all steps."""
     arguments = parse_arguments()
+    interrupt_at_termination()
     begin, folder = time.monotonic(), arguments.work_dir.resolve()
     os.chdir(ROOT)  # the configs' paths are relative to it
     grid = read_grid(NANO / "demo_grid.py").only((), [arguments.seed]).with_options(arguments.cfg_options)
@@ -92,11 +93,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(main())
+        sys.exit(run_main(main, "the same command goes on where this one ended"))
     except (RuntimeError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one ended", file=sys.stderr)
-        sys.exit(130)

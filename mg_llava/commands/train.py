@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from mg_llava.commands import _script
+from mg_llava.engine.command import LAUNCHER
 
 AFTER = _script.AFTER
 
@@ -46,5 +47,6 @@ def command(script: str, given: list[str]) -> list[str]:
     else:
         address, port = os.environ.get("ADDR", "127.0.0.1"), os.environ.get("PORT", "29500")
         places += [f"--master_addr={address}", f"--master_port={port}"]
+    os.environ[LAUNCHER] = str(os.getpid())
     each = ["-m", _script.__name__, file]
     return ["torch.distributed.run", *places, *each, *given, "--launcher", "pytorch"]

@@ -1,5 +1,6 @@
 """``xtuner train`` as it was called: what has to be looked at before XTuner itself acts on it."""
 
+import contextlib
 import functools
 import os
 import select
@@ -12,6 +13,8 @@ from typing import Any
 from mg_llava.work.interrupts import interrupt_safely
 
 SCRIPTS = ("train.py", "test.py")
+LAUNCHER = "MG_LLAVA_LAUNCHER"
+"""Environment variable with the number of the process that has started several of a training."""
 
 
 def is_training_command() -> bool:
@@ -64,22 +67,31 @@ def check_resumed_file(path: str, deepspeed: str | None) -> None:
 def end_with_launcher() -> None:
     """End this process, and ``torchrun`` in between, when the ``xtuner`` that started them ends in any way.
 
-    ``xtuner`` waits for its child and hands no signals on: without this a training outlives a SIGTERM to it.
+    ``xtuner`` waits for its child and hands no signals on: without this a training outlives a SIGTERM to it. A process
+    of ``mg-llava train`` with several ends with their common parent.
     """
-    chain = launcher_chain(os.getpid())
-    if not chain:
+    own = os.environ.pop(LAUNCHER, "")
+    chain = [int(own)] if own else launcher_chain(os.getpid())
+    if not chain or not hasattr(os, "pidfd_open"):
         return
+
+    def end() -> None:
+        for process in [*chain[-2::-1], os.getpid()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+
+    def wait(launcher: int) -> None:
+        select.select([launcher], [], [])
+        end()
+
     try:
         launcher = os.pidfd_open(chain[-1])
-    except (AttributeError, OSError):  # not Linux, an old kernel, or it ended just now
+    except ProcessLookupError:  # it ended just now
+        end()
+    except OSError:  # an old kernel
         return
-
-    def wait() -> None:
-        select.select([launcher], [], [])
-        for process in [*chain[-2::-1], os.getpid()]:
-            os.kill(process, signal.SIGTERM)
-
-    threading.Thread(target=wait, name="launcher", daemon=True).start()
+    else:
+        threading.Thread(target=wait, args=(launcher,), name="launcher", daemon=True).start()
 
 
 def launcher_chain(process: int) -> list[int]:

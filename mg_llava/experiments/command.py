@@ -13,7 +13,7 @@ from mg_llava.experiments.report import GridReport
 from mg_llava.experiments.schedule import Schedule, check_command, hold, prepare_data
 from mg_llava.experiments.steps import Run, plan_runs
 from mg_llava.work.atomic import write_json
-from mg_llava.work.interrupts import interrupt_at_end
+from mg_llava.work.interrupts import interrupt_at_termination
 from mg_llava.work.numbers import whole
 
 HELP = """Train and evaluate a grid of configs and seeds, several at a time; table, plot and JSON of what they reach.
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None] = print) -> int:
     """Do what is not done yet, and report; gives the exit status."""
-    interrupt_at_end()
+    interrupt_at_termination()
     try:
         whole, each = read_grid(arguments.grid), arguments.gpus_per_run
         whole = whole.as_quick() if arguments.quick else whole
@@ -103,7 +103,7 @@ def run_grid(
     seeds = dict.fromkeys(str(seed) for _, seed in grid.runs())
     prepare = [word for part in grid.prepare for word in (seeds if part == "{seeds}" else [part])]
     with hold(folder) as held:
-        prepare_data(prepare, folder, say, jobs * threads)  # nothing else runs meanwhile
+        prepare_data(prepare, folder, say, jobs * threads, held)  # nothing else runs meanwhile
         runs = plan_runs(grid, folder, processes_of(each))
         say(f"{sum(not run.is_done for run in runs)} of {len(runs)} runs to do; logs in {folder}")
         if gpus is not None:

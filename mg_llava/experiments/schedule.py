@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mg_llava.experiments import _leash
 from mg_llava.experiments.gpus import GpuSlots
 from mg_llava.experiments.steps import GridStep, Run, tail
-from mg_llava.experiments.warm import WarmProcess, can_copy, is_python
+from mg_llava.experiments.warm import WarmProcess, can_copy, import_first, is_python
 from mg_llava.work.interrupts import uninterrupted
 from mg_llava.work.lock import FolderInUseError, folder_lock
 
@@ -106,14 +106,14 @@ class Schedule:
 
     def _end(self) -> None:
         processes = [started.process for started in self._running.values()]
-        for process in processes:
-            process.terminate()
         try:
+            for process in processes:
+                process.terminate()
             for process in processes:
                 process.wait()
         finally:  # interrupted again
             for process in processes:
-                if isinstance(process, WarmProcess):  # the others end with this one
+                if isinstance(process, WarmProcess):  # a leash sees that this one is gone
                     process.kill()
             self._note()
 
@@ -122,7 +122,6 @@ class Schedule:
         for path, started in self._running.items():
             self._steps[path].note(started.seconds)
 
-    @uninterrupted
     def _start(self, held: int) -> None:
         """Start steps that can be started."""
         for step in self._in_order():
@@ -134,9 +133,16 @@ class Schedule:
                 if step.finish(step.spent, ended=False):  # it was killed after its last file
                     continue
                 step.folder.mkdir(parents=True, exist_ok=True)
-                log = step.log.stat().st_size if step.log.is_file() else 0
-                spent, share = step.spent, step.begun()
-                self._running[step.folder] = _Started(self._process(step, held), time.monotonic(), spent, share, log)
+                if self._warm and is_python(step.command()):
+                    import_first(self._environment, step.log)
+                self._begin_step(step, held)
+
+    @uninterrupted
+    def _begin_step(self, step: GridStep, held: int) -> None:
+        """Start a step and note it, so that it ends with this process in any case."""
+        log = step.log.stat().st_size if step.log.is_file() else 0
+        spent, share = step.spent, step.begun()
+        self._running[step.folder] = _Started(self._process(step, held), time.monotonic(), spent, share, log)
 
     def _in_order(self) -> list[GridStep]:
         """Steps that wait. The last runs are begun before others go on, so that none of them is left to run alone."""
@@ -167,6 +173,7 @@ class Schedule:
         process = started.process
         if process.poll() is None:
             return
+        process.wait()  # for what it has left
         del self._running[step.folder]
         if self._gpus:
             self._gpus.give_back(step.folder)
@@ -227,8 +234,15 @@ def _chain(step: GridStep) -> Iterator[GridStep]:
         yield from _chain(step.before)
 
 
-def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int = 1) -> None:
-    """Run the command that makes the data, in so many threads; its log is in ``folder``.
+def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int, held: int) -> None:
+    """Run the command that makes the data; its log is in ``folder``.
+
+    Args:
+        command: The command; nothing is done without one.
+        folder: Of the runs.
+        say: Takes lines of progress.
+        threads: CPU threads it may use.
+        held: Descriptor of the folder's lock, which lasts as long as the command.
 
     Raises:
         RuntimeError: It failed.
@@ -241,7 +255,7 @@ def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int = 
     started: list[subprocess.Popen] = []
     with log.open("wb") as out:
         try:
-            _start_leashed(started, command, env=environment(threads), stdout=out, stderr=out)
+            _start_leashed(started, command, env=environment(threads), stdout=out, stderr=out, pass_fds=[held])
             status = started[0].wait()
         finally:
             for process in started:
@@ -253,8 +267,9 @@ def prepare_data(command: Sequence[str], folder: Path, say: Say, threads: int = 
 
 
 def _leashed(command: Sequence[str], **settings: Any) -> subprocess.Popen:
-    """The process of a started command that ends with this one."""
-    return subprocess.Popen([sys.executable, _leash.__file__, str(os.getpid()), *command], **settings)
+    """The process of a started command that ends with this one; what is sent to all of a group does not meet it."""
+    words = [sys.executable, _leash.__file__, str(os.getpid()), *command]
+    return subprocess.Popen(words, start_new_session=True, **settings)
 
 
 @uninterrupted

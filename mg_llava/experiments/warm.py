@@ -9,9 +9,9 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, reduction, resource_tracker
@@ -27,6 +27,7 @@ MODULES = (
 )
 """What is imported once. None of this package: some of ours acts when it is imported, by the command that it is in."""
 _GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
+_CONTEXT = multiprocessing.get_context("forkserver")
 _LOST = 255
 """Exit status that is said of all copies when the process with the imports is gone."""
 
@@ -54,13 +55,9 @@ class WarmProcess:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, held: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(MODULES))
-        resource_tracker.ensure_running()  # it would let Ctrl-C through again
-        with _variables(environment), _uninterrupted(), _said_in(log):
-            forkserver.ensure_running()
+        _start_imports(environment, log)
         arguments = (list(command[1:]), dict(environment), str(log), _Held(held))
-        self._process = context.Process(target=_run, args=arguments)
+        self._process = _CONTEXT.Process(target=_run, args=arguments)
         self._process.start()
         self._pid: int = self._process.pid or 0
 
@@ -89,17 +86,42 @@ class WarmProcess:
         self._signal(signal.SIGKILL)
 
     def _is_there(self) -> bool:
+        """Whether it runs; one that nobody waits for when it has ended does not."""
         try:
-            os.kill(self._pid, 0)
-        except ProcessLookupError:
+            return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
             return False
-        return True
 
     def _signal(self, number: int) -> None:
         if self.returncode is None:
             with suppress(ProcessLookupError):  # it has just ended
                 own = os.getpgid(self._pid) == self._pid  # else it is about to have a group
                 (os.killpg if own else os.kill)(self._pid, number)
+
+
+def import_first(environment: Mapping[str, str], log: Path) -> None:
+    """Wait for the imports, as the start of a copy would; but this can be interrupted."""
+    _start_imports(environment, log)
+    thread = threading.Thread(target=_copy_nothing, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_leash.LOOK)
+
+
+def _copy_nothing() -> None:
+    """The first copy has to wait for the imports."""
+    with suppress(EOFError, OSError):  # they fail; the next copy says so
+        process = _CONTEXT.Process(target=int)
+        process.start()
+        process.join()
+
+
+def _start_imports(environment: Mapping[str, str], log: Path) -> None:
+    """Start the process with the imports, unless it runs."""
+    _CONTEXT.set_forkserver_preload(list(MODULES))
+    resource_tracker.ensure_running()  # it would let Ctrl-C through again
+    with _variables(environment), _without_interrupts(), _said_in(log):
+        forkserver.ensure_running()
 
 
 class _Held:
@@ -128,7 +150,7 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _without_interrupts() -> Iterator[None]:
     """Without Ctrl-C, also for what is started: a terminal sends it to all, and imports must not see it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -193,6 +215,8 @@ def _end_with_starter() -> None:
     starter = multiprocessing.parent_process()
     assert starter is not None
     wait([starter.sentinel])
-    os.killpg(0, signal.SIGTERM)
-    time.sleep(_leash.PATIENCE)
-    os.killpg(0, signal.SIGKILL)
+    try:  # another process sees to those that do not end, as this one does now; it holds the lock so long
+        command = [sys.executable, _leash.__file__, "--end", str(os.getpgid(0))]
+        subprocess.Popen(command, start_new_session=True, close_fds=False)
+    finally:
+        os.killpg(0, signal.SIGTERM)

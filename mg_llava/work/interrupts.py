@@ -27,6 +27,8 @@ _RETRY = 0.05
 _LEAVING = ("tempfile.mkdtemp", "tempfile.mkstemp", "os.fork", "subprocess.Popen")
 """Events of Python after which there is something that must not be left."""
 
+_TERMINATIONS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 _OURS = ("mg_llava", "__main__")
 _WHOLE = {
     ("threading.py", "start"),
@@ -37,7 +39,7 @@ _WHOLE = {
 }
 """Functions of Python that are done or not: a thread or a process that nobody knows of is waited for, or goes on."""
 _marked: set[CodeType] = set()
-"""Those of ours."""
+"""Code of functions of this package that are done or not."""
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _process = os.getpid()
@@ -76,10 +78,15 @@ def interrupt_safely() -> None:
     signal.signal(signal.SIGINT, _interrupt)
 
 
-def interrupt_at_end() -> None:
-    """Let SIGTERM interrupt as Ctrl-C does, so that a command which is asked to end sees to what it has started."""
+def interrupt_at_termination() -> None:
+    """Let SIGTERM and a terminal that closes interrupt as Ctrl-C does, for a command that has to end what it started.
+
+    What is ignored, as with ``nohup``, stays so.
+    """
     interrupt_safely()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _TERMINATIONS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def uninterrupted(function: _Function) -> _Function:
@@ -123,7 +130,8 @@ def _interrupted_safely() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, hook, outer = signal.getsignal(signal.SIGINT), sys.unraisablehook, _is_command
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, *_TERMINATIONS)]
+    hook, outer = sys.unraisablehook, _is_command
 
     def drop(error: Any) -> None:
         _try_again() if isinstance(error.exc_value, _Interrupt) else hook(error)
@@ -134,7 +142,8 @@ def _interrupted_safely() -> Iterator[None]:
         sys.unraisablehook = drop
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook, _is_command = hook, outer
 
@@ -166,7 +175,7 @@ class _Interrupt(KeyboardInterrupt):
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _last
     if os.getpid() != _process:  # a forked process, which the one that has the terminal ends
-        if number == signal.SIGTERM:
+        if number in _TERMINATIONS:
             _end_by(number)
         return
     if _can_be_raised(frame):
@@ -174,8 +183,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if not _is_command:
             raise KeyboardInterrupt  # Python itself looks for this one
         raise _Interrupt
-    if not _has_cleanup:
-        _end_by(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+    if not _has_cleanup and _process != 1:  # the system spares the first process
+        _end_by(number if number in _TERMINATIONS else signal.SIGINT)
     _last = next(_numbers)
     _try_again()
 

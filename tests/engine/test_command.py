@@ -55,6 +55,25 @@ def test_training_ends_with_its_command(tmp_path, sent, between):
     assert wait_until_gone(below) == []
 
 
+def test_training_of_several_processes_ends_with_their_parent(tmp_path, monkeypatch):
+    """Which ``torchrun`` gives sessions of their own, so that a group's end does not meet them."""
+    starts = f"import os, runpy; os.environ[{command.LAUNCHER!r}] = str(os.getpid())\n{STARTS}"
+    monkeypatch.setitem(globals(), "STARTS", starts)
+    launcher, below = start(tmp_path, False, name="mg-llava")
+    launcher.kill()
+    launcher.wait()
+    assert wait_until_gone(below) == []
+
+
+def test_training_ends_whose_command_was_gone_before(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "train.py").write_text(TRAINS)
+    variables = {**os.environ, command.LAUNCHER: str(gone.pid)}
+    ended = subprocess.run([sys.executable, str(tmp_path / "train.py")], env=variables, timeout=60)
+    assert ended.returncode == -signal.SIGTERM
+
+
 def test_other_parents_are_not_watched(tmp_path):
     """A training that a shell or a scheduler started may outlive it, as it always could."""
     launcher, (trainer,) = start(tmp_path, False, name="shell")

@@ -22,7 +22,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.api import _terminate_process_handler
 
 from mg_llava.work import interrupts
-from mg_llava.work.interrupts import interrupt_at_end, run_main, uninterrupted
+from mg_llava.work.interrupts import interrupt_at_termination, run_main, uninterrupted
 
 TOOLS = sorted(Path(__file__).parents[2].glob("tools/[!_]*.py"))
 
@@ -247,7 +247,7 @@ def test_what_must_be_whole_is(number: int, capfd: pytest.CaptureFixture[str]) -
         done.append(1)
 
     def main() -> int:
-        interrupt_at_end()
+        interrupt_at_termination()
         start()
         for _ in range(1000):
             time.sleep(0.01)
@@ -260,9 +260,17 @@ def test_what_must_be_whole_is(number: int, capfd: pytest.CaptureFixture[str]) -
 @pytest.mark.usefixtures("_terminated")
 def test_forked_process_can_be_ended() -> None:
     """It has the handlers of the one that it is a copy of."""
-    interrupt_at_end()
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    interrupt_at_termination()
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+
+    def work() -> None:
+        begun.set()
+        time.sleep(600)
+
+    process = context.Process(target=work)
     process.start()
+    assert begun.wait(60)  # what comes while Python forks is lost, with any handler
     process.terminate()
     process.join(30)
     assert process.exitcode == -signal.SIGTERM
