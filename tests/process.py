@@ -17,7 +17,8 @@ from tests.run import hurry_runs
 
 _LOAD = torch.load
 hurry_runs()
-settings.register_profile("unhurried", deadline=None)  # an example may wait for other processes of the tests
+# An example may wait for other processes of the tests, and all runs of the tests have the same examples.
+settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")
 torch.set_num_threads(1)  # toy tensors are too small to share between threads
 
@@ -35,9 +36,12 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _interrupts() -> Iterator[None]:
-    """A command takes Ctrl-C for its process; this one's is pytest's."""
+    """A command takes Ctrl-C for its process, and some other signals; this one's is pytest's."""
     yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

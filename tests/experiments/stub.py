@@ -41,6 +41,8 @@ def train(words: list[str]) -> None:
         checkpoint = folder / f"iter_{step}.pth"
         checkpoint.write_text(json.dumps([step, state]))
         (folder / "last_checkpoint").write_text(str(checkpoint))
+        if step == 2 and os.environ.get("STUB_HOLD", " ") in folder.name:
+            time.sleep(600)
         print(f"Iter(train) [ {step}/{STEPS}]  loss: {1 / step:.2f}  ", flush=True)
         if settings.get("stops") == step:
             return  # as a training that ran out of memory, which `xtuner` hides

@@ -16,7 +16,7 @@ from mg_llava.experiments import schedule
 from mg_llava.experiments.grid import read_grid
 from mg_llava.experiments.steps import plan_runs
 from mg_llava.work.lock import folder_lock
-from tests.experiments.toys import write_grid, write_leaf
+from tests.experiments.toys import until, write_grid, write_leaf
 from tests.run import TOOLS, environment, is_running, run_tool
 
 
@@ -28,9 +28,9 @@ class Toy:
         self.folder, self.calls, self.work = folder, folder / "calls", folder / "work"
         self.grid = write_grid(folder, **changes)
 
-    def start(self, seconds: float) -> subprocess.Popen:
+    def start(self, seconds: float, **changes: str) -> subprocess.Popen:
         """The command as a process, with so many seconds for a step of a training."""
-        changes = {"STUB_CALLS": str(self.calls), "STUB_SECONDS": str(seconds)}
+        changes = {"STUB_CALLS": str(self.calls), "STUB_SECONDS": str(seconds), **changes}
         command = [sys.executable, str(TOOLS / "run_experiments.py"), str(self.grid), "--work-dir", str(self.work)]
         return subprocess.Popen(command, env=environment(**changes), stderr=subprocess.PIPE, text=True)
 
@@ -156,10 +156,8 @@ def test_preparation_ends_with_the_command(tmp_path: Path) -> None:
 def test_kill_and_resume(whole: Toy, tmp_path: Path) -> None:
     """Killed in the middle of a stage, it goes on from that stage's last checkpoint, and ends as without the kill."""
     toy = Toy(tmp_path / "grid")
-    process = toy.start(0.25)
-    end = time.monotonic() + 90
-    while len(list(toy.work.glob("*/iter_2.pth"))) < 3 and time.monotonic() < end:
-        time.sleep(0.02)
+    process = toy.start(0, STUB_HOLD="instruct")
+    until(lambda: [file for file in toy.work.glob("*instruct*/last_checkpoint") if "iter_2" in file.read_text()])
     process.kill()
     process.communicate()
     before = len(toy.starts)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -46,6 +46,13 @@ if __name__ == "__main__":
         process = warm.WarmProcess([sys.executable, script, told], dict(os.environ), Path(folder, "log"), held)
         time.sleep(600)
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _others_have_their_imports() -> Iterator[None]:
+    """The process that copies are made of is one for all tests."""
+    yield
+    forkserver._forkserver._stop()
 
 
 @pytest.fixture(autouse=True)
@@ -179,17 +186,15 @@ def test_imports_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(warm, "MODULES", ("slow_import",))
     forkserver._forkserver._stop()  # the next one imports this
-    begin = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
-    begin.start()
 
     def main() -> int:
+        threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
         import_first({**os.environ, "PYTHONPATH": str(tmp_path)}, tmp_path / "log")
         return 0
 
     try:
         assert run_main(main) == 130
     finally:
-        begin.cancel()
         server = forkserver._forkserver._forkserver_pid
         os.kill(server, signal.SIGKILL)
         forkserver._forkserver._stop()

@@ -19,7 +19,7 @@ os.rename(sys.argv[1] + ".new", sys.argv[1])
 time.sleep(600)
 """
 """A script that starts another command, which may ignore that it is asked to end, and writes the numbers of both."""
-_SECONDS = 30.0
+_SECONDS = 90.0
 
 
 def until(holds: Callable[[], object]) -> None:

@@ -3,7 +3,7 @@
 import base64
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,13 +33,29 @@ def serving(
 ) -> Iterator[ChatServer]:
     settings = {"name": "toy", "api_key": KEY, **settings}
     server = ChatServer(predictor, port=0, batch_size=batch_size, settings=Settings(**settings), engine=engine)
+    with running(server):
+        yield server
+
+
+@contextmanager
+def running(server: ChatServer) -> Iterator[None]:
+    """A server whose socket listens already, while it answers."""
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        yield server
+        yield
     finally:
         server.stop()
         thread.join()
+
+
+def wait_for(is_so: Callable[[], object]) -> None:
+    """Wait for something, not for ever."""
+    for _ in range(6000):
+        if is_so():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not come about in a minute")
 
 
 def url_of(server: ChatServer) -> str:

@@ -5,8 +5,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
@@ -169,7 +171,9 @@ def test_faults_are_error_objects_and_the_key_stays_secret(
 def test_silence_is_a_time_out(stub: VLLMStub, headless: Predictor) -> None:
     for limit, patience in ((0.3, 30.0), (30.0, 0.3)):
         stub.behave = ""
-        engine = RemoteEngine(headless, far_side(stub, seconds=patience))
+        engine = RemoteEngine(headless, far_side(stub))
+        engine.far = replace(engine.far, seconds=patience)  # not before it was asked whether it takes embeddings
+        engine._client = httpx.AsyncClient(**engine.far.options)
         with serving(headless, engine=engine, limits=RequestLimits(seconds=limit)) as server:
             stub.behave = "silent"
             found, answer = post(server, {"messages": user("what?")})

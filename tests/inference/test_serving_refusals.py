@@ -1,10 +1,10 @@
 """Odd requests: refused in OpenAI's form before anything is read that need not be, and a server that lives on."""
 
+import asyncio
 import base64
 import http.client
 import json
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +19,7 @@ from mg_llava.inference import Predictor
 from mg_llava.inference.engine import Closed, Engine
 from mg_llava.inference.frontend import FrontEnd
 from mg_llava.inference.serving import pictures
+from mg_llava.inference.serving.app import Settings
 from mg_llava.inference.serving.errors import RefusedRequest, RequestLimits
 from mg_llava.inference.serving.server import ChatServer
 from tests.inference.serving_toys import (
@@ -28,10 +29,12 @@ from tests.inference.serving_toys import (
     image,
     make_predictor,
     post,
+    running,
     serving,
     text,
     url_of,
     user,
+    wait_for,
 )
 
 
@@ -174,7 +177,7 @@ def test_the_official_client_names_each_refusal(server: ChatServer) -> None:
 )
 def test_paths_and_methods_are_parsed(server: ChatServer, method: str, path: str, status: int) -> None:
     headers = {"Authorization": "Bearer secret"}
-    answer = httpx.request(method, url_of(server) + path, json=asked("x", max_tokens=1), headers=headers)
+    answer = httpx.request(method, url_of(server) + path, json=asked("x", max_tokens=1), headers=headers, timeout=60)
     assert answer.status_code == status
     if status != 200:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
@@ -186,7 +189,7 @@ def test_web_pages_may_not_ask_unless_they_are_allowed(server: ChatServer, predi
         assert post(open_one, asked("x"), Origin="http://evil.example")[0] == 403
         assert post(open_one, asked("x"), Origin="http://good.example")[0] == 200
         preflight = {"Origin": "http://good.example", "Access-Control-Request-Method": "POST"}
-        answer = httpx.options(url_of(open_one) + "/v1/chat/completions", headers=preflight)
+        answer = httpx.options(url_of(open_one) + "/v1/chat/completions", headers=preflight, timeout=60)
         assert answer.headers["access-control-allow-origin"] == "http://good.example"
 
 
@@ -197,10 +200,25 @@ def talk(server: ChatServer, sent: bytes) -> bytes:
     """The answer that comes on a connection: up to the end of its JSON, or until the server closes it."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         client.sendall(sent)
-        answer = b""
-        while not answer.endswith(b"}}") and (part := client.recv(65536)):
-            answer += part
-        return answer
+        return read(client)
+
+
+def read(client: socket.socket) -> bytes:
+    answer = b""
+    while not answer.endswith(b"}}") and (part := client.recv(65536)):
+        answer += part
+    return answer
+
+
+def first_answer(predictor: Predictor, patience: float, sent: bytes) -> bytes:
+    """What is answered to words that were there before the server was, so that they are in time however slow it is."""
+    server = ChatServer(
+        predictor, port=0, settings=Settings(api_key="secret", limits=RequestLimits(patience=patience))
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(sent)
+        with running(server):
+            return read(client)
 
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\n"
@@ -212,35 +230,37 @@ def test_the_key_is_looked_at_before_the_body_is_read(server: ChatServer) -> Non
 
 
 def test_a_slow_client_is_let_go(predictor: Predictor) -> None:
-    with serving(predictor, limits=RequestLimits(patience=0.1)) as server:
-        answer = talk(server, POST + b"Authorization: Bearer secret\r\nContent-Length: 10\r\n\r\n{}")
-        assert answer.startswith(b"HTTP/1.1 408") and b"request_timeout" in answer
+    answer = first_answer(predictor, 0.1, POST + b"Authorization: Bearer secret\r\nContent-Length: 10\r\n\r\n{}")
+    assert answer.startswith(b"HTTP/1.1 408") and b"request_timeout" in answer
 
 
 def test_a_head_that_does_not_come_whole_ends_the_connection(predictor: Predictor) -> None:
     with serving(predictor, limits=RequestLimits(patience=0.5)) as server:
         assert talk(server, b"") == b"" == talk(server, POST + b"Authorization: Bear")
-        assert b"200 OK" in talk(server, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+    assert b"200 OK" in first_answer(predictor, 0.5, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"), "then it ends"
 
 
 def test_a_connection_in_use_outlives_its_patience(predictor: Predictor) -> None:
-    """Requests that come one after the other, each soon after the last, over many times the patience."""
-    with serving(predictor, limits=RequestLimits(patience=1.0)) as server:
+    """Each request ends the wait for it, and each answer begins another one."""
+    with serving(predictor, limits=RequestLimits(patience=600.0)) as server:
         used = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         used.auto_open = 0  # type: ignore[assignment]  # a closed connection is an error, not a new one
         used.connect()
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
+        waits: list[asyncio.TimerHandle] = []
+        for _ in range(3):
             used.request("GET", "/health")
             assert used.getresponse().read()
-            time.sleep(0.05)
-        assert used.sock.recv(1) == b""  # left alone it ends
+            (ours,) = server._server.server_state.connections
+            wait_for(lambda ours=ours: ours._waiting not in (None, *waits))
+            waits.append(ours._waiting)  # type: ignore[union-attr]
+        assert [wait.cancelled() for wait in waits] == [True, True, False]
+        assert waits[0].when() < waits[1].when() < waits[2].when()
         used.close()
 
 
 def test_no_part_of_an_answer_waits_for_an_acknowledgement(server: ChatServer) -> None:
     """Else each answer on a connection that stays open, and each token of a stream, is 40 ms late."""
-    with httpx.Client(base_url=url_of(server)) as client:
+    with httpx.Client(base_url=url_of(server), timeout=60) as client:
         answer = client.get("/health")
         assert answer.status_code == 200
         own = answer.extensions["network_stream"].get_extra_info("client_addr")
@@ -259,7 +279,7 @@ def test_a_body_without_a_length_is_counted(predictor: Predictor) -> None:
     with serving(predictor, limits=RequestLimits(body=1000)) as server:
         parts = iter([json.dumps(asked("x")).encode()[:-1], b" " * 2000, b"}"])
         headers = {"Authorization": "Bearer secret"}
-        answer = httpx.post(url_of(server) + "/v1/chat/completions", content=parts, headers=headers)
+        answer = httpx.post(url_of(server) + "/v1/chat/completions", content=parts, headers=headers, timeout=60)
         assert answer.status_code == 413
         assert (server.app.load.requests, server.app.load.bytes) == (0, 0)
     with serving(predictor, limits=RequestLimits(memory=10)) as server:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -226,13 +226,9 @@ def test_threads_that_start_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def _terminated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _terminated(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM is an interrupt as well, in a command that has something to see to."""
     monkeypatch.setattr(interrupts, "_has_cleanup", True)
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("_terminated")

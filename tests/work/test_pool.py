@@ -17,8 +17,12 @@ def add(shared, job):
     return shared + job
 
 
-def rank_of(_, job):
-    time.sleep(0.05)
+def rank_of(meeting, job):
+    """The rank of a worker that waits until so many have come."""
+    folder, count = meeting
+    folder.joinpath(str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < count:
+        time.sleep(0.01)
     return os.environ["LOCAL_RANK"]
 
 
@@ -74,12 +78,12 @@ def test_a_killed_worker_is_said():
         list(run_jobs(die, range(10), None, 2))
 
 
-def test_each_worker_is_a_local_rank_of_its_own(monkeypatch):
+def test_each_worker_is_a_local_rank_of_its_own(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert set(run_jobs(rank_of, range(12), None, 3)) == {"0", "1", "2"}
+    assert set(run_jobs(rank_of, range(12), (tmp_path, 3), 3)) == {"0", "1", "2"}
     assert "LOCAL_RANK" not in os.environ
     monkeypatch.setenv("LOCAL_RANK", "5")
-    assert set(run_jobs(rank_of, range(4), None, 2)) == {"5"}
+    assert set(run_jobs(rank_of, range(4), (tmp_path, 2), 2)) == {"5"}
 
 
 def leave_file(_, job):

@@ -87,7 +87,7 @@ def test_leaving_right_after_the_last_result_ends(tmp_path):
         for rank in range(2)
     ]
     try:
-        assert [child.wait(timeout=90) for child in children] == [0, 0]
+        assert [child.wait(timeout=600) for child in children] == [0, 0]
     finally:
         for child in children:
             child.kill()

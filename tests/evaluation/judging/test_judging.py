@@ -334,7 +334,7 @@ def test_replies_are_written_while_another_hangs_and_when_it_fails(mm_vet: Path,
     def reply(messages: Sequence[dict[str, str]]) -> str:
         if "reply 0" not in messages[-1]["content"]:
             return "0.5"
-        raise JudgeError("gone" if others.wait(5) else "the others were held up")
+        raise JudgeError("gone" if others.wait(60) else "the others were held up")
 
     def progress(lines: Iterable[Any], total: int) -> Iterator[Any]:
         for number, line in enumerate(lines, 1):
@@ -355,7 +355,7 @@ def test_a_reply_under_way_beside_one_that_fails_is_kept(mm_vet: Path, tmp_path:
         if "reply 0" in messages[-1]["content"]:
             failed.set()
             raise JudgeError("gone")
-        assert failed.wait(5)
+        assert failed.wait(60)
         return "0.5"
 
     with pytest.raises(JudgeError, match="gone"):
