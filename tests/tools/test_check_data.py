@@ -10,18 +10,20 @@ from tests import forked
 from tests.data.broken import write_broken, write_clean
 from tests.run import TOOLS, run_tool
 
-SLOWED = """
-import runpy, sys, time
+STOPPING = """
+import itertools, runpy, sys, time
 from mg_llava.inspection.doctor import images
-examine = images.examine_picture
-def slowly(*arguments):
-    time.sleep(0.02)
+examine, examined = images.examine_picture, itertools.count()
+def examine_some(*arguments):
+    if next(examined) == 40:  # facts of 32 pictures are kept together
+        time.sleep(600)
     return examine(*arguments)
-images.examine_picture = slowly
+images.examine_picture = examine_some
 sys.argv = sys.argv[1:]
 sys.path.insert(0, sys.argv[0].rpartition("/")[0])  # as Python does
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+"""Runs a tool that stands still after a part of the pictures, so that it is at work whenever the kill comes."""
 
 
 def write_config(data, **changes):
@@ -89,8 +91,8 @@ def test_usage(tmp_path):
 def test_a_killed_run_goes_on_with_the_same_report(tmp_path):
     data = write_clean(tmp_path / "data", records=160)
     config = write_config(data)
-    script, out = tmp_path / "slowed.py", tmp_path / "a.json"
-    script.write_text(SLOWED)
+    script, out = tmp_path / "stopping.py", tmp_path / "a.json"
+    script.write_text(STOPPING)
     cache = tmp_path / "a.pictures.jsonl"
     command = [script, TOOLS / "check_data.py", config, "--out", out, "--workers", "1", "--quiet"]
     process = forked.start(*command, printed=tmp_path)

@@ -22,12 +22,14 @@ import pytest
 from PIL import Image
 
 from tests import forked, toy
+from tests.detection.held import hold_at, write_pipeline
 from tests.end_to_end.conftest import Project
 from tests.run import ROOT
 from tests.tools.test_evaluate import write_mmbench
 
 pytestmark = pytest.mark.slow
 LONG = 120.0
+ENDLESS = Path(__file__).with_name("endless.py")
 
 
 class Terminal:
@@ -37,9 +39,12 @@ class Terminal:
         folder: Where that folder is made.
         arguments: The command line.
         imports: Whether an interpreter starts, which imports what the command needs; else a process that has most.
+        program: What starts the command, in the latter.
     """
 
-    def __init__(self, folder: Path, *arguments: object, imports: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *arguments: object, imports: bool = False, program: str | Path = "mg_llava"
+    ) -> None:
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.master, self.slave = pty.openpty()
@@ -53,7 +58,7 @@ class Terminal:
             own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
             self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, **streams, **own)
         else:
-            self.process = forked.start("mg_llava", *arguments, terminal=os.ttyname(self.slave), **variables)
+            self.process = forked.start(program, *arguments, terminal=os.ttyname(self.slave), **variables)
         os.set_blocking(self.master, False)
         self.said = ""
 
@@ -142,8 +147,8 @@ def session_of(leader: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def at_terminal(folder: Path, *arguments: object, imports: bool = False) -> Iterator[Terminal]:
-    terminal = Terminal(folder, *arguments, imports=imports)
+def at_terminal(folder: Path, *arguments: object, **options: Any) -> Iterator[Terminal]:
+    terminal = Terminal(folder, *arguments, **options)
     try:
         yield terminal
     finally:
@@ -152,7 +157,7 @@ def at_terminal(folder: Path, *arguments: object, imports: bool = False) -> Iter
 
 def test_chat_goes_on_after_an_answer_was_stopped(files: dict[str, str], tmp_path: Path) -> None:
     asked = [files["config"], "--checkpoint", files["checkpoint"], "--image", files["image"]]
-    with at_terminal(tmp_path, "chat", *asked, "--max-new-tokens", 480, "--temperature", 1.5) as chat:
+    with at_terminal(tmp_path, "chat", *asked, "--temperature", 1.5, program=ENDLESS) as chat:
         chat.wait_for("> ")
         chat.type("what is there?\r")
         chat.wait_for("?\r\n")
@@ -173,23 +178,31 @@ def test_chat_ends_at_its_prompt(files: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_an_evaluation_ends(files: dict[str, str], tmp_path: Path) -> None:
-    table = write_mmbench(tmp_path / "mmbench.tsv", rows=400)
+    table = write_mmbench(tmp_path / "mmbench.tsv", rows=20)
     asked = [files["config"], "--checkpoint", files["checkpoint"], "--data", table, "--out", tmp_path / "out"]
-    with at_terminal(tmp_path, "evaluate-mmbench", *asked, "--max-new-tokens", 200, "--batch-size", 2) as run:
+    with at_terminal(tmp_path, "evaluate-mmbench", *asked, "--batch-size", 2, program=ENDLESS) as run:
         run.wait_for("questions/s")
         run.type("\x03")
         assert run.end() == 130 and "the same command continues" in run.said and "Traceback" not in run.said
 
 
+def write_records(folder: Path, count: int) -> Path:
+    """Records of pictures that differ."""
+    for number in range(count):
+        Image.new("RGB", (20, 10), (number % 256, number // 256, 0)).save(folder / f"{number}.bmp")
+    (folder / "records.json").write_text(json.dumps([{"id": n, "image": f"{n}.bmp"} for n in range(count)]))
+    return folder / "records.json"
+
+
 def test_a_box_run_of_several_processes_ends(tmp_path: Path) -> None:
-    records = [{"id": number, "image": f"{number}.bmp"} for number in range(4000)]
-    for number in range(4000):
-        Image.new("RGB", (20, 10), (number % 256, number // 256, 0)).save(tmp_path / f"{number}.bmp")
-    (tmp_path / "records.json").write_text(json.dumps(records))
-    options = ["--out", tmp_path / "out", "--detector", "proposals", "--processes", 2]
-    with at_terminal(tmp_path, "boxes", tmp_path / "records.json", *options) as run:
-        run.wait_for("pictures/s")
+    """Workers stand still until the interrupt has come; they finish what they are at and no more."""
+    options = ["--out", tmp_path / "out", "--detector", write_pipeline(tmp_path), "--processes", 2]
+    hold = hold_at(tmp_path, tmp_path / "out", 0)
+    with at_terminal(tmp_path, "boxes", write_records(tmp_path, 2000), *options) as run:
+        run.wait_for("detect: ")
         run.type("\x03")
+        run.wait_for("^C")  # which the terminal says when it has sent the signal
+        hold.unlink()
         assert run.end() == 130 and "Traceback" not in run.said
 
 
@@ -228,11 +241,7 @@ def command_line(name: str, files: dict[str, str], toy_paths: dict[str, str], fo
     if name == "predict":
         return [name, *trained, "--question", "?", "--image", files["image"], "--out", out / "answer.png"]
     if name == "boxes":
-        records = [{"id": number, "image": f"{number}.bmp"} for number in range(500)]
-        for number in range(500):
-            Image.new("RGB", (20, 10), (number % 256, number // 256, 0)).save(folder / f"{number}.bmp")
-        (folder / "records.json").write_text(json.dumps(records))
-        return [name, folder / "records.json", "--out", out, "--detector", "proposals", "--processes", 2]
+        return [name, write_records(folder, 500), "--out", out, "--detector", "proposals", "--processes", 2]
     shutil.copytree(ROOT / "configs" / "_base_", folder / "configs" / "_base_")
     config = Project(folder, toy_paths, toy.write_data(folder / "data")).config("cut", "pretrain", batch_size=1)
     return [name, config, "--work-dir", out, "--seed", 0]

@@ -1,5 +1,6 @@
 """The page in a real browser: what a person does with it, and what hostile files and words do to it."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -36,8 +37,9 @@ def page(server: PageServer) -> Iterator[Any]:
     """The page, which may ask nobody but its server."""
     if CHROMIUM is None:
         pytest.skip("no chromium is installed")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=30_000)  # which the page's own limit does not change
     home, strangers, faults = f"http://localhost:{server.port}", list[str](), list[str]()
     with sync_playwright() as driver:
         options = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -81,9 +83,18 @@ def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> Non
     page.mouse.move(x1, y1)
     page.mouse.down()
     page.mouse.move((x1 + x2) / 2, (y1 + y2) / 2)
-    with page.expect_response(lambda one: one.url.endswith("/boxes")):
+    with saving(page):
         page.mouse.move(x2, y2)
         page.mouse.up()
+
+
+@contextlib.contextmanager
+def saving(page: Any) -> Iterator[None]:
+    """Until the server has the boxes that the block changes, and the page has drawn up the table of its answer."""
+    page.locator("#boxes tbody tr").evaluate_all("rows => { for (const row of rows) row.dataset.old = true }")
+    with page.expect_response(lambda one: one.url.endswith("/boxes")):
+        yield
+    page.wait_for_selector("#boxes tr[data-old]", state="detached")
 
 
 def boxes(server: PageServer) -> list[Any]:
@@ -107,10 +118,11 @@ def test_a_person_uploads_draws_switches_asks_and_reads(
     drag(page, (28, 43), (30, 40))
     assert boxes(server)[2].box == pytest.approx((12, 28, 30, 40), abs=0.7)
     page.fill("#boxes tbody tr:nth-child(3) input:not([type=checkbox])", "mine")
-    with page.expect_response(lambda one: one.url.endswith("/boxes")):
+    with saving(page):
         page.press("#boxes tbody tr:nth-child(3) input:not([type=checkbox])", "Enter")
     shows(page.locator("#boxes tbody tr:nth-child(3) input:not([type=checkbox])")).to_be_focused()
-    page.uncheck("#boxes tbody tr:nth-child(1) input[type=checkbox]")
+    with saving(page):  # the picture shows the change at once, before the server has it
+        page.uncheck("#boxes tbody tr:nth-child(1) input[type=checkbox]")
     page.wait_for_selector("#stage rect.off")
     mine = boxes(server)[2]
     assert (mine.label, [one.on for one in boxes(server)]) == ("mine", [False, True, True])
@@ -127,10 +139,10 @@ def test_a_person_uploads_draws_switches_asks_and_reads(
     assert "2 of boxes" in page.text_content("#tokens") and "<image>" in page.text_content("#prompt")
     page.click("#tab-ask")
     page.locator("#stage rect.chosen, #stage rect.box").last.click()
-    with page.expect_response(lambda one: one.url.endswith("/boxes")):
+    with saving(page):
         page.keyboard.press("Delete")
     assert [one.label for one in boxes(server)] == ["a", "b"]
-    with page.expect_response(lambda one: one.url.endswith("/boxes")):
+    with saving(page):
         page.click("#boxes tbody tr:nth-child(1) button")
     assert [one.label for one in boxes(server)] == ["b"]
     page.click("#examples button")
@@ -164,7 +176,7 @@ def test_markup_in_titles_names_questions_and_answers_stays_text(
     page.wait_for_selector("#stage rect.box")
     name = "#boxes tbody tr:nth-child(1) input:not([type=checkbox])"
     page.fill(name, SCRIPT)
-    with page.expect_response(lambda one: one.url.endswith("/boxes")):
+    with saving(page):
         page.press(name, "Enter")
     shows(page.locator("#stage .tag").first).to_contain_text(SCRIPT)
     assert answer(page, SCRIPT) == {"with": SCRIPT, "without": SCRIPT}
