@@ -24,6 +24,8 @@ AFTER = _script.AFTER
 def main() -> int:
     """Be the training, or what starts it in several processes."""
     sys.argv[1:] = command("train", sys.argv[1:])
+    if sys.argv[1] == "torch.distributed.run":
+        os.environ[LAUNCHER] = str(os.getpid())
     return _script.main()
 
 
@@ -47,6 +49,5 @@ def command(script: str, given: list[str]) -> list[str]:
     else:
         address, port = os.environ.get("ADDR", "127.0.0.1"), os.environ.get("PORT", "29500")
         places += [f"--master_addr={address}", f"--master_port={port}"]
-    os.environ[LAUNCHER] = str(os.getpid())
     each = ["-m", _script.__name__, file]
     return ["torch.distributed.run", *places, *each, *given, "--launcher", "pytorch"]

@@ -59,7 +59,8 @@ class WarmProcess:
         arguments = (list(command[1:]), dict(environment), str(log), _Held(held))
         self._process = _CONTEXT.Process(target=_run, args=arguments)
         self._process.start()
-        self._pid: int = self._process.pid or 0
+        assert self._process.pid is not None
+        self._pid = self._process.pid
 
     @property
     def returncode(self) -> int | None:

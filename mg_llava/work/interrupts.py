@@ -143,7 +143,8 @@ def _interrupted_safely() -> Iterator[None]:
         yield
     finally:
         for number, handler in before:
-            signal.signal(number, handler)
+            if handler is not None:  # one that is not Python's
+                signal.signal(number, handler)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook, _is_command = hook, outer
 

@@ -1,11 +1,13 @@
 """One command with sub-commands."""
 
+import os
 import sys
 
 import pytest
 
 from mg_llava import commands
 from mg_llava.commands import train
+from mg_llava.engine.command import LAUNCHER
 from tests.house.source import ROOT
 
 TOOLS = {file.stem: file.read_text() for file in (ROOT / "tools").glob("[!_]*.py") if file.stem != "demo"}
@@ -56,3 +58,12 @@ def test_training_is_xtuners(monkeypatch) -> None:
     monkeypatch.setenv("NNODES", "2")
     monkeypatch.setenv("ADDR", "10.0.0.1")
     assert {"--master_addr=10.0.0.1", "--master_port=29500", "--nnodes=2"} <= set(train.command("train", []))
+
+
+@pytest.mark.parametrize(("processes", "know"), [("1", False), ("2", True)])
+def test_several_processes_know_what_has_started_them(processes, know, monkeypatch):
+    for name, value in (("NPROC_PER_NODE", processes), ("NNODES", "1"), (LAUNCHER, "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["mg-llava train", "c.py"])
+    monkeypatch.setattr(train._script, "main", lambda: 0)
+    assert train.main() == 0 and os.environ[LAUNCHER] == str(os.getpid()) * know
