@@ -17,7 +17,8 @@ from tests.run import hurry_runs
 
 _LOAD = torch.load
 hurry_runs()
-# An example may wait for other processes of the tests, and all runs of the tests have the same examples.
+# An example may wait for other processes of the tests. All runs have the same examples, so that a new one cannot fail
+# where nothing was changed.
 settings.register_profile("unhurried", deadline=None, derandomize=True)
 settings.load_profile("unhurried")
 torch.set_num_threads(1)  # toy tensors are too small to share between threads

@@ -24,6 +24,7 @@ AFTER = _script.AFTER
 def main() -> int:
     """Be the training, or what starts it in several processes."""
     sys.argv[1:] = command("train", sys.argv[1:])
+    os.environ.pop(LAUNCHER, None)
     if sys.argv[1] == "torch.distributed.run":
         os.environ[LAUNCHER] = str(os.getpid())
     return _script.main()

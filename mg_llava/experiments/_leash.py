@@ -15,8 +15,8 @@ from contextlib import suppress
 
 LOOK, PATIENCE, LINGER = 0.2, 10.0, 1.0
 """Seconds between two looks, between asking a command and killing it, and for what a command has left."""
-_ENDS = {"SIGTERM", "SIGINT", "SIGHUP"}
-"""What asks this process to end; systems have some of them."""
+_ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+"""Signals that ask this process to end."""
 
 
 def main() -> int:
@@ -27,9 +27,9 @@ def main() -> int:
         return 0
     starter = int(sys.argv[1])
     asked: list[bool] = []
-    for name in _ENDS & {number.name for number in signal.Signals}:
+    for number in _ENDS:
         # Noted, not raised: an error while the command starts would leave one that nobody knows of.
-        signal.signal(signal.Signals[name], lambda *_: asked.append(True))
+        signal.signal(number, lambda *_: asked.append(True))
     if os.getppid() != starter:
         return 1
     # The lock that this process holds, so that the command has it as well.

@@ -20,8 +20,8 @@ from mg_llava.work.lock import FolderInUseError, folder_lock
 Say = Callable[[str], None]
 _LOOK, _SHOW = 0.2, 15.0
 """Seconds between two looks at the processes, and between two lines of progress."""
-_FREED = 3 * _leash.LOOK + _leash.PATIENCE + _leash.LINGER
-"""Seconds after which the processes of a killed run have ended."""
+_FREED = _leash.PATIENCE + _leash.LINGER + 5.0
+"""Seconds after which the processes of a killed run have ended; some are for those that see to it."""
 _KEPT = str(4 << 30)
 """Bytes of freed memory that a process keeps; glibc reads it, others do not."""
 
@@ -134,7 +134,9 @@ class Schedule:
                     continue
                 step.folder.mkdir(parents=True, exist_ok=True)
                 if self._warm and is_python(step.command()):
-                    import_first(self._environment, step.log)
+                    self._warm = import_first(self._environment, step.log)
+                    if not self._warm:
+                        self._say(f"the process with imports has ended, see {step.log}; steps start without it")
                 self._begin_step(step, held)
 
     @uninterrupted

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.experiments import _leash
+from mg_llava.work.interrupts import uninterrupted
 
 MODULES = (
     *("xtuner.tools.train", "timm", "open_clip", "peft", "transformers.models.auto.modeling_auto"),
@@ -28,6 +29,8 @@ MODULES = (
 """What is imported once. None of this package: some of ours acts when it is imported, by the command that it is in."""
 _GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
 _CONTEXT = multiprocessing.get_context("forkserver")
+_ready: set[int] = set()
+"""Numbers of the processes whose imports are done."""
 _LOST = 255
 """Exit status that is said of all copies when the process with the imports is gone."""
 
@@ -100,23 +103,35 @@ class WarmProcess:
                 (os.killpg if own else os.kill)(self._pid, number)
 
 
-def import_first(environment: Mapping[str, str], log: Path) -> None:
-    """Wait for the imports, as the start of a copy would; but this can be interrupted."""
+def import_first(environment: Mapping[str, str], log: Path) -> bool:
+    """Wait for the imports, as the start of the first copy would; but this can be interrupted.
+
+    Args:
+        environment: Variables, see :class:`WarmProcess`.
+        log: Gets what is said meanwhile.
+
+    Returns:
+        Whether they went well.
+    """
     _start_imports(environment, log)
-    thread = threading.Thread(target=_copy_nothing, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_leash.LOOK)
+    server: Any = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server not in _ready:
+        thread = threading.Thread(target=_copy_nothing, args=(server,), daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_leash.LOOK)
+    return server in _ready
 
 
-def _copy_nothing() -> None:
-    """The first copy has to wait for the imports."""
-    with suppress(EOFError, OSError):  # they fail; the next copy says so
+def _copy_nothing(server: int) -> None:
+    with suppress(EOFError, OSError):  # the process has ended while it imported
         process = _CONTEXT.Process(target=int)
         process.start()
         process.join()
+        _ready.add(server)
 
 
+@uninterrupted
 def _start_imports(environment: Mapping[str, str], log: Path) -> None:
     """Start the process with the imports, unless it runs."""
     _CONTEXT.set_forkserver_preload(list(MODULES))

@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mg_llava.engine.checkpoints import SafeCheckpointHook
 from tests import forked
 from tests.run import forget_runs, read_losses, run_xtuner
 
@@ -34,7 +35,12 @@ class ToyRuns:
     def train(self, resume=None, **options):
         """The runner after training, and the losses by iteration."""
         runner = self.build(resume, **options)
-        runner.train()
+        try:
+            runner.train()
+        finally:  # as the end of a process does, wait for what is being written
+            for hook in runner.hooks:
+                if isinstance(hook, SafeCheckpointHook):
+                    hook._thread.shutdown()
         return runner, read_losses(self.work_dir)
 
 

@@ -56,8 +56,8 @@ def test_training_ends_with_its_command(tmp_path, sent, between):
 
 
 def test_training_of_several_processes_ends_with_their_parent(tmp_path, monkeypatch):
-    """Which ``torchrun`` gives sessions of their own, so that a group's end does not meet them."""
-    starts = f"import os, runpy; os.environ[{command.LAUNCHER!r}] = str(os.getpid())\n{STARTS}"
+    """``torchrun`` gives them sessions of their own, so that they must see to it themselves."""
+    starts = f"import os; os.environ[{command.LAUNCHER!r}] = str(os.getpid())\n{STARTS}"
     monkeypatch.setitem(globals(), "STARTS", starts)
     launcher, below = start(tmp_path, False, name="mg-llava")
     launcher.kill()

@@ -44,7 +44,7 @@ def processes_with(word: Path) -> list[str]:
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it ended just now
-            if str(word) in file.read_text().split("\0"):
+            if str(word).encode() in file.read_bytes().split(b"\0"):
                 found.append(file.parent.name)
     return found
 

@@ -18,6 +18,7 @@ from mg_llava.experiments.grid import read_grid
 from mg_llava.experiments.schedule import Schedule, hold
 from mg_llava.experiments.steps import plan_runs
 from mg_llava.experiments.warm import WarmProcess, import_first
+from mg_llava.work import interrupts
 from mg_llava.work.interrupts import run_main
 from mg_llava.work.lock import FolderInUseError, folder_lock
 from tests.experiments.toys import SLEEP, told, until, write_grid
@@ -50,7 +51,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(autouse=True, scope="module")
 def _others_have_their_imports() -> Iterator[None]:
-    """The process that copies are made of is one for all tests."""
+    """The process that copies are made of is one for all tests, and this module's has imported nothing."""
     yield
     forkserver._forkserver._stop()
 
@@ -182,13 +183,19 @@ def test_what_ignores_that_it_is_asked_ends_with_a_killed_starter(tmp_path: Path
 
 def test_imports_can_be_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take seconds, and a start has to be whole."""
-    (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(600)")
+    begun = tmp_path / "begun"
+    (tmp_path / "slow_import.py").write_text(f"import time\nopen({str(begun)!r}, 'w')\ntime.sleep(600)")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(warm, "MODULES", ("slow_import",))
     forkserver._forkserver._stop()  # the next one imports this
+    monkeypatch.setattr(interrupts, "_has_cleanup", True)
+
+    def interrupt() -> None:
+        until(begun.exists)
+        os.kill(os.getpid(), signal.SIGINT)
 
     def main() -> int:
-        threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
+        threading.Thread(target=interrupt).start()
         import_first({**os.environ, "PYTHONPATH": str(tmp_path)}, tmp_path / "log")
         return 0
 

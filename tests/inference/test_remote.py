@@ -172,7 +172,8 @@ def test_silence_is_a_time_out(stub: VLLMStub, headless: Predictor) -> None:
     for limit, patience in ((0.3, 30.0), (30.0, 0.3)):
         stub.behave = ""
         engine = RemoteEngine(headless, far_side(stub))
-        engine.far = replace(engine.far, seconds=patience)  # not before it was asked whether it takes embeddings
+        # the short limit is for the question alone, not for the look at the start whether embeddings are taken
+        engine.far = replace(engine.far, seconds=patience)
         engine._client = httpx.AsyncClient(**engine.far.options)
         with serving(headless, engine=engine, limits=RequestLimits(seconds=limit)) as server:
             stub.behave = "silent"

@@ -21,7 +21,8 @@ def rank_of(meeting, job):
     """The rank of a worker that waits until so many have come."""
     folder, count = meeting
     folder.joinpath(str(os.getpid())).touch()
-    while len(list(folder.iterdir())) < count:
+    end = time.monotonic() + 600
+    while len(list(folder.iterdir())) < count and time.monotonic() < end:
         time.sleep(0.01)
     return os.environ["LOCAL_RANK"]
 
