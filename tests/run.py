@@ -11,8 +11,9 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "tools"
+_LONGEST = 90.0
+"""Seconds that something may take to come about."""
 
 
 class Ran(NamedTuple):
@@ -94,6 +97,14 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for something, not for ever."""
+    end = time.monotonic() + _LONGEST
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert holds()
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mg_llava.work.interrupts import interrupt_safely
+from mg_llava.work.lock import process_fields
 
 SCRIPTS = ("train.py", "test.py")
 LAUNCHER = "MG_LLAVA_LAUNCHER"
@@ -109,10 +110,8 @@ def launcher_chain(process: int) -> list[int]:
 
 
 def _parent(process: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
+    fields = process_fields(process)
+    return int(fields[1]) if fields else None
 
 
 def _words(process: int) -> list[str]:

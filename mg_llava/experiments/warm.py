@@ -21,6 +21,7 @@ from typing import Any
 
 from mg_llava.experiments import _leash
 from mg_llava.work.interrupts import uninterrupted
+from mg_llava.work.lock import process_fields
 
 MODULES = (
     *("xtuner.tools.train", "timm", "open_clip", "peft", "transformers.models.auto.modeling_auto"),
@@ -91,10 +92,8 @@ class WarmProcess:
 
     def _is_there(self) -> bool:
         """Whether it runs; one that nobody waits for when it has ended does not."""
-        try:
-            return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-        except OSError:
-            return False
+        fields = process_fields(self._pid)
+        return bool(fields) and fields[0] not in "ZX"
 
     def _signal(self, number: int) -> None:
         if self.returncode is None:

@@ -94,8 +94,13 @@ def is_gone(holder: dict[str, Any]) -> bool:
 
 def process_start(pid: int) -> int | None:
     """When a process of this machine started, in the kernel's ticks; None where it is not there."""
+    fields = process_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def process_fields(pid: int) -> list[str]:
+    """What the kernel says of a process of this machine, from its state on; empty where it is not there."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return int(fields[19])
+        return []

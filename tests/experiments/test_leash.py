@@ -11,8 +11,8 @@ import pytest
 
 from mg_llava.experiments import _leash
 from mg_llava.work.lock import folder_lock
-from tests.experiments.toys import SLEEP, told, until
-from tests.run import is_running
+from tests.experiments.toys import SLEEP, told
+from tests.run import is_running, until
 
 WHILE_IT_STARTS = """
 import os, runpy, signal, subprocess, sys

@@ -15,8 +15,8 @@ from mg_llava.experiments import schedule
 from mg_llava.experiments.grid import read_grid
 from mg_llava.experiments.steps import plan_runs
 from mg_llava.work.lock import folder_lock
-from tests.experiments.toys import until, write_grid, write_leaf
-from tests.run import TOOLS, environment, is_running, run_tool
+from tests.experiments.toys import write_grid, write_leaf
+from tests.run import TOOLS, environment, is_running, run_tool, until
 
 
 class Toy:

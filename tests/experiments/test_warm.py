@@ -21,8 +21,8 @@ from mg_llava.experiments.warm import WarmProcess, import_first
 from mg_llava.work import interrupts
 from mg_llava.work.interrupts import run_main
 from mg_llava.work.lock import FolderInUseError, folder_lock
-from tests.experiments.toys import SLEEP, told, until, write_grid
-from tests.run import environment, is_running
+from tests.experiments.toys import SLEEP, told, write_grid
+from tests.run import environment, is_running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are for Linux alone")
 

@@ -2,12 +2,11 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mg_llava.experiments.steps import Run
+from tests.run import until
 
 STUB = Path(__file__).with_name("stub.py")
 SLEEP = """
@@ -19,15 +18,6 @@ os.rename(sys.argv[1] + ".new", sys.argv[1])
 time.sleep(600)
 """
 """A script that starts another command, which may ignore that it is asked to end, and writes the numbers of both."""
-_SECONDS = 90.0
-
-
-def until(holds: Callable[[], object]) -> None:
-    """Wait for something, not for ever."""
-    end = time.monotonic() + _SECONDS
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert holds()
 
 
 def told(path: Path) -> list[int]:

@@ -3,7 +3,7 @@
 import base64
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,15 +47,6 @@ def running(server: ChatServer) -> Iterator[None]:
     finally:
         server.stop()
         thread.join()
-
-
-def wait_for(is_so: Callable[[], object]) -> None:
-    """Wait for something, not for ever."""
-    for _ in range(6000):
-        if is_so():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it did not come about in a minute")
 
 
 def url_of(server: ChatServer) -> str:

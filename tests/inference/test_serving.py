@@ -26,8 +26,8 @@ from tests.inference.serving_toys import (
     text,
     url_of,
     user,
-    wait_for,
 )
+from tests.run import until
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_a_client_that_leaves_ends_the_work(toy_paths: dict[str, str]) -> None:
             next(iter(stream))
             assert begun.wait(60)
         job = server.app.engine._answered[0]
-        wait_for(lambda: job.is_gone)
+        until(lambda: job.is_gone)
         goes_on.set()
         assert ask(client_of(server), user("what?"), max_tokens=2).choices[0].finish_reason == "length"
         assert predictor.statistics.steps <= 4 + 2
@@ -282,7 +282,7 @@ def test_a_waiting_client_that_leaves_is_not_answered(toy_paths: dict[str, str])
         lost.request("POST", "/v1/chat/completions", json.dumps({"messages": user("what?")}), headers)
         assert entered.wait(60)
         lost.close()
-        wait_for(lambda: server.app.load.requests == 0)
+        until(lambda: server.app.load.requests == 0)
         goes_on.set()
         assert ask(client_of(server), user("x"), max_tokens=1).choices
         assert predictor.statistics.rows == 1

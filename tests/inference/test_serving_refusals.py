@@ -34,8 +34,8 @@ from tests.inference.serving_toys import (
     text,
     url_of,
     user,
-    wait_for,
 )
+from tests.run import until
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_a_connection_in_use_outlives_its_patience(predictor: Predictor) -> None
             used.request("GET", "/health")
             assert used.getresponse().read()
             (ours,) = server._server.server_state.connections
-            wait_for(lambda ours=ours: ours._waiting not in (None, *waits))
+            until(lambda ours=ours: ours._waiting not in (None, *waits))
             waits.append(ours._waiting)  # type: ignore[union-attr]
         assert [wait.cancelled() for wait in waits] == [True, True, False]
         assert waits[0].when() < waits[1].when() < waits[2].when()
